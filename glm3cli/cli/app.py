@@ -1,0 +1,57 @@
+"""The `glm3` program: one line per command, and the only place that catches an error."""
+
+import os
+import sys
+
+import typer
+
+from glm3cli import __version__
+from glm3cli.cli import convert, data, demo, doctor, evaluate, generate, train
+from glm3cli.errors import Glm3Error
+
+app = typer.Typer(
+    name="glm3",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="ChatGLM3 on Ascend NPUs, from checkpoint to score. The same code runs on a CPU.",
+)
+app.add_typer(convert.app, name="convert")
+data.register(app)
+train.register(app)
+generate.register(app)
+app.add_typer(evaluate.app, name="eval")
+demo.register(app)
+doctor.register(app)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the program; a user's error becomes a sentence on stderr and its exit code."""
+    try:
+        app()
+    except Glm3Error as error:
+        if os.environ.get("GLM3_DEBUG"):
+            raise
+        _report(error)
+        sys.exit(error.exit_code)
+
+
+def _report(error: Glm3Error) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":  # one rank speaks; torchrun's log files keep the others'
+        return
+    typer.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        typer.echo(f"hint: {error.hint}", err=True)

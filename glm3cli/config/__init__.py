@@ -1,0 +1,1 @@
+"""What a user can set: frozen, strict, and free of heavy imports."""

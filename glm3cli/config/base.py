@@ -1,0 +1,68 @@
+"""`Settings`, the base of every config, and `Flag`, how a field looks on the command line.
+
+A config class is the single source of an option: its field gives the name (`seq_length` is
+`--seq-length` and the YAML key `seq_length`), the type, the default, the limits and the help text.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from glm3cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Command-line details of a field, given as `Annotated[type, Flag(...)]`.
+
+    Attributes:
+        aliases: Further spellings, with their dashes.
+        positional: An argument instead of an option.
+        panel: The heading under which `--help` lists it.
+        metavar: The placeholder that `--help` shows for the value.
+    """
+
+    aliases: tuple[str, ...] = ()
+    positional: bool = False
+    panel: str | None = None
+    metavar: str | None = None
+
+
+class Settings(BaseModel):
+    """A frozen, strict config; unknown keys are refused with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Checks `values` and builds the config.
+
+        Raises:
+            ConfigError: One sentence for every value that breaks a rule.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            problems = [_sentence(cls, details) for details in error.errors()]
+            raise ConfigError("; ".join(problems), "see --help for what is allowed") from None
+
+
+def _sentence(config: type[Settings], details: ErrorDetails) -> str:
+    name = str(details["loc"][0]) if details["loc"] else ""
+    if details["type"] == "extra_forbidden":
+        return unknown_key(name, config.model_fields)
+    flag = "--" + name.replace("_", "-")
+    if details["type"] == "missing":
+        return f"{flag} is missing"
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{flag} {details['input']}: {message}" if name else message
+
+
+def unknown_key(key: str, known: Mapping[str, Any]) -> str:
+    """Says that `key` is unknown and names the nearest key of `known`."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,203 @@
+"""`ModelConfig`: the shape of a ChatGLM2/ChatGLM3 model, read from its config.json alone."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from glm3cli.config.base import Settings
+from glm3cli.errors import CheckpointError, ConfigError
+
+# What the family fixes; a config.json that says otherwise is of another family.
+_FIXED: dict[str, object] = {
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "apply_residual_connection_post_layernorm": False,
+    "tie_word_embeddings": False,
+    "original_rope": True,
+}
+_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# Values of fields that older config.json files of the family leave out.
+_DEFAULTS: dict[str, object] = {"layernorm_epsilon": 1e-5, "rope_ratio": 1.0, "torch_dtype": "float16"}
+_NEEDED = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "padded_vocab_size",
+    "seq_length",
+)
+
+DType = Literal["fp32", "bf16", "fp16"]
+
+
+class ModelConfig(Settings):
+    """The shape of one model.
+
+    Attributes:
+        num_query_groups: Number of K/V heads (`multi_query_group_num`; the number of heads where
+            `multi_query_attention` is false).
+        kv_channels: Size of one head.
+        padded_vocab_size: Rows of the embedding and of the output layer.
+        seq_length: Longest sequence the model was trained on, in tokens.
+        rope_ratio: Factor on the rotary base of 10,000 (32k and 128k models).
+        torch_dtype: Type of the weights in the checkpoint.
+    """
+
+    num_layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    ffn_hidden_size: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_query_groups: int = Field(ge=1)
+    kv_channels: int = Field(ge=4, multiple_of=4)
+    padded_vocab_size: int = Field(ge=1)
+    seq_length: int = Field(ge=1)
+    layernorm_epsilon: float = Field(default=1e-5, gt=0)
+    rope_ratio: float = Field(default=1.0, gt=0)
+    torch_dtype: DType = "fp16"
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"multi_query_group_num {self.num_query_groups}"
+            )
+        return self
+
+    @property
+    def query_size(self) -> int:
+        """Rows of the query projection: heads x head size."""
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def kv_size(self) -> int:
+        """Rows of the key (or value) projection: groups x head size."""
+        return self.num_query_groups * self.kv_channels
+
+    @property
+    def rotary_base(self) -> float:
+        """Base of the rotary frequencies."""
+        return 10_000.0 * self.rope_ratio
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights of the whole model."""
+        h = self.hidden_size
+        qkv = (self.query_size + 2 * self.kv_size) * (h + 1)
+        layer = 2 * h + qkv + self.query_size * h + 3 * self.ffn_hidden_size * h
+        return self.num_layers * layer + h + 2 * self.padded_vocab_size * h
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Reads a Hugging Face config.json (`path` is the file or its folder).
+
+        Raises:
+            CheckpointError: The file is missing, isn't JSON, lacks a field, or is of another family.
+        """
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} does not exist", "give a model folder that has a config.json"
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is not valid JSON: {error}", "fetch it again") from None
+        if not isinstance(raw, dict):
+            raise CheckpointError(f"{path} holds no JSON object", "fetch it again")
+        return cls._from_hf(raw, path)
+
+    @classmethod
+    def _from_hf(cls, raw: dict[str, Any], path: Path) -> Self:
+        _check_family(raw, path)
+        missing = [name for name in _NEEDED if name not in raw]
+        if missing:
+            raise CheckpointError(
+                f"{path} lacks {', '.join(missing)}",
+                "take the config.json that belongs to these weights",
+            )
+        values = {**_DEFAULTS, **{k: raw[k] for k in (*_NEEDED, *_DEFAULTS) if k in raw}}
+        dtype = values["torch_dtype"]
+        if dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path} has torch_dtype {dtype!r}", f"it must be one of {', '.join(_DTYPES)}"
+            )
+        values["torch_dtype"] = _DTYPES[dtype]
+        grouped = raw.get("multi_query_attention", False)
+        values["num_query_groups"] = (
+            raw.get("multi_query_group_num", 1) if grouped else raw["num_attention_heads"]
+        )
+        try:
+            return cls.parse(values)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{path}: {error.message.replace('--', '').replace('-', '_')}",
+                "take the config.json that belongs to these weights",
+            ) from None
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json of the original remote-code layout."""
+        names = {short: long for long, short in _DTYPES.items()}
+        shape = self.model_dump(exclude={"num_query_groups", "torch_dtype"})
+        return {
+            "model_type": "chatglm",
+            "architectures": ["ChatGLMModel"],
+            **_FIXED,
+            **shape,
+            "apply_query_key_layer_scaling": True,
+            "attention_dropout": 0.0,
+            "attention_softmax_in_fp32": True,
+            "bias_dropout_fusion": True,
+            "fp32_residual_connection": False,
+            "hidden_dropout": 0.0,
+            "multi_query_attention": True,
+            "multi_query_group_num": self.num_query_groups,
+            "use_cache": True,
+            "torch_dtype": names[self.torch_dtype],
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+
+
+def _check_family(raw: dict[str, Any], path: Path) -> None:
+    if raw.get("model_type") != "chatglm" or "position_encoding_2d" in raw:
+        raise CheckpointError(
+            f"{path} is of the family {raw.get('model_type')!r}",
+            "glm3 takes ChatGLM2 and ChatGLM3 models (model_type 'chatglm')",
+        )
+    for name, value in _FIXED.items():
+        if raw.get(name, value) != value:
+            raise CheckpointError(
+                f"{path} has {name} {raw[name]!r}",
+                f"ChatGLM2 and ChatGLM3 models have {name} {value!r}; other families don't fit",
+            )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "6b": ModelConfig(
+        num_layers=28,
+        hidden_size=4096,
+        ffn_hidden_size=13696,
+        num_attention_heads=32,
+        num_query_groups=2,
+        kv_channels=128,
+        padded_vocab_size=65024,
+        seq_length=8192,
+    ),
+    "tiny": ModelConfig(
+        num_layers=4,
+        hidden_size=128,
+        ffn_hidden_size=256,
+        num_attention_heads=8,
+        num_query_groups=2,
+        kv_channels=16,
+        padded_vocab_size=65024,
+        seq_length=512,
+        torch_dtype="fp32",
+    ),
+}

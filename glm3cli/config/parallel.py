@@ -1,0 +1,126 @@
+"""`ParallelConfig`: how a model is spread over ranks, and whether that works for a given model."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from glm3cli.config.base import Flag, Settings
+from glm3cli.config.model import ModelConfig
+from glm3cli.errors import ConfigError
+
+PANEL = "Parallelism"
+
+
+class ParallelConfig(Settings):
+    """Sizes of the parallel axes; data parallelism takes what is left of the ranks."""
+
+    tp: Annotated[
+        int,
+        Flag(("--tensor-model-parallel-size", "--target-tensor-parallel-size"), panel=PANEL),
+    ] = Field(default=1, ge=1, description="Tensor parallel size.")
+    pp: Annotated[
+        int,
+        Flag(("--pipeline-model-parallel-size", "--target-pipeline-parallel-size"), panel=PANEL),
+    ] = Field(default=1, ge=1, description="Pipeline parallel size.")
+    vpp: Annotated[int, Flag(panel=PANEL)] = Field(
+        default=1, ge=1, description="Model chunks per pipeline stage (interleaved schedule)."
+    )
+    layers_per_stage: Annotated[
+        str | None, Flag(("--num-layer-list",), panel=PANEL, metavar="N,N,...")
+    ] = Field(
+        default=None,
+        description="Layers of each pipeline stage, for uneven stages.",
+        pattern=r"^\d+(,\d+)*$",
+    )
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        if self.layers_per_stage and self.vpp > 1:
+            raise ValueError("--layers-per-stage and --vpp can't be used together; drop one")
+        if self.layers_per_stage and len(self.stage_sizes or ()) != self.pp:
+            raise ValueError(
+                f"--layers-per-stage {self.layers_per_stage} names "
+                f"{len(self.stage_sizes or ())} stages, but --pp is {self.pp}"
+            )
+        return self
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...] | None:
+        """Layers of each stage where they are given one by one."""
+        if self.layers_per_stage is None:
+            return None
+        return tuple(int(size) for size in self.layers_per_stage.split(","))
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Number of ranks that hold one copy of the model."""
+        return self.tp * self.pp
+
+    def layers_of(self, num_layers: int, pp_rank: int, chunk: int = 0) -> range:
+        """The (global) layers that `chunk` of stage `pp_rank` holds.
+
+        With vpp chunks, chunk v of stage p holds layers of the v-th run through all stages
+        (megatron-core's interleaved order).
+        """
+        if self.stage_sizes is not None:
+            start = sum(self.stage_sizes[:pp_rank])
+            return range(start, start + self.stage_sizes[pp_rank])
+        size = num_layers // (self.pp * self.vpp)
+        start = (chunk * self.pp + pp_rank) * size
+        return range(start, start + size)
+
+    def check_fits(self, model: ModelConfig) -> None:
+        """Checks that `model` can be cut this way.
+
+        Raises:
+            ConfigError: All sizes that don't divide, and the sizes that would.
+        """
+        problems = [
+            f"{name} {value} is not divisible by --tp {self.tp}"
+            for name, value in (
+                ("num_attention_heads", model.num_attention_heads),
+                ("ffn_hidden_size", model.ffn_hidden_size),
+                ("padded_vocab_size", model.padded_vocab_size),
+            )
+            if value % self.tp
+        ]
+        if self.tp % model.num_query_groups and model.num_query_groups % self.tp:
+            problems.append(
+                f"--tp {self.tp} and multi_query_group_num {model.num_query_groups}: one must "
+                "divide the other"
+            )
+        if problems:
+            raise ConfigError("; ".join(problems), f"use --tp {_any_of(self._legal_tp(model))}")
+        self._check_layers(model)
+
+    def _legal_tp(self, model: ModelConfig) -> list[int]:
+        sizes = (model.num_attention_heads, model.ffn_hidden_size, model.padded_vocab_size)
+        groups = model.num_query_groups
+        return [
+            tp
+            for tp in range(1, model.num_attention_heads + 1)
+            if all(size % tp == 0 for size in sizes) and (tp % groups == 0 or groups % tp == 0)
+        ]
+
+    def _check_layers(self, model: ModelConfig) -> None:
+        if self.stage_sizes is not None:
+            if sum(self.stage_sizes) != model.num_layers or 0 in self.stage_sizes:
+                raise ConfigError(
+                    f"--layers-per-stage {self.layers_per_stage} adds up to "
+                    f"{sum(self.stage_sizes)} layers, but the model has {model.num_layers}",
+                    f"give {self.pp} numbers above 0 that add up to {model.num_layers}",
+                )
+        elif model.num_layers % (self.pp * self.vpp):
+            legal = [n for n in range(1, model.num_layers + 1) if model.num_layers % n == 0]
+            raise ConfigError(
+                f"num_layers {model.num_layers} is not divisible by --pp {self.pp} x --vpp "
+                f"{self.vpp}",
+                f"use pp x vpp = {_any_of(legal)}, or --layers-per-stage for uneven stages",
+            )
+        if self.vpp > 1 and self.pp == 1:
+            raise ConfigError("--vpp needs more than one pipeline stage", "drop --vpp or raise --pp")
+
+
+def _any_of(values: list[int]) -> str:
+    head = ", ".join(str(value) for value in values[:-1])
+    return f"{head} or {values[-1]}" if head else str(values[-1])

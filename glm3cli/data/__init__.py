@@ -1,0 +1,1 @@
+"""Tokenizer, chat prompts, and datasets."""

@@ -1,0 +1,1 @@
+"""The whole chain at toy size, with its own bundled data."""

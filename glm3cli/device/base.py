@@ -1,0 +1,70 @@
+"""`Device`: what the rest of the program may ask of a chip, and `select`, which finds it.
+
+Call `activate()` before the first import of megatron; `require_active()` guards that order.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+from glm3cli.errors import DeviceError
+
+_active: "Device | None" = None
+
+
+class Device(ABC):
+    """One kind of chip.
+
+    Attributes:
+        name: As in `--device`, and torch's device type.
+        backend: torch.distributed's collective backend.
+    """
+
+    name: ClassVar[str]
+    backend: ClassVar[str]
+
+    def activate(self) -> None:
+        """Prepares torch and megatron-core for this chip; a second call does nothing.
+
+        Raises:
+            DeviceError: The chip isn't usable here, or another one is active.
+        """
+        global _active
+        if _active is not None:
+            if _active.name != self.name:
+                raise DeviceError(
+                    f"--device {self.name}: this process already runs on {_active.name}",
+                    "start a new process",
+                )
+            return
+        self._prepare()
+        _active = self
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Imports and patches what the chip needs."""
+
+    def torch_device(self) -> torch.device:
+        """The device of this process's tensors; LOCAL_RANK picks the card."""
+        return torch.device(self.name, int(os.environ.get("LOCAL_RANK", "0")))
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits until all queued work is done, so that a clock reads real time."""
+
+    @abstractmethod
+    def peak_memory(self) -> int:
+        """Peak bytes allocated by this process on the device since its start."""
+
+
+def require_active() -> Device:
+    """The active device.
+
+    Raises:
+        DeviceError: `activate()` has not been called.
+    """
+    if _active is None:
+        raise DeviceError("no device is active", "call device.select(...).activate() first")
+    return _active

@@ -1,0 +1,1 @@
+"""ChatGLM3 as a megatron-core GPTModel."""

@@ -1,0 +1,1 @@
+"""The grid of ranks and its process groups."""
