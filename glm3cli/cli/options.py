@@ -67,7 +67,7 @@ def _parameter(key: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _spellings(key: str, field: FieldInfo, flag: Flag) -> list[str]:
-    name = "--" + key.replace("_", "-")
+    name = "--" + (flag.name or key).replace("_", "-")
     if field.annotation is bool:
         return [f"{name}/--no-{name.removeprefix('--')}", *flag.aliases]
     return [name, *flag.aliases]

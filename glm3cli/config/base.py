@@ -24,12 +24,15 @@ class Flag:
         positional: An argument instead of an option.
         panel: The heading under which `--help` lists it.
         metavar: The placeholder that `--help` shows for the value.
+        name: The main spelling without dashes, where it isn't the field's name (`json`, which
+            pydantic has taken).
     """
 
     aliases: tuple[str, ...] = ()
     positional: bool = False
     panel: str | None = None
     metavar: str | None = None
+    name: str | None = None
 
 
 class Settings(BaseModel):
