@@ -1,1 +1,28 @@
 """The one place that knows which chip we run on."""
+
+import importlib.util
+
+import torch
+
+from glm3cli.device.base import Device, require_active
+from glm3cli.device.cpu import CpuDevice
+from glm3cli.device.cuda import CudaDevice
+from glm3cli.device.npu import NpuDevice
+
+__all__ = ["DEVICES", "Device", "require_active", "select"]
+
+DEVICES: dict[str, type[Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}
+_devices: dict[str, Device] = {}
+
+
+def select(name: str = "auto") -> Device:
+    """The device called `name`; `auto` is an NPU if torch_npu is here, else CUDA, else the CPU."""
+    if name == "auto":
+        name = _find()
+    return _devices.setdefault(name, DEVICES[name]())
+
+
+def _find() -> str:
+    if importlib.util.find_spec("torch_npu") is not None:
+        return "npu"
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,157 @@
+"""The CPU with gloo: a table of redirects lets megatron-core, which assumes CUDA, run on it.
+
+This is how glm3 runs on a laptop and how everything is tested. It does for the CPU what
+torch_npu's transfer_to_npu does for NPUs.
+"""
+
+import functools
+import resource
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+
+from glm3cli.device.base import Device
+from glm3cli.device.redirects import Redirect, Redirects
+
+_CPU = torch.device("cpu")
+
+
+def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """A tensor factory that takes `device="cuda"` for the CPU."""
+
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        device = kwargs.get("device")
+        if isinstance(device, str) and device.startswith("cuda"):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return original(self, *args, **kwargs)
+        return original(self).replace("torch.", "torch.cuda.", 1)
+
+    return type_of
+
+
+def _stay(_original: Any) -> Callable[..., torch.Tensor]:
+    return lambda self, *_args, **_kwargs: self
+
+
+def _nothing(_original: Any) -> Callable[..., None]:
+    return lambda *_args, **_kwargs: None
+
+
+class _Stream:
+    """A stream on a device that runs everything in order."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def wait_stream(self, _other: "_Stream") -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def _stream(_original: Any) -> Callable[..., _Stream]:
+    return lambda *_args, **_kwargs: _Stream()
+
+
+def _set_rng_state(_original: Any) -> Callable[..., None]:
+    return lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+
+
+def _get_rng_state(_original: Any) -> Callable[..., torch.Tensor]:
+    return lambda *_args, **_kwargs: torch.get_rng_state()
+
+
+def _identity(_original: Any) -> Callable[..., Any]:
+    def compile_nothing(function: Any = None, **_kwargs: Any) -> Any:
+        return function if function is not None else lambda decorated: decorated
+
+    return compile_nothing
+
+
+_FACTORIES = {
+    "tensor": "optimizer/grad_scaler.py, optimizer/clip_grads.py: tensor(..., device='cuda')",
+    "zeros": "pipeline_parallel/schedules.py: the token count",
+    "ones": "transformer/utils.py: the default causal mask",
+    "empty_like": "dist_checkpointing/exchange_utils.py: receive buffers",
+    "empty": "dist_checkpointing/exchange_utils.py: receive buffers",
+}
+# Before megatron is imported: it binds some of these names, and decorates with torch.compile.
+_EARLY = (
+    *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
+    Redirect("torch", "compile", _identity, "jit.py: torch.compile as fuser needs a C++ compiler"),
+    Redirect("torch.Tensor", "cuda", _stay, "models/common/language_module: weight.data.cuda()"),
+    Redirect("torch.Tensor", "type", _tensor_type, "optimizer/optimizer.py: 'torch.cuda.' types"),
+    Redirect(
+        "torch.cuda",
+        "current_device",
+        lambda _: lambda: _CPU,
+        "everywhere: device=torch.cuda.current_device()",
+    ),
+    Redirect("torch.cuda", "synchronize", _nothing, "pipeline_parallel/p2p_communication.py"),
+    Redirect("torch.cuda", "empty_cache", _nothing, "optimizer/optimizer.py: offload_to_cpu"),
+    Redirect("torch.cuda", "Stream", lambda _: _Stream, "distributed/distributed_data_parallel.py"),
+    Redirect("torch.cuda", "current_stream", _stream, "distributed/param_and_grad_buffer.py"),
+    Redirect("torch.cuda", "default_stream", _stream, "distributed/param_and_grad_buffer.py"),
+    Redirect(
+        "torch.cuda",
+        "stream",
+        lambda _: lambda *_args: nullcontext(),
+        "distributed/param_and_grad_buffer.py",
+    ),
+    Redirect("torch.cuda", "manual_seed", lambda _: torch.manual_seed, "tensor_parallel/random.py"),
+    Redirect("torch.cuda", "get_rng_state", _get_rng_state, "tensor_parallel/random.py: fork"),
+    Redirect(
+        "torch.cuda.random", "get_rng_state", _get_rng_state, "tensor_parallel/random.py:55"
+    ),
+)
+_LATE = (
+    Redirect(
+        "megatron.core.tensor_parallel.random",
+        "_set_cuda_rng_state",
+        _set_rng_state,
+        "tensor_parallel/random.py: queues the call until CUDA is initialised, which never comes",
+    ),
+)
+
+
+class CpuDevice(Device):
+    """The embedded default: every machine has one."""
+
+    name: ClassVar[str] = "cpu"
+    backend: ClassVar[str] = "gloo"
+
+    def __init__(self) -> None:
+        self._redirects = (Redirects(_EARLY), Redirects(_LATE))
+
+    def _prepare(self) -> None:
+        early, late = self._redirects
+        early.apply()
+        late.apply()
+
+    def _restore(self) -> None:
+        for redirects in reversed(self._redirects):
+            redirects.undo()
+
+    def torch_device(self) -> torch.device:
+        """The one CPU, for every rank."""
+        return _CPU
+
+    def synchronize(self) -> None:
+        """The CPU is never behind."""
+
+    def peak_memory(self) -> int:
+        """Peak resident bytes of this process."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

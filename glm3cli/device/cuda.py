@@ -1,0 +1,31 @@
+"""CUDA, which megatron-core assumes: nothing to redirect."""
+
+import os
+from typing import ClassVar
+
+import torch
+
+from glm3cli.device.base import Device
+from glm3cli.errors import DeviceError
+
+
+class CudaDevice(Device):
+    """NVIDIA GPUs with NCCL."""
+
+    name: ClassVar[str] = "cuda"
+    backend: ClassVar[str] = "nccl"
+
+    def _prepare(self) -> None:
+        if not torch.cuda.is_available():
+            raise DeviceError("--device cuda: torch finds no GPU", "use --device cpu")
+        # Megatron's overlap of communication relies on the order of kernel launches.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        torch.cuda.set_device(self.torch_device())
+
+    def synchronize(self) -> None:
+        """Waits for the GPU."""
+        torch.cuda.synchronize()
+
+    def peak_memory(self) -> int:
+        """Peak bytes of torch's allocator."""
+        return torch.cuda.max_memory_allocated()

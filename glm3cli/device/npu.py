@@ -1,0 +1,72 @@
+"""Ascend NPUs: torch_npu, then MindSpeed's adaptor, then megatron; the only place that knows them.
+
+MindSpeed patches megatron-core when it is imported and parses `sys.argv` while doing so: it must
+come before every import of megatron, and must not see our arguments.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from glm3cli.device.base import Device
+from glm3cli.errors import DeviceError
+
+# Megatron's and HCCL's needs, set unless the user has set them.
+ENVIRONMENT = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # launch order, on which communication overlap relies
+    "HCCL_CONNECT_TIMEOUT": "1200",  # seconds; the 120 s default is short for many machines
+    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+}
+_INSTALL = "source CANN's set_env.sh, install torch_npu 2.7.1 and MindSpeed's branch core_r0.16.0"
+
+
+@contextmanager
+def _hidden_argv() -> Iterator[None]:
+    argv = sys.argv
+    sys.argv = argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+
+
+class NpuDevice(Device):
+    """Ascend NPUs with HCCL."""
+
+    name: ClassVar[str] = "npu"
+    backend: ClassVar[str] = "hccl"
+
+    def _prepare(self) -> None:
+        if any(name.split(".")[0] == "megatron" for name in sys.modules):
+            raise DeviceError(
+                "megatron was imported before the NPU was activated",
+                "call device.select('npu').activate() before importing any part of the model",
+            )
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        with _hidden_argv():
+            torch_npu = self._import("torch_npu")
+            self._import("torch_npu.contrib.transfer_to_npu")
+            self._import("mindspeed.megatron_adaptor")
+        if not torch_npu.npu.is_available():
+            raise DeviceError("--device npu: torch_npu finds no NPU", "see `npu-smi info`")
+        torch_npu.npu.set_device(self.torch_device())
+
+    def _import(self, name: str) -> Any:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise DeviceError(f"--device npu: import {name} failed: {error}", _INSTALL) from error
+
+    def synchronize(self) -> None:
+        """Waits for the NPU."""
+        torch.npu.synchronize()
+
+    def peak_memory(self) -> int:
+        """Peak bytes of torch_npu's allocator."""
+        return int(torch.npu.max_memory_allocated())

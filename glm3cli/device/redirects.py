@@ -1,0 +1,80 @@
+"""A checked, reversible table of attribute replacements.
+
+Megatron-core names CUDA in about forty places. Each row of a table says which attribute is
+replaced, by what, and for which upstream place, so that an upgrade that moves the place is noticed.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glm3cli.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Redirect:
+    """One replacement.
+
+    Attributes:
+        owner: Dotted name of the module, or of the class in a module, that holds the attribute.
+        attribute: The attribute's name.
+        replace: Makes the replacement from the original.
+        why: The upstream place (file of megatron-core 0.16.1) that needs it.
+    """
+
+    owner: str
+    attribute: str
+    replace: Callable[[Any], Any]
+    why: str
+
+    def original(self) -> tuple[Any, Any]:
+        """The owner object and the attribute's present value.
+
+        Raises:
+            DeviceError: This version of the library has no such attribute.
+        """
+        owner = _resolve(self.owner)
+        if not hasattr(owner, self.attribute):
+            raise DeviceError(
+                f"{self.owner}.{self.attribute} is gone, but {self.why} relied on it",
+                "install the versions that `glm3 doctor` names",
+            )
+        return owner, getattr(owner, self.attribute)
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return getattr(importlib.import_module(module), attribute)
+
+
+class Redirects:
+    """A table that is applied and taken back as a whole."""
+
+    def __init__(self, table: Sequence[Redirect]) -> None:
+        self._table = table
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def apply(self) -> None:
+        """Applies every row; nothing stays applied if one can't be.
+
+        Raises:
+            DeviceError: An attribute of the table doesn't exist.
+        """
+        try:
+            for row in self._table:
+                owner, original = row.original()
+                self._undo.append((owner, row.attribute, original))
+                setattr(owner, row.attribute, row.replace(original))
+        except DeviceError:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Restores every original, in reverse order."""
+        while self._undo:
+            owner, attribute, original = self._undo.pop()
+            setattr(owner, attribute, original)

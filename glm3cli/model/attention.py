@@ -1,0 +1,98 @@
+"""Core attention on scaled_dot_product_attention, with an optional KV cache for decoding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass
+class Window:
+    """What one forward pass of cached decoding looks at; shared by all layers of a model.
+
+    Rows are left-padded to one length, so that all of them end at the same slot.
+
+    Attributes:
+        start: First slot that this pass writes.
+        padding: Number of pad slots in front of each row, [b]; None where no row has any.
+    """
+
+    start: int = 0
+    padding: Tensor | None = None
+
+    def positions(self, length: int) -> Tensor:
+        """Rotary positions of the slots of this pass, [b or 1, length]; pad slots get 0."""
+        slots = torch.arange(self.start, self.start + length)
+        if self.padding is None:
+            return slots.unsqueeze(0)
+        return (slots.to(self.padding.device).unsqueeze(0) - self.padding.unsqueeze(1)).clamp(min=0)
+
+    def mask(self, length: int) -> Tensor | None:
+        """Which slots each query sees, [b or 1, 1, length, start + length]; None if plain causal."""
+        if self.padding is None and (self.start == 0 or length == 1):
+            return None
+        device = None if self.padding is None else self.padding.device
+        keys = torch.arange(self.start + length, device=device)
+        queries = keys[self.start :].unsqueeze(1)  # [length, 1]
+        seen = keys <= queries
+        if self.padding is None:
+            return seen[None, None]
+        real = keys >= self.padding[:, None, None]  # [b, 1, keys]
+        # A pad slot sees itself: a row of the softmax without any key would be NaN.
+        return ((seen & real) | (keys == queries)).unsqueeze(1)
+
+
+class KVCache:
+    """Keys and values of one layer for all slots so far, [b, groups, slots, d] each."""
+
+    def __init__(self, window: Window, capacity: int) -> None:
+        self.window = window
+        self._capacity = capacity
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the keys and values of this pass and gives those of all slots so far."""
+        if self._keys is None or self._values is None:
+            shape = (keys.size(0), keys.size(1), self._capacity, keys.size(3))
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        end = self.window.start + keys.size(2)
+        self._keys[:, :, self.window.start : end] = keys
+        self._values[:, :, self.window.start : end] = values
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class CoreAttention(torch.nn.Module):
+    """Causal attention over grouped queries; K and V are not expanded to the number of heads.
+
+    `cache` is set by the inference engine; it is None in training.
+    """
+
+    def __init__(self, config: Any, layer_number: int, **_megatron: Any) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.scale = config.kv_channels**-0.5
+        self.cache: KVCache | None = None
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **_megatron: Any
+    ) -> Tensor:
+        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        mask, is_causal = None, query.size(2) > 1
+        if self.cache is not None:
+            key, value = self.cache.extend(key, value)
+            mask = self.cache.window.mask(query.size(2))
+            is_causal = is_causal and mask is None
+        context = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=self.scale,
+            enable_gqa=query.size(1) != key.size(1),
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)

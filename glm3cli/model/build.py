@@ -1,0 +1,165 @@
+"""Builds this rank's part of ChatGLM3 as megatron-core GPTModels.
+
+`transformer_config` is the one function that maps our configs to megatron-core's.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.enums import ModelType
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from glm3cli.config.model import DType, ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.device import require_active
+from glm3cli.model.attention import CoreAttention
+from glm3cli.model.norm import RMSNorm
+from glm3cli.model.rotary import use_rotary
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def transformer_config(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    dtype: DType,
+    *,
+    sequence_parallel: bool,
+    **training: Any,
+) -> TransformerConfig:
+    """Our configs as megatron-core's; `training` is passed on as it is."""
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        layernorm_epsilon=model.layernorm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        rotary_interleaved=True,
+        apply_rope_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        params_dtype=TORCH_DTYPES[dtype],
+        pipeline_dtype=TORCH_DTYPES[dtype],
+        fp16=dtype == "fp16",
+        bf16=dtype == "bf16",
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        pipeline_model_parallel_layout=_pipeline_layout(parallel),
+        sequence_parallel=sequence_parallel and parallel.tp > 1,
+        # The weights come from a checkpoint or from our own layout-free initialisation.
+        perform_initialization=False,
+        use_cpu_initialization=True,
+        calculate_per_token_loss=True,
+        **training,
+    )
+
+
+def _pipeline_layout(parallel: ParallelConfig) -> list[list[str]] | None:
+    if parallel.stage_sizes is None:
+        return None
+    stages = [["decoder"] * size for size in parallel.stage_sizes]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
+def layer_spec() -> ModuleSpec:
+    """One ChatGLM3 layer out of megatron-core's local (Transformer Engine free) parts."""
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=tensor_parallel.ColumnParallelLinear,
+                    core_attention=CoreAttention,
+                    linear_proj=tensor_parallel.RowParallelLinear,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=tensor_parallel.ColumnParallelLinear,
+                    linear_fc2=tensor_parallel.RowParallelLinear,
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def build_chunks(
+    model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig
+) -> list[torch.nn.Module]:
+    """This rank's model chunks (one, or vpp of them), with uninitialised weights.
+
+    In 16-bit types a chunk is wrapped so that logits leave it in fp32.
+    """
+    return [_build_chunk(model, parallel, config, chunk) for chunk in range(parallel.vpp)]
+
+
+def _build_chunk(
+    model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, chunk: int
+) -> torch.nn.Module:
+    pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+    num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
+    gpt = GPTModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(
+            layer_specs=[layer_spec()] * num_layers, layer_norm=RMSNorm
+        ),
+        vocab_size=model.padded_vocab_size,
+        max_sequence_length=model.seq_length,
+        pre_process=pp_rank == 0 and chunk == 0,
+        post_process=pp_rank == parallel.pp - 1 and chunk == parallel.vpp - 1,
+        parallel_output=True,
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_percent=0.5,
+        rotary_base=model.rotary_base,
+        vp_stage=chunk if parallel.vpp > 1 else None,
+    )
+    use_rotary(gpt, model.rotary_base)
+    gpt.model_type = ModelType.encoder_or_decoder
+    for parameter in gpt.parameters():
+        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    gpt.to(require_active().torch_device())
+    return Float16Module(config, gpt) if config.fp16 or config.bf16 else gpt
+
+
+def unwrap(module: torch.nn.Module) -> GPTModel:
+    """The GPTModel inside of its wrappers (DDP, 16 bit)."""
+    while not isinstance(module, GPTModel):
+        module = module.module
+    return module

@@ -1,0 +1,119 @@
+"""Starts torch.distributed and megatron-core's process groups, and tells this rank its place."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.device import require_active
+from glm3cli.errors import DeviceError
+
+# Long enough for one node to build a dataset index while the others wait.
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """This rank's coordinates on the tp x dp x pp grid, and the groups along its axes."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    tp_group: Any
+    pp_group: Any
+    dp_group: Any
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the output layer."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the last stage in this rank's pipeline."""
+        return dist.get_global_rank(self.pp_group, self.pp_size - 1)
+
+
+@contextmanager
+def open_grid(config: ParallelConfig) -> Iterator[Grid]:
+    """Joins the ranks that torchrun started (or is alone) and leaves them at the end.
+
+    Raises:
+        DeviceError: The ranks don't find each other.
+    """
+    from megatron.core import parallel_state
+
+    _join()
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tp,
+            pipeline_model_parallel_size=config.pp,
+            virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
+            create_gloo_process_groups=False,
+        )
+        yield _here(parallel_state)
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def _join() -> None:
+    backend = require_active().backend
+    if "RANK" not in os.environ:
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT
+        )
+        return
+    try:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        raise DeviceError(
+            f"rank {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')} can't join the others: "
+            f"{error}",
+            "start every rank with torchrun, with the same --rdzv-endpoint on every machine",
+        ) from error
+
+
+def _here(parallel_state: Any) -> Grid:
+    return Grid(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        tp_group=parallel_state.get_tensor_model_parallel_group(),
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy, torch, and megatron-core's per-axis generators."""
+    import random
+
+    import numpy as np
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # megatron-core draws from the global generator
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
