@@ -31,7 +31,7 @@ def command(
             values.pop("config_file")
             function(config.parse(values))
 
-        parameters = [_parameter(key, field) for key, field in config.model_fields.items()]
+        parameters = [_parameter(config, key) for key in config.model_fields]
         run.__signature__ = inspect.Signature([*parameters, _config_file()])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [*parameters, _config_file()]}
         run.__doc__ = function.__doc__
@@ -41,8 +41,9 @@ def command(
     return register
 
 
-def _parameter(key: str, field: FieldInfo) -> inspect.Parameter:
-    flag = next((item for item in field.metadata if isinstance(item, Flag)), Flag())
+def _parameter(config: type[Settings], key: str) -> inspect.Parameter:
+    field = config.model_fields[key]
+    flag = config.flag_of(key)
     # A missing option is reported by the config, together with everything else that is wrong.
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     kind: Any
@@ -50,7 +51,7 @@ def _parameter(key: str, field: FieldInfo) -> inspect.Parameter:
         kind = typer.Argument(help=field.description, metavar=flag.metavar, show_default=False)
     else:
         kind = typer.Option(
-            *_spellings(key, field, flag),
+            *_spellings(field, flag),
             help=field.description,
             metavar=flag.metavar,
             rich_help_panel=flag.panel,
@@ -97,11 +98,18 @@ def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None or context.resilient_parsing:
         return path
-    context.default_map = {**(context.default_map or {}), **_load_yaml(path)}
-    known = {p.name: p for p in context.command.params if p.name and p.name != "config_file"}
-    for key in context.default_map:
+    known = {
+        spelling.removeprefix("--").replace("-", "_"): parameter.name
+        for parameter in context.command.params
+        for spelling in parameter.opts
+        if parameter.name != "config_file"
+    }
+    values = {}
+    for key, value in _load_yaml(path).items():
         if key not in known:
             raise ConfigError(f"{path}: {unknown_key(key, known)}", "see --help for the keys")
+        values[known[key]] = value
+    context.default_map = {**(context.default_map or {}), **values}
     return path
 
 
