@@ -67,8 +67,8 @@ def _parameter(config: type[Settings], key: str) -> inspect.Parameter:
     )
 
 
-def _spellings(key: str, field: FieldInfo, flag: Flag) -> list[str]:
-    name = "--" + (flag.name or key).replace("_", "-")
+def _spellings(field: FieldInfo, flag: Flag) -> list[str]:
+    name = "--" + str(flag.name).replace("_", "-")
     if field.annotation is bool:
         return [f"{name}/--no-{name.removeprefix('--')}", *flag.aliases]
     return [name, *flag.aliases]

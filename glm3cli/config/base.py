@@ -6,7 +6,7 @@ A config class is the single source of an option: its field gives the name (`seq
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,8 +24,7 @@ class Flag:
         positional: An argument instead of an option.
         panel: The heading under which `--help` lists it.
         metavar: The placeholder that `--help` shows for the value.
-        name: The main spelling without dashes, where it isn't the field's name (`json`, which
-            pydantic has taken).
+        name: The option's name, where it isn't the field's (`json`, which pydantic has taken).
     """
 
     aliases: tuple[str, ...] = ()
@@ -39,6 +38,21 @@ class Settings(BaseModel):
     """A frozen, strict config; unknown keys are refused with the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def flag_of(cls, field: str) -> Flag:
+        """The command-line details of a field, with its option name filled in."""
+        metadata = cls.model_fields[field].metadata
+        flag = next((item for item in metadata if isinstance(item, Flag)), Flag())
+        return replace(flag, name=flag.name or field)
+
+    def to_options(self) -> dict[str, Any]:
+        """The values under their option names, as a `--config` file holds them."""
+        return {
+            str(self.flag_of(field).name): value
+            for field, value in self.model_dump(mode="json").items()
+            if not self.flag_of(field).positional
+        }
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
@@ -58,7 +72,7 @@ def _sentence(config: type[Settings], details: ErrorDetails) -> str:
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
         return unknown_key(name, config.model_fields)
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + str(config.flag_of(name).name).replace("_", "-") if name else ""
     if details["type"] == "missing":
         return f"{flag} is missing"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from glm3cli.device import require_active
+
 
 @dataclass
 class Window:
@@ -24,17 +26,15 @@ class Window:
 
     def positions(self, length: int) -> Tensor:
         """Rotary positions of the slots of this pass, [b or 1, length]; pad slots get 0."""
-        slots = torch.arange(self.start, self.start + length)
-        if self.padding is None:
-            return slots.unsqueeze(0)
-        return (slots.to(self.padding.device).unsqueeze(0) - self.padding.unsqueeze(1)).clamp(min=0)
+        device = require_active().torch_device()
+        slots = torch.arange(self.start, self.start + length, device=device).unsqueeze(0)
+        return slots if self.padding is None else (slots - self.padding.unsqueeze(1)).clamp(min=0)
 
     def mask(self, length: int) -> Tensor | None:
         """Which slots each query sees, [b or 1, 1, length, start + length]; None if plain causal."""
         if self.padding is None and (self.start == 0 or length == 1):
             return None
-        device = None if self.padding is None else self.padding.device
-        keys = torch.arange(self.start + length, device=device)
+        keys = torch.arange(self.start + length, device=require_active().torch_device())
         queries = keys[self.start :].unsqueeze(1)  # [length, 1]
         seen = keys <= queries
         if self.padding is None:

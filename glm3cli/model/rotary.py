@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch import Tensor
 
@@ -17,16 +16,13 @@ class Rotary(RotaryEmbedding):
 
     window: Window | None = None
 
-    def get_rotary_seq_len(self, inference_context: Any, *args: Any) -> int:
-        """Length of the present pass (as upstream)."""
-        return super().get_rotary_seq_len(inference_context, *args)
-
     def forward(self, max_seq_len: int, **megatron: Any) -> Tensor:
         """Angles of the present pass, [s, b or 1, 1, d/2]."""
         if self.window is None:
             return super().forward(max_seq_len, **megatron)
-        positions = self.window.positions(max_seq_len).to(self.inv_freq.device)  # [b, s]
-        angles = positions.T.unsqueeze(-1).to(self.inv_freq.dtype) * self.inv_freq  # [s, b, d/4]
+        positions = self.window.positions(max_seq_len)  # [b, s]
+        frequencies = self.inv_freq.to(positions.device)
+        angles = positions.T.unsqueeze(-1).to(frequencies.dtype) * frequencies  # [s, b, d/4]
         return angles.repeat_interleave(2, dim=-1).unsqueeze(2)
 
 
@@ -40,7 +36,4 @@ def use_rotary(model: Any, rotary_base: float) -> None:
         rotary_base=rotary_base,
         use_cpu_initialization=True,
         cp_group=old.cp_group,
-    )
-    model.rotary_pos_emb.inv_freq = model.rotary_pos_emb.inv_freq.to(
-        device=torch.cuda.current_device()
     )
