@@ -1,0 +1,123 @@
+"""`PreprocessConfig`: the options of `glm3 preprocess`."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from glm3cli.config.base import Flag, Settings
+
+TEXT, PACKED = "Text", "Instruction and chat"
+
+# Every handler by name, with what it makes: one text per row, or a conversation per row.
+HANDLERS: dict[str, Literal["text", "instruction", "chat"]] = {
+    "text": "text",
+    "instruction": "instruction",
+    "chat": "chat",
+    # ModelLink 1.1's names
+    "GeneralPretrainHandler": "text",
+    "AlpacaPretrainHandler": "text",
+    "StackOverflowPythonPretrainHandler": "text",
+    "GeneralInstructionHandler": "instruction",
+    "BelleMultiTurnInstructionHandler": "instruction",
+    "MOSSInstructionHandler": "instruction",
+    "LeetcodePythonInstructionHandler": "instruction",
+    "MOSSMultiTurnHandler": "chat",
+}
+_SAME = {"GeneralPretrainHandler": "text", "GeneralInstructionHandler": "instruction"}
+
+
+class PreprocessConfig(Settings):
+    """What to read, how to turn it into tokens, and where to write them."""
+
+    input: Annotated[list[Path], Flag(metavar="PATH")] = Field(
+        default=[], description="File, folder or quoted glob; may repeat."
+    )
+    more_input: Annotated[list[Path], Flag(positional=True, metavar="[PATH]...")] = Field(
+        default=[], description="Further inputs, so that --input takes several paths."
+    )
+    tokenizer: Annotated[Path, Flag(("--tokenizer-name-or-path",), metavar="PATH")] = Field(
+        description="Model folder that has a tokenizer.model, or that file."
+    )
+    output_prefix: Annotated[Path, Flag(metavar="PREFIX")] = Field(
+        description="Start of the output files' names."
+    )
+    handler: Annotated[str, Flag(("--handler-name",), metavar="NAME")] = Field(
+        default="text", description="text, instruction, chat, or a handler's name of ModelLink."
+    )
+    append_eod: bool = Field(
+        default=False,
+        description="End every text and every modellink answer with the end token.",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes that tokenize; all cores unless given."
+    )
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="What a bad row does: end the run, or go into PREFIX.errors.jsonl.",
+    )
+    preview: int = Field(
+        default=0, ge=0, description="Show this many samples token by token and write nothing."
+    )
+    log_interval: int = Field(default=1000, ge=1, description="Documents between progress lines.")
+    as_json: Annotated[bool, Flag(name="json")] = Field(
+        default=False, description="Print the result as one JSON object."
+    )
+    json_keys: Annotated[list[str], Flag(panel=TEXT, metavar="KEY,...")] = Field(
+        default=["text"], description="Columns with text, each written to files of its own."
+    )
+    template: Annotated[Literal["chatglm3", "modellink"] | None, Flag(panel=PACKED)] = Field(
+        default=None,
+        description="Form of a conversation: modellink for instruction, chatglm3 for chat.",
+    )
+    seq_length: Annotated[int | None, Flag(panel=PACKED)] = Field(
+        default=None, ge=8, description="Cut samples to this many tokens, keeping the end token."
+    )
+
+    @field_validator("handler")
+    @classmethod
+    def _check_handler(cls, name: str) -> str:
+        if name not in HANDLERS:
+            near = difflib.get_close_matches(name, HANDLERS, n=1, cutoff=0.4)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"no such handler, {guess}known are {', '.join(HANDLERS)}")
+        return _SAME.get(name, name)
+
+    @field_validator("json_keys")
+    @classmethod
+    def _split_keys(cls, keys: list[str]) -> list[str]:
+        names = [name.strip() for key in keys for name in key.split(",")]
+        if not all(names) or len(set(names)) < len(names) or any("/" in name for name in names):
+            raise ValueError("give each column once, separated by commas, none empty or with a /")
+        return names
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if not self.inputs:
+            raise ValueError("--input is missing: give a file, a folder or a quoted glob")
+        if self.output_prefix.name in ("", "..") or self.output_prefix.is_dir():
+            raise ValueError(
+                f"--output-prefix {self.output_prefix} is a folder: add the start of a file name"
+            )
+        if self.kind == "text" and (self.seq_length or self.template):
+            raise ValueError(
+                "--seq-length and --template go with the handlers instruction and chat; "
+                "training cuts text by itself"
+            )
+        return self
+
+    @property
+    def inputs(self) -> list[Path]:
+        """All inputs in the order given."""
+        return [*self.input, *self.more_input]
+
+    @property
+    def kind(self) -> Literal["text", "instruction", "chat"]:
+        """What the handler makes of a row."""
+        return HANDLERS[self.handler]
+
+    @property
+    def conversation_template(self) -> Literal["chatglm3", "modellink"]:
+        """The template given, or the one that belongs to the handler."""
+        return self.template or ("chatglm3" if self.kind == "chat" else "modellink")
