@@ -44,7 +44,7 @@ class IndexedWriter:
         """Documents added so far."""
         return len(self._documents) - 1
 
-    def add(self, tokens: bytes, lengths: Sequence[int], sizes: Iterable[int]) -> None:
+    def add(self, tokens: bytes | bytearray, lengths: Sequence[int], sizes: Iterable[int]) -> None:
         """Appends documents.
 
         Args:

@@ -48,20 +48,14 @@ class _ArrayReader:
             self._number += 1
             yield self._element()
             mark = self._next_character()
-            self._position += 1
             if mark == "]":
-                self._position -= 1
                 return self._check_end()
+            if not mark:
+                raise self._cut_short()
             if mark != ",":
-                self._position -= 1
-                raise (
-                    self._cut_short()
-                    if not mark
-                    else self._error(
-                        f"has {mark!r} after element {self._number}, expected , or ]",
-                        "mend the file",
-                    )
-                )
+                problem = f"has {mark!r} after element {self._number}, expected , or ]"
+                raise self._error(problem, "mend the file")
+            self._position += 1
 
     def _element(self) -> Any:
         if not self._next_character():
@@ -69,8 +63,12 @@ class _ArrayReader:
         want = self._block
         while True:
             try:
-                value, self._position = _DECODER.raw_decode(self._text, self._position)
-                return value
+                value, end = _DECODER.raw_decode(self._text, self._position)
+                # "12" may be the beginning of "123" or "12e+3".
+                whole = not isinstance(value, int | float) or end < len(self._text) - 3
+                if whole or self._ended:
+                    self._position = end
+                    return value
             except json.JSONDecodeError as error:
                 unfinished = error.msg.startswith("Unterminated string") or (
                     error.pos >= len(self._text) - _NEAR_END

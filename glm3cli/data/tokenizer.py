@@ -122,6 +122,14 @@ class Tokenizer:
         """A decoder that takes one token at a time."""
         return StreamDecoder(self, skip_special)
 
+    def token_name(self, token: int) -> str:
+        """How a token is spelled in the vocabulary, for people to look at."""
+        if 0 <= token < self._num_pieces:
+            name: str = self._pieces.id_to_piece(token)
+            return name
+        piece = self.piece(token)
+        return str(piece) or f"<{token}>"
+
     def piece(self, token: int) -> str | int:
         """What `token` stands for: text with its spaces, one byte as a number, or "" for none."""
         if self.is_special(token):
