@@ -56,6 +56,20 @@ class ParallelConfig(Settings):
         """Number of ranks that hold one copy of the model."""
         return self.tp * self.pp
 
+    def check_world(self, world_size: int) -> None:
+        """Checks that `world_size` ranks can hold whole copies of the model.
+
+        Raises:
+            ConfigError: The number of ranks is no multiple of tp x pp.
+        """
+        if world_size % self.model_parallel_size:
+            raise ConfigError(
+                f"{world_size} rank(s) can't hold --tp {self.tp} x --pp {self.pp} = "
+                f"{self.model_parallel_size}",
+                f"start a multiple of {self.model_parallel_size} ranks, e.g. --nproc "
+                f"{self.model_parallel_size}",
+            )
+
     def layers_of(self, num_layers: int, pp_rank: int, chunk: int = 0) -> range:
         """The (global) layers that `chunk` of stage `pp_rank` holds.
 

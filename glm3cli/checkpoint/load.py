@@ -1,0 +1,34 @@
+"""Copies weights of any source into this rank's part of the model."""
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from glm3cli.checkpoint.cuts import cut
+from glm3cli.checkpoint.names import WEIGHTS, Stage
+from glm3cli.checkpoint.source import Source
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.parallel.groups import Grid
+
+
+def load_weights(
+    chunks: list[GPTModel], source: Source, parallel: ParallelConfig, grid: Grid
+) -> None:
+    """Fills every parameter of `chunks` from `source`, casting to the parameter's type.
+
+    Raises:
+        CheckpointError: The source lacks a tensor or can't be read.
+    """
+    for chunk_index, chunk in enumerate(chunks):
+        parameters = dict(chunk.named_parameters())
+        layers = parallel.layers_of(source.model.num_layers, grid.pp_rank, chunk_index)
+        with torch.no_grad():
+            for weight in WEIGHTS:
+                places = enumerate(layers) if weight.stage is Stage.LAYER else [(None, None)]
+                for local, layer in places:
+                    name = weight.name("mcore", local)
+                    if name not in parameters:
+                        continue  # the embedding or output layer of another stage
+                    full = source.read(weight, layer)
+                    piece = cut(full, weight.cut, grid.tp_size, source.model)[grid.tp_rank]
+                    parameters.pop(name).copy_(piece)
+        assert not parameters, f"not in the table of weights: {sorted(parameters)}"

@@ -1,0 +1,143 @@
+"""The state of a training run in megatron-core's layout-free `dist` checkpoints.
+
+Weights, optimizer, schedule, and data position can be read back at any tp, pp, vpp, and dp.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from glm3cli.errors import CheckpointError
+from glm3cli.parallel.groups import Grid
+
+# Optimizer state in the shape of the parameters, so that any data parallel size can read it.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+# What a new run may set differently from the one that it continues.
+_OPTIMIZER_SETTINGS = ("lr", "max_lr", "min_lr", "weight_decay", "wd_mult", "betas", "eps")
+
+
+def save_training(
+    folder: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Any,
+    scheduler: Any,
+    progress: dict[str, int],
+    grid: Grid,
+) -> None:
+    """Writes the whole state of the run into the empty `folder`; every rank must call it."""
+    state = _sharded_state(chunks, optimizer, is_loading=False)
+    state["progress"] = progress
+    state["schedule_steps"] = scheduler.num_steps
+    state["grid"] = _layout(grid, len(chunks))
+    state["rng"] = _sharded_rng(grid)
+    dist_checkpointing.save(state, str(folder), ("torch_dist", 1))
+
+
+def load_training(
+    folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any, grid: Grid
+) -> tuple[dict[str, int], list[str]]:
+    """Restores what `save_training` wrote, at this run's layout.
+
+    The settings of the optimizer and of the schedule are this run's; their state is restored.
+
+    Returns:
+        The progress, and what was not restored.
+
+    Raises:
+        CheckpointError: The folder holds no training state, or is damaged.
+    """
+    common = _load_common(folder)
+    same_layout = common.get("grid") == _layout(grid, len(chunks))
+    state = _sharded_state(chunks, optimizer, is_loading=True)
+    if same_layout:
+        state["rng"] = _sharded_rng(grid)
+    settings = [_settings(group) for group in optimizer.param_groups]
+    try:
+        loaded = dist_checkpointing.load(state, str(folder))
+    except (dist_checkpointing.core.CheckpointingException, OSError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} can't be resumed from: {error}", "resume from an older checkpoint"
+        ) from error
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        chunk.load_state_dict(loaded[name])
+    optimizer.load_state_dict(loaded["optimizer"])
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
+    scheduler.num_steps = int(common["schedule_steps"])
+    scheduler.step(increment=0)
+    if same_layout:
+        _restore_rng(loaded["rng"])
+    not_restored = [] if same_layout else ["random generators (another layout; nothing draws them)"]
+    return common["progress"], not_restored
+
+
+def _load_common(folder: Path) -> dict[str, Any]:
+    try:
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+    except (dist_checkpointing.core.CheckpointingException, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} is no complete checkpoint: {error}", "resume from an older one"
+        ) from error
+    if "progress" not in common:
+        raise CheckpointError(
+            f"{folder} holds weights without training state",
+            "start a new run from it with --model instead of --resume",
+        )
+    return dict(common)
+
+
+def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
+
+
+def _sharded_state(
+    chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_loading: bool
+) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        name: chunk.sharded_state_dict(metadata=_METADATA)  # type: ignore[operator]
+        for name, chunk in zip(_names(chunks), chunks, strict=True)
+    }
+    state["optimizer"] = optimizer.sharded_state_dict(
+        state, is_loading=is_loading, metadata=_METADATA
+    )
+    return state
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in _OPTIMIZER_SETTINGS if key in group}
+
+
+def _layout(grid: Grid, num_chunks: int) -> dict[str, int]:
+    return {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "vpp": num_chunks}
+
+
+def _sharded_rng(grid: Grid) -> ShardedObject:
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys)).clone(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "tracker": get_cuda_rng_tracker().get_states(),
+    }
+    return ShardedObject(
+        "rng",
+        state,
+        (grid.pp_size, grid.tp_size, grid.dp_size),
+        (grid.pp_rank, grid.tp_rank, grid.dp_rank),
+        replica_id=0,
+    )
+
+
+def _restore_rng(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    get_cuda_rng_tracker().set_states(state["tracker"])

@@ -1,0 +1,67 @@
+"""`glm3 pretrain` and `glm3 finetune`: one config, one loop, two kinds of data."""
+
+from pathlib import Path
+
+import typer
+
+from glm3cli.cli.launch import is_speaker, relaunch
+from glm3cli.cli.options import command
+from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.data.prefixes import Kind, parse_blend
+from glm3cli.errors import ConfigError
+from glm3cli.train.plan import describe
+
+
+def register(app: typer.Typer) -> None:
+    """Adds both commands to `app`."""
+
+    @command(app, TrainConfig, "pretrain")
+    def pretrain(config: TrainConfig) -> None:
+        """Train on text: every token of `preprocess --handler text` files.
+
+        torchrun --nproc_per_node 8 -m glm3cli pretrain --model MODEL --data PREFIX --save RUN
+        --tp 1 --pp 2 --seq-length 8192 --train-iters 2000
+        """
+        _run(config, "pretrain")
+
+    @command(app, TrainConfig, "finetune")
+    def finetune(config: TrainConfig) -> None:
+        """Train on answers: `preprocess --handler instruction` or `chat` files.
+
+        torchrun --nproc_per_node 8 -m glm3cli finetune --model MODEL --data PREFIX --save RUN
+        --tp 1 --pp 2 --seq-length 8192 --train-iters 2000
+        """
+        _run(config, "finetune")
+
+
+def _run(config: TrainConfig, kind: Kind) -> None:
+    model = _shape(config)
+    config.check_plan(model)
+    _check_tokenizer(config)
+    parse_blend(config.data, kind)
+    if config.dry_run:
+        typer.echo(describe(config, model))
+        return
+    if relaunch(config):
+        return
+    from glm3cli.train.run import run_training
+
+    state = run_training(config, kind, model)
+    if is_speaker():
+        typer.echo(str(config.save / f"iter_{state.iteration:07d}"))
+
+
+def _shape(config: TrainConfig) -> ModelConfig:
+    if config.model is not None:
+        return find_model_config(config.model)
+    assert config.shape is not None  # StartOptions has checked it
+    return PRESETS.get(config.shape) or ModelConfig.from_file(Path(config.shape))
+
+
+def _check_tokenizer(config: TrainConfig) -> None:
+    if config.tokenizer is None and config.from_scratch:
+        raise ConfigError(
+            "--from-scratch has no model folder to take the tokenizer from",
+            "give --tokenizer with a folder or a tokenizer.model",
+        )

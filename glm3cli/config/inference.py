@@ -1,0 +1,92 @@
+"""`GenerateConfig` and what it shares with evaluation: which model runs, and how tokens are drawn."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from glm3cli.config.base import Flag, Settings
+from glm3cli.config.launch import LaunchConfig
+from glm3cli.config.parallel import ParallelConfig
+
+MODEL, SAMPLING, OUTPUT = "Model", "Sampling", "Output"
+
+
+class InferenceConfig(ParallelConfig, LaunchConfig):
+    """Which model runs, and where."""
+
+    model: Annotated[Path, Flag(panel=MODEL)] = Field(
+        description="Model folder in any layout, or a training run's folder."
+    )
+    tokenizer: Annotated[Path | None, Flag(panel=MODEL)] = Field(
+        default=None, description="Folder or tokenizer.model; default: the one in --model."
+    )
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, Flag(panel=MODEL)] = Field(
+        default=None, description="Type to run in; default: the model's, but fp32 on a CPU."
+    )
+
+    @model_validator(mode="after")
+    def _check_chunks(self) -> Self:
+        if self.vpp > 1:
+            raise ValueError("--vpp is for training; it makes no sense here")
+        return self
+
+
+class SamplingOptions(Settings):
+    """How the next token is drawn."""
+
+    max_new_tokens: Annotated[int, Flag(panel=SAMPLING)] = Field(
+        default=128, ge=1, description="Longest answer, in tokens."
+    )
+    greedy: Annotated[bool, Flag(panel=SAMPLING)] = Field(
+        default=False, description="Always take the likeliest token."
+    )
+    temperature: Annotated[float, Flag(panel=SAMPLING)] = Field(
+        default=0.7, gt=0, description="Below 1 sharpens, above 1 flattens the distribution."
+    )
+    top_k: Annotated[int, Flag(panel=SAMPLING)] = Field(
+        default=50, ge=0, description="Draw among the K likeliest tokens; 0: among all."
+    )
+    top_p: Annotated[float, Flag(panel=SAMPLING)] = Field(
+        default=0.95, gt=0, le=1, description="Draw among the likeliest tokens of this mass."
+    )
+    seed: Annotated[int, Flag(panel=SAMPLING)] = Field(
+        default=42, ge=0, description="Same seed, same text."
+    )
+
+
+class GenerateConfig(SamplingOptions, InferenceConfig):
+    """A generate command."""
+
+    prompt: list[str] = Field(default=[], description="Text to continue; repeat for several.")
+    prompts_file: Path | None = Field(
+        default=None, description="JSON Lines with a prompt (or a string) per line."
+    )
+    chat: bool = Field(default=False, description="Talk with the model, turn by turn.")
+    system: str | None = Field(default=None, description="System prompt of --chat.")
+    tools: Path | None = Field(default=None, description="JSON file of tools for --chat.")
+    raw: bool = Field(
+        default=True, description="Continue the text; --no-raw asks it as a user's turn."
+    )
+    stream: Annotated[bool, Flag(panel=OUTPUT)] = Field(
+        default=False, description="Print the text as it comes (one prompt)."
+    )
+    logprobs: Annotated[bool, Flag(panel=OUTPUT)] = Field(
+        default=False, description="With --json: the log-probability of every new token."
+    )
+    as_json: Annotated[bool, Flag(name="json", panel=OUTPUT)] = Field(
+        default=False, description="The result as one JSON object."
+    )
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        given = [bool(self.prompt), self.prompts_file is not None, self.chat]
+        if sum(given) != 1:
+            raise ValueError("give one of --prompt TEXT, --prompts-file FILE, --chat")
+        if self.chat and self.as_json:
+            raise ValueError("--chat talks; it has no --json result")
+        if self.stream and (len(self.prompt) != 1 or self.as_json):
+            raise ValueError("--stream goes with one --prompt, without --json")
+        if not self.chat and (self.system or self.tools):
+            raise ValueError("--system and --tools go with --chat")
+        return self

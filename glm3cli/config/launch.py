@@ -1,0 +1,26 @@
+"""`LaunchConfig`: on what chip, and by how many ranks, a command runs."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from glm3cli.config.base import Flag, Settings
+
+PANEL = "Device and launch"
+
+
+class LaunchConfig(Settings):
+    """The options of every command that runs the model."""
+
+    device: Annotated[Literal["auto", "npu", "cuda", "cpu"], Flag(panel=PANEL)] = Field(
+        default="auto", description="Chip; auto is npu if there is one, else cuda, else cpu."
+    )
+    nproc: Annotated[int | None, Flag(panel=PANEL)] = Field(
+        default=None, ge=1, description="Start this many local ranks (torchrun does it otherwise)."
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: those that torchrun started, else `nproc`, else one."""
+        return int(os.environ.get("WORLD_SIZE", self.nproc or 1))

@@ -1,0 +1,240 @@
+"""`TrainConfig`: everything a training run is told, one class per concern, flat as in run.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from glm3cli.config.base import Flag, Settings
+from glm3cli.config.launch import LaunchConfig
+from glm3cli.config.model import DType, ModelConfig
+from glm3cli.config.parallel import PANEL as PARALLEL
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.errors import ConfigError
+
+MODEL, DATA, OPTIMIZER, RUN = "Model", "Data", "Optimizer", "Run"
+
+
+class StartOptions(Settings):
+    """Where the weights come from."""
+
+    model: Annotated[Path | None, Flag(panel=MODEL)] = Field(
+        default=None, description="Model folder in any layout, or a training run's folder."
+    )
+    from_scratch: Annotated[bool, Flag(panel=MODEL)] = Field(
+        default=False, description="Start from random weights of the shape --model-config."
+    )
+    shape: Annotated[str | None, Flag(name="model_config", panel=MODEL, metavar="6b|tiny|FILE")] = (
+        Field(default=None, description="Shape for --from-scratch: a preset or a config.json.")
+    )
+    init_method_std: Annotated[float, Flag(panel=MODEL)] = Field(
+        default=0.01, gt=0, description="Standard deviation of random weights."
+    )
+    tokenizer: Annotated[Path | None, Flag(panel=MODEL)] = Field(
+        default=None, description="Folder or tokenizer.model; default: the one in --model."
+    )
+    dtype: Annotated[DType, Flag(panel=MODEL)] = Field(
+        default="bf16", description="Type of weights and activations; the optimizer keeps fp32."
+    )
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.from_scratch == (self.model is not None):
+            raise ValueError("give either --model MODEL or --from-scratch --model-config SHAPE")
+        if self.from_scratch and self.shape is None:
+            raise ValueError("--from-scratch needs --model-config 6b, tiny, or a config.json")
+        if not self.from_scratch and self.shape is not None:
+            raise ValueError("--model-config goes with --from-scratch; --model brings its own shape")
+        return self
+
+
+class DataOptions(Settings):
+    """What is read, and how much of it a step takes."""
+
+    data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
+        min_length=1, description="Prefix of preprocessed files; repeat as WEIGHT:PREFIX to blend."
+    )
+    split: Annotated[str, Flag(panel=DATA)] = Field(
+        default="949,50,1",
+        pattern=r"^\d+(\.\d+)?(,\d+(\.\d+)?){2}$",
+        description="Proportions of training, validation, and test documents.",
+    )
+    seq_length: Annotated[int, Flag(panel=DATA)] = Field(
+        default=2048, ge=2, description="Tokens of one sample."
+    )
+    micro_batch_size: Annotated[int, Flag(panel=DATA)] = Field(
+        default=1, ge=1, description="Samples that one rank runs at once."
+    )
+    global_batch_size: Annotated[int, Flag(panel=DATA)] = Field(
+        default=8, ge=1, description="Samples of one optimizer step, over all ranks."
+    )
+    shared_storage: Annotated[bool, Flag(panel=DATA)] = Field(
+        default=True, description="Accepted; every machine looks at its own disk anyway."
+    )
+
+
+class OptimizerOptions(Settings):
+    """AdamW and the learning-rate schedule."""
+
+    train_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(
+        ge=1, description="Optimizer steps."
+    )
+    lr: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=1e-5, gt=0, description="Highest learning rate."
+    )
+    min_lr: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=0.0, ge=0, description="Learning rate at the end of the decay."
+    )
+    lr_decay_style: Annotated[
+        Literal["constant", "linear", "cosine", "inverse-square-root"], Flag(panel=OPTIMIZER)
+    ] = Field(default="cosine", description="Shape of the decay.")
+    lr_warmup_fraction: Annotated[float | None, Flag(panel=OPTIMIZER)] = Field(
+        default=None, ge=0, lt=1, description="Share of the steps with a rising learning rate."
+    )
+    lr_warmup_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(
+        default=0, ge=0, description="Steps with a rising learning rate."
+    )
+    weight_decay: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=0.1, ge=0, description="Decoupled weight decay; norms and biases are exempt."
+    )
+    clip_grad: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=1.0, ge=0, description="Largest gradient norm; 0 doesn't clip."
+    )
+    adam_beta1: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=0.9, ge=0, lt=1, description="Decay of the first moment."
+    )
+    adam_beta2: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=0.95, ge=0, lt=1, description="Decay of the second moment."
+    )
+    adam_eps: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=1e-8, gt=0, description="Added to the root of the second moment."
+    )
+    initial_loss_scale: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
+        default=4096.0, ge=1, description="First loss scale of fp16 training."
+    )
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"--min-lr {self.min_lr} is above --lr {self.lr}")
+        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
+            raise ValueError("give --lr-warmup-fraction or --lr-warmup-iters, not both")
+        if self.lr_warmup_iters >= self.train_iters:
+            raise ValueError(
+                f"--lr-warmup-iters {self.lr_warmup_iters} must be below --train-iters "
+                f"{self.train_iters}"
+            )
+        return self
+
+
+class EngineOptions(Settings):
+    """How megatron-core spreads the work."""
+
+    sequence_parallel: Annotated[bool, Flag(panel=PARALLEL)] = Field(
+        default=True, description="Split activations between tensor parallel layers (tp > 1)."
+    )
+    distributed_optimizer: Annotated[
+        bool, Flag(aliases=("--use-distributed-optimizer",), panel=PARALLEL)
+    ] = Field(default=True, description="Spread optimizer state over data parallel ranks (dp > 1).")
+    overlap_grad_reduce: Annotated[bool, Flag(panel=PARALLEL)] = Field(
+        default=False, description="Reduce gradients while the backward pass runs."
+    )
+    overlap_param_gather: Annotated[bool, Flag(panel=PARALLEL)] = Field(
+        default=False, description="Gather weights while the forward pass runs."
+    )
+    recompute: Annotated[Literal["none", "selective", "full"], Flag(panel=PARALLEL)] = Field(
+        default="none", description="Recompute attention, or whole layers, in the backward pass."
+    )
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> Self:
+        if self.overlap_param_gather and not (
+            self.overlap_grad_reduce and self.distributed_optimizer
+        ):
+            raise ValueError(
+                "--overlap-param-gather needs --overlap-grad-reduce and --distributed-optimizer"
+            )
+        return self
+
+
+class RunOptions(Settings):
+    """Where the run is kept, and what it reports."""
+
+    save: Annotated[Path, Flag(panel=RUN)] = Field(description="Folder of the run.")
+    save_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
+        default=None, ge=1, description="Steps between checkpoints; one is written at the end too."
+    )
+    keep_last: Annotated[int | None, Flag(panel=RUN)] = Field(
+        default=None, ge=1, description="Keep only this many newest checkpoints."
+    )
+    resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT")] = Field(
+        default="auto", description="auto continues the run in --save if it has a checkpoint."
+    )
+    seed: Annotated[int, Flag(panel=RUN)] = Field(
+        default=1234, ge=0, description="Seed of random weights and of the data order."
+    )
+    eval_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
+        default=None, ge=1, description="Steps between validations."
+    )
+    eval_iters: Annotated[int, Flag(panel=RUN)] = Field(
+        default=10, ge=1, description="Batches of one validation."
+    )
+    log_interval: Annotated[int, Flag(panel=RUN)] = Field(
+        default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
+    )
+    report_to: Annotated[list[Literal["tensorboard"]], Flag(panel=RUN)] = Field(
+        default=[], description="Also write the metrics for this tool."
+    )
+    dry_run: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=False, description="Check everything, print the plan, write nothing."
+    )
+
+
+class TrainConfig(
+    RunOptions, OptimizerOptions, EngineOptions, ParallelConfig, DataOptions, StartOptions, LaunchConfig
+):
+    """A training run; `kind` is the command that started it."""
+
+    @property
+    def dp(self) -> int:
+        """Data parallel size."""
+        return self.world_size // self.model_parallel_size
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches that each data parallel rank runs per step."""
+        return self.global_batch_size // (self.micro_batch_size * self.dp)
+
+    @property
+    def warmup_iters(self) -> float:
+        """Steps with a rising learning rate."""
+        if self.lr_warmup_fraction is not None:
+            return self.lr_warmup_fraction * self.train_iters
+        return self.lr_warmup_iters
+
+    def check_plan(self, model: ModelConfig) -> None:
+        """Checks the layout, the batch, and the sequence length against `model` and the ranks.
+
+        Raises:
+            ConfigError: Something doesn't divide or doesn't fit.
+        """
+        self.check_fits(model)
+        self.check_world(self.world_size)
+        step = self.micro_batch_size * self.dp
+        if self.global_batch_size % step:
+            raise ConfigError(
+                f"--global-batch-size {self.global_batch_size} is not a multiple of "
+                f"--micro-batch-size {self.micro_batch_size} x data parallel size {self.dp}",
+                f"use a multiple of {step}",
+            )
+        if self.sequence_parallel and self.seq_length % self.tp:
+            raise ConfigError(
+                f"--seq-length {self.seq_length} is not divisible by --tp {self.tp}",
+                "use a multiple, or --no-sequence-parallel",
+            )
+        if self.vpp > 1 and self.num_microbatches % self.pp:
+            raise ConfigError(
+                f"--vpp {self.vpp} needs a multiple of --pp {self.pp} micro-batches per step, "
+                f"not {self.num_microbatches}",
+                f"use a --global-batch-size that is a multiple of {step * self.pp}",
+            )

@@ -1,0 +1,211 @@
+"""Training samples: megatron-core's GPTDataset for text, and instruction samples of our own.
+
+A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32), each [seq_length].
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from megatron.core.datasets import helpers
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from glm3cli.data.prefixes import INSTRUCTION_KEYS, Blend, instruction_file
+from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.errors import DataError
+
+Sample = dict[str, np.ndarray]
+IGNORED_LABEL = -100
+
+
+class Dataset(Protocol):
+    """A sequence of samples that can be read at any place."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What the samples are made of.
+
+    Attributes:
+        split: Proportions of training, validation, and test documents, "949,50,1".
+        num_train: Samples that training takes.
+        num_valid: Samples that all validations take together; 0 builds none.
+    """
+
+    blend: Blend
+    split: str
+    seq_length: int
+    seed: int
+    num_train: int
+    num_valid: int
+
+
+def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training and validation samples out of text documents, seq_length tokens each.
+
+    Raises:
+        DataError: A split has no document.
+    """
+    logging.getLogger("megatron.core.datasets").setLevel(logging.WARNING)
+    for prefix in spec.blend.prefixes:
+        _document_ranges(len(_open(prefix)), spec, prefix)
+    config = GPTDatasetConfig(
+        random_seed=spec.seed,
+        sequence_length=spec.seq_length,
+        blend=(list(spec.blend.prefixes), list(spec.blend.weights) if spec.blend.weights else None),
+        split=spec.split,
+        tokenizer=tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    # Only the splits that are read; the proportions, and so the training documents, stay.
+    config.split_matrix[2] = None
+    if not spec.num_valid:
+        config.split_matrix[1] = None
+    builder = BlendedMegatronDatasetBuilder(
+        GPTDataset, [spec.num_train, spec.num_valid or None, None], lambda: True, config
+    )
+    train, valid, _ = builder.build()
+    return train, valid
+
+
+def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Training and validation samples out of preprocessed instructions, one per sample.
+
+    Raises:
+        DataError: A split has no document, or the three files don't belong together.
+    """
+    pairs = [_instruction_pair(prefix, spec, tokenizer.pad_id) for prefix in spec.blend.prefixes]
+    weights = spec.blend.weights or tuple(float(len(train.documents)) for train, _ in pairs)
+    train = blend([pair[0] for pair in pairs], weights, spec.num_train)
+    if not spec.num_valid:
+        return train, None
+    return train, blend([pair[1] for pair in pairs], weights, spec.num_valid)
+
+
+def _instruction_pair(
+    prefix: str, spec: DataSpec, pad_id: int
+) -> tuple["InstructionDataset", "InstructionDataset"]:
+    files = {key: _open(instruction_file(prefix, key)) for key in INSTRUCTION_KEYS}
+    sizes = {key: len(file) for key, file in files.items()}
+    if len(set(sizes.values())) != 1:
+        raise DataError(
+            f"--data {prefix}: its files have different numbers of samples: {sizes}",
+            "run `glm3 preprocess` again",
+        )
+    train, valid = _document_ranges(sizes["input_ids"], spec, prefix)
+    tokens, labels = files["input_ids"], files["labels"]
+    return (
+        InstructionDataset(tokens, labels, train, spec.seq_length, spec.seed, pad_id),
+        InstructionDataset(tokens, labels, valid, spec.seq_length, spec.seed, pad_id),
+    )
+
+
+def _open(prefix: str) -> IndexedDataset:
+    try:
+        return IndexedDataset(prefix)
+    except (AssertionError, ValueError, OSError) as error:
+        raise DataError(
+            f"--data {prefix}: {prefix}.idx is damaged ({error})", "run `glm3 preprocess` again"
+        ) from error
+
+
+def _document_ranges(num_documents: int, spec: DataSpec, prefix: str) -> tuple[range, range]:
+    """Documents of the training and validation splits (megatron-core's rounding)."""
+    shares = np.cumsum([0.0, *(float(part) for part in spec.split.split(","))])
+    edges = [round(share / shares[-1] * num_documents) for share in shares.tolist()]
+    train, valid = range(edges[0], edges[1]), range(edges[1], edges[2])
+    for name, part, needed in (("training", train, True), ("validation", valid, spec.num_valid)):
+        if needed and not part:
+            raise DataError(
+                f"--data {prefix}: --split {spec.split} of {num_documents} document(s) leaves "
+                f"none for {name}",
+                "give that part a larger share in --split"
+                + (", or drop --eval-interval" if name == "validation" else ""),
+            )
+    return train, valid
+
+
+class InstructionDataset:
+    """Instruction samples, endlessly: every epoch in a new random order.
+
+    The order is ModelLink's: one RandomState(seed) shuffles the documents of each epoch in turn.
+    Samples are padded on the right, where causal attention never looks.
+    """
+
+    def __init__(
+        self,
+        tokens: IndexedDataset,
+        labels: IndexedDataset,
+        documents: range,
+        seq_length: int,
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        self.documents = documents
+        self._tokens, self._labels = tokens, labels
+        self._seq_length, self._pad_id = seq_length, pad_id
+        self._random = np.random.RandomState(seed)
+        self._orders: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> Sample:
+        epoch, place = divmod(index, len(self.documents))
+        while len(self._orders) <= epoch:
+            order = np.arange(self.documents.start, self.documents.stop)
+            self._random.shuffle(order)
+            self._orders.append(order)
+        document = int(self._orders[epoch][place])
+        tokens = np.asarray(self._tokens[document][:-1][: self._seq_length], dtype=np.int64)
+        labels = np.asarray(self._labels[document][1:][: self._seq_length], dtype=np.int64)
+        missing = self._seq_length - len(tokens)
+        tokens = np.pad(tokens, (0, missing), constant_values=self._pad_id)
+        labels = np.pad(labels, (0, missing), constant_values=IGNORED_LABEL)
+        mask = labels != IGNORED_LABEL
+        return {
+            "tokens": tokens,
+            "labels": np.where(mask, labels, 0),
+            "loss_mask": mask.astype(np.float32),
+        }
+
+
+class BlendedSamples:
+    """Samples of several datasets in fixed proportions, by megatron-core's blending index."""
+
+    def __init__(
+        self, datasets: Sequence[Dataset], weights: Sequence[float], num_samples: int
+    ) -> None:
+        self._datasets = datasets
+        self._which = np.zeros(num_samples, dtype=np.int16)
+        self._place = np.zeros(num_samples, dtype=np.int64)
+        shares = np.array(weights, dtype=np.float64) / sum(weights)
+        helpers.build_blending_indices(
+            self._which, self._place, shares, len(datasets), num_samples, False
+        )
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._datasets[self._which[index]][int(self._place[index])]
+
+
+def blend(datasets: Sequence[Any], weights: Sequence[float], num_samples: int) -> Dataset:
+    """`num_samples` samples of `datasets` in the proportion of `weights`."""
+    if len(datasets) == 1:
+        return datasets[0]
+    return BlendedSamples(datasets, weights, num_samples)

@@ -1,0 +1,66 @@
+"""Batches for this rank, at any position of the sample stream.
+
+Step k of a run takes the samples [k * global_batch_size, (k + 1) * global_batch_size) whatever the
+layout, so that the data position is one number and the loss doesn't depend on data parallelism.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glm3cli.data.datasets import Dataset
+from glm3cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: `tokens` and `labels` (int64) and `loss_mask` (float32), each [b, s]."""
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Cuts global batches into this data parallel rank's micro-batches.
+
+    Attributes:
+        vocab_size: Rows of the embedding; a larger token id is an error, not a crash in a kernel.
+    """
+
+    dataset: Dataset
+    micro_batch_size: int
+    global_batch_size: int
+    dp_rank: int
+    dp_size: int
+    vocab_size: int
+    device: torch.device
+
+    def microbatches(self, consumed: int) -> Iterator[Batch]:
+        """The micro-batches of the step that starts after `consumed` samples.
+
+        Raises:
+            DataError: A token id is beyond the vocabulary.
+        """
+        stride = self.micro_batch_size * self.dp_size
+        first = consumed + self.dp_rank * self.micro_batch_size
+        for start in range(first, first + self.global_batch_size, stride):
+            yield self._batch(range(start, start + self.micro_batch_size))
+
+    def _batch(self, indices: range) -> Batch:
+        samples = [self.dataset[index] for index in indices]
+        tensors = {
+            key: torch.stack([torch.as_tensor(sample[key]) for sample in samples])
+            for key in ("tokens", "labels", "loss_mask")
+        }
+        largest = max(int(tensors["tokens"].max()), int(tensors["labels"].max()))
+        if largest >= self.vocab_size:
+            raise DataError(
+                f"sample {indices.start} has token id {largest}, but the model's vocabulary has "
+                f"{self.vocab_size} entries",
+                "preprocess the data with this model's tokenizer",
+            )
+        return Batch(**{key: tensor.to(self.device) for key, tensor in tensors.items()})

@@ -1,0 +1,80 @@
+"""`--data`: weights and prefixes of preprocessed files, checked without opening anything heavy."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glm3cli.errors import ConfigError, DataError
+
+Kind = Literal["pretrain", "finetune"]
+INSTRUCTION_KEYS = ("input_ids", "attention_mask", "labels")
+_WEIGHTED = re.compile(r"(\d+(?:\.\d+)?):(.+)")
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Where the samples come from.
+
+    Attributes:
+        prefixes: Paths of the files without `.bin` and `.idx`.
+        weights: Share of each prefix, or None where they follow from the sizes.
+    """
+
+    prefixes: tuple[str, ...]
+    weights: tuple[float, ...] | None
+
+
+def instruction_file(prefix: str, key: str) -> str:
+    """Prefix of one of the three files of an instruction data set (ModelLink's names)."""
+    return f"{prefix}_packed_{key}_document"
+
+
+def parse_blend(data: list[str], kind: Kind) -> Blend:
+    """Reads `WEIGHT:PREFIX` or `PREFIX` items and checks that their files are there.
+
+    Raises:
+        ConfigError: Only some items have a weight, or all weights are 0.
+        DataError: A file is missing.
+    """
+    matches = [_WEIGHTED.fullmatch(item) for item in data]
+    if any(matches) != all(matches):
+        raise ConfigError(
+            f"--data {' '.join(data)}: some have a weight and some don't",
+            "write WEIGHT:PREFIX for each, or for none",
+        )
+    prefixes = tuple(match[2] if match else item for match, item in zip(matches, data, strict=True))
+    weights = tuple(float(match[1]) for match in matches if match) or None
+    if weights and not sum(weights):
+        raise ConfigError(f"--data {' '.join(data)}: all weights are 0", "give one above 0")
+    return Blend(tuple(_check(prefix, kind) for prefix in prefixes), weights)
+
+
+def _check(prefix: str, kind: Kind) -> str:
+    for name in _files(prefix, kind):
+        for suffix in (".idx", ".bin"):
+            if not Path(name + suffix).is_file():
+                raise DataError(f"--data {prefix}: {name}{suffix} does not exist", _hint(prefix))
+    return prefix
+
+
+def _files(prefix: str, kind: Kind) -> list[str]:
+    if kind == "pretrain":
+        return [prefix]
+    return [instruction_file(prefix, key) for key in INSTRUCTION_KEYS]
+
+
+def _hint(prefix: str) -> str:
+    folder, name = Path(prefix).parent, Path(prefix).name
+    near = sorted(folder.glob(f"{name}*.idx")) if folder.is_dir() else []
+    found = {str(path.with_suffix("")) for path in near}
+    packed = {path.split("_packed_")[0] for path in found if "_packed_" in path}
+    plain = {path for path in found if "_packed_" not in path}
+    options = [f"finetune --data {p}" for p in sorted(packed)]
+    options += [f"pretrain --data {p}" for p in sorted(plain)]
+    if options:
+        return "these are there: " + "; ".join(options)
+    return (
+        "make the files with `glm3 preprocess --output-prefix` (--handler text for pretrain, "
+        "instruction or chat for finetune)"
+    )

@@ -1,0 +1,117 @@
+"""What a run reports: a log line and a line of metrics.jsonl a step; rank 0 alone writes."""
+
+import json
+import math
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from glm3cli.config.training import TrainConfig
+from glm3cli.train.state import State
+from glm3cli.train.step import StepOutcome
+
+
+class Metrics:
+    """Writes to stderr, RUN/metrics.jsonl, and the tools of --report-to."""
+
+    def __init__(
+        self, config: TrainConfig, *, is_speaker: bool, flops_per_token: float, world_size: int
+    ) -> None:
+        self._config = config
+        self._flops = flops_per_token
+        self._world_size = world_size
+        self._file: TextIO | None = None
+        self._board: Any = None
+        self.last: dict[str, Any] = {}
+        if not is_speaker:
+            return
+        config.save.mkdir(parents=True, exist_ok=True)
+        self._file = (config.save / "metrics.jsonl").open("a", encoding="utf-8")
+        if "tensorboard" in config.report_to:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(config.save / "tensorboard"))
+
+    def step(self, state: State, outcome: StepOutcome, seconds: float, peak_memory: int) -> None:
+        """Reports one training step that took `seconds`."""
+        tokens = self._config.global_batch_size * self._config.seq_length
+        rate = tokens / seconds / self._world_size
+        record = {
+            "iteration": state.iteration,
+            "consumed_samples": state.consumed_samples,
+            "consumed_tokens": state.consumed_tokens,
+            "loss": outcome.loss,
+            "lr": outcome.lr,
+            "grad_norm": outcome.grad_norm,
+            "loss_scale": outcome.loss_scale,
+            "step_time": seconds,
+            "tokens_per_second": rate * self._world_size,
+            "tokens_per_second_per_device": rate,
+            "tflops_per_device": rate * self._flops / 1e12,
+            "mfu": None,  # the peak of this device is not known
+            "skipped": state.skipped,
+            "nan": state.nan,
+            "peak_memory_bytes": peak_memory,
+        }
+        self._write(record)
+        if state.iteration % self._config.log_interval == 0:
+            self.say(_step_line(record, self._config.train_iters))
+
+    def validation(self, iteration: int, loss: float) -> None:
+        """Reports a validation."""
+        self._write({"iteration": iteration, "validation_loss": loss})
+        perplexity = math.exp(min(20.0, loss))
+        self.say(f"validation at iteration {iteration} | loss {loss:.6E} | ppl {perplexity:.6E}")
+
+    def event(self, event: str, **details: Any) -> None:
+        """Reports a start, resume, save, signal, or stop."""
+        self._write({"event": event, "time": time.time(), **details})
+        told = ", ".join(f"{key} {value}" for key, value in details.items())
+        self.say(f"{event}: {told}" if told else event)
+
+    def say(self, text: str) -> None:
+        """One line on stderr, with the time."""
+        if self._file is not None:
+            now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+            sys.stderr.write(f"[{now}] {text}\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Flushes and closes what was opened."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.last = record
+        if self._file is None:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None and "iteration" in record:
+            for key, value in record.items():
+                if key != "iteration" and isinstance(value, int | float):
+                    self._board.add_scalar(key, value, record["iteration"])
+
+
+def _step_line(record: dict[str, Any], train_iters: int) -> str:
+    mfu = "-" if record["mfu"] is None else f"{record['mfu']:.1%}"
+    return (
+        f"iteration {record['iteration']:8d}/{train_iters:8d}"
+        f" | consumed samples {record['consumed_samples']:12d}"
+        f" | consumed tokens {record['consumed_tokens']:15d}"
+        f" | loss {record['loss']:.6E}"
+        f" | lr {record['lr']:.6E}"
+        f" | grad norm {record['grad_norm']:.3f}"
+        f" | loss scale {record['loss_scale']:.1f}"
+        f" | step time (ms) {record['step_time'] * 1000:.1f}"
+        f" | tokens/s/device {record['tokens_per_second_per_device']:.1f}"
+        f" | TFLOP/s/device {record['tflops_per_device']:.3f}"
+        f" | MFU {mfu}"
+        f" | skipped {record['skipped']}"
+        f" | nan {record['nan']}"
+        f" | peak memory (MB) {record['peak_memory_bytes'] / 2**20:.0f}"
+    )

@@ -1,0 +1,79 @@
+"""`run_training`: the whole of a pretrain or finetune command on one rank."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.data.prefixes import Kind
+from glm3cli.device import select
+from glm3cli.parallel.groups import Grid, open_grid, seed_everything
+from glm3cli.train.flops import flops_per_token
+from glm3cli.train.loop import train
+from glm3cli.train.metrics import Metrics
+from glm3cli.train.setup import build_parts, load_tokenizer
+from glm3cli.train.state import State
+from glm3cli.train.store import Store, find_resume
+
+_PACKAGES = ("glm3", "torch", "megatron-core")
+
+
+def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
+    """Trains to the end and gives the final state.
+
+    Raises:
+        Glm3Error: As its children say, each with the way out.
+    """
+    select(config.device).activate()
+    resume = find_resume(config.save, config.resume)
+    with open_grid(config) as grid:
+        seed_everything(config.seed)
+        metrics = Metrics(
+            config,
+            is_speaker=grid.rank == 0,
+            flops_per_token=flops_per_token(model, config.seq_length),
+            world_size=grid.world_size,
+        )
+        try:
+            return _run(config, kind, model, grid, metrics, resume)
+        finally:
+            metrics.close()
+
+
+def _run(
+    config: TrainConfig,
+    kind: Kind,
+    model: ModelConfig,
+    grid: Grid,
+    metrics: Metrics,
+    resume: Path | None,
+) -> State:
+    if grid.rank == 0:
+        write_run_file(config)
+    parts = build_parts(config, kind, model, grid, with_weights=resume is None)
+    companions = config.model or load_tokenizer(config).path.parent
+    store = Store(config.save, model, companions, config.keep_last)
+    metrics.event(
+        "start",
+        command=kind,
+        parameters=model.num_parameters,
+        tp=grid.tp_size,
+        pp=grid.pp_size,
+        vpp=config.vpp,
+        dp=grid.dp_size,
+        **{name: version(name) for name in _PACKAGES},
+    )
+    state = State() if resume is None else store.load(resume, parts.trainer, metrics)
+    train(config, parts, state, metrics, store)
+    return state
+
+
+def write_run_file(config: TrainConfig) -> None:
+    """Writes RUN/run.yaml, every option with its resolved value; `--config` reads it back."""
+    config.save.mkdir(parents=True, exist_ok=True)
+    options = {key: value for key, value in config.to_options().items() if value is not None}
+    partial = config.save / ".run.yaml.partial"
+    partial.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), "utf-8")
+    partial.replace(config.save / "run.yaml")

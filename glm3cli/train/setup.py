@@ -1,0 +1,195 @@
+"""From a checked TrainConfig to the parts of a run: model, optimizer, schedule, and data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from glm3cli.checkpoint.load import load_weights
+from glm3cli.checkpoint.random import RandomSource
+from glm3cli.checkpoint.source import Source, open_source
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.data.datasets import DataSpec, build_instruction, build_text
+from glm3cli.data.loader import Loader
+from glm3cli.data.prefixes import Kind, parse_blend
+from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.device import require_active
+from glm3cli.model.build import TORCH_DTYPES, build_chunks, transformer_config, unwrap
+from glm3cli.parallel.groups import Grid
+from glm3cli.train.step import Trainer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of on this rank."""
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    trainer: Trainer
+    train: Loader
+    valid: Loader | None
+
+
+def build_parts(
+    config: TrainConfig, kind: Kind, model: ModelConfig, grid: Grid, *, with_weights: bool
+) -> Parts:
+    """Builds the run; without weights where a checkpoint is going to bring them.
+
+    Raises:
+        CheckpointError: The model can't be read.
+        DataError: The data doesn't fit.
+    """
+    tokenizer = load_tokenizer(config)
+    train, valid = _loaders(config, kind, model, tokenizer, grid)
+    trainer = build_trainer(config, model, grid)
+    if with_weights:
+        gpts = [unwrap(chunk) for chunk in trainer.chunks]
+        load_weights(gpts, _source(config, model), config, grid)
+        # The optimizer's fp32 copies were made of the weights before they were loaded.
+        trainer.optimizer.reload_model_params()
+    return Parts(model, tokenizer, trainer, train, valid)
+
+
+def load_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer of `--tokenizer`, or else of the model."""
+    path = config.tokenizer or config.model
+    assert path is not None  # the command line has checked it
+    return Tokenizer.load(path)
+
+
+def _source(config: TrainConfig, model: ModelConfig) -> Source:
+    if config.model is not None:
+        return open_source(config.model)
+    return RandomSource(model, seed=config.seed, std=config.init_method_std)
+
+
+def _loaders(
+    config: TrainConfig, kind: Kind, model: ModelConfig, tokenizer: Tokenizer, grid: Grid
+) -> tuple[Loader, Loader | None]:
+    spec = DataSpec(
+        blend=parse_blend(config.data, kind),
+        split=config.split,
+        seq_length=config.seq_length,
+        seed=config.seed,
+        num_train=config.train_iters * config.global_batch_size,
+        num_valid=config.eval_iters * config.global_batch_size if config.eval_interval else 0,
+    )
+    build = build_text if kind == "pretrain" else build_instruction
+    loaders = [
+        dataset
+        and Loader(
+            dataset=dataset,
+            micro_batch_size=config.micro_batch_size,
+            global_batch_size=config.global_batch_size,
+            dp_rank=grid.dp_rank,
+            dp_size=grid.dp_size,
+            vocab_size=model.padded_vocab_size,
+            device=require_active().torch_device(),
+        )
+        for dataset in build(spec, tokenizer)
+    ]
+    return loaders[0], loaders[1]
+
+
+def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Trainer:
+    """Model, optimizer, and schedule on this rank, with uninitialised weights."""
+    mcore = transformer_config(
+        model,
+        config,
+        config.dtype,
+        sequence_parallel=config.sequence_parallel,
+        deallocate_pipeline_outputs=True,
+        **_recompute(config),
+    )
+    distributed = config.distributed_optimizer and grid.dp_size > 1
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=config.overlap_grad_reduce,
+        overlap_param_gather=config.overlap_param_gather and distributed,
+        use_distributed_optimizer=distributed,
+    )
+    chunks: list[torch.nn.Module] = [
+        DistributedDataParallel(mcore, ddp, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(build_chunks(model, config, mcore))
+    ]
+    optimizer = get_megatron_optimizer(
+        _optimizer_config(config, distributed=distributed), chunks, use_gloo_process_groups=False
+    )
+    _connect(mcore, chunks, optimizer, ddp)
+    return Trainer(
+        chunks=chunks,
+        optimizer=optimizer,
+        scheduler=_scheduler(config, optimizer),
+        grid=grid,
+        seq_length=config.seq_length,
+        micro_batch_size=config.micro_batch_size,
+    )
+
+
+def _recompute(config: TrainConfig) -> dict[str, Any]:
+    if config.recompute == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    if config.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def _optimizer_config(config: TrainConfig, *, distributed: bool) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_eps=config.adam_eps,
+        clip_grad=config.clip_grad,
+        params_dtype=TORCH_DTYPES[config.dtype],
+        fp16=config.dtype == "fp16",
+        bf16=config.dtype == "bf16",
+        initial_loss_scale=config.initial_loss_scale,
+        loss_scale_window=1000,
+        hysteresis=2,
+        use_distributed_optimizer=distributed,
+        overlap_param_gather=config.overlap_param_gather and distributed,
+    )
+
+
+def _connect(
+    mcore: Any, chunks: list[Any], optimizer: Any, ddp: DistributedDataParallelConfig
+) -> None:
+    """Gives megatron-core's schedule the hooks of DDP and of the optimizer."""
+    mcore.finalize_model_grads_func = finalize_model_grads
+    mcore.grad_scale_func = optimizer.scale_loss
+    if ddp.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        mcore.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+
+
+def _scheduler(config: TrainConfig, optimizer: Any) -> OptimizerParamScheduler:
+    # Counted in samples, as upstream.
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=int(config.warmup_iters * config.global_batch_size),
+        lr_decay_steps=config.train_iters * config.global_batch_size,
+        lr_decay_style=config.lr_decay_style,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=config.train_iters * config.global_batch_size,
+        wd_incr_style="constant",
+    )

@@ -1,0 +1,130 @@
+"""One optimizer step through megatron-core's pipeline schedule, and validation by the same way."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from glm3cli.data.loader import Batch, Loader
+from glm3cli.parallel.groups import Grid
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step did.
+
+    Attributes:
+        loss: Mean over all trained tokens of the global batch.
+        num_tokens: Trained tokens of the global batch.
+        grad_norm: Norm of the whole gradient before clipping.
+        skipped: Whether the optimizer refused the gradient (overflow in fp16).
+    """
+
+    loss: float
+    num_tokens: int
+    grad_norm: float
+    loss_scale: float
+    lr: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The built parts of a run on this rank.
+
+    Attributes:
+        chunks: Model chunks wrapped in megatron-core's DDP.
+    """
+
+    chunks: list[torch.nn.Module]
+    optimizer: Any
+    scheduler: Any
+    grid: Grid
+    seq_length: int
+    micro_batch_size: int
+
+    def step(self, loader: Loader, consumed: int) -> StepOutcome:
+        """Trains on the global batch that starts after `consumed` samples."""
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss, num_tokens = self._run(loader, consumed, forward_only=False)
+        lr = float(self.scheduler.get_lr({}))
+        loss_scale = float(self.optimizer.get_loss_scale())
+        updated, grad_norm, _ = self.optimizer.step()
+        if updated:
+            self.scheduler.step(increment=loader.global_batch_size)
+        return StepOutcome(
+            loss=loss / max(num_tokens, 1),
+            num_tokens=num_tokens,
+            grad_norm=float(grad_norm or 0.0),
+            loss_scale=loss_scale,
+            lr=lr,
+            skipped=not updated,
+        )
+
+    def validate(self, loader: Loader, num_batches: int) -> float:
+        """Mean loss over the tokens of the first `num_batches` global batches of `loader`."""
+        for chunk in self.chunks:
+            chunk.eval()
+        total, num_tokens = 0.0, 0
+        with torch.no_grad():
+            for batch in range(num_batches):
+                consumed = batch * loader.global_batch_size
+                loss, tokens = self._run(loader, consumed, forward_only=True)
+                total, num_tokens = total + loss, num_tokens + tokens
+        return total / max(num_tokens, 1)
+
+    def _run(self, loader: Loader, consumed: int, *, forward_only: bool) -> tuple[float, int]:
+        """Sum of the token losses and number of trained tokens, over all ranks."""
+        num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
+        # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
+        iterators = [loader.microbatches(consumed) for _ in self.chunks]
+        reports: list[Losses] = get_forward_backward_func()(
+            forward_step_func=_forward,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=num_microbatches,
+            seq_length=self.seq_length,
+            micro_batch_size=self.micro_batch_size,
+            forward_only=forward_only,
+        )
+        return self._sum(reports)
+
+    def _sum(self, reports: list[Losses]) -> tuple[float, int]:
+        # The last stage knows the losses, every tensor parallel rank of it the same ones.
+        totals = torch.zeros(2, dtype=torch.float64)
+        if self.grid.is_last_stage and self.grid.tp_rank == 0:
+            for report in reports:
+                totals += report["sums"].to("cpu", torch.float64)
+        totals = totals.to(next(self.chunks[0].parameters()).device)
+        dist.all_reduce(totals)
+        return float(totals[0]), int(totals[1])
+
+
+def _forward(
+    batches: Iterator[Batch], model: torch.nn.Module
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Losses]]]:
+    batch = next(batches)
+    output = model(batch.tokens, None, None, labels=batch.labels)
+    return output, partial(_loss, batch.loss_mask)
+
+
+def _loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Losses]:
+    """Sum of the losses where `mask` is 1, and their number; [b, s] each.
+
+    Megatron-core divides the gradient by the number of tokens of the whole global batch
+    (calculate_per_token_loss), so that a token weighs the same at every layout.
+    """
+    total = (losses.float() * mask).sum()
+    num_tokens = mask.sum().to(torch.int)
+    sums = torch.stack([total.detach(), num_tokens.to(total.dtype)])
+    return total, num_tokens, {"sums": sums}

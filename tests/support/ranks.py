@@ -1,0 +1,106 @@
+"""Runs a function on several gloo ranks; the processes live for the whole test session.
+
+Importing torch and megatron costs a process five seconds, so the ranks are started once and get
+one job after the other, each with a process group of its own.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+_TIMEOUT = 240
+
+
+def _serve(connection: Connection, rank: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    from glm3cli.device import select
+
+    select("cpu").activate()
+    while True:
+        job = connection.recv()
+        if job is None:
+            return
+        function, args, world_size, port = job
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        try:
+            connection.send((True, function(*args)))
+        except BaseException:
+            connection.send((False, traceback.format_exc()))
+            # A rank that failed leaves the others waiting: the pool starts all of them anew.
+            return
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RankPool:
+    """Up to `size` processes that stay alive between jobs."""
+
+    def __init__(self, size: int = 4) -> None:
+        self._size = size
+        self._ranks: list[tuple[Any, Connection]] = []
+
+    def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Calls `function(*args)` on every rank and gives the results by rank.
+
+        Any rank's error fails the test with that rank's traceback.
+        """
+        self._start()
+        port = _free_port()
+        for _, connection in self._ranks[:world_size]:
+            connection.send((function, args, world_size, port))
+        results: list[Any] = [None] * world_size
+        errors = []
+        for rank, (_, connection) in enumerate(self._ranks[:world_size]):
+            # After the first failure the others only hang in a collective.
+            if not connection.poll(1 if errors else _TIMEOUT):
+                errors.append(f"rank {rank}: no answer")
+                continue
+            try:
+                ok, value = connection.recv()
+            except EOFError:
+                ok, value = False, "the process died"
+            if ok:
+                results[rank] = value
+            else:
+                errors.append(f"rank {rank}:\n{value}")
+        if errors:
+            self.close()
+            raise AssertionError("\n".join(errors))
+        return results
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, _ in self._ranks:
+            process.kill()
+            process.join()
+        self._ranks = []
+
+    def _start(self) -> None:
+        if self._ranks:
+            return
+        context = multiprocessing.get_context("spawn")
+        for rank in range(self._size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank), daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append((process, ours))
+
+
