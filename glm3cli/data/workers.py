@@ -79,6 +79,7 @@ class Encoder:
     """Turns chunks of rows into tokens."""
 
     def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer) -> None:
+        tokenizer.remember_words()
         self.handler: Handler = build_handler(config, tokenizer)
         self._stop = config.on_error == "stop"
 
@@ -167,7 +168,7 @@ def _in_order(
 ) -> Iterator[Encoded]:
     # Started from a clean process: this one may have threads and torch in it.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["__main__", __name__])
     pool = ProcessPoolExecutor(num_workers, context, _start_worker, (config, tokenizer))
     waiting: deque[Future[Encoded]] = deque()
     try:
