@@ -1,0 +1,227 @@
+"""The one table that says what every weight is called in every layout, how it is cut, and where.
+
+Data only: the readers, the writers, the training code and the tests all use these ten rows. A new
+layout is one more column here and one reader and one writer beside it. A `/` in a legacy name is
+a level of nested dictionaries (the names themselves contain dots).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from glm3cli.config.model import ModelConfig
+
+Layout = Literal["chatglm", "legacy", "mcore", "dist"]
+
+
+class Cut(Enum):
+    """How a weight is split over the tensor-parallel ranks."""
+
+    WHOLE = "a copy on every rank"
+    VOCAB = "rows"
+    QKV = "rows, after regrouping [Q|K|V] to [q..q,k,v] per query group"
+    GATED = "rows of the gate and of the up half, side by side"
+    COLS = "columns"
+
+
+class Stage(Enum):
+    """Which pipeline stages hold a weight."""
+
+    FIRST = "the first"
+    LAYER = "the one that has the layer"
+    LAST = "the last"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the model; `{}` in a name stands for the layer's index.
+
+    Attributes:
+        logical: Our own, layout-free name.
+        chatglm: Name in the original Hugging Face checkpoints.
+        legacy: Path below a per-rank file's model in ModelLink's and Megatron's legacy models.
+        mcore: Name in per-rank files of megatron-core models (local layer spec).
+        dist: Key in megatron-core's layout-free checkpoints, where one tensor holds all layers.
+            megatron-core 0.16 (gpt_layer_specs.py, sharded_state_dict_keys_map) gives the two
+            norms of a layer their Transformer Engine names there.
+        cut: How it is split over tensor-parallel ranks.
+        stage: Where it lives in a pipeline.
+        sizes: Its dimensions, as names that `shape` knows.
+        transformer_engine: Its mcore name where a Transformer Engine spec renames it.
+        extra_state: Whether Megatron saves an (empty) `_extra_state` entry after it.
+    """
+
+    logical: str
+    chatglm: str
+    legacy: str
+    mcore: str
+    dist: str
+    cut: Cut
+    stage: Stage
+    sizes: tuple[str, ...]
+    transformer_engine: str | None = None
+    extra_state: bool = False
+
+    def name(self, layout: Layout, layer: int | None = None) -> str:
+        """The weight's name in `layout`, for the given layer (as that layout counts layers)."""
+        name: str = getattr(self, layout)
+        return name if layer is None else name.format(layer)
+
+    def names(self, layout: Layout, layer: int | None = None) -> tuple[str, ...]:
+        """All names under which `layout` may hold the weight, the usual one first."""
+        others: tuple[str, ...] = ()
+        if layout == "mcore" and self.transformer_engine:
+            others = (self.transformer_engine.format(layer),)
+        if layout == "dist":
+            # One entry per layer is what megatron-core writes for "non-homogeneous" models.
+            inner = [n for n in (self.mcore, self.transformer_engine) if n and "{}" in n]
+            others = (*(n.replace(".{}", "") for n in inner), *(n.format(layer) for n in inner))
+        return tuple(dict.fromkeys((self.name(layout, layer), *others)))
+
+    def extra_state_name(self, layout: Layout, layer: int | None = None) -> str:
+        """The name of the `_extra_state` entry that goes with the weight's module."""
+        return re.sub(r"[^./]+$", "_extra_state", self.name(layout, layer))
+
+    def shape(self, model: ModelConfig) -> tuple[int, ...]:
+        """The shape of the whole (uncut) weight of one layer."""
+        sizes = {
+            "hidden": model.hidden_size,
+            "query": model.query_size,
+            "qkv": model.query_size + 2 * model.kv_size,
+            "ffn": model.ffn_hidden_size,
+            "gated": 2 * model.ffn_hidden_size,
+            "vocab": model.padded_vocab_size,
+        }
+        return tuple(sizes[name] for name in self.sizes)
+
+
+WEIGHTS: tuple[Weight, ...] = (
+    Weight(
+        logical="embedding",
+        chatglm="transformer.embedding.word_embeddings.weight",
+        legacy="language_model/embedding/word_embeddings/weight",
+        mcore="embedding.word_embeddings.weight",
+        dist="embedding.word_embeddings.weight",
+        cut=Cut.VOCAB,
+        stage=Stage.FIRST,
+        sizes=("vocab", "hidden"),
+    ),
+    Weight(
+        logical="input_norm",
+        chatglm="transformer.encoder.layers.{}.input_layernorm.weight",
+        legacy="language_model/encoder/layers.{}.input_norm.weight",
+        mcore="decoder.layers.{}.input_layernorm.weight",
+        dist="decoder.layers.self_attention.linear_qkv.layer_norm_weight",
+        cut=Cut.WHOLE,
+        stage=Stage.LAYER,
+        sizes=("hidden",),
+        transformer_engine="decoder.layers.{}.self_attention.linear_qkv.layer_norm_weight",
+    ),
+    Weight(
+        logical="qkv_weight",
+        chatglm="transformer.encoder.layers.{}.self_attention.query_key_value.weight",
+        legacy="language_model/encoder/layers.{}.self_attention.query_key_value.weight",
+        mcore="decoder.layers.{}.self_attention.linear_qkv.weight",
+        dist="decoder.layers.self_attention.linear_qkv.weight",
+        cut=Cut.QKV,
+        stage=Stage.LAYER,
+        sizes=("qkv", "hidden"),
+    ),
+    Weight(
+        logical="qkv_bias",
+        chatglm="transformer.encoder.layers.{}.self_attention.query_key_value.bias",
+        legacy="language_model/encoder/layers.{}.self_attention.query_key_value.bias",
+        mcore="decoder.layers.{}.self_attention.linear_qkv.bias",
+        dist="decoder.layers.self_attention.linear_qkv.bias",
+        cut=Cut.QKV,
+        stage=Stage.LAYER,
+        sizes=("qkv",),
+        extra_state=True,
+    ),
+    Weight(
+        logical="attention_out",
+        chatglm="transformer.encoder.layers.{}.self_attention.dense.weight",
+        legacy="language_model/encoder/layers.{}.self_attention.dense.weight",
+        mcore="decoder.layers.{}.self_attention.linear_proj.weight",
+        dist="decoder.layers.self_attention.linear_proj.weight",
+        cut=Cut.COLS,
+        stage=Stage.LAYER,
+        sizes=("hidden", "query"),
+        extra_state=True,
+    ),
+    Weight(
+        logical="mlp_norm",
+        chatglm="transformer.encoder.layers.{}.post_attention_layernorm.weight",
+        legacy="language_model/encoder/layers.{}.post_attention_norm.weight",
+        mcore="decoder.layers.{}.pre_mlp_layernorm.weight",
+        dist="decoder.layers.mlp.linear_fc1.layer_norm_weight",
+        cut=Cut.WHOLE,
+        stage=Stage.LAYER,
+        sizes=("hidden",),
+        transformer_engine="decoder.layers.{}.mlp.linear_fc1.layer_norm_weight",
+    ),
+    Weight(
+        logical="mlp_up",
+        chatglm="transformer.encoder.layers.{}.mlp.dense_h_to_4h.weight",
+        legacy="language_model/encoder/layers.{}.mlp.dense_h_to_4h.weight",
+        mcore="decoder.layers.{}.mlp.linear_fc1.weight",
+        dist="decoder.layers.mlp.linear_fc1.weight",
+        cut=Cut.GATED,
+        stage=Stage.LAYER,
+        sizes=("gated", "hidden"),
+        extra_state=True,
+    ),
+    Weight(
+        logical="mlp_down",
+        chatglm="transformer.encoder.layers.{}.mlp.dense_4h_to_h.weight",
+        legacy="language_model/encoder/layers.{}.mlp.dense_4h_to_h.weight",
+        mcore="decoder.layers.{}.mlp.linear_fc2.weight",
+        dist="decoder.layers.mlp.linear_fc2.weight",
+        cut=Cut.COLS,
+        stage=Stage.LAYER,
+        sizes=("hidden", "ffn"),
+        extra_state=True,
+    ),
+    Weight(
+        logical="final_norm",
+        chatglm="transformer.encoder.final_layernorm.weight",
+        legacy="language_model/encoder/final_norm.weight",
+        mcore="decoder.final_layernorm.weight",
+        dist="decoder.final_layernorm.weight",
+        cut=Cut.WHOLE,
+        stage=Stage.LAST,
+        sizes=("hidden",),
+    ),
+    Weight(
+        logical="output",
+        chatglm="transformer.output_layer.weight",
+        legacy="language_model/output_layer/weight",
+        mcore="output_layer.weight",
+        dist="output_layer.weight",
+        cut=Cut.VOCAB,
+        stage=Stage.LAST,
+        sizes=("vocab", "hidden"),
+        extra_state=True,
+    ),
+)
+
+# Entries that hold no weight: the rotary frequencies are computed, the extra state is empty.
+IGNORED: tuple[str, ...] = ("rotary_pos_emb.inv_freq", "_extra_state")
+
+Slot = tuple[Weight, int | None]
+
+
+def is_ignored(name: str) -> bool:
+    """Whether an entry of this name holds no weight."""
+    return name.endswith(IGNORED)
+
+
+def slots(num_layers: int) -> Iterator[Slot]:
+    """Every weight of a model with its layer (None outside the layers), in the model's order."""
+    for stage in Stage:
+        for layer in range(num_layers) if stage is Stage.LAYER else (None,):
+            for weight in WEIGHTS:
+                if weight.stage is stage:
+                    yield weight, layer

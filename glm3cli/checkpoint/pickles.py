@@ -1,0 +1,77 @@
+"""Loads files that torch.save wrote, without running what a stranger may have put in them.
+
+Only torch's weights_only loader is used. Beside tensors and plain values it may build an
+argparse.Namespace, numpy arrays (random states of training checkpoints) and stand-ins for
+Megatron's enums; every other class is refused by name.
+"""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from glm3cli.errors import CheckpointError
+
+# Enums that Megatron's and ModelLink's saved arguments contain; nothing of theirs is imported.
+_FOREIGN_ENUMS = (
+    "megatron.core.enums.ModelType",
+    "megatron.core.transformer.enums.AttnBackend",
+    "megatron.core.transformer.enums.AttnMaskType",
+    "megatron.core.transformer.enums.AttnType",
+    "megatron.core.transformer.enums.LayerType",
+)
+
+
+class ForeignEnum:
+    """A member of an enum that isn't installed here."""
+
+    def __init__(self, value: object = None) -> None:
+        self.value = value
+
+
+def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    from numpy._core.multiarray import _reconstruct
+
+    names = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    numbers = [type(numpy.dtype(kind)) for kind in ("u1", "u4", "u8", "i4", "i8", "f4", "f8")]
+    return [
+        argparse.Namespace,
+        *((ForeignEnum, name) for name in _FOREIGN_ENUMS),
+        *names,
+        numpy.ndarray,
+        numpy.dtype,
+        *numbers,
+    ]
+
+
+def load(path: Path) -> Any:
+    """What torch.save wrote to `path`, on the CPU; tensors are mapped from the file, not read.
+
+    Files of the format before torch 1.6 can't be mapped and are read whole.
+
+    Raises:
+        CheckpointError: The file is damaged or wants a class that isn't allowed.
+    """
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    unsafe = re.search(r"(?:GLOBAL|Trying to \w+ (?:an? )?)\s*(\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and unsafe:
+        return CheckpointError(
+            f"{path} wants to run {unsafe.group(1)}, which weights don't need",
+            "take the checkpoint from a source you trust, saved as tensors and plain values",
+        )
+    return CheckpointError(f"{path} is damaged or cut short", "fetch or save it again")
