@@ -42,8 +42,10 @@ class RowError(Exception):
         self.problem = problem
 
 
-def text_of(row: Row, field: str, optional: bool = False) -> str:
+def text_of(row: Row, field: str, optional: bool = False, within: str = "") -> str:
     """The string in `field`; "" for a missing or null one that is optional.
+
+    `within` is where in the row `row` itself is, for the error.
 
     Raises:
         RowError: It isn't there or isn't a string.
@@ -53,9 +55,11 @@ def text_of(row: Row, field: str, optional: bool = False) -> str:
         return value
     if value is None and optional:
         return ""
+    place = f"{within}.{field}" if within else field
     if field not in row:
-        raise RowError(field, f"is missing; the row has {', '.join(row) or 'nothing'}")
-    raise RowError(field, f"expected a string, got {_shown(value)}")
+        there = ", ".join(row) or "nothing"
+        raise RowError(place, f"is missing; {within or 'the row'} has {there}")
+    raise RowError(place, f"expected a string, got {_shown(value)}")
 
 
 def alpaca(row: Row, joined: bool) -> list[Message]:
@@ -69,8 +73,8 @@ def alpaca(row: Row, joined: bool) -> list[Message]:
     for i, pair in enumerate(_list(row, "history") if row.get("history") else []):
         if not (isinstance(pair, list | tuple) and len(pair) == 2):
             raise RowError(f"history[{i}]", f"expected [question, answer], got {_shown(pair)}")
-        turn = {f"history[{i}][0]": pair[0], f"history[{i}][1]": pair[1]}
-        question, answer = (text_of(turn, name) for name in turn)
+        turn = {"0": pair[0], "1": pair[1]}
+        question, answer = (text_of(turn, name, within=f"history[{i}]") for name in turn)
         messages += [Message("user", question), Message("assistant", answer)]
     return [*messages, Message("user", asked), Message("assistant", text_of(row, "output"))]
 
@@ -80,14 +84,12 @@ def openai(row: Row) -> list[Message]:
     messages: list[Message] = []
     for i, turn in enumerate(_turns(row, "messages")):
         field = f"messages[{i}]"
-        role = _OPENAI_ROLES.get(turn.get("role"))  # type: ignore[arg-type]
-        if role is None:
-            raise RowError(f"{field}.role", _role_problem(turn.get("role"), _OPENAI_ROLES))
+        role = _role(turn.get("role"), _OPENAI_ROLES, f"{field}.role")
         calls = turn.get("tool_calls") or []
-        content = text_of(turn, "content", optional=bool(calls))
+        content = text_of(turn, "content", optional=bool(calls), within=field)
         loss = turn.get("loss") is not False
         if content or not calls:
-            metadata = text_of(turn, "metadata", optional=True)
+            metadata = text_of(turn, "metadata", optional=True, within=field)
             messages.append(Message(role, content, metadata, _parsed(turn, "tools"), loss))
         for j, call in enumerate(calls):
             function = call.get("function", call) if isinstance(call, Mapping) else call
@@ -103,18 +105,13 @@ def share_gpt(row: Row) -> list[Message]:
         if "from" not in turn and "role" in turn:  # ChatGLM3's own data under this name
             turn = {**turn, "from": turn["role"], "value": turn.get("content")}
         speaker = turn.get("from")
-        role = _SHARE_GPT_ROLES.get(speaker)  # type: ignore[arg-type]
-        if role is None:
-            raise RowError(f"{field}.from", _role_problem(speaker, _SHARE_GPT_ROLES))
-        try:
-            value = text_of(turn, "value")
-        except RowError as error:
-            raise RowError(f"{field}.{error.field}", error.problem) from None
+        role = _role(speaker, _SHARE_GPT_ROLES, f"{field}.from")
+        value = text_of(turn, "value", within=field)
         loss = turn.get("loss") is not False
         if speaker == "function_call":
             messages.append(_call(_json(value, field), field, loss))
         else:
-            metadata = text_of(turn, "metadata", optional=True)
+            metadata = text_of(turn, "metadata", optional=True, within=field)
             messages.append(Message(role, value, metadata, _parsed(turn, "tools"), loss))
     return _with_tools(messages, row)
 
@@ -130,8 +127,16 @@ def moss(row: Row) -> list[Message]:
             continue
         if not isinstance(turn, Mapping):
             raise RowError(f"chat.{name}", f"expected Human and MOSS, got {_shown(turn)}")
-        asked = text_of(turn, "Human").replace("<eoh>", "").replace("<|Human|>: ", "")
-        answer = text_of(turn, "MOSS").replace("<|MOSS|>:", "").replace("<eom>", "")
+        asked = (
+            text_of(turn, "Human", within=f"chat.{name}")
+            .replace("<eoh>", "")
+            .replace("<|Human|>: ", "")
+        )
+        answer = (
+            text_of(turn, "MOSS", within=f"chat.{name}")
+            .replace("<|MOSS|>:", "")
+            .replace("<eom>", "")
+        )
         messages += [Message("user", asked.strip()), Message("assistant", answer.strip())]
     return messages
 
@@ -245,8 +250,10 @@ def _turns(row: Row, field: str) -> list[Row]:
     return turns
 
 
-def _role_problem(role: Any, known: Mapping[str, Role]) -> str:
-    return f"expected one of {', '.join(known)}, got {_shown(role)}"
+def _role(name: Any, known: Mapping[str, Role], place: str) -> Role:
+    if isinstance(name, str) and name in known:
+        return known[name]
+    raise RowError(place, f"expected one of {', '.join(known)}, got {_shown(name)}")
 
 
 def _shown(value: Any) -> str:

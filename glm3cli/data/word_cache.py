@@ -23,8 +23,13 @@ _split = re.compile("(?<=[^ ]) ").split
 class WordCache:
     """An encoder on top of sentencepiece with a bounded memory of words."""
 
-    def __init__(self, pieces: sentencepiece.SentencePieceProcessor) -> None:
+    def __init__(
+        self,
+        pieces: sentencepiece.SentencePieceProcessor,
+        max_characters: int = _MAX_CHARACTERS,
+    ) -> None:
         self._pieces = pieces
+        self._max_characters = max_characters
         self._words: dict[str, list[int]] = {}
         self._num_characters = 0
 
@@ -53,7 +58,7 @@ class WordCache:
         new = [word for word in set(words) if word not in self._words]
         if not new:
             return
-        if self._num_characters > _MAX_CHARACTERS:
+        if self._num_characters > self._max_characters:
             self._words.clear()
             self._num_characters = 0
             new = list(set(words))
