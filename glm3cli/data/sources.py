@@ -117,7 +117,11 @@ def _expand(path: Path) -> list[Path]:
     if any(mark in str(path) for mark in "*?["):
         root = Path(path.anchor)
         found = root.glob(str(path.relative_to(root)))
-        files = sorted(name for name in found if name.is_file())
+        # As in a shell: a hidden file only where the pattern asks for one.
+        hidden = path.name.startswith(".")
+        files = sorted(
+            name for name in found if name.is_file() and name.name.startswith(".") == hidden
+        )
         if files:
             return files
         raise DataError(f"no file matches {path}", "check the pattern, and quote it in the shell")
@@ -243,6 +247,7 @@ def _csv_rows(
     names = _chosen(path, choose, reader.fieldnames)
     for row in reader:
         yield {name: row[name] for name in names}
+    text.detach()  # or its end would close the file, whose position is still asked for
 
 
 def _read_tables(path: Path, kind: str, choose: ColumnChooser) -> Iterator[Chunk]:

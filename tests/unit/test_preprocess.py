@@ -1,0 +1,441 @@
+"""Files of `preprocess`: golden bytes, every input format, any number of workers, bad input."""
+
+import gzip
+import io
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.data import sources
+from glm3cli.data.indexed import IndexedWriter, publish
+from glm3cli.data.json_array import read_json_array
+from glm3cli.data.preprocess import Progress, Summary, preprocess, preview
+from glm3cli.errors import ConfigError, DataError
+from tests.support.shared import GOLDEN, SHARED, needs_shared
+from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
+
+TEXTS = ["the quick brown fox", "你好 世界", "over\na lazy dog", "", 'a "quoted", text'] * 7
+
+
+def run(
+    source: Path | list[Path], prefix: Path, report=lambda progress: None, **options
+) -> Summary:
+    config = {
+        "input": source if isinstance(source, list) else [source],
+        "tokenizer": tiny_tokenizer_folder(),
+        "output_prefix": prefix,
+        "workers": 1,
+        **options,
+    }
+    return preprocess(PreprocessConfig.parse(config), report)
+
+
+def write_lines(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {
+        p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".idx")
+    }
+
+
+# ---- golden
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("folder", "options"),
+    [
+        ("pretrain_parquet", {"handler": "GeneralPretrainHandler"}),
+        ("pretrain_parquet", {}),
+        ("instruct_parquet_eod", {"handler": "GeneralInstructionHandler", "append_eod": True}),
+        ("instruct_parquet_eod", {"handler": "instruction", "append_eod": True}),
+    ],
+)
+def test_files_are_byte_identical_to_modellinks(tmp_path, folder, options):
+    source = GOLDEN / "preprocess" / "alpaca54.parquet"
+    run(source, tmp_path / "alpaca", tokenizer=SHARED / "chatglm3-6b", **options)
+    assert outputs(tmp_path) == outputs(GOLDEN / "preprocess" / folder)
+
+
+# ---- megatron-core reads and writes the same
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    documents=st.lists(
+        st.lists(st.lists(st.integers(-100, 64797), max_size=5), max_size=3), min_size=1, max_size=8
+    )
+)
+def test_files_are_those_of_megatrons_builder(tmp_path_factory, documents):
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+    folder = tmp_path_factory.mktemp("indexed")
+    builder = IndexedDatasetBuilder(str(folder / "theirs.bin"), dtype=np.int32)
+    writer = IndexedWriter(folder / "ours")
+    for document in documents:
+        for sequence in document:
+            builder.add_item(torch.tensor(sequence, dtype=torch.int32))
+        builder.end_document()
+        tokens = b"".join(np.array(sequence, dtype=np.int32).tobytes() for sequence in document)
+        writer.add(tokens, [len(sequence) for sequence in document], [len(document)])
+    builder.finalize(str(folder / "theirs.idx"))
+    writer.finish()
+    publish([writer])
+    for suffix in (".bin", ".idx"):
+        ours, theirs = (folder / f"{name}{suffix}" for name in ("ours", "theirs"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    sequences = [sequence for document in documents for sequence in document]
+    if sum(map(len, sequences)):
+        dataset = IndexedDataset(str(folder / "ours"))
+        assert [dataset[i].tolist() for i in range(len(dataset))] == sequences
+        assert dataset.document_indices.tolist() == [
+            0,
+            *np.cumsum([len(document) for document in documents]),
+        ]
+
+
+# ---- formats
+
+
+def written_in(form: str, path: Path) -> Path:
+    rows = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
+    table = pa.Table.from_pylist(rows)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    path = path / f"data.{form}"
+    if form == "parquet":
+        pq.write_table(table, path, row_group_size=4)
+    elif form == "arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=3)
+    elif form == "file.arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=3)
+    elif form == "csv":
+        pa.csv.write_csv(table, path)
+    elif form == "json":
+        path.write_text("\ufeff" + json.dumps(rows, indent=1), "utf-8")
+    elif form == "lines.json":
+        path.write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n") + b"\n")
+    elif form == "jsonl.gz":
+        path.write_bytes(gzip.compress(lines))
+    elif form == "jsonl.zst":
+        path.write_bytes(pa.compress(lines, "zstd", asbytes=True))
+    else:
+        path.write_bytes(lines)
+    return path
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["parquet", "arrow", "file.arrow", "csv", "json", "lines.json", "jsonl.gz", "jsonl.zst"],
+)
+def test_every_format_gives_the_same_files(tmp_path, form):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    run(written_in("jsonl", tmp_path), tmp_path / "a" / "out")
+    summary = run(written_in(form, tmp_path), tmp_path / "b" / "out")
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+    assert summary.documents == sum(map(bool, TEXTS))
+    assert summary.bytes == sum(len(text.encode()) for text in TEXTS)
+
+
+def test_lines_of_a_text_file_are_documents(tmp_path):
+    (tmp_path / "data.txt").write_bytes("the fox\r\n\n你好\nthe dog".encode())
+    summary = run(tmp_path / "data.txt", tmp_path / "out")
+    tokens = np.fromfile(tmp_path / "out_text_document.bin", dtype=np.int32)
+    tokenizer = tiny_tokenizer()
+    expected = [
+        token
+        for text in ("the fox", "你好", "the dog")
+        for token in [*tokenizer.prefix, *tokenizer.encode(text)]
+    ]
+    assert tokens.tolist() == expected
+    assert (summary.documents, summary.tokens) == (3, len(expected))
+
+
+def test_several_keys_make_several_files(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"title": "the fox", "text": "a lazy dog"}])
+    summary = run(source, tmp_path / "out", json_keys=["title,text"])
+    assert sorted(outputs(tmp_path)) == [
+        f"out_{key}_document.{suffix}" for key in ("text", "title") for suffix in ("bin", "idx")
+    ]
+    assert [Path(name).suffix for name in summary.files] == [".bin", ".bin", ".idx", ".idx"]
+
+
+def test_folders_and_globs_are_read_in_order(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl"):
+        write_lines(folder / name, [{"text": name}])
+    (folder / "README.txt").write_text("not data")
+    (folder / ".hidden.jsonl").write_text("not data")
+    files = [folder / name for name in ("a.jsonl", "b.jsonl", "sub/c.jsonl")]
+    assert sources.find_files([folder]) == files
+    assert sources.find_files([folder / "*.jsonl"]) == files[:2]
+    assert sources.find_files([folder / "**" / "c.*", folder / "a.jsonl"]) == [files[2], files[0]]
+
+
+# ---- workers
+
+
+@pytest.fixture(scope="module")
+def many_rows(tmp_path_factory) -> Path:
+    """More than a megabyte, so that it makes several chunks."""
+    rng = random.Random(1)
+    words = " ".join(TEXTS).split()
+    rows = [{"text": " ".join(rng.choices(words, k=rng.randint(1, 90)))} for _ in range(5000)]
+    return write_lines(tmp_path_factory.mktemp("many") / "in.jsonl", rows)
+
+
+@pytest.mark.parametrize("workers", [2, 7])
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, many_rows, workers):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "more").mkdir()
+    seen: list[tuple[int, float]] = []
+
+    def report(progress: Progress) -> None:
+        seen.append((progress.documents, progress.done))
+
+    one = run(many_rows, tmp_path / "one" / "out")
+    more = run(many_rows, tmp_path / "more" / "out", report, workers=workers)
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "more")
+    assert (one.documents, one.tokens) == (more.documents, more.tokens) == (5000, one.tokens)
+    assert len(seen) > 2
+    assert seen == sorted(seen)
+    assert seen[-1] == (5000, 1.0)
+
+
+def test_workers_do_not_import_torch():
+    code = "import sys, glm3cli.data.preprocess; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "options", "documents"),
+    [
+        ("alpaca_en_1k.parquet", {"handler": "instruction"}, 999),
+        ("alpaca_zh_1k.json", {"handler": "instruction", "template": "chatglm3"}, 1000),
+        ("alpaca_zh_1k.json", {"handler": "chat"}, 1000),
+        ("toolcall_zh.json", {"handler": "chat"}, 300),
+        ("c4.jsonl", {}, 300),
+        ("wiki.txt", {}, 30),
+    ],
+)
+def test_real_data(tmp_path, name, options, documents):
+    tokenizer = SHARED / "chatglm3-6b"
+    summary = run(SHARED / "data" / name, tmp_path / "out", tokenizer=tokenizer, **options)
+    assert (summary.documents, summary.skipped) == (documents, 0)
+    files = [Path(file) for file in summary.files if file.endswith(".bin")]
+    assert {file.stat().st_size for file in files} == {4 * summary.tokens}
+
+
+# ---- the sequence length, bad rows, previews
+
+
+def test_samples_are_cut_and_hopeless_ones_counted(tmp_path):
+    rows = [
+        {"instruction": "the fox", "output": "the lazy dog " * 50},
+        {"instruction": "the fox " * 50, "output": "over"},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    summary = run(source, tmp_path / "out", handler="chat", seq_length=32)
+    assert (summary.documents, summary.tokens, summary.skipped) == (1, 32, 1)
+    labels = np.fromfile(tmp_path / "out_packed_labels_document.bin", dtype=np.int32)
+    assert labels[-1] == 2
+
+
+BAD_ROWS = [
+    '{"text": "the fox"}',
+    '{"text": 5}',
+    '{"text": "broken',
+    "[1]",
+    '{"body": "a"}',
+    "",
+    '{"text": "dog"}',
+]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_skipped_rows_are_listed(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 2)
+    (tmp_path / "in.jsonl").write_text("\n".join(BAD_ROWS))
+    summary = run(tmp_path / "in.jsonl", tmp_path / "out", on_error="skip", workers=workers)
+    assert (summary.documents, summary.skipped) == (2, 4)
+    lines = (tmp_path / "out.errors.jsonl").read_text().splitlines()
+    problems = [json.loads(line) for line in lines]
+    assert [p["where"] for p in problems] == [f"{tmp_path / 'in.jsonl'}:{n}" for n in (2, 3, 4, 5)]
+    assert problems[0]["field"] == "text"
+    # A clean run afterwards must not leave the list of the one before.
+    write_lines(tmp_path / "in.jsonl", [{"text": "the fox"}])
+    run(tmp_path / "in.jsonl", tmp_path / "out", on_error="skip")
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_a_preview_shows_ids_and_labels_and_writes_nothing(tmp_path):
+    rows = [{"instruction": "the fox", "output": f"dog {i}"} for i in range(5)]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    config = PreprocessConfig.parse(
+        {
+            "input": [source],
+            "tokenizer": tiny_tokenizer_folder(),
+            "output_prefix": tmp_path / "out",
+            "handler": "chat",
+            "preview": 2,
+        }
+    )
+    shown = list(preview(config))
+    assert [sample.where for sample in shown] == [f"{source}:1", f"{source}:2"]
+    tokenizer = tiny_tokenizer()
+    name, token, label = shown[0].tokens[2]
+    assert (name, token, label) == ("<|user|>", tokenizer.special("<|user|>"), -100)
+    assert shown[0].tokens[-1][1:] == (2, 2)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def bad(path: Path, name: str, content: bytes) -> Path:
+    (path / name).write_bytes(content)
+    return path / name
+
+
+def parquet_bytes() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"body": ["a"] * 99}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "sentence"),
+    [
+        ("in.parquet", parquet_bytes(), {}, "needs the column text, but has body"),
+        ("in.parquet", parquet_bytes()[:-40], {}, "damaged or cut short"),
+        ("in.parquet", b"", {}, "damaged or cut short"),
+        ("in.arrow", b"nonsense", {}, "damaged or cut short"),
+        ("in.jsonl", b'{"text": "a"}\n{"text": "b"\n', {}, "in.jsonl:2: is not valid JSON"),
+        ("in.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', {}, "in.jsonl:2: is not UTF-8"),
+        ("in.jsonl", b'{"text": "a"}\n{"text": 7}\n', {}, "in.jsonl:2: text expected a string"),
+        ("in.jsonl", b'{"body": "a"}\n', {}, "in.jsonl:1: text is missing; the row has body"),
+        ("in.jsonl", b"\n\n", {}, "no document to write"),
+        ("in.json", b'[{"text": "a"}, {"text": "b"', {}, "ends within the array, at element 2"),
+        ("in.json", b'[{"text": "a"}\n, {"text" "b"}]', {}, "in.json:2 is not valid JSON"),
+        ("in.json", b'[{"text": "a"}, 5]', {}, "row 2: expected an object with columns, got int"),
+        ("in.json", b'[{"text": "a"}] x', {}, "has 'x' after the array"),
+        ("in.json", b"", {}, "no document to write"),
+        ("in.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-9], {}, "damaged or cut short"),
+        ("in.jsonl.gz", b"plain", {}, "damaged or cut short"),
+        ("in.jsonl.zst", b"plain", {}, "in.jsonl.zst"),
+        ("in.csv", b"", {}, "is empty"),
+        ("in.csv", b"text,id\na,1\nb\n", {"json_keys": ["id"]}, "row 2: id expected a string"),
+        ("in.doc", b"a", {}, "format that is not known"),
+        ("in.jsonl", b'{"text": "a"}\n', {"tokenizer": Path("nowhere")}, "nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_leaves_nothing(tmp_path, name, content, options, sentence):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError) as caught:
+        run(bad(tmp_path / "in", name, content), tmp_path / "out" / "out", **options)
+    assert sentence in caught.value.message
+    assert caught.value.hint
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_wrong_type_in_a_parquet_row_names_the_row(tmp_path):
+    table = pa.table({"instruction": ["a", "b"], "output": ["c", None]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"in\.parquet row 2: output expected a string"):
+        run(tmp_path / "in.parquet", tmp_path / "out", handler="instruction")
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "*.jsonl", "empty"])
+def test_missing_inputs_are_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=name.replace("*", r"\*")):
+        run(tmp_path / name, tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="can't write"):
+        run(source, tmp_path / "file" / "out")
+    with pytest.raises(ConfigError, match="is a folder"):
+        run(source, tmp_path)
+
+
+def test_an_error_keeps_the_files_of_an_earlier_run(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"text": "the fox"}])
+    run(source, tmp_path / "out")
+    before = outputs(tmp_path)
+    write_lines(source, [{"text": "a"}, {"text": 5}])
+    with pytest.raises(DataError):
+        run(source, tmp_path / "out")
+    assert outputs(tmp_path) == before
+
+
+# ---- JSON arrays
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    values=st.lists(json_values, max_size=5),
+    block=st.integers(1, 9),
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+)
+def test_an_array_is_read_the_same_in_any_blocks(values, block, indent, ascii_only):
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+    data = io.BytesIO(text.encode("utf-8", "surrogatepass"))
+    assert list(read_json_array(data, "file", block)) == values
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(json_values, min_size=1, max_size=4), share=st.floats(0, 0.99))
+def test_an_array_cut_anywhere_is_an_error(values, share):
+    data = json.dumps(values).encode()
+    with pytest.raises(DataError):
+        list(read_json_array(io.BytesIO(data[: int(len(data) * share)]), "file", 4))
+
+
+def test_a_long_array_is_read_in_bounded_memory():
+    class Endless(io.RawIOBase):
+        """An array of many megabytes that exists only while it is read."""
+
+        size = 0
+
+        def read(self, size: int = -1) -> bytes:
+            start = b"[" if self.size == 0 else b""
+            if self.size >= 1 << 22:
+                size, self.size = self.size, 1 << 40
+                return b"{}]" if size < 1 << 40 else b""
+            self.size += size
+            return start + b'{"a": "' + b"x" * 90 + b'"},'
+
+    file = Endless()
+    num_ahead = 0
+    for number, _ in enumerate(read_json_array(file, "file", 100), 1):
+        if file.size < 1 << 40:
+            num_ahead = max(num_ahead, file.size // 100 - number)
+    assert number > 40_000
+    assert num_ahead < 5
