@@ -21,8 +21,8 @@ def to_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
     if how is not Cut.QKV:
         return tensor
     groups, rest = model.num_query_groups, tensor.shape[1:]
-    sizes = (model.query_size, model.kv_size, model.kv_size)
-    parts = [part.reshape(groups, -1, *rest) for part in tensor.split(sizes)]
+    sizes = [model.query_size, model.kv_size, model.kv_size]
+    parts = [part.reshape(groups, -1, *rest) for part in torch.split(tensor, sizes)]
     return torch.cat(parts, dim=1).reshape(tensor.shape)
 
 
@@ -33,7 +33,7 @@ def from_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
     groups, rest = model.num_query_groups, tensor.shape[1:]
     heads = model.num_attention_heads // groups
     grouped = tensor.reshape(groups, (heads + 2) * model.kv_channels, *rest)
-    parts = grouped.split([n * model.kv_channels for n in (heads, 1, 1)], dim=1)
+    parts = torch.split(grouped, [n * model.kv_channels for n in (heads, 1, 1)], dim=1)
     return torch.cat([part.reshape(-1, *rest) for part in parts])
 
 

@@ -1,0 +1,66 @@
+"""Training jobs that run on ranks of the pool."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.support.tiny import TINY, Samples, train_config
+
+
+def build(options: dict[str, Any], grid: Any) -> tuple[Any, Any, Any]:
+    """Config, trainer, and loader of the tiny model on this rank."""
+    from glm3cli.checkpoint.load import load_weights
+    from glm3cli.checkpoint.random import RandomSource
+    from glm3cli.data.loader import Loader
+    from glm3cli.device import require_active
+    from glm3cli.model.build import unwrap
+    from glm3cli.train.setup import build_trainer
+
+    config = train_config(**options)
+    trainer = build_trainer(config, TINY, grid)
+    source = RandomSource(TINY, seed=7, std=config.init_method_std)
+    load_weights([unwrap(chunk) for chunk in trainer.chunks], source, config, grid)
+    trainer.optimizer.reload_model_params()
+    loader = Loader(
+        dataset=Samples(config.seq_length, TINY.padded_vocab_size),
+        micro_batch_size=config.micro_batch_size,
+        global_batch_size=config.global_batch_size,
+        dp_rank=grid.dp_rank,
+        dp_size=grid.dp_size,
+        vocab_size=TINY.padded_vocab_size,
+        device=require_active().torch_device(),
+    )
+    return config, trainer, loader
+
+
+def train_steps(
+    options: dict[str, Any],
+    start: int,
+    stop: int,
+    save: Path | None = None,
+    load: Path | None = None,
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of the steps start..stop, from and to a checkpoint if given."""
+    from glm3cli.checkpoint.resume import load_training, save_training
+    from glm3cli.parallel.groups import open_grid, seed_everything
+
+    with open_grid(train_config(**options)) as grid:
+        seed_everything(1)
+        config, trainer, loader = build(options, grid)
+        if load is not None:
+            progress, _ = load_training(
+                load, trainer.chunks, trainer.optimizer, trainer.scheduler, grid
+            )
+            assert progress == {"iteration": start}
+        outcomes = [
+            trainer.step(loader, step * config.global_batch_size) for step in range(start, stop)
+        ]
+        if save is not None:
+            save_training(
+                save,
+                trainer.chunks,
+                trainer.optimizer,
+                trainer.scheduler,
+                {"iteration": stop},
+                grid,
+            )
+        return [(outcome.loss, outcome.grad_norm) for outcome in outcomes]
