@@ -39,7 +39,7 @@ class Weight:
     """One weight of the model; `{}` in a name stands for the layer's index.
 
     Attributes:
-        key: Our own, layout-free name.
+        logical: Our own, layout-free name.
         chatglm: Name in the original Hugging Face checkpoints.
         legacy: Path below a per-rank file's model in ModelLink's and Megatron's legacy models.
         mcore: Name in per-rank files of megatron-core models (local layer spec).
@@ -53,7 +53,7 @@ class Weight:
         extra_state: Whether Megatron saves an (empty) `_extra_state` entry after it.
     """
 
-    key: str
+    logical: str
     chatglm: str
     legacy: str
     mcore: str
@@ -99,7 +99,7 @@ class Weight:
 
 WEIGHTS: tuple[Weight, ...] = (
     Weight(
-        key="embedding",
+        logical="embedding",
         chatglm="transformer.embedding.word_embeddings.weight",
         legacy="language_model/embedding/word_embeddings/weight",
         mcore="embedding.word_embeddings.weight",
@@ -109,7 +109,7 @@ WEIGHTS: tuple[Weight, ...] = (
         sizes=("vocab", "hidden"),
     ),
     Weight(
-        key="input_norm",
+        logical="input_norm",
         chatglm="transformer.encoder.layers.{}.input_layernorm.weight",
         legacy="language_model/encoder/layers.{}.input_norm.weight",
         mcore="decoder.layers.{}.input_layernorm.weight",
@@ -120,7 +120,7 @@ WEIGHTS: tuple[Weight, ...] = (
         transformer_engine="decoder.layers.{}.self_attention.linear_qkv.layer_norm_weight",
     ),
     Weight(
-        key="qkv_weight",
+        logical="qkv_weight",
         chatglm="transformer.encoder.layers.{}.self_attention.query_key_value.weight",
         legacy="language_model/encoder/layers.{}.self_attention.query_key_value.weight",
         mcore="decoder.layers.{}.self_attention.linear_qkv.weight",
@@ -130,7 +130,7 @@ WEIGHTS: tuple[Weight, ...] = (
         sizes=("qkv", "hidden"),
     ),
     Weight(
-        key="qkv_bias",
+        logical="qkv_bias",
         chatglm="transformer.encoder.layers.{}.self_attention.query_key_value.bias",
         legacy="language_model/encoder/layers.{}.self_attention.query_key_value.bias",
         mcore="decoder.layers.{}.self_attention.linear_qkv.bias",
@@ -141,7 +141,7 @@ WEIGHTS: tuple[Weight, ...] = (
         extra_state=True,
     ),
     Weight(
-        key="attention_out",
+        logical="attention_out",
         chatglm="transformer.encoder.layers.{}.self_attention.dense.weight",
         legacy="language_model/encoder/layers.{}.self_attention.dense.weight",
         mcore="decoder.layers.{}.self_attention.linear_proj.weight",
@@ -152,7 +152,7 @@ WEIGHTS: tuple[Weight, ...] = (
         extra_state=True,
     ),
     Weight(
-        key="mlp_norm",
+        logical="mlp_norm",
         chatglm="transformer.encoder.layers.{}.post_attention_layernorm.weight",
         legacy="language_model/encoder/layers.{}.post_attention_norm.weight",
         mcore="decoder.layers.{}.pre_mlp_layernorm.weight",
@@ -163,7 +163,7 @@ WEIGHTS: tuple[Weight, ...] = (
         transformer_engine="decoder.layers.{}.mlp.linear_fc1.layer_norm_weight",
     ),
     Weight(
-        key="mlp_up",
+        logical="mlp_up",
         chatglm="transformer.encoder.layers.{}.mlp.dense_h_to_4h.weight",
         legacy="language_model/encoder/layers.{}.mlp.dense_h_to_4h.weight",
         mcore="decoder.layers.{}.mlp.linear_fc1.weight",
@@ -174,7 +174,7 @@ WEIGHTS: tuple[Weight, ...] = (
         extra_state=True,
     ),
     Weight(
-        key="mlp_down",
+        logical="mlp_down",
         chatglm="transformer.encoder.layers.{}.mlp.dense_4h_to_h.weight",
         legacy="language_model/encoder/layers.{}.mlp.dense_4h_to_h.weight",
         mcore="decoder.layers.{}.mlp.linear_fc2.weight",
@@ -185,7 +185,7 @@ WEIGHTS: tuple[Weight, ...] = (
         extra_state=True,
     ),
     Weight(
-        key="final_norm",
+        logical="final_norm",
         chatglm="transformer.encoder.final_layernorm.weight",
         legacy="language_model/encoder/final_norm.weight",
         mcore="decoder.final_layernorm.weight",
@@ -195,7 +195,7 @@ WEIGHTS: tuple[Weight, ...] = (
         sizes=("hidden",),
     ),
     Weight(
-        key="output",
+        logical="output",
         chatglm="transformer.output_layer.weight",
         legacy="language_model/output_layer/weight",
         mcore="output_layer.weight",

@@ -1,0 +1,122 @@
+"""The arguments that Megatron saves in every per-rank file: read to a config, written from one.
+
+Only the fields that Megatron-LM core_r0.6.0 and ModelLink 1.1 read back are written
+(load_args_from_checkpoint and check_checkpoint_args in megatron/training/checkpointing.py).
+"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.errors import CheckpointError, ConfigError
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def model_of(arguments: object, vocabulary: int | None, path: Path) -> ModelConfig:
+    """The model's shape from saved arguments.
+
+    The rotary base isn't in them (ModelLink leaves it empty), so rope_ratio is 1 unless glm3
+    wrote the file.
+
+    Args:
+        arguments: What the file has under `args`.
+        vocabulary: Rows of the embedding, for files that don't say.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: There are no arguments, or they describe no model of the family.
+    """
+    if not isinstance(arguments, Namespace):
+        raise CheckpointError(
+            f"{path} has no saved arguments, and there is no config.json beside it",
+            "put the model's config.json into the folder",
+        )
+    given = vars(arguments)
+    try:
+        return ModelConfig.parse(_values(given, vocabulary))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"the arguments in {path} don't describe a ChatGLM model: {error.message}",
+            "put the model's config.json into the folder",
+        ) from None
+
+
+def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
+    heads, hidden = given.get("num_attention_heads"), given.get("hidden_size")
+    channels = given.get("kv_channels")
+    if channels is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
+        channels = hidden // heads
+    values = {
+        "num_layers": given.get("num_layers"),
+        "hidden_size": hidden,
+        "ffn_hidden_size": given.get("ffn_hidden_size"),
+        "num_attention_heads": heads,
+        "num_query_groups": given.get("num_query_groups")
+        if given.get("group_query_attention")
+        else heads,
+        "kv_channels": channels,
+        "padded_vocab_size": given.get("padded_vocab_size") or vocabulary,
+        "seq_length": given.get("seq_length"),
+        "layernorm_epsilon": given.get("norm_epsilon", given.get("layernorm_epsilon")),
+        "rope_ratio": given.get("rope_ratio"),
+        "torch_dtype": _NAMES.get(given.get("params_dtype", torch.float16)),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def arguments_of(
+    model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype, *, is_mcore: bool
+) -> Namespace:
+    """The arguments to save with a model that is cut as `parallel` says."""
+    per_chunk = model.num_layers // (parallel.pp * parallel.vpp) if parallel.vpp > 1 else None
+    return Namespace(
+        num_layers=model.num_layers,
+        encoder_num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        seq_length=model.seq_length,
+        max_position_embeddings=model.seq_length,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        group_query_attention=True,
+        kv_channels=model.kv_channels,
+        position_embedding_type="rope",
+        add_position_embedding=True,
+        use_rotary_position_embeddings=True,
+        rotary_percent=0.5 if is_mcore else 1.0,
+        rotary_interleaved=is_mcore,
+        rotary_base=None,
+        rope_ratio=model.rope_ratio,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        swiglu=True,
+        untie_embeddings_and_output_weights=True,
+        apply_layernorm_1p=False,
+        normalization="RMSNorm",
+        norm_epsilon=model.layernorm_epsilon,
+        tokenizer_type="Llama2Tokenizer",
+        padded_vocab_size=model.padded_vocab_size,
+        vocab_size=model.padded_vocab_size,
+        make_vocab_size_divisible_by=1,
+        apply_query_key_layer_scaling=False,
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
+        num_layers_per_virtual_pipeline_stage=per_chunk,
+        num_layer_list=parallel.layers_per_stage,
+        params_dtype=dtype,
+        fp16=dtype is torch.float16,
+        bf16=dtype is torch.bfloat16,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+        bert_binary_head=True,
+        model_type="encoder_or_decoder",
+        transformer_impl="local",
+        use_mcore_models=is_mcore,
+        iteration=1,
+    )

@@ -1,0 +1,74 @@
+"""Compares what a checkpoint's headers promise with what the table of weights asks for."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from glm3cli.checkpoint.names import is_ignored
+from glm3cli.errors import CheckpointError
+
+Shape = tuple[int, ...]
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shape and type of a stored tensor."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a checkpoint's tensors."""
+
+    kind: Literal["missing", "unknown", "wrong"]
+    name: str
+    sentence: str
+
+
+def compare(
+    expected: Mapping[str, Shape], found: Mapping[str, Header], where: str = ""
+) -> list[Problem]:
+    """What is missing, unknown, or of a wrong shape or type among the tensors `found`."""
+    place = f" in {where}" if where else ""
+    problems = [
+        Problem("missing", name, f"missing tensor {name}{place}, expected shape {list(shape)}")
+        for name, shape in expected.items()
+        if name not in found
+    ]
+    for name, header in found.items():
+        if is_ignored(name):
+            continue
+        shape = list(header.shape)
+        if name not in expected:
+            sentence = f"unknown source key {name} of shape {shape}{place}"
+            problems.append(Problem("unknown", name, sentence))
+        elif header.shape != expected[name]:
+            sentence = f"wrong shape of {name}{place}: expected {list(expected[name])}, got {shape}"
+            problems.append(Problem("wrong", name, sentence))
+        elif header.dtype not in _FLOATS:
+            sentence = f"{name}{place} is {header.dtype}; expected fp32, bf16 or fp16"
+            problems.append(Problem("wrong", name, sentence))
+    return problems
+
+
+def refuse(path: Path, problems: Iterable[Problem]) -> None:
+    """Raises if there are problems.
+
+    Raises:
+        CheckpointError: The first problems, and how many more there are.
+    """
+    sentences = [problem.sentence for problem in problems]
+    if not sentences:
+        return
+    more = f"; and {len(sentences) - _SHOWN} more" if len(sentences) > _SHOWN else ""
+    raise CheckpointError(
+        f"{path}: {'; '.join(sentences[:_SHOWN])}{more}",
+        "take the config.json and all files that belong to these weights",
+    )

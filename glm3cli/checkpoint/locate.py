@@ -1,0 +1,155 @@
+"""Finds out, by file names alone, what kind of model a folder holds and where its parts lie.
+
+Free of torch, so that a wrong path is reported at once.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from glm3cli.errors import CheckpointError
+
+Kind = Literal["hf", "ranks", "dist"]
+
+TRACKER = "latest_checkpointed_iteration.txt"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+BIN_INDEX = "pytorch_model.bin.index.json"
+# What ModelLink 1.1 and its successors call the folder of a conversion inside the original model.
+_CONVERTED = ("mg2hg", "mg2hf")
+_ITERATION = re.compile(r"iter_(\d{7,})")
+# megatron-core writes metadata.json last (dist_checkpointing/serialization.py 0.16.1, save).
+_DIST_FILES = (".metadata", "metadata.json")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model's parts lie.
+
+    Attributes:
+        kind: Hugging Face files, Megatron per-rank files, or a layout-free checkpoint.
+        folder: The folder of the weights themselves.
+        config: The config.json that belongs to them, if there is one.
+        iteration: The training iteration, where the folder's name tells it.
+    """
+
+    kind: Kind
+    folder: Path
+    config: Path | None
+    iteration: int | None
+
+    @property
+    def companions(self) -> Path:
+        """Where the tokenizer and the remote code lie: beside the config.json."""
+        return self.config.parent if self.config else self.folder
+
+
+def locate(path: Path) -> Location:
+    """Finds the weights of a MODEL.
+
+    Raises:
+        CheckpointError: The path doesn't exist, holds no weights, or only an incomplete checkpoint.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist", "give a model folder")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file", "give the model's folder")
+    kind = kind_of(path)
+    if kind is not None:
+        return Location(kind, path, _config_of(path, kind), _iteration_of(path))
+    inner = _tracked(path) or _newest(path) or _converted(path)
+    if inner is None:
+        raise CheckpointError(
+            f"{path} holds no weights that glm3 knows",
+            "give a folder with *.safetensors or pytorch_model*.bin, mp_rank_* folders, "
+            "or a training run",
+        )
+    return locate(inner)
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """The kind of weights that lie directly in `folder`.
+
+    Raises:
+        CheckpointError: It is a layout-free checkpoint that was never finished.
+    """
+    present = [name for name in _DIST_FILES if (folder / name).is_file()]
+    if len(present) == len(_DIST_FILES):
+        return "dist"
+    if present and any(folder.glob("*.distcp")):
+        raise CheckpointError(
+            f"{folder} is an incomplete checkpoint ({present[0]} is there, but not both of "
+            f"{' and '.join(_DIST_FILES)})",
+            "use an older checkpoint",
+        )
+    if any(folder.glob("mp_rank_*")):
+        return "ranks"
+    return "hf" if hf_files(folder) or index_of(folder) else None
+
+
+def index_of(folder: Path) -> Path | None:
+    """The index of a sharded Hugging Face checkpoint; safetensors goes before .bin."""
+    if (folder / "model.safetensors").is_file():
+        return None
+    paths = (folder / name for name in (SAFETENSORS_INDEX, BIN_INDEX))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def hf_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face folder; safetensors goes before .bin."""
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _tracked(path: Path) -> Path | None:
+    """The folder that Megatron's tracker file names."""
+    if not (path / TRACKER).is_file():
+        return None
+    text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+    name = f"iter_{int(text):07d}" if text.isdecimal() else text
+    if text != "release" and not text.isdecimal():
+        raise CheckpointError(
+            f"{path / TRACKER} says {text!r}", "it must be an iteration's number or 'release'"
+        )
+    if not (path / name).is_dir():
+        raise CheckpointError(
+            f"{path / TRACKER} says {text}, but {name} does not exist",
+            "correct the file or fetch the folder",
+        )
+    return path / name
+
+
+def _newest(path: Path) -> Path | None:
+    """The newest complete checkpoint among iter_* folders, else `release`."""
+    found = [child for child in path.glob("iter_*") if _iteration_of(child) is not None]
+    for child in sorted(found, key=lambda child: _iteration_of(child) or 0, reverse=True):
+        try:
+            if kind_of(child):
+                return child
+        except CheckpointError:
+            continue  # was being written when the run stopped
+    release = path / "release"
+    return release if release.is_dir() and kind_of(release) else None
+
+
+def _converted(path: Path) -> Path | None:
+    folders = (path / name for name in _CONVERTED)
+    return next((folder for folder in folders if folder.is_dir() and kind_of(folder)), None)
+
+
+def _iteration_of(folder: Path) -> int | None:
+    match = _ITERATION.fullmatch(folder.name)
+    return int(match.group(1)) if match else None
+
+
+def _config_of(folder: Path, kind: Kind) -> Path | None:
+    """The config.json in the folder; for a part of a larger tree, else the one above it."""
+    if kind == "hf":
+        above = [folder.parent] if folder.name in _CONVERTED else []
+    else:
+        is_part = _iteration_of(folder) is not None or folder.name == "release"
+        above = [folder.resolve().parent, folder.resolve().parent.parent] if is_part else []
+    paths = (place / "config.json" for place in (folder, *above))
+    return next((path for path in paths if path.is_file()), None)

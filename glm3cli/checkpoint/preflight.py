@@ -1,0 +1,42 @@
+"""The checks of a conversion that need no torch, so that a mistake is reported within a second."""
+
+from pathlib import Path
+
+from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.staging import check_target
+from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.errors import ConfigError
+
+
+def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
+    """Checks paths, config.json and divisibility.
+
+    Raises:
+        CheckpointError: The source isn't there, holds no model, or its config.json is wrong.
+        ConfigError: The target may not be written, or the model can't be cut as asked.
+    """
+    location = locate(source)
+    check_target(target, source, force=options.force)
+    if location.config is None and location.kind == "ranks":
+        return  # the shape stands in the files themselves
+    model = ModelConfig.from_file(location.config or location.folder)
+    if options.layout in ("mcore", "legacy"):
+        options.parallel.check_fits(model)
+    if options.layout == "legacy":
+        check_legacy(options.parallel, model)
+
+
+def check_legacy(parallel: ParallelConfig, model: ModelConfig) -> None:
+    """Checks that Megatron's legacy model can be cut as asked.
+
+    Raises:
+        ConfigError: There are more tensor-parallel ranks than query groups.
+    """
+    if model.num_query_groups % parallel.tp:
+        raise ConfigError(
+            f"multi_query_group_num {model.num_query_groups} is not divisible by --tp "
+            f"{parallel.tp}, which --format legacy needs",
+            f"use --format mcore, or a --tp that divides {model.num_query_groups}",
+        )

@@ -1,0 +1,101 @@
+"""`Source`: where weights are read from, whatever the layout; `open_source` finds out which.
+
+Readers give canonical tensors (see `cuts`) one at a time, as views of mapped files wherever the
+layout allows it, so that a model larger than the memory can be read.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glm3cli.checkpoint.headers import Problem, refuse
+from glm3cli.checkpoint.locate import Location, locate
+from glm3cli.checkpoint.names import Layout, Weight
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+
+
+class Source(Protocol):
+    """Anything that gives the weights of a model."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's shape."""
+
+    def read(self, weight: Weight, layer: int | None = None) -> Tensor:
+        """The canonical tensor of one row of the table."""
+
+
+class StoredSource(ABC):
+    """Weights in a folder.
+
+    Attributes:
+        path: The folder of the weights themselves.
+        layout: Their naming and order.
+        model: The model's shape.
+        config: The config.json that it comes from; None where the weights told the shape.
+        iteration: The training iteration, where the folder tells it.
+        parallel: How the files are cut.
+        problems: What is missing, unknown or of a wrong shape, found in the files' headers.
+    """
+
+    layout: Layout
+
+    def __init__(self, location: Location, model: ModelConfig) -> None:
+        self.path = location.folder
+        self.config = location.config
+        self.iteration = location.iteration
+        self.model = model
+        self.parallel = ParallelConfig()
+        self.problems: list[Problem] = []
+
+    @abstractmethod
+    def read(self, weight: Weight, layer: int | None = None) -> Tensor:
+        """The canonical tensor of one row of the table; don't write to it."""
+
+    @abstractmethod
+    def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
+        """The stored type of the tensor, without reading it."""
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+
+
+def open_source(path: Path, *, check: bool = True) -> StoredSource:
+    """Opens the weights of a MODEL in any layout.
+
+    Args:
+        path: A folder in any layout, or a training run (its newest complete checkpoint).
+        check: Whether missing, unknown or misshapen tensors are refused now.
+
+    Raises:
+        CheckpointError: There are no weights, or they are damaged or don't fit the config.json.
+    """
+    from glm3cli.checkpoint.dist import DistSource
+    from glm3cli.checkpoint.hf import HfSource
+    from glm3cli.checkpoint.ranks import RanksSource
+
+    location = locate(Path(path))
+    source: StoredSource
+    if location.kind == "hf":
+        source = HfSource(location)
+    elif location.kind == "ranks":
+        source = RanksSource(location)
+    else:
+        source = DistSource(location)
+    if check:
+        refuse(source.path, source.problems)
+    return source
+
+
+def config_of(location: Location) -> ModelConfig:
+    """The model's shape from its config.json.
+
+    Raises:
+        CheckpointError: There is none, or it is wrong.
+    """
+    return ModelConfig.from_file(location.config or location.folder)

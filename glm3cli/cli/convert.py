@@ -1,0 +1,83 @@
+"""`glm3 convert`: between Hugging Face folders, Megatron's per-rank files, and `dist`."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from glm3cli.cli.options import command
+from glm3cli.config.convert import ConvertConfig, InspectConfig, ToHfConfig, ToMegatronConfig
+
+if TYPE_CHECKING:
+    from glm3cli.checkpoint.inspect import Inspection
+    from glm3cli.config.convert import ConvertOptions
+
+app = typer.Typer(no_args_is_help=True, help="Convert a model between layouts, or look at one.")
+
+
+@command(app, ToMegatronConfig, "hf2mg")
+def hf2mg(config: ToMegatronConfig) -> None:
+    """Convert a Hugging Face model to Megatron's layouts."""
+    _convert(config, config.options)
+
+
+@command(app, ToHfConfig, "mg2hf")
+def mg2hf(config: ToHfConfig) -> None:
+    """Convert a Megatron model or a training run to a Hugging Face folder."""
+    _convert(config, config.options)
+
+
+@command(app, ToMegatronConfig, "mg2mg")
+def mg2mg(config: ToMegatronConfig) -> None:
+    """Cut a Megatron model or a training run for other parallel sizes."""
+    _convert(config, config.options)
+
+
+@command(app, InspectConfig, "inspect")
+def inspect(config: InspectConfig) -> None:
+    """Show what a model folder holds: layout, sizes, types, and what is missing."""
+    from glm3cli.checkpoint.inspect import inspect
+
+    found = inspect(config.path)
+    if config.as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        _show(found)
+
+
+def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
+    from glm3cli.checkpoint.preflight import check_request
+
+    check_request(config.source, config.target, options)
+    from glm3cli.checkpoint.convert import convert  # torch takes a second: mistakes come first
+
+    result = convert(config.source, config.target, options)
+    if config.as_json:
+        typer.echo(json.dumps(asdict(result)))
+        return
+    checked = "read back and compared" if result.verified else "not verified"
+    typer.echo(
+        f"{result.target}: {result.layout}, {result.tensors} tensors, {result.bytes / 1e9:.2f} GB "
+        f"in {result.seconds:.1f} s, {checked}"
+    )
+
+
+def _show(found: "Inspection") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    stages = f" ({found.layers_per_stage} layers)" if found.layers_per_stage else ""
+    console = Console()
+    console.print(
+        f"{found.path}\nlayout {found.layout}, tp {found.tp}, pp {found.pp}{stages}, "
+        f"vpp {found.vpp}, iteration {'-' if found.iteration is None else found.iteration}, "
+        f"{found.parameters:,} parameters, {found.bytes:,} bytes",
+        highlight=False,
+    )
+    table = Table("tensor", "shape", "dtype", "count")
+    for kind in found.kinds:
+        table.add_row(kind.name, str(list(kind.shape)), kind.dtype, str(kind.count))
+    console.print(table)
+    for problem in found.problems:
+        console.print(problem, style="red", markup=False)
