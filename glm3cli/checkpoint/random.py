@@ -29,12 +29,12 @@ class RandomSource:
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
         """The full tensor of one row of the table, fp32."""
         shape = weight.shape(self.model)
-        if "norm" in weight.key:
+        if "norm" in weight.logical:
             return torch.ones(shape)
         if len(shape) == 1:
             return torch.zeros(shape)
         generator = torch.Generator()
         place = WEIGHTS.index(weight) * (self.model.num_layers + 1) + (layer or 0)
         generator.manual_seed(self._seed * 1_000_003 + place)
-        scale = math.sqrt(2 * self.model.num_layers) if weight.key in _RESIDUAL else 1.0
+        scale = math.sqrt(2 * self.model.num_layers) if weight.logical in _RESIDUAL else 1.0
         return torch.empty(shape).normal_(0.0, self._std / scale, generator=generator)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from glm3cli.checkpoint.shape import read_shape
 from glm3cli.cli.launch import is_speaker, relaunch
 from glm3cli.cli.options import command
 from glm3cli.config.model import PRESETS, ModelConfig
@@ -54,7 +55,7 @@ def _run(config: TrainConfig, kind: Kind) -> None:
 
 def _shape(config: TrainConfig) -> ModelConfig:
     if config.model is not None:
-        return find_model_config(config.model)
+        return read_shape(config.model)
     assert config.shape is not None  # StartOptions has checked it
     return PRESETS.get(config.shape) or ModelConfig.from_file(Path(config.shape))
 

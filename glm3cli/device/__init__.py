@@ -9,7 +9,7 @@ from glm3cli.device.cpu import CpuDevice
 from glm3cli.device.cuda import CudaDevice
 from glm3cli.device.npu import NpuDevice
 
-__all__ = ["DEVICES", "Device", "require_active", "select"]
+__all__ = ["DEVICES", "Device", "find", "require_active", "select"]
 
 DEVICES: dict[str, type[Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}
 _devices: dict[str, Device] = {}
@@ -18,11 +18,12 @@ _devices: dict[str, Device] = {}
 def select(name: str = "auto") -> Device:
     """The device called `name`; `auto` is an NPU if torch_npu is here, else CUDA, else the CPU."""
     if name == "auto":
-        name = _find()
+        name = find()
     return _devices.setdefault(name, DEVICES[name]())
 
 
-def _find() -> str:
+def find() -> str:
+    """What `auto` stands for on this machine."""
     if importlib.util.find_spec("torch_npu") is not None:
         return "npu"
     return "cuda" if torch.cuda.is_available() else "cpu"

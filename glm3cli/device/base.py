@@ -20,10 +20,13 @@ class Device(ABC):
     Attributes:
         name: As in `--device`, and torch's device type.
         backend: torch.distributed's collective backend.
+        stream_ordered: Whether memory that is freed waits for the work queued before. Without
+            streams, a send that is still under way would read what comes there next.
     """
 
     name: ClassVar[str]
     backend: ClassVar[str]
+    stream_ordered: ClassVar[bool] = True
 
     def activate(self) -> None:
         """Prepares torch and megatron-core for this chip; a second call does nothing.

@@ -6,6 +6,7 @@ torch_npu's transfer_to_npu does for NPUs.
 
 import functools
 import resource
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -132,11 +133,15 @@ class CpuDevice(Device):
 
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "gloo"
+    stream_ordered: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._redirects = (Redirects(_EARLY), Redirects(_LATE))
 
     def _prepare(self) -> None:
+        # Advice about GPUs (Apex, Transformer Engine, launch order) that a CPU has no use for.
+        warnings.filterwarnings("ignore", module=r"megatron\.")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         early, late = self._redirects
         early.apply()
         late.apply()

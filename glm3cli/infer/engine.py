@@ -136,12 +136,8 @@ class Engine:
         longest = max(len(continuation) for continuation in continuations)
         rows = [[*a, *b][:-1] for a, b in zip(contexts, continuations, strict=True)]
         tokens, padding = self._left_padded(rows)
-        self._keep = longest
-        try:
-            with self._cached(tokens.size(1), padding):
-                logits = self._forward(tokens)
-        finally:
-            self._keep = 1
+        with self._cached(tokens.size(1), padding), self._keeping(longest):
+            logits = self._forward(tokens)
         scores = torch.zeros((len(rows), 2), device=self._device)
         if logits is not None:
             for row, continuation in enumerate(continuations):
@@ -150,6 +146,13 @@ class Engine:
                 scores[row, 0] = logprobs.gather(1, target.unsqueeze(1)).sum()
                 scores[row, 1] = (logprobs.argmax(dim=-1) == target).all()
         return [(total, bool(greedy)) for total, greedy in self._from_last_stage(scores).tolist()]
+
+    @torch.no_grad()
+    def all_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
+        """Logits at every position, [b, longest, vocab] left-padded; None before the last stage."""
+        tokens, padding = self._left_padded(prompts)
+        with self._cached(tokens.size(1), padding), self._keeping(tokens.size(1)):
+            return self._forward(tokens)
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """[b, longest] tokens, and the number of pads in front of each row if there are any."""
@@ -173,6 +176,15 @@ class Engine:
             self._gpt.rotary_pos_emb.window = None
             for attention in attentions:
                 attention.cache = None
+
+    @contextmanager
+    def _keeping(self, num_positions: int) -> Iterator[None]:
+        """Computes the logits of so many last positions instead of one."""
+        self._keep = num_positions
+        try:
+            yield
+        finally:
+            self._keep = 1
 
     def _forward(self, tokens: Tensor) -> Tensor | None:
         """One pass through the pipeline; [b, kept positions, vocab] on the last stage, else None."""

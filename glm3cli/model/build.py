@@ -77,6 +77,10 @@ def transformer_config(
         perform_initialization=False,
         use_cpu_initialization=True,
         calculate_per_token_loss=True,
+        # With two stages, previous and next stage are the same rank, and batched messages of the
+        # interleaved schedule would be matched in the wrong order.
+        batch_p2p_comm=parallel.vpp == 1,
+        overlap_p2p_comm=parallel.vpp > 1,
         **training,
     )
 
@@ -115,6 +119,12 @@ def layer_spec() -> ModuleSpec:
                 ),
             ),
             mlp_bda=get_bias_dropout_add,
+            # As megatron-core's own local spec: the norms are saved under Transformer Engine's
+            # names, so that checkpoints of both kinds of models can be read by both.
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
         ),
     )
 
@@ -152,10 +162,24 @@ def _build_chunk(
     )
     use_rotary(gpt, model.rotary_base)
     gpt.model_type = ModelType.encoder_or_decoder
-    for parameter in gpt.parameters():
-        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    _mark_pieces(gpt)
     gpt.to(require_active().torch_device())
     return Float16Module(config, gpt) if config.fp16 or config.bf16 else gpt
+
+
+def _mark_pieces(gpt: GPTModel) -> None:
+    """Marks the weights that are cut over tensor parallel ranks.
+
+    Upstream does it while initialising; without the mark the gradient norm would take them for
+    copies and count one rank's.
+    """
+    columns = (tensor_parallel.ColumnParallelLinear, tensor_parallel.VocabParallelEmbedding)
+    for module in gpt.modules():
+        if isinstance(module, (*columns, tensor_parallel.RowParallelLinear)):
+            dim = 0 if isinstance(module, columns) else 1
+            tensor_parallel.set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
+    for parameter in gpt.parameters():
+        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
 
 
 def unwrap(module: torch.nn.Module) -> GPTModel:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from glm3cli.checkpoint.locate import locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Kind
@@ -13,7 +14,7 @@ from glm3cli.parallel.groups import Grid, open_grid, seed_everything
 from glm3cli.train.flops import flops_per_token
 from glm3cli.train.loop import train
 from glm3cli.train.metrics import Metrics
-from glm3cli.train.setup import build_parts, load_tokenizer
+from glm3cli.train.setup import build_parts
 from glm3cli.train.state import State
 from glm3cli.train.store import Store, find_resume
 
@@ -53,7 +54,7 @@ def _run(
     if grid.rank == 0:
         write_run_file(config)
     parts = build_parts(config, kind, model, grid, with_weights=resume is None)
-    companions = config.model or load_tokenizer(config).path.parent
+    companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
     store = Store(config.save, model, companions, config.keep_last)
     metrics.event(
         "start",

@@ -13,6 +13,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from glm3cli.checkpoint.load import load_weights
+from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.random import RandomSource
 from glm3cli.checkpoint.source import Source, open_source
 from glm3cli.config.model import ModelConfig
@@ -60,9 +61,10 @@ def build_parts(
 
 def load_tokenizer(config: TrainConfig) -> Tokenizer:
     """The tokenizer of `--tokenizer`, or else of the model."""
-    path = config.tokenizer or config.model
-    assert path is not None  # the command line has checked it
-    return Tokenizer.load(path)
+    if config.tokenizer is not None:
+        return Tokenizer.load(config.tokenizer)
+    assert config.model is not None  # the command line has checked it
+    return Tokenizer.load(locate(config.model).companions)
 
 
 def _source(config: TrainConfig, model: ModelConfig) -> Source:
@@ -106,7 +108,7 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         config,
         config.dtype,
         sequence_parallel=config.sequence_parallel,
-        deallocate_pipeline_outputs=True,
+        deallocate_pipeline_outputs=require_active().stream_ordered,
         **_recompute(config),
     )
     distributed = config.distributed_optimizer and grid.dp_size > 1

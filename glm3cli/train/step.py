@@ -52,11 +52,7 @@ class Trainer:
 
     def step(self, loader: Loader, consumed: int) -> StepOutcome:
         """Trains on the global batch that starts after `consumed` samples."""
-        for chunk in self.chunks:
-            chunk.train()
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        loss, num_tokens = self._run(loader, consumed, forward_only=False)
+        loss, num_tokens = self.forward_backward(loader, consumed)
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
         updated, grad_norm, _ = self.optimizer.step()
@@ -70,6 +66,18 @@ class Trainer:
             lr=lr,
             skipped=not updated,
         )
+
+    def forward_backward(self, loader: Loader, consumed: int) -> tuple[float, int]:
+        """Leaves the gradient of one global batch in the parameters' `main_grad`.
+
+        Returns:
+            Sum of the token losses and number of trained tokens of the global batch.
+        """
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()  # type: ignore[operator]
+        self.optimizer.zero_grad()
+        return self._run(loader, consumed, forward_only=False)
 
     def validate(self, loader: Loader, num_batches: int) -> float:
         """Mean loss over the tokens of the first `num_batches` global batches of `loader`."""

@@ -25,7 +25,7 @@ _GLM = {
 
 def names(weight: Weight, layer: int | None) -> list[str]:
     """The parameters of GlmForCausalLM that make up one canonical weight."""
-    return [name.format(layer) for name in _GLM[weight.key]]
+    return [name.format(layer) for name in _GLM[weight.logical]]
 
 
 def all_slots(model: ModelConfig) -> list[tuple[Weight, int | None]]:

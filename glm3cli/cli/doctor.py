@@ -1,0 +1,48 @@
+"""`glm3 doctor`: what is here, what will be used, and what doesn't fit together."""
+
+import json
+import sys
+from dataclasses import asdict
+
+import typer
+
+from glm3cli.cli.options import command
+from glm3cli.config.doctor import DoctorConfig
+
+_STYLES = {"ok": "green", "absent": "dim", "wrong": "red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+
+    @command(app, DoctorConfig, "doctor")
+    def doctor(config: DoctorConfig) -> None:
+        """Show hardware, drivers, and versions, and what doesn't fit together."""
+        from glm3cli.device import DEVICES, find
+        from glm3cli.device.diagnose import diagnose
+
+        findings = diagnose()
+        device = DEVICES[find()]
+        problems = sum(finding.verdict == "wrong" for finding in findings)
+        if config.as_json:
+            report = [asdict(finding) for finding in findings]
+            typer.echo(json.dumps({"device": device.name, "findings": report}))
+        else:
+            _print(device.name, device.backend, [asdict(finding) for finding in findings])
+        if problems:
+            sys.exit(4)
+
+
+def _print(device: str, backend: str, findings: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"--device auto is {device}, with {backend}")
+    for heading in ("", "found", "", "advice"):
+        table.add_column(heading)
+    for row in findings:
+        style = _STYLES[row["verdict"]]
+        table.add_row(
+            row["subject"], row["found"], f"[{style}]{row['verdict']}[/{style}]", row["advice"]
+        )
+    Console().print(table)
