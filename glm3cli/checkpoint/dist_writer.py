@@ -7,6 +7,7 @@ at a time and without either. `dist_checkpointing.load` reads it into a GPTModel
 
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ from glm3cli.checkpoint.writers import Plan, Produce
 def write_dist(folder: Path, plan: Plan, produce: Produce) -> None:
     """Writes the tensors, the (empty) extra states, and the two metadata files."""
     torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
-    save(
-        {},
-        storage_writer=FileSystemWriter(folder, thread_count=1, sync_files=False),
-        planner=_Planner(plan, produce),
-        no_dist=True,
-    )
+    with warnings.catch_warnings():
+        # That there is no process group is intended.
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        save(
+            {},
+            storage_writer=FileSystemWriter(folder, thread_count=1, sync_files=False),
+            planner=_Planner(plan, produce),
+            no_dist=True,
+        )
     # Last, as megatron-core does: its presence says that the checkpoint is complete.
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     backends |= {"common_backend": "torch", "common_backend_version": 1}

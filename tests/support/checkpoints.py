@@ -1,0 +1,93 @@
+"""Small random checkpoints in the original Hugging Face layout, and their comparison."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glm3cli.checkpoint.names import WEIGHTS, Stage, slots
+from glm3cli.checkpoint.source import open_source
+from glm3cli.config.model import ModelConfig
+
+# hidden_size differs from heads x kv_channels, and nothing else is equal by chance.
+SMALL = ModelConfig(
+    num_layers=4,
+    hidden_size=24,
+    ffn_hidden_size=40,
+    num_attention_heads=8,
+    num_query_groups=2,
+    kv_channels=4,
+    padded_vocab_size=56,
+    seq_length=32,
+    torch_dtype="fp16",
+)
+
+
+def random_weights(model: ModelConfig = SMALL, dtype: torch.dtype = torch.float16) -> dict:
+    """All tensors under their Hugging Face names."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        weight.name("chatglm", layer): torch.randn(weight.shape(model), generator=generator).to(
+            dtype
+        )
+        for weight, layer in slots(model.num_layers)
+    }
+
+
+def write_hf(
+    folder: Path,
+    *,
+    model: ModelConfig = SMALL,
+    weights: dict[str, Tensor] | None = None,
+    kind: str = "safetensors",
+    shards: int = 1,
+) -> Path:
+    """A Hugging Face folder: config.json, weights, and made-up companions."""
+    folder.mkdir(parents=True)
+    weights = random_weights(model) if weights is None else weights
+    (folder / "config.json").write_text(json.dumps(model.to_hf()))
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenization_chatglm.py").write_text("# code\n")
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[kind]
+    names, places = list(weights), {}
+    for i in range(shards):
+        part = {name: weights[name] for name in names[i::shards]}
+        number = f"-{i + 1:05d}-of-{shards:05d}" if shards > 1 else ""
+        file = folder / f"{stem}{number}.{kind}"
+        if kind == "safetensors":
+            save_file(part, file, metadata={"format": "pt"})
+        else:
+            torch.save(part, file)
+        places |= dict.fromkeys(part, file.name)
+    if shards > 1:
+        index = {"metadata": {"total_size": 1}, "weight_map": places}
+        (folder / f"{stem}.{kind}.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def read_all(path: Path) -> dict[str, Tensor]:
+    """All canonical tensors of a MODEL, under their Hugging Face names."""
+    source = open_source(path)
+    return {
+        weight.name("chatglm", layer): source.read(weight, layer)
+        for weight, layer in slots(source.model.num_layers)
+    }
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Bitwise equality of names, types, shapes and values."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        assert torch.equal(
+            found[name].contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)
+        ), name
+
+
+def layer_weights() -> list:
+    """The rows of the table that every layer has."""
+    return [weight for weight in WEIGHTS if weight.stage is Stage.LAYER]
