@@ -1,5 +1,6 @@
 """Encodes chunks of rows in worker processes, in order and with bounded memory."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -7,10 +8,10 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,6 @@ from glm3cli.errors import DataError
 
 # Chunks under way per worker: enough that none waits, few enough to bound the memory.
 _AHEAD = 4
-
-_encoder: "Encoder | None" = None  # of a worker process
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,14 @@ def encode_all(
             yield encoder.encode(chunk)
         yield from map(encoder.encode, chunks)
         return
-    try:
-        yield from _in_order(config, tokenizer, num_workers, _chained(head, chunks))
-    except BrokenProcessPool:
-        raise DataError(
-            "a worker process was killed, most likely for want of memory", "use fewer --workers"
-        ) from None
+    with _Workers(config, tokenizer, num_workers) as workers:
+        waiting: deque[Future[Encoded]] = deque()
+        for chunk in _chained(head, chunks):
+            waiting.append(workers.submit(chunk))
+            if len(waiting) >= _AHEAD * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _chained(head: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -163,40 +164,62 @@ def _chained(head: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
     yield from rest
 
 
-def _in_order(
-    config: PreprocessConfig, tokenizer: Tokenizer, num_workers: int, chunks: Iterator[Chunk]
-) -> Iterator[Encoded]:
-    # Started from a clean process: this one may have threads and torch in it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (config, tokenizer))
-    waiting: deque[Future[Encoded]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode_in_worker, chunk))
-            if len(waiting) >= _AHEAD * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Workers:
+    """Processes that encode, each behind a thread that hands it one chunk at a time.
+
+    Not concurrent.futures' process pool: in Python 3.11 it hangs when a worker is killed while a
+    chunk is on its way (https://github.com/python/cpython/issues/94777). Here a worker that is
+    gone is an end of file, and so is, for the worker, a parent that is gone.
+    """
+
+    def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer, num_workers: int) -> None:
+        self._arguments = (config, tokenizer)
+        # Started from a clean process: this one may have threads and torch in it.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["__main__", __name__])
+        self._lock = threading.Lock()
+        self._processes: list[tuple[BaseProcess, Connection]] = []
+        self._of_thread = threading.local()
+        self._threads = ThreadPoolExecutor(num_workers, initializer=self._start)
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for process, connection in self._processes:
+            connection.close()
+            process.join()
+
+    def submit(self, chunk: Chunk) -> "Future[Encoded]":
+        """Has a chunk encoded; the result raises DataError if its worker was killed."""
+        return self._threads.submit(self._encode, chunk)
+
+    def _start(self) -> None:
+        with self._lock:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(theirs, *self._arguments))
+            process.start()
+            theirs.close()
+            self._processes.append((process, ours))
+            self._of_thread.connection = ours
+
+    def _encode(self, chunk: Chunk) -> Encoded:
+        try:
+            self._of_thread.connection.send(chunk)
+            encoded: Encoded = self._of_thread.connection.recv()
+        except (EOFError, OSError):
+            raise DataError(
+                "a worker process was killed, most likely for want of memory",
+                "use fewer --workers",
+            ) from None
+        return encoded
 
 
-def _start_worker(config: PreprocessConfig, tokenizer: Tokenizer) -> None:
-    global _encoder
+def _work(connection: "Connection", config: PreprocessConfig, tokenizer: Tokenizer) -> None:
+    """The life of a worker: encodes what comes until nothing can come any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(config, tokenizer)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _encode_in_worker(chunk: Chunk) -> Encoded:
-    assert _encoder is not None
-    return _encoder.encode(chunk)
+    encoder = Encoder(config, tokenizer)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            connection.send(encoder.encode(connection.recv()))

@@ -1,0 +1,166 @@
+"""`glm3 preprocess` from the outside: its options, what it prints, and how it stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from glm3cli.cli import data
+from glm3cli.errors import ConfigError, DataError
+from tests.support.tiny_tokenizer import tiny_tokenizer_folder
+
+PROGRAM = """
+import sys, typer
+from glm3cli.cli import data
+from glm3cli.errors import Glm3Error
+app = typer.Typer()
+data.register(app)
+try:
+    app()
+except Glm3Error as error:
+    print("error:", error.message, file=sys.stderr)
+    sys.exit(error.exit_code)
+finally:
+    print("heavy:", sorted({"torch", "numpy", "pyarrow", "sentencepiece"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def app() -> typer.Typer:
+    app = typer.Typer()
+    data.register(app)
+    return app
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "the fox"}\n{"text": "a lazy dog"}\n')
+    return path
+
+
+def call(app: typer.Typer, *arguments: object):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def common(tmp_path: Path) -> list[object]:
+    return ["--tokenizer", tiny_tokenizer_folder(), "--output-prefix", tmp_path / "out"]
+
+
+def test_the_result_as_json(app, tmp_path, source):
+    result = call(app, "--input", source, *common(tmp_path), "--json")
+    summary = json.loads(result.stdout)
+    assert set(summary) == {"documents", "tokens", "bytes", "seconds", "skipped", "files"}
+    assert (summary["documents"], summary["bytes"], summary["skipped"]) == (2, 17, 0)
+    assert summary["files"] == [str(tmp_path / f"out_text_document.{s}") for s in ("bin", "idx")]
+    assert all(Path(name).is_file() for name in summary["files"])
+
+
+def test_the_result_for_people(app, tmp_path, source):
+    result = call(app, "--input", source, *common(tmp_path))
+    assert result.stdout.startswith("2 documents, ")
+    assert str(tmp_path / "out_text_document.idx") in result.stdout
+
+
+def test_input_takes_several_paths_and_repeats(app, tmp_path, source):
+    """A shell turns `--input *.jsonl` into several words."""
+    result = call(app, "--input", source, source, "--input", source, *common(tmp_path), "--json")
+    assert json.loads(result.stdout)["documents"] == 6
+
+
+def test_modellinks_spellings(app, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"instruction": "the fox", "input": "", "output": "over"}\n')
+    arguments = ["--tokenizer-name-or-path", tiny_tokenizer_folder()]
+    arguments += ["--output-prefix", tmp_path / "out", "--append-eod", "--workers", 1]
+    call(app, "--input", source, "--handler-name", "GeneralInstructionHandler", *arguments)
+    assert (tmp_path / "out_packed_labels_document.idx").is_file()
+
+
+def test_options_from_a_file(app, tmp_path, source):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"input: [{source}]\ntokenizer: {tiny_tokenizer_folder()}\n"
+        f"output_prefix: {tmp_path / 'out'}\nappend_eod: true\n"
+    )
+    with_end = json.loads(call(app, "--config", config, "--json").stdout)
+    without = json.loads(call(app, "--config", config, "--json", "--no-append-eod").stdout)
+    assert with_end["tokens"] == without["tokens"] + 2
+
+
+def test_a_preview_prints_tokens_and_writes_nothing(app, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"messages": [{"role": "assistant", "content": "the fox"}]}\n')
+    result = call(app, "--input", source, *common(tmp_path), "--handler", "chat", "--preview", 1)
+    assert f"{source}:1" in result.stdout
+    assert "-100  '<|assistant|>'" in result.stdout
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_wrong_usage_is_a_sentence(app, tmp_path, source):
+    with pytest.raises(ConfigError, match="did you mean GeneralPretrainHandler"):
+        call(app, "--input", source, *common(tmp_path), "--handler", "GeneralPretrain")
+    with pytest.raises(ConfigError, match="--input is missing"):
+        call(app, *common(tmp_path))
+    with pytest.raises(ConfigError, match="tokenizer"):
+        call(app, "--input", source, "--output-prefix", tmp_path / "out")
+    with pytest.raises(DataError, match=r"no\.jsonl does not exist"):
+        call(app, "--input", tmp_path / "no.jsonl", *common(tmp_path))
+
+
+def program(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, **options)
+
+
+def test_help_imports_nothing_heavy():
+    process = program("--help")
+    stdout, _ = process.communicate(timeout=60)
+    assert "--output-prefix" in stdout
+    assert "heavy: []" in stdout
+
+
+def test_progress_is_plain_lines_without_a_terminal(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "the quick brown fox jumps"}\n' * 150_000)
+    process = program("--input", source, *common(tmp_path), "--workers", 1)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "docs/s" in stderr
+    assert "\x1b" not in stderr
+    assert stdout.startswith("150,000 documents")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_leaves_nothing_behind(tmp_path, number, workers):
+    source = tmp_path / "in.jsonl"
+    source.write_text(f'{{"text": "{"the quick brown fox 你好 " * 50}"}}\n' * 40_000)
+    (tmp_path / "out").mkdir()
+    process = program(
+        *("--input", source, "--tokenizer", tiny_tokenizer_folder(), "--workers", workers),
+        *("--output-prefix", tmp_path / "out" / "out"),
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in (tmp_path / "out").iterdir()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the whole group
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else 130)
+    assert not list((tmp_path / "out").iterdir())
+    if number == signal.SIGTERM:
+        assert stderr.endswith("stopped by SIGTERM\n")
