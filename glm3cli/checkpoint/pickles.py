@@ -63,7 +63,9 @@ def load(path: Path) -> Any:
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except PermissionError:
+        raise CheckpointError(f"{path} may not be read", "change its permissions") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise _refusal(path, error) from None
 
 

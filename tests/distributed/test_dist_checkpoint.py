@@ -1,0 +1,86 @@
+"""megatron-core itself loads the layout-free checkpoints that convert writes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm3cli.checkpoint.convert import convert
+from glm3cli.config.convert import ConvertOptions
+from tests.support.checkpoints import SMALL, write_hf
+
+pytestmark = pytest.mark.dist
+
+
+def load(dist: Path, hf: Path, tp: int, pp: int) -> list[str]:
+    """Loads with the stock local layer spec; gives the names of parameters that differ."""
+    import torch
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer import TransformerConfig
+
+    from glm3cli.checkpoint.cuts import cut
+    from glm3cli.checkpoint.names import Stage, slots
+    from glm3cli.checkpoint.source import open_source
+
+    torch.distributed.init_process_group("gloo")
+    parallel_state.initialize_model_parallel(tp, pp)
+    try:
+        tensor_parallel.model_parallel_cuda_manual_seed(1)
+        config = TransformerConfig(
+            num_layers=SMALL.num_layers,
+            hidden_size=SMALL.hidden_size,
+            ffn_hidden_size=SMALL.ffn_hidden_size,
+            num_attention_heads=SMALL.num_attention_heads,
+            num_query_groups=SMALL.num_query_groups,
+            kv_channels=SMALL.kv_channels,
+            add_bias_linear=False,
+            add_qkv_bias=True,
+            normalization="RMSNorm",
+            gated_linear_unit=True,
+            activation_func=torch.nn.functional.silu,
+            use_cpu_initialization=True,
+            tensor_model_parallel_size=tp,
+            pipeline_model_parallel_size=pp,
+            pipeline_dtype=torch.float32,
+        )
+        stage = parallel_state.get_pipeline_model_parallel_rank()
+        model = GPTModel(
+            config,
+            get_gpt_layer_local_spec(normalization="RMSNorm"),
+            vocab_size=SMALL.padded_vocab_size,
+            max_sequence_length=SMALL.seq_length,
+            pre_process=stage == 0,
+            post_process=stage == pp - 1,
+            position_embedding_type="rope",
+            share_embeddings_and_output_weights=False,
+        )
+        wanted: dict[str, Any] = model.sharded_state_dict()
+        loaded = dist_checkpointing.load(wanted, str(dist), strict="raise_all")
+        model.load_state_dict({name: loaded[name] for name in wanted})
+        parameters = dict(model.named_parameters())
+        source = open_source(hf)
+        for weight, layer in slots(SMALL.num_layers):
+            per_stage = SMALL.num_layers // pp
+            local = None if layer is None else layer - stage * per_stage
+            name = weight.name("mcore", local)
+            if weight.stage is Stage.LAYER and local not in range(per_stage):
+                continue
+            if name in parameters:
+                pieces = cut(source.read(weight, layer), weight.cut, tp, SMALL)
+                piece = pieces[parallel_state.get_tensor_model_parallel_rank()]
+                if torch.equal(parameters[name], piece.float()):
+                    del parameters[name]
+        return sorted(parameters)
+    finally:
+        parallel_state.destroy_model_parallel()
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2)])
+def test_a_stock_gpt_model_loads_it(ranks, tmp_path, tp, pp):
+    hf = write_hf(tmp_path / "hf")
+    convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
+    found = ranks.run(tp * pp, load, tmp_path / "dist", hf, tp, pp)
+    assert found == [[]] * (tp * pp)

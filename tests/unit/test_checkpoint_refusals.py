@@ -1,0 +1,304 @@
+"""What is wrong with a checkpoint is said in a sentence, and nothing is left behind."""
+
+import json
+import pickle
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glm3cli.checkpoint import convert as convert_module
+from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.source import open_source
+from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.errors import CheckpointError, ConfigError
+from tests.support.checkpoints import assert_same, random_weights, read_all, write_hf
+
+NORM = "transformer.encoder.final_layernorm.weight"
+
+
+@pytest.fixture
+def hf(tmp_path):
+    return write_hf(tmp_path / "hf", shards=2)
+
+
+def ranks(tmp_path, **cuts):
+    hf = write_hf(tmp_path / "for_ranks")
+    options = ConvertOptions(layout="mcore", parallel=ParallelConfig(**cuts), verify=False)
+    convert(hf, tmp_path / "mg", options)
+    shutil.rmtree(hf)
+    return tmp_path / "mg"
+
+
+def refused(source, sentence, error=CheckpointError, target=None, **options):
+    target = target or source.parent / "new"
+    before = set(source.parent.rglob("*"))
+    with pytest.raises(error, match=sentence) as caught:
+        convert(source, target, ConvertOptions(layout="mcore", **options))
+    assert caught.value.hint
+    assert set(source.parent.rglob("*")) == before
+
+
+def change(folder, function):
+    """Applies `function` to the tensors of the second shard."""
+    path = folder / "model-00002-of-00002.safetensors"
+    weights = load_file(path)
+    function(weights)
+    save_file(weights, path)
+
+
+def rewrite(path, function):
+    """Applies `function` to the content of a rank file."""
+    saved = torch.load(path, weights_only=False)
+    function(saved)
+    torch.save(saved, path)
+
+
+def test_no_such_folder(tmp_path):
+    refused(tmp_path / "absent", "absent does not exist")
+
+
+def test_no_weights(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "holds no weights")
+
+
+def test_a_file_instead_of_a_folder(hf):
+    refused(hf / "config.json", "is a file")
+
+
+def test_missing_shard(hf):
+    (hf / "model-00001-of-00002.safetensors").unlink()
+    refused(hf, "index.json names model-00001-of-00002.safetensors, which .* lacks")
+
+
+def test_missing_shard_without_an_index(hf):
+    (hf / "model-00001-of-00002.safetensors").unlink()
+    (hf / "model.safetensors.index.json").unlink()
+    refused(hf, "missing tensor transformer.embedding.*; and 11 more")
+
+
+def test_broken_index(hf):
+    (hf / "model.safetensors.index.json").write_text("{")
+    refused(hf, "is no valid index")
+
+
+@pytest.mark.parametrize("size", [0, 4, 300, -10])
+def test_truncated_safetensors(hf, size):
+    path = hf / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    refused(hf, "00002.safetensors is damaged or cut short")
+
+
+@pytest.mark.parametrize("size", [0, 4, 300, -10])
+def test_truncated_bin(tmp_path, size):
+    hf = write_hf(tmp_path / "hf", kind="bin", shards=2)
+    path = hf / "pytorch_model-00002-of-00002.bin"
+    path.write_bytes(path.read_bytes()[:size])
+    refused(hf, "00002.bin is damaged or cut short")
+
+
+def test_wrong_shape(hf):
+    change(hf, lambda weights: weights.update({NORM: torch.ones(3, 4).half()}))
+    refused(hf, rf"wrong shape of {NORM}: expected \[24\], got \[3, 4\]")
+
+
+def test_unknown_key(hf):
+    change(hf, lambda weights: weights.update({"transformer.extra": torch.ones(3).half()}))
+    refused(hf, r"unknown source key transformer.extra of shape \[3\]")
+
+
+def test_missing_key(hf):
+    name = "transformer.encoder.layers.0.input_layernorm.weight"
+    change(hf, lambda weights: weights.pop(name))
+    refused(hf, rf"missing tensor {name}, expected shape \[24\]")
+
+
+def test_quantised_weights(hf):
+    change(hf, lambda weights: weights.update({NORM: torch.ones(24).to(torch.int8)}))
+    refused(hf, "is torch.int8; expected fp32, bf16 or fp16")
+
+
+def test_the_same_tensor_in_two_files(hf):
+    name = "transformer.embedding.word_embeddings.weight"
+    change(hf, lambda weights: weights.update({name: torch.ones(56, 24).half()}))
+    refused(hf, f"{name} is both in model-00001-of-00002.safetensors and in model-00002-of")
+
+
+def test_rotary_frequencies_are_ignored(hf):
+    change(hf, lambda w: w.update({"transformer.rotary_pos_emb.inv_freq": torch.ones(3).half()}))
+    assert open_source(hf).problems == []
+
+
+class Foreign:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_foreign_class_in_a_pickle(tmp_path, capsys, is_zip):
+    hf = write_hf(tmp_path / "hf", kind="bin")
+    content = {**random_weights(), "evil": Foreign()}
+    path = hf / "pytorch_model.bin"
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    refused(hf, "wants to run print")
+    assert "run" not in capsys.readouterr().out
+
+
+def test_foreign_class_in_a_rank_file(tmp_path):
+    mg = ranks(tmp_path)
+    path = mg / "iter_0000001/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda saved: saved.update(args=Foreign()))
+    refused(mg, "wants to run print")
+
+
+def test_foreign_class_in_the_metadata_of_dist(hf, tmp_path):
+    convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
+    (tmp_path / "dist/.metadata").write_bytes(pickle.dumps(Foreign()))
+    refused(tmp_path / "dist", "builtins.print")
+
+
+def test_truncated_dist(hf, tmp_path):
+    convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
+    path = next((tmp_path / "dist").glob("*.distcp"))
+    path.write_bytes(path.read_bytes()[:3000])
+    refused(tmp_path / "dist", "is missing, damaged or cut short")
+
+
+def test_random_states_of_a_training_checkpoint_are_accepted(tmp_path):
+    mg = ranks(tmp_path)
+    state = {"random": random.getstate(), "numpy": np.random.get_state()}
+    path = mg / "iter_0000001/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda saved: saved.update(rng_state=[state], optimizer={"step": 3}))
+    assert_same(read_all(mg), random_weights())
+
+
+def test_config_without_a_field(hf):
+    values = json.loads((hf / "config.json").read_text())
+    del values["kv_channels"]
+    (hf / "config.json").write_text(json.dumps(values))
+    refused(hf, "config.json lacks kv_channels")
+
+
+def test_config_of_another_family(hf):
+    (hf / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    refused(hf, "is of the family 'llama'")
+
+
+def test_no_config(hf):
+    (hf / "config.json").unlink()
+    refused(hf, "config.json does not exist")
+
+
+@pytest.mark.parametrize(
+    ("cuts", "sentence"),
+    [
+        ({"tp": 3}, "num_attention_heads 8 is not divisible by --tp 3"),
+        ({"pp": 3}, "num_layers 4 is not divisible by --pp 3"),
+        ({"pp": 2, "layers_per_stage": "1,1"}, "adds up to 2 layers, but the model has 4"),
+    ],
+)
+def test_sizes_that_do_not_divide(hf, cuts, sentence):
+    refused(hf, sentence, ConfigError, parallel=ParallelConfig(**cuts))
+
+
+def test_target_exists(hf, tmp_path):
+    (tmp_path / "new").mkdir()
+    refused(hf, "new exists", ConfigError)
+
+
+@pytest.mark.parametrize("name", ["hf", "hf/new", "."])
+def test_target_and_source_in_one_another(hf, tmp_path, name):
+    refused(hf, "lie in one another", ConfigError, target=tmp_path / name, force=True)
+
+
+def test_force_replaces_a_model_but_nothing_else(hf, tmp_path):
+    write_hf(tmp_path / "new", weights={})
+    convert(hf, tmp_path / "new", ConvertOptions(layout="chatglm", force=True))
+    assert_same(read_all(tmp_path / "new"), random_weights())
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters/love.txt").write_text("dear")
+    target = tmp_path / "letters"
+    refused(hf, "something other than a model", ConfigError, target=target, force=True)
+
+
+def test_missing_rank_file(tmp_path):
+    mg = ranks(tmp_path, tp=2, pp=2)
+    shutil.rmtree(mg / "iter_0000001/mp_rank_01_000")
+    refused(mg, "lacks rank files: tp 1 pp 0")
+
+
+def test_missing_stage(tmp_path):
+    mg = ranks(tmp_path, pp=2)
+    shutil.rmtree(mg / "iter_0000001/mp_rank_00_001")
+    refused(mg, "the files hold 2 layers, but the model has 4")
+
+
+def test_truncated_rank_file(tmp_path):
+    mg = ranks(tmp_path, tp=2)
+    path = mg / "iter_0000001/mp_rank_01/model_optim_rng.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(mg, "mp_rank_01/model_optim_rng.pt is damaged or cut short")
+
+
+def test_tracker_of_an_absent_iteration(tmp_path):
+    mg = ranks(tmp_path)
+    (mg / "latest_checkpointed_iteration.txt").write_text("7")
+    refused(mg, "says 7, but iter_0000007 does not exist")
+
+
+@pytest.mark.parametrize("version", [None, 2.0])
+def test_qkv_order_of_older_versions(tmp_path, version):
+    mg = ranks(tmp_path)
+    path = mg / "iter_0000001/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda saved: saved.pop("checkpoint_version"))
+    if version:
+        rewrite(path, lambda saved: saved.update(checkpoint_version=version))
+    refused(mg, f"checkpoint_version {version or 0}; its QKV rows are in another order")
+
+
+def test_ranks_that_disagree_on_a_copy(tmp_path):
+    mg = ranks(tmp_path, tp=2)
+    path = mg / "iter_0000001/mp_rank_01/model_optim_rng.pt"
+    rewrite(path, lambda saved: saved["model"]["decoder.final_layernorm.weight"].add_(1))
+    refused(mg, "different copies of final_norm")
+
+
+def test_neither_config_nor_arguments(tmp_path):
+    mg = ranks(tmp_path)
+    (mg / "config.json").unlink()
+    path = mg / "iter_0000001/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda saved: saved.pop("args"))
+    refused(mg, "has no saved arguments, and there is no config.json")
+
+
+def test_full_disk(hf, monkeypatch):
+    usage = shutil.disk_usage(hf)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=100))
+    refused(hf, "but the disk has 0.00 GB free", ConfigError)
+
+
+def test_a_write_that_went_wrong_is_noticed(hf, monkeypatch):
+    def write(layout, folder, plan, produce):
+        original(layout, folder, plan, produce)
+        path = next(folder.rglob("*.pt"))
+        rewrite(path, lambda saved: saved["model"]["output_layer.weight"].add_(1))
+
+    original = convert_module.write
+    monkeypatch.setattr(convert_module, "write", write)
+    refused(hf, "output reads back differently")
+
+
+def test_an_interrupt_leaves_nothing(hf, monkeypatch):
+    def write(_layout, folder, _plan, _produce):
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_module, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        convert(hf, hf.parent / "new", ConvertOptions(layout="mcore"))
+    assert [path.name for path in hf.parent.iterdir()] == ["hf"]
