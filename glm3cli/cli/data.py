@@ -34,6 +34,9 @@ def register(app: typer.Typer) -> None:
             return
         with _reporter(config) as report:
             summary = core.preprocess(config, report)
+        errors = config.output_prefix.with_name(f"{config.output_prefix.name}.errors.jsonl")
+        if config.on_error == "skip" and errors.exists():
+            typer.echo(f"bad rows are listed in {errors}", err=True)
         _print_summary(summary, config.as_json)
 
 

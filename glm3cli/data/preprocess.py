@@ -89,7 +89,7 @@ def preprocess(
                 output.add(encoded)
                 progress.add(encoded)
                 progress.seconds = time.perf_counter() - start
-                progress.done = sizes.share(encoded)
+                progress.done = max(progress.done, sizes.share(encoded))
                 report(progress)
         if not progress.documents:
             raise DataError(

@@ -167,9 +167,9 @@ def _chained(head: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
 class _Workers:
     """Processes that encode, each behind a thread that hands it one chunk at a time.
 
-    Not concurrent.futures' process pool: in Python 3.11 it hangs when a worker is killed while a
-    chunk is on its way (https://github.com/python/cpython/issues/94777). Here a worker that is
-    gone is an end of file, and so is, for the worker, a parent that is gone.
+    Not concurrent.futures' process pool: in Python 3.11 it can hang when a worker is killed while
+    a chunk is on its way. Here a worker that is gone is an end of file, and so is, for the
+    worker, a parent that is gone.
     """
 
     def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer, num_workers: int) -> None:
