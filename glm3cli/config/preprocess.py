@@ -34,7 +34,7 @@ class PreprocessConfig(Settings):
     input: Annotated[list[Path], Flag(metavar="PATH")] = Field(
         default=[], description="File, folder or quoted glob; may repeat."
     )
-    more_input: Annotated[list[Path], Flag(positional=True, metavar="[PATH]...")] = Field(
+    more_input: Annotated[list[Path], Flag(positional=True, metavar="PATH")] = Field(
         default=[], description="Further inputs, so that --input takes several paths."
     )
     tokenizer: Annotated[Path, Flag(("--tokenizer-name-or-path",), metavar="PATH")] = Field(
