@@ -29,7 +29,9 @@ def command(
     def register(function: Callable[[Config], None]) -> Callable[[Config], None]:
         def run(**values: Any) -> None:
             values.pop("config_file")
-            function(config.parse(values))
+            fields = config.model_fields
+            given = {k: v for k, v in values.items() if v is not None or not fields[k].is_required()}
+            function(config.parse(given))
 
         parameters = [_parameter(config, key) for key in config.model_fields]
         run.__signature__ = inspect.Signature([*parameters, _config_file()])  # type: ignore[attr-defined]
@@ -99,7 +101,7 @@ def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
     if path is None or context.resilient_parsing:
         return path
     known = {
-        spelling.removeprefix("--").replace("-", "_"): parameter.name
+        spelling.removeprefix("--").replace("-", "_"): parameter
         for parameter in context.command.params
         for spelling in parameter.opts
         if parameter.name != "config_file"
@@ -108,7 +110,8 @@ def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in _load_yaml(path).items():
         if key not in known:
             raise ConfigError(f"{path}: {unknown_key(key, known)}", "see --help for the keys")
-        values[known[key]] = value
+        several = getattr(known[key], "multiple", False) and not isinstance(value, list)
+        values[str(known[key].name)] = [value] if several else value
     context.default_map = {**(context.default_map or {}), **values}
     return path
 

@@ -10,7 +10,7 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.device import Device, select
 from glm3cli.infer.engine import Engine
-from glm3cli.parallel.groups import open_grid, seed_everything
+from glm3cli.parallel.groups import open_grid
 
 
 @contextmanager
@@ -27,7 +27,6 @@ def open_engine(config: InferenceConfig) -> Iterator[tuple[Engine, Tokenizer]]:
     config.check_fits(source.model)
     tokenizer = Tokenizer.load(config.tokenizer or locate(config.model).companions)
     with open_grid(config) as grid:
-        seed_everything(0)
         yield Engine(source, config, config.dtype or _default(source.model, device), grid), tokenizer
 
 

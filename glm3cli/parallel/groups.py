@@ -51,8 +51,10 @@ class Grid:
 
 
 @contextmanager
-def open_grid(config: ParallelConfig) -> Iterator[Grid]:
+def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     """Joins the ranks that torchrun started (or is alone) and leaves them at the end.
+
+    All random generators are seeded, megatron-core's per axis ones included.
 
     Raises:
         DeviceError: The ranks don't find each other.
@@ -67,6 +69,7 @@ def open_grid(config: ParallelConfig) -> Iterator[Grid]:
             virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
             create_gloo_process_groups=False,
         )
+        _seed_everything(seed)
         yield _here(parallel_state)
     finally:
         parallel_state.destroy_model_parallel()
@@ -106,8 +109,7 @@ def _here(parallel_state: Any) -> Grid:
     )
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy, torch, and megatron-core's per-axis generators."""
+def _seed_everything(seed: int) -> None:
     import random
 
     import numpy as np

@@ -10,7 +10,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Kind
 from glm3cli.device import select
-from glm3cli.parallel.groups import Grid, open_grid, seed_everything
+from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.flops import flops_per_token
 from glm3cli.train.loop import train
 from glm3cli.train.metrics import Metrics
@@ -29,8 +29,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
     """
     select(config.device).activate()
     resume = find_resume(config.save, config.resume)
-    with open_grid(config) as grid:
-        seed_everything(config.seed)
+    with open_grid(config, config.seed) as grid:
         metrics = Metrics(
             config,
             is_speaker=grid.rank == 0,

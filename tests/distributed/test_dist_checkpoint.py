@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
-from tests.support.checkpoints import SMALL, write_hf
+from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 
 pytestmark = pytest.mark.dist
 
@@ -84,3 +85,43 @@ def test_a_stock_gpt_model_loads_it(ranks, tmp_path, tp, pp):
     convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
     found = ranks.run(tp * pp, load, tmp_path / "dist", hf, tp, pp)
     assert found == [[]] * (tp * pp)
+
+
+def save(dist: Path, hf: Path, cuts: dict[str, int]) -> None:
+    """Saves our own model as a training run does."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from glm3cli.checkpoint.load import load_weights
+    from glm3cli.checkpoint.source import open_source
+    from glm3cli.config.parallel import ParallelConfig
+    from glm3cli.model.build import build_chunks, transformer_config, unwrap
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig(**cuts)
+    with open_grid(parallel) as grid:
+        config = transformer_config(SMALL, parallel, "bf16", sequence_parallel=False)
+        chunks = build_chunks(SMALL, parallel, config)
+        load_weights([unwrap(chunk) for chunk in chunks], open_source(hf), parallel, grid)
+        state = {f"model{i}": chunk.sharded_state_dict() for i, chunk in enumerate(chunks)}
+        state["progress"] = {"iteration": 3}
+        dist_checkpointing.save(state, str(dist), ("torch_dist", 1))
+        torch.distributed.barrier()
+
+
+@pytest.mark.parametrize(
+    "cuts", [{"tp": 2, "pp": 2}, {"tp": 4}, {"pp": 2, "vpp": 2}], ids=lambda cuts: str(cuts)
+)
+def test_a_training_checkpoint_of_any_cut_is_read(ranks, tmp_path, cuts):
+    hf = write_hf(tmp_path / "hf")
+    dist = tmp_path / "run/iter_0000003"
+    dist.mkdir(parents=True)
+    (dist / "config.json").write_bytes((hf / "config.json").read_bytes())
+    world_size = cuts.get("tp", 1) * cuts.get("pp", 1)
+    ranks.run(world_size, save, dist, hf, cuts)
+    assert open_source(tmp_path / "run").iteration == 3
+    expected = {name: tensor.bfloat16() for name, tensor in random_weights().items()}
+    assert_same(read_all(tmp_path / "run"), expected)
+    convert(tmp_path / "run", tmp_path / "back", ConvertOptions(layout="chatglm"))
+    assert_same(read_all(tmp_path / "back"), expected)
+    assert open_source(tmp_path / "back").model.torch_dtype == "bf16"

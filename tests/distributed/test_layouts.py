@@ -33,7 +33,16 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "recompute selective": (1, {"recompute": "selective"}),
 }
 STEPS = 20
-RESUMES = [("1x1", "1x1"), ("tp2 pp2", "1x1"), ("dp2", "tp2"), ("pp2 vpp2", "dp2 dist")]
+RESUMES = [
+    ("1x1", "1x1"),
+    ("tp2 pp2", "1x1"),
+    ("dp2", "tp2"),
+    ("pp2 vpp2", "dp2"),
+    ("dp2 dist", "dp4 dist"),
+    ("dp2 dist", "tp2 pp2 uneven"),
+    ("dp2 dist", "dp2"),
+    ("tp2", "dp2 dist"),
+]
 RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
     "tp2": (2, {"tp": 2}),
@@ -42,6 +51,7 @@ RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2 dist": (2, {}),
     "dp4 dist": (4, {}),
     "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
+    "tp2 pp2 uneven": (4, {"tp": 2, "pp": 2, "layers_per_stage": "1,3"}),
 }
 
 
@@ -65,3 +75,21 @@ def test_the_tiny_model_learns(one_rank: list[tuple[float, float]]) -> None:
     # Random labels can't be predicted, but their uniform distribution can.
     assert one_rank[-1][0] < one_rank[0][0]
     assert all(norm > 0 for _, norm in one_rank)
+
+
+@pytest.mark.parametrize(("before", "after"), RESUMES)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    ranks: RankPool,
+    one_rank: list[tuple[float, float]],
+    tmp_path: Path,
+    before: str,
+    after: str,
+) -> None:
+    world_size, options = RESUME_LAYOUTS[before]
+    ranks.run(world_size, train_steps, options, 0, 10, tmp_path)
+    world_size, options = RESUME_LAYOUTS[after]
+    results = ranks.run(world_size, train_steps, options, 10, STEPS, None, tmp_path)
+    for outcome in results:
+        expected = one_rank[10:]
+        assert [loss for loss, _ in outcome] == pytest.approx([x for x, _ in expected], rel=1e-5)
+        assert [norm for _, norm in outcome] == pytest.approx([x for _, x in expected], rel=1e-4)

@@ -47,7 +47,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Path]:
     loss.backward()
     path = tmp_path_factory.mktemp("reference") / "gradients.safetensors"
     save_file(glm.gradients(TINY, model), path)
-    return float(loss), path
+    return float(loss.detach()), path
 
 
 def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float]]:

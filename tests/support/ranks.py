@@ -4,6 +4,7 @@ Importing torch and megatron costs a process five seconds, so the ranks are star
 one job after the other, each with a process group of its own.
 """
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -86,8 +87,12 @@ class RankPool:
         return results
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes; those that hang are killed."""
+        for _, connection in self._ranks:
+            with contextlib.suppress(OSError):
+                connection.send(None)
         for process, _ in self._ranks:
+            process.join(2)
             process.kill()
             process.join()
         self._ranks = []
@@ -98,7 +103,7 @@ class RankPool:
         context = multiprocessing.get_context("spawn")
         for rank in range(self._size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank))
             process.start()
             theirs.close()
             self._ranks.append((process, ours))

@@ -56,7 +56,7 @@ def build(model: ModelConfig, source: Any) -> Any:
             tie_word_embeddings=False,
             max_position_embeddings=model.seq_length,
             rope_theta=model.rotary_base,
-            pad_token_id=0,
+            pad_token_id=None,  # a padding_idx would drop the gradient of token 0
         )
     ).float()
     parameters = dict(glm.named_parameters())

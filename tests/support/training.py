@@ -41,10 +41,9 @@ def train_steps(
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of the steps start..stop, from and to a checkpoint if given."""
     from glm3cli.checkpoint.resume import load_training, save_training
-    from glm3cli.parallel.groups import open_grid, seed_everything
+    from glm3cli.parallel.groups import open_grid
 
     with open_grid(train_config(**options)) as grid:
-        seed_everything(1)
         config, trainer, loader = build(options, grid)
         if load is not None:
             progress, _ = load_training(

@@ -1,0 +1,175 @@
+"""Toy exams, an engine that answers by arithmetic, and a tokenizer that knows the letters."""
+
+import csv
+import functools
+import hashlib
+import io
+import struct
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from glm3cli.config.evaluation import EvalConfig, MmluConfig
+from glm3cli.config.model import ModelConfig
+from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.evals.mmlu import suite_of
+from glm3cli.evals.questions import read_subjects
+from glm3cli.evals.results import EvalResult
+from glm3cli.evals.runner import run_benchmark
+from glm3cli.infer.engine import Generation
+from glm3cli.parallel.groups import Grid
+
+Row = tuple[str, str, str, str, str, str]
+
+_TEXT = (
+    "The following are multiple choice questions (with answers) about subjects. "
+    "What is it? Answer: A Answer: B Answer: C Answer: D one two three four five 答案 是 题目"
+)
+
+
+@functools.cache
+def exam_tokenizer_folder() -> Path:
+    """A folder with a tokenizer.model in which ` A` to ` D` are single pieces."""
+    words = _TEXT.split()
+    lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 3),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        user_defined_symbols=["▁A", "▁B", "▁C", "▁D"],
+        minloglevel=2,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="glm3-tokenizer-"))
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+def exam_tokenizer() -> Tokenizer:
+    """The tokenizer in that folder."""
+    return Tokenizer.load(exam_tokenizer_folder())
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Writes a CSV file and the folders it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_exam(folder: Path, sizes: dict[str, int], num_shots: int = 5) -> Path:
+    """MMLU in small: `sizes` questions of each subject, of various lengths."""
+    for subject, size in sizes.items():
+        for split, number in (("test", size), ("dev", num_shots)):
+            rows = [_row(subject, split, i) for i in range(number)]
+            write_csv(folder / split / f"{subject}_{split}.csv", rows)
+    return folder
+
+
+def _row(subject: str, split: str, i: int) -> Row:
+    text = f"What is {subject} {split} {i}?" + " one two" * (i % 4)
+    return (text, "one", "None", "NA", f"{i}", "ABCD"[i % 4])
+
+
+def one_rank() -> Grid:
+    """The grid of a process that is alone."""
+    return Grid(0, 1, 0, 1, 0, 1, 0, 1, None, None, None)
+
+
+class FakeEngine:
+    """An `Engine` whose numbers depend on a prompt's tokens alone.
+
+    Attributes:
+        batches: The prompts of each call so far.
+        on_call: Called before each forward pass.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, seq_length: int = 4096, grid: Grid | None = None
+    ) -> None:
+        self.model = ModelConfig(
+            num_layers=1,
+            hidden_size=8,
+            ffn_hidden_size=8,
+            num_attention_heads=2,
+            num_query_groups=2,
+            kv_channels=4,
+            padded_vocab_size=tokenizer.vocab_size,
+            seq_length=seq_length,
+        )
+        self.grid = grid or one_rank()
+        self.batches: list[list[tuple[int, ...]]] = []
+        self.on_call: Callable[[], None] = lambda: None
+        self.script: list[int] = []
+
+    def next_logprobs(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
+    ) -> list[list[float]]:
+        self.on_call()
+        self.batches.append([tuple(prompt) for prompt in prompts])
+        return [[score(prompt, candidate) for candidate in candidates] for prompt in prompts]
+
+    def continuation_logprobs(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
+        self.batches.append([tuple(context) for context in contexts])
+        results = []
+        for context, continuation in zip(contexts, continuations, strict=True):
+            seen, total = list(context), 0.0
+            assert continuation
+            for token in continuation:
+                total += score(seen, token)
+                seen.append(token)
+            results.append((total, total > -8.0))
+        return results
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Any,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        seed: int = 0,
+        on_tokens: Callable[[list[int | None]], None] | None = None,
+    ) -> list[Generation]:
+        """Says `script` to every prompt."""
+        self.batches.append([tuple(prompt) for prompt in prompts])
+        said = []
+        for token in self.script[:max_new_tokens]:
+            if token in stop_ids:
+                if on_tokens is not None:
+                    on_tokens([None] * len(prompts))
+                break
+            said.append(token)
+            if on_tokens is not None:
+                on_tokens([token] * len(prompts))
+        return [Generation(list(said)) for _ in prompts]
+
+
+def score(prompt: Sequence[int], candidate: int) -> float:
+    """A made-up log-probability, exact in fp32."""
+    digest = hashlib.sha256(repr((list(prompt), candidate)).encode()).digest()
+    return -16.0 * struct.unpack("<H", digest[:2])[0] / 65536
+
+
+def run_on_rank(options: dict[str, Any]) -> EvalResult:
+    """A whole benchmark run on this rank, for the pool of ranks."""
+    config = MmluConfig.parse(options)
+    return run(config)
+
+
+def run(config: EvalConfig, **more: Any) -> EvalResult:
+    """Runs MMLU as the command does."""
+    suite = suite_of(config.protocol if isinstance(config, MmluConfig) else "logits")
+    subjects = read_subjects(
+        suite, config.data_dir, config.subject_names, config.shots, config.limit
+    )
+    return run_benchmark(config, suite, subjects, **more)
