@@ -1,0 +1,179 @@
+"""`glm3 eval`: benchmarks on CSV files, and lm-evaluation-harness on our model."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from glm3cli.checkpoint.shape import read_shape
+from glm3cli.cli.launch import is_speaker, relaunch
+from glm3cli.cli.options import command
+from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
+from glm3cli.config.inference import InferenceConfig
+from glm3cli.evals.questions import read_subjects
+from glm3cli.evals.suite import Suite
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from glm3cli.evals.results import EvalResult, Tally
+    from glm3cli.evals.runner import Report, Status
+
+app = typer.Typer(no_args_is_help=True, help="Score a model on benchmarks.")
+
+
+@command(app, MmluConfig, "mmlu")
+def mmlu(config: MmluConfig) -> None:
+    """Score a model on MMLU: DIR has test/*_test.csv and dev/*_dev.csv.
+
+    glm3 eval mmlu --model MODEL --data-dir mmlu/data
+    """
+    from glm3cli.evals.mmlu import suite_of
+
+    _run(config, suite_of(config.protocol))
+
+
+@command(app, EvalConfig, "ceval")
+def ceval(config: EvalConfig) -> None:
+    """Score a model on C-Eval: DIR has val/*_val.csv (whose answers are public) and dev/*_dev.csv.
+
+    glm3 eval ceval --model MODEL --data-dir ceval-exam
+    """
+    from glm3cli.evals.ceval import CEVAL
+
+    _run(config, CEVAL)
+
+
+@command(app, EvalConfig, "cmmlu")
+def cmmlu(config: EvalConfig) -> None:
+    """Score a model on CMMLU: DIR has test/*.csv and dev/*.csv.
+
+    glm3 eval cmmlu --model MODEL --data-dir cmmlu
+    """
+    from glm3cli.evals.cmmlu import CMMLU
+
+    _run(config, CMMLU)
+
+
+@command(app, HarnessConfig, "harness")
+def harness(config: HarnessConfig) -> None:
+    """Score a model on tasks of lm-evaluation-harness (pip install 'glm3[eval]').
+
+    glm3 eval harness --model MODEL --tasks gsm8k,boolq
+    """
+    from glm3cli.evals.harness import check_installed, run_harness
+
+    check_installed()
+    _check_model(config)
+    if relaunch(config):
+        return
+    found = run_harness(config, quiet=not (sys.stderr.isatty() and is_speaker()))
+    if found is not None:
+        result, table = found
+        typer.echo(json.dumps(result, ensure_ascii=False) if config.as_json else table)
+
+
+def _check_model(config: InferenceConfig) -> None:
+    config.check_world(config.world_size)
+    config.check_fits(read_shape(config.model))
+
+
+def _run(config: EvalConfig, suite: Suite) -> None:
+    subjects = read_subjects(
+        suite, config.data_dir, config.subject_names, config.shots, config.limit
+    )
+    _check_model(config)
+    if relaunch(config):
+        return
+    from glm3cli.evals.runner import run_benchmark
+
+    with _reporter(sum(len(subject.questions) for subject in subjects)) as report:
+        result = run_benchmark(config, suite, subjects, report)
+    if not is_speaker():
+        return
+    if config.as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    _print_tables(result, suite)
+    typer.echo(f"written to {config.output}", err=True)
+
+
+@contextmanager
+def _reporter(total: int) -> "Iterator[Report]":
+    """Shows progress on stderr: a bar on a terminal, otherwise a line per subject."""
+    if not sys.stderr.isatty() or not is_speaker():
+        yield _report_line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+
+        def report(status: "Status") -> None:
+            bar.update(task, completed=status.done)
+            for name, tally in status.finished.items():
+                bar.update(task, description=_line(name, tally))
+
+        yield report
+
+
+def _report_line(status: "Status") -> None:
+    for name, tally in status.finished.items():
+        done = f"{status.done:,} of {status.total:,} questions"
+        typer.echo(f"{_line(name, tally)}  [{done}]", err=True)
+
+
+def _line(name: str, tally: "Tally") -> str:
+    return f"{name}: {tally['accuracy']:.2%} ({tally['correct']} of {tally['total']})"
+
+
+def _print_tables(result: "EvalResult", suite: Suite) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{result['benchmark']}, {result['protocol']} protocol, {result['shots']}-shot"
+    table = Table("", "correct", "of", "accuracy", "± stderr", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    _add_rows(table, result["subjects"])
+    _add_rows(table, result["categories"])
+    total = len(result["questions"])
+    correct = sum(one["correct"] for one in result["subjects"].values())
+    shown = (f"{correct:,}", f"{total:,}", f"{result['micro']:.2%}", f"{result['stderr']:.2%}")
+    table.add_row("micro average (over questions)", *shown, style="bold")
+    table.add_row("macro average (over subjects)", "", "", f"{result['macro']:.2%}", "")
+    # A pipe has no width: nothing may be cut there.
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table)
+    for note in _notes(result, suite):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
+
+
+def _add_rows(table: "Table", tallies: "Mapping[str, Tally]") -> None:
+    for name, one in tallies.items():
+        accuracy = (f"{one['accuracy']:.2%}", f"{one['stderr']:.2%}")
+        table.add_row(name, f"{one['correct']:,}", f"{one['total']:,}", *accuracy)
+    table.add_section()
+
+
+def _notes(result: "EvalResult", suite: Suite) -> Iterator[str]:
+    """What a reader must know to take the numbers for what they are."""
+    if not result["is_score"]:
+        yield "Not a score: --limit left questions out."
+    known = {name for subjects in suite.categories.values() for name in subjects}
+    if missing := known - set(result["subjects"]):
+        yield f"{len(missing)} of the benchmark's {len(known)} subjects were not asked."
+    if result["unknown_subjects"]:
+        yield f"Not among the benchmark's subjects: {', '.join(result['unknown_subjects'])}."
+    if result["unparsed"]:
+        yield f"{result['unparsed']:,} answers have no letter and count as wrong."
+    if result["shortened"]:
+        yield f"{result['shortened']:,} prompts lost shots to fit the model's sequence length."
+    if result["over_length"]:
+        yield f"{result['over_length']:,} prompts are longer than it even without shots."

@@ -1,0 +1,137 @@
+"""Runs tasks of lm-evaluation-harness on our model; the package is optional."""
+
+import difflib
+import importlib.util
+import json
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from glm3cli.config.evaluation import HarnessConfig
+from glm3cli.errors import ConfigError
+from glm3cli.evals.results import find_versions, write_json
+
+if TYPE_CHECKING:
+    from glm3cli.data.tokenizer import Tokenizer
+    from glm3cli.infer.engine import Engine
+
+# What is kept of lm-evaluation-harness's result; the rest is about the machine.
+_PARTS = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "configs",
+    "n-shot",
+    "n-samples",
+    "higher_is_better",
+    "samples",
+)
+_INSTALL = "pip install 'glm3[eval]'"
+
+
+def check_installed() -> None:
+    """Checks that lm-evaluation-harness is there, without importing it.
+
+    Raises:
+        ConfigError: It isn't.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("eval harness needs the package lm-eval, which isn't installed", _INSTALL)
+
+
+def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, Any], str] | None:
+    """Runs the tasks and writes the result to `config.output`.
+
+    Args:
+        config: Model, tasks and files.
+        quiet: No progress bars.
+
+    Returns:
+        On rank 0 the result and a table of it; None on the others.
+
+    Raises:
+        CheckpointError: The model can't be read.
+        ConfigError: There is no such task, or no lm-evaluation-harness.
+    """
+    check_installed()
+    if quiet:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    manager = _find_tasks(config)
+    from lm_eval.utils import make_table
+
+    from glm3cli.infer.load import open_engine
+
+    with open_engine(config) as (engine, tokenizer):
+        found = evaluate(engine, tokenizer, config, manager)
+        if engine.grid.rank != 0:
+            return None
+        assert found is not None  # lm-evaluation-harness reports on local rank 0
+        tables = [make_table(found, part) for part in ("results", "groups") if part in found]
+        result = {
+            "benchmark": "harness",
+            "is_score": config.limit is None,
+            **_plain(found),
+            "settings": {**config.to_options(), "world_size": engine.grid.world_size},
+            "versions": find_versions() | {"lm-eval": metadata.version("lm-eval")},
+        }
+        write_json(config.output, result)
+    return result, "\n".join(tables)
+
+
+def evaluate(
+    engine: "Engine", tokenizer: "Tokenizer", config: HarnessConfig, manager: Any
+) -> dict[str, Any] | None:
+    """Lets lm-evaluation-harness drive `engine`; gives its result on each machine's first rank."""
+    from lm_eval.api.model import LM
+    from lm_eval.evaluator import simple_evaluate
+
+    from glm3cli.evals.scorer import Scorer
+
+    class Model(Scorer, LM):
+        """Looks like one process to lm-evaluation-harness: each rank is given all requests."""
+
+    return simple_evaluate(
+        Model(engine, tokenizer, config.batch_size),
+        tasks=list(config.task_names),
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        task_manager=manager,
+    )
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """The parts that say how the model did, with nothing in them that JSON doesn't know."""
+    from lm_eval.utils import handle_non_serializable
+
+    parts = {name: found[name] for name in _PARTS if name in found}
+    parts["task_versions"] = found["versions"]
+    plain: dict[str, Any] = json.loads(json.dumps(parts, default=handle_non_serializable))
+    return plain
+
+
+def _find_tasks(config: HarnessConfig) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    path = None if config.include_path is None else str(config.include_path)
+    names = config.task_names
+    if path is not None:
+        # Listing the thousands of tasks that come with it takes ten seconds.
+        manager = TaskManager(include_path=path, include_defaults=False)
+        if set(names) <= set(manager.all_tasks):
+            return manager
+    manager = TaskManager(include_path=path)
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ConfigError(
+            f"lm-evaluation-harness has no task {_with_near(unknown, manager.all_tasks)}",
+            "lm_eval ls tasks lists them; --include-path DIR adds your own",
+        )
+    return manager
+
+
+def _with_near(names: list[str], known: list[str]) -> str:
+    shown = []
+    for name in names:
+        near = difflib.get_close_matches(name, known, n=1)
+        shown.append(repr(name) + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return ", ".join(shown)

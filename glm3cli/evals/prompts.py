@@ -1,0 +1,87 @@
+"""From questions to token ids that fit the model, and the tokens that may follow them."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.errors import DataError
+from glm3cli.evals.questions import Subject
+from glm3cli.evals.suite import LETTERS, Question, Suite
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is shown for one question.
+
+    Attributes:
+        token_ids: `[gMASK] sop` and the text.
+        num_shots: Shots that it has left.
+        over_length: Whether it is longer than the model's sequences even without any.
+    """
+
+    question: Question
+    text: str
+    token_ids: tuple[int, ...]
+    num_shots: int
+    over_length: bool = False
+
+
+def build_prompts(
+    suite: Suite, subjects: Iterable[Subject], tokenizer: Tokenizer, max_tokens: int
+) -> list[Prompt]:
+    """One prompt per question, in order.
+
+    A prompt of more than `max_tokens` loses its last shot until it fits, as in Hendrycks' code;
+    the question itself is never cut.
+    """
+    return [
+        _fitted(suite, question, subject.shots, tokenizer, max_tokens)
+        for subject in subjects
+        for question in subject.questions
+    ]
+
+
+def _fitted(
+    suite: Suite,
+    question: Question,
+    shots: Sequence[Question],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+) -> Prompt:
+    num_shots = len(shots)
+    while True:
+        text = suite.prompt(question, shots[:num_shots])
+        token_ids = (*tokenizer.prefix, *tokenizer.encode(text))
+        fits = len(token_ids) <= max_tokens
+        if fits or num_shots == 0:
+            return Prompt(question, text, token_ids, num_shots, not fits)
+        num_shots -= 1
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """SHA-256 over texts in their order, a zero byte after each."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
+def answer_tokens(suite: Suite, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that continue the cue as A, B, C, D.
+
+    Raises:
+        DataError: With this tokenizer a letter isn't one token after the cue.
+    """
+    cue = tokenizer.encode(suite.cue)
+    tokens = []
+    for letter in LETTERS:
+        continued = tokenizer.encode(suite.cue + suite.gap + letter)
+        if continued[:-1] != cue:
+            raise DataError(
+                f"{tokenizer.path} does not write {suite.gap + letter!r} after {suite.cue!r} as "
+                "one token of its own",
+                f"{suite.name} needs that; give the tokenizer.model that belongs to the model",
+            )
+        tokens.append(continued[-1])
+    return tokens

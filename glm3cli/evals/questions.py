@@ -1,0 +1,164 @@
+"""Finds and reads a benchmark's CSV files; every cell stays the string it is in the file.
+
+Needs no torch: what is wrong with the files is found before the model is loaded.
+"""
+
+import csv
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm3cli.errors import ConfigError, DataError
+from glm3cli.evals.suite import LETTERS, Question, Suite
+
+_SHOTS = "dev"  # the split that shots come from, in every suite
+_COLUMNS = 1 + len(LETTERS) + 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject's questions and the solved questions to put in front of them."""
+
+    name: str
+    questions: tuple[Question, ...]
+    shots: tuple[Question, ...]
+
+
+def read_subjects(
+    suite: Suite,
+    data_dir: Path,
+    names: Sequence[str] = (),
+    num_shots: int = 5,
+    limit: int | None = None,
+) -> list[Subject]:
+    """Reads the subjects `names` (all if empty) in alphabetical order.
+
+    Args:
+        suite: The benchmark.
+        data_dir: The folder with a folder per split, or the folder around it called `data`.
+        names: Subjects as their files are called.
+        num_shots: Solved questions per subject, the first ones of its dev file.
+        limit: Only the first so many questions of each subject.
+
+    Raises:
+        ConfigError: A name is not among the files, or a dev file has fewer than `num_shots` rows.
+        DataError: The folder is missing or has no such files, or a row is damaged.
+    """
+    root = _root(data_dir, suite.split)
+    files = _files(root, suite.split)
+    _check_known(names, files)
+    shot_files = _files(root, _SHOTS) if num_shots else {}
+    subjects = []
+    for name in sorted(names or files):
+        questions = tuple(_rows(files[name], name, suite))
+        if not questions:
+            raise DataError(f"{files[name]} has no questions", "fetch the file again")
+        shots = _first_shots(shot_files, root, name, suite, num_shots)
+        subjects.append(Subject(name, questions[:limit], shots))
+    return subjects
+
+
+def _root(data_dir: Path, split: str) -> Path:
+    if not data_dir.is_dir():
+        raise DataError(
+            f"--data-dir {data_dir} does not exist",
+            f"give the folder that has the folders {_SHOTS} and {split}",
+        )
+    for root in (data_dir, data_dir / "data"):
+        if (root / split).is_dir():
+            return root
+    raise DataError(
+        f"--data-dir {data_dir} has no folder {split}",
+        f"give the folder that has the folders {_SHOTS} and {split} with a CSV file per subject",
+    )
+
+
+def _files(root: Path, split: str) -> dict[str, Path]:
+    """The files of a split by subject: `law_test.csv` and `law.csv` are both of `law`."""
+    paths = sorted((root / split).glob("[!.]*.csv"))
+    if not paths:
+        raise DataError(
+            f"{root / split} has no CSV files", "fetch the benchmark's CSV files into it"
+        )
+    return {path.stem.removesuffix(f"_{split}"): path for path in paths}
+
+
+def _check_known(names: Sequence[str], files: dict[str, Path]) -> None:
+    problems, hint = [], ""
+    for name in names:
+        if name not in files:
+            near = difflib.get_close_matches(name, files, n=1)
+            problems.append(
+                f"no subject {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+            )
+            hint = f"there are {', '.join(files)}"
+    if problems:
+        raise ConfigError(f"--subjects: {'; '.join(problems)}", hint)
+
+
+def _first_shots(
+    files: dict[str, Path], root: Path, name: str, suite: Suite, num_shots: int
+) -> tuple[Question, ...]:
+    if not num_shots:
+        return ()
+    if name not in files:
+        raise DataError(
+            f"{root / _SHOTS} has no file for the subject {name}", "fetch it, or use --shots 0"
+        )
+    shots = tuple(_rows(files[name], name, suite))
+    if len(shots) < num_shots:
+        raise ConfigError(
+            f"--shots {num_shots}, but {files[name]} has {len(shots)} rows",
+            f"use --shots {len(shots)} or fewer",
+        )
+    return shots[:num_shots]
+
+
+def _rows(path: Path, subject: str, suite: Suite) -> Iterator[Question]:
+    rows = _cells(path)
+    places: Sequence[int] = range(_COLUMNS)
+    width = _COLUMNS
+    if suite.columns is not None:
+        line, header = next(rows, (1, []))
+        places, width = _places(header, suite.columns, f"{path}:{line}"), len(header)
+    for index, (line, cells) in enumerate(rows):
+        if len(cells) != width:
+            raise DataError(
+                f"{path}:{line} has {len(cells)} columns instead of {width}",
+                "put quotes around cells that have commas in them",
+            )
+        text, a, b, c, d, answer = (cells[place] for place in places)
+        letter = answer.strip()
+        if letter not in LETTERS:
+            raise DataError(
+                f"{path}:{line} has the answer {answer!r}", "it must be one of A, B, C, D"
+            )
+        yield Question(subject, index, text, (a, b, c, d), letter)
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with the number of the line it starts in."""
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}:{line} is not CSV in UTF-8: {error}", "fetch the file again"
+        ) from None
+
+
+def _places(header: list[str], columns: Sequence[str], where: str) -> list[int]:
+    names = [name.strip().lower() for name in header]
+    missing = [name for name in columns if name.lower() not in names]
+    if missing:
+        raise DataError(
+            f"{where} has no column {', '.join(missing)}",
+            f"the first line must name the columns {', '.join(columns)}",
+        )
+    return [names.index(name.lower()) for name in columns]

@@ -1,0 +1,217 @@
+"""Asks a model all questions of a benchmark and writes the result."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from glm3cli.config.evaluation import EvalConfig
+from glm3cli.evals.progress import Key, Progress, run_key
+from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
+from glm3cli.evals.questions import Subject
+from glm3cli.evals.results import (
+    Answer,
+    EvalResult,
+    QuestionResult,
+    Tally,
+    find_versions,
+    mean_accuracy,
+    tally,
+    tally_categories,
+    tally_subjects,
+    write_json,
+)
+from glm3cli.evals.suite import Suite
+
+if TYPE_CHECKING:
+    from glm3cli.data.tokenizer import Tokenizer
+    from glm3cli.infer.engine import Engine
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is.
+
+    Attributes:
+        done: Answered questions of `total`.
+        finished: The subjects that the last round completed, with their tallies.
+    """
+
+    done: int
+    total: int
+    finished: Mapping[str, Tally]
+
+
+Report = Callable[[Status], None]
+
+
+def run_benchmark(
+    config: EvalConfig, suite: Suite, subjects: Sequence[Subject], report: Report | None = None
+) -> EvalResult:
+    """Runs `suite` on a model, writes the result to `config.output`, and gives it on every rank.
+
+    Args:
+        config: Model, batches and files.
+        suite: The benchmark.
+        subjects: Its questions, as `read_subjects` gives them.
+        report: Called on rank 0 after each round of batches.
+
+    Raises:
+        CheckpointError: The model can't be read, or gives NaN.
+        ConfigError: `--resume` finds the answers of another run.
+        DataError: There is no tokenizer, or a letter isn't one of its tokens.
+    """
+    texts = (suite.prompt(q, one.shots) for one in subjects for q in one.questions)
+    progress = Progress(config.output, run_key(config, suite.protocol, hash_texts(texts)))
+    known = progress.read() if config.resume else {}
+    from glm3cli.device import require_active
+    from glm3cli.infer.load import open_engine
+
+    with open_engine(config) as (engine, tokenizer):
+        prompts = build_prompts(suite, subjects, tokenizer, engine.model.seq_length)
+        ledger = Ledger(prompts)
+        if engine.grid.rank == 0:
+            ledger.progress, ledger.report = progress, report
+        answer_all(engine, tokenizer, suite, ledger, known, config.batch_size)
+        result = build_result(config, suite, prompts, ledger.answers)
+        result["settings"] |= {
+            "device": require_active().name,
+            "world_size": engine.grid.world_size,
+        }
+        if engine.grid.rank == 0:
+            write_json(config.output, result)
+            progress.remove()
+    return result
+
+
+@dataclass
+class Ledger:
+    """The answers so far.
+
+    Attributes:
+        progress: Keeps them on disk, on the rank that does.
+        report: Told about every addition, on the rank that speaks.
+    """
+
+    prompts: Sequence[Prompt]
+    answers: dict[Key, Answer] = field(default_factory=dict)
+    progress: Progress | None = None
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        self._by_subject: dict[str, list[Prompt]] = {}
+        for prompt in self.prompts:
+            self._by_subject.setdefault(prompt.question.subject, []).append(prompt)
+
+    def begin(self, known: Mapping[Key, Answer]) -> list[int]:
+        """Takes over the answers of an earlier run; gives the positions of the open prompts."""
+        self.answers.update(known)
+        if self.progress is not None:
+            self.progress.start(known)
+        return [i for i, prompt in enumerate(self.prompts) if key_of(prompt) not in known]
+
+    def add(self, new: Mapping[Key, Answer]) -> None:
+        """Takes in a round's answers."""
+        self.answers.update(new)
+        if self.progress is not None:
+            self.progress.add(new)
+        if self.report is not None:
+            self.report(Status(len(self.answers), len(self.prompts), self._finished(new)))
+
+    def _finished(self, new: Mapping[Key, Answer]) -> dict[str, Tally]:
+        finished: dict[str, Tally] = {}
+        for subject in sorted({subject for subject, _ in new}):
+            prompts = self._by_subject[subject]
+            if all(key_of(prompt) in self.answers for prompt in prompts):
+                finished |= tally_subjects(question_results(prompts, self.answers))
+        return finished
+
+
+def key_of(prompt: Prompt) -> Key:
+    """What a prompt's answer is filed under."""
+    return prompt.question.subject, prompt.question.index
+
+
+def answer_all(
+    engine: "Engine",
+    tokenizer: "Tokenizer",
+    suite: Suite,
+    ledger: Ledger,
+    known: Mapping[Key, Answer],
+    batch_size: int,
+) -> None:
+    """Answers the prompts of `ledger` that aren't `known`; every rank ends with all answers."""
+    from glm3cli.evals.judge import Judge
+    from glm3cli.evals.spread import from_first_rank, spread
+
+    judge = Judge(engine, tokenizer, suite)
+    # Only the first rank's machine need have the file of the earlier run.
+    todo = ledger.begin(from_first_rank(engine.grid, dict(known)))
+
+    def run(batch: list[int]) -> dict[Key, Answer]:
+        prompts = [ledger.prompts[i] for i in batch]
+        answers = judge.answer(prompts)
+        return {key_of(p): answer for p, answer in zip(prompts, answers, strict=True)}
+
+    for results in spread(engine.grid, _batches(ledger.prompts, todo, batch_size), run):
+        ledger.add({key: answer for result in results for key, answer in result.items()})
+
+
+def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Subject by subject, so that subjects finish one after the other; long prompts first."""
+    from glm3cli.evals.spread import batches_by_length
+
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    by_subject = groupby(todo, key=lambda i: prompts[i].question.subject)
+    batched = [batches_by_length(list(group), lengths, batch_size) for _, group in by_subject]
+    batched.sort(key=lambda batches: -lengths[batches[0][0]])
+    return [batch for batches in batched for batch in batches]
+
+
+def question_results(
+    prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
+) -> list[QuestionResult]:
+    """The questions' part of the result, in the prompts' order."""
+    results = []
+    for prompt in prompts:
+        answer = answers[key_of(prompt)]
+        result = QuestionResult(
+            subject=prompt.question.subject,
+            index=prompt.question.index,
+            scores=list(answer.scores),
+            choice=answer.choice,
+            answer=prompt.question.answer,
+            shots=prompt.num_shots,
+        )
+        if answer.text is not None:
+            result["text"] = answer.text
+        results.append(result)
+    return results
+
+
+def build_result(
+    config: EvalConfig, suite: Suite, prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
+) -> EvalResult:
+    """Counts the answers."""
+    questions = question_results(prompts, answers)
+    subjects = tally_subjects(questions)
+    total = tally([question["choice"] == question["answer"] for question in questions])
+    return EvalResult(
+        benchmark=suite.name,
+        protocol=suite.protocol,
+        shots=config.shots,
+        is_score=config.limit is None,
+        micro=total["accuracy"],
+        macro=mean_accuracy(subjects.values()),
+        stderr=total["stderr"],
+        unparsed=sum(question["choice"] is None for question in questions),
+        shortened=sum(prompt.num_shots < config.shots for prompt in prompts),
+        over_length=sum(prompt.over_length for prompt in prompts),
+        unknown_subjects=[name for name in subjects if not suite.knows(name)],
+        subjects=subjects,
+        categories=tally_categories(suite, subjects),
+        questions=questions,
+        prompt_sha256=hash_texts(prompt.text for prompt in prompts),
+        settings=config.to_options(),
+        versions=find_versions(),
+    )

@@ -1,0 +1,215 @@
+"""What lm-evaluation-harness asks of a model, answered by our engine.
+
+Free of lm-evaluation-harness itself: a request is anything with the arguments in `.args`.
+Every rank gets all requests; the model copies share them here.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.evals.spread import batches_by_length, spread
+from glm3cli.infer.engine import Engine
+from glm3cli.infer.generate import stop_ids
+from glm3cli.infer.sampling import Sampling
+
+# lm-evaluation-harness's own default for tasks that don't say how long an answer may be.
+_MAX_NEW_TOKENS = 256
+# A document is scored at every position: the logits of one are as much as memory may hold.
+_ROLLING_BATCH_SIZE = 1
+
+Result = TypeVar("Result")
+
+
+class Request(Protocol):
+    """One question of lm-evaluation-harness."""
+
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Tokens whose log-probability is asked for, after others."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+class Scorer:
+    """The three methods that lm-evaluation-harness calls."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, batch_size: int) -> None:
+        super().__init__()
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._prefix = list(tokenizer.prefix)
+        # The last token of a sequence is predicted, not read.
+        self._room = engine.model.seq_length - len(self._prefix)
+
+    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether greedy decoding gives it."""
+        rows = [self._split(*request.args) for request in requests]
+        asked = [i for i, row in enumerate(rows) if row.continuation]
+        scores = self._score([rows[i] for i in asked], self._batch_size)
+        found = dict(zip(asked, scores, strict=True))
+        return [found.get(i, (0.0, True)) for i in range(len(rows))]  # no text follows for certain
+
+    def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
+        """Log-probability of each text; long ones in windows with as much context as fits."""
+        rows: list[Scored] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            for context, continuation in windows(
+                self._tokenizer.encode(request.args[0]), self._room
+            ):
+                rows.append(Scored([*self._prefix, *context], continuation))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        scores = self._score(rows, _ROLLING_BATCH_SIZE)
+        for owner, (score, _) in zip(owners, scores, strict=True):
+            totals[owner] += score
+        return totals
+
+    def generate_until(self, requests: Sequence[Request]) -> list[str]:
+        """Continues each context up to one of its stop strings."""
+        groups: dict[Hashable, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            groups[repr(sorted(request.args[1].items()))].append(i)
+        texts: dict[int, str] = {}
+        for members in groups.values():
+            contexts = [requests[i].args[0] for i in members]
+            generated = self._generate(contexts, requests[members[0]].args[1])
+            texts.update(zip(members, generated, strict=True))
+        return [texts[i] for i in range(len(requests))]
+
+    def _split(self, context: str, continuation: str) -> Scored:
+        # Spaces at the border belong to the continuation: the tokenizer joins them to its words.
+        bare = context.rstrip()
+        continuation = context[len(bare) :] + continuation
+        whole = self._tokenizer.encode(bare + continuation)
+        cut = min(len(self._tokenizer.encode(bare)), len(whole) - 1) if bare else 0
+        # A context that is too long loses its beginning.
+        start = max(0, min(cut, len(whole) - self._room))
+        return Scored([*self._prefix, *whole[start:cut]], whole[cut:])
+
+    def _score(self, rows: Sequence[Scored], batch_size: int) -> list[tuple[float, bool]]:
+        def run(batch: list[int]) -> list[tuple[float, bool]]:
+            contexts = [rows[i].context for i in batch]
+            return self._engine.continuation_logprobs(
+                contexts, [rows[i].continuation for i in batch]
+            )
+
+        lengths = [len(row.context) + len(row.continuation) for row in rows]
+        return self._run_all(lengths, batch_size, run)
+
+    def _generate(self, contexts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+        max_new_tokens = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
+        room = max(1, self._room - max_new_tokens)
+        prompts = [[*self._prefix, *self._tokenizer.encode(text)[-room:]] for text in contexts]
+        until = options.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+
+        def run(batch: list[int]) -> list[str]:
+            watch = StopWatch(self._tokenizer, stops, len(batch))
+            with suppress(AllStoppedError):
+                self._engine.generate(
+                    [prompts[i] for i in batch],
+                    sampling_of(options),
+                    max_new_tokens,
+                    stop_ids(self._tokenizer),
+                    # No two prompts of a run draw from the same generator.
+                    seed=batch[0] * self._batch_size,
+                    on_tokens=watch.push,
+                )
+            return watch.texts()
+
+        return self._run_all([len(prompt) for prompt in prompts], self._batch_size, run)
+
+    def _run_all(
+        self, lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], list[Result]]
+    ) -> list[Result]:
+        """Runs batches on all model copies; gives the results in the items' order."""
+        batches = batches_by_length(range(len(lengths)), lengths, batch_size)
+        order = [i for batch in batches for i in batch]
+        outputs = [
+            output
+            for results in spread(self._engine.grid, batches, run)
+            for result in results
+            for output in result
+        ]
+        found = dict(zip(order, outputs, strict=True))
+        return [found[i] for i in range(len(lengths))]
+
+
+def windows(tokens: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Cuts a long text: (context, tokens to score), together up to `size` tokens.
+
+    Each token is scored once; every window but the first has at least one token of context, and
+    the last one as many as fit.
+    """
+    if tokens:
+        yield [], list(tokens[:size])
+    done = size
+    while done < len(tokens):
+        end = min(len(tokens), done + size - 1)
+        yield list(tokens[end - size : done]), list(tokens[done:end])
+        done = end
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """A task's generation options, named as in transformers, as our engine takes them."""
+    temperature = float(options.get("temperature") or 0.0)
+    if not options.get("do_sample", temperature > 0) or temperature == 0.0:
+        return Sampling(greedy=True)
+    return Sampling(
+        greedy=False,
+        temperature=temperature,
+        top_k=int(options.get("top_k") or 0),
+        top_p=float(options.get("top_p") or 1.0),
+    )
+
+
+class AllStoppedError(Exception):
+    """Every row of a batch has come to a stop string."""
+
+
+class StopWatch:
+    """Turns the tokens of a batch into text and ends the generation when no row goes on."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], num_rows: int) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._decoders = [tokenizer.stream_decoder() for _ in range(num_rows)]
+        self._texts = [""] * num_rows
+        self._open = set(range(num_rows))
+
+    def push(self, tokens: Sequence[int | None]) -> None:
+        """Takes the newest token of each row, None where a row has ended.
+
+        Raises:
+            AllStoppedError: No row goes on.
+        """
+        for row in sorted(self._open):
+            token = tokens[row]
+            if token is None:
+                self._open.discard(row)
+                continue
+            self._texts[row] += self._decoders[row].push(token)
+            if any(stop in self._texts[row] for stop in self._stops):
+                self._open.discard(row)
+        if not self._open:
+            raise AllStoppedError
+
+    def texts(self) -> list[str]:
+        """Each row's text up to its first stop string."""
+        return [
+            self._cut(text + decoder.finish())
+            for text, decoder in zip(self._texts, self._decoders, strict=True)
+        ]
+
+    def _cut(self, text: str) -> str:
+        ends = [text.find(stop) for stop in self._stops if stop in text]
+        return text[: min(ends)] if ends else text
