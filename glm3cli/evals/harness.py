@@ -92,7 +92,7 @@ def evaluate(
 
     return simple_evaluate(
         Model(engine, tokenizer, config.batch_size),
-        tasks=list(config.task_names),
+        tasks=manager.match_tasks(list(config.task_names)),
         num_fewshot=config.num_fewshot,
         limit=config.limit,
         task_manager=manager,
@@ -113,20 +113,23 @@ def _find_tasks(config: HarnessConfig) -> Any:
     from lm_eval.tasks import TaskManager
 
     path = None if config.include_path is None else str(config.include_path)
-    names = config.task_names
     if path is not None:
         # Listing the thousands of tasks that come with it takes ten seconds.
         manager = TaskManager(include_path=path, include_defaults=False)
-        if set(names) <= set(manager.all_tasks):
+        if not _unknown(config, manager):
             return manager
     manager = TaskManager(include_path=path)
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
+    if unknown := _unknown(config, manager):
         raise ConfigError(
             f"lm-evaluation-harness has no task {_with_near(unknown, manager.all_tasks)}",
             "lm_eval ls tasks lists them; --include-path DIR adds your own",
         )
     return manager
+
+
+def _unknown(config: HarnessConfig, manager: Any) -> list[str]:
+    """The names that stand for no task; a name may have wildcards."""
+    return [name for name in config.task_names if not manager.match_tasks([name])]
 
 
 def _with_near(names: list[str], known: list[str]) -> str:

@@ -4,6 +4,7 @@ import csv
 import functools
 import hashlib
 import io
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import torch
 
 from glm3cli.config.evaluation import EvalConfig, MmluConfig
 from glm3cli.config.model import ModelConfig
@@ -21,6 +23,19 @@ from glm3cli.evals.results import EvalResult
 from glm3cli.evals.runner import run_benchmark
 from glm3cli.infer.engine import Generation
 from glm3cli.parallel.groups import Grid
+from tests.support.checkpoints import random_weights, write_hf
+
+EXAM_MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=8,
+    padded_vocab_size=512,
+    seq_length=2048,
+    torch_dtype="fp32",
+)
 
 Row = tuple[str, str, str, str, str, str]
 
@@ -77,6 +92,17 @@ def write_exam(folder: Path, sizes: dict[str, int], num_shots: int = 5) -> Path:
 def _row(subject: str, split: str, i: int) -> Row:
     text = f"What is {subject} {split} {i}?" + " one two" * (i % 4)
     return (text, "one", "None", "NA", f"{i}", "ABCD"[i % 4])
+
+
+def write_exam_model(folder: Path) -> Path:
+    """A Hugging Face folder of random weights with the exam's tokenizer."""
+    weights = {
+        name: tensor if tensor.dim() == 1 else tensor * 0.2
+        for name, tensor in random_weights(EXAM_MODEL, torch.float32).items()
+    }
+    write_hf(folder, model=EXAM_MODEL, weights=weights)
+    shutil.copy(exam_tokenizer_folder() / "tokenizer.model", folder)
+    return folder
 
 
 def one_rank() -> Grid:

@@ -265,7 +265,9 @@ def test_data_parallel_ranks_share_the_questions(
 
 
 @needs_shared
-def test_all_subjects_of_mmlu_are_known(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+def test_all_subjects_of_mmlu_are_known(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
     install(monkeypatch, FakeEngine(exam_tokenizer(), seq_length=10**6))
     data = {"data_dir": SHARED / "mmlu" / "data", "shots": 0, "limit": 5}
     result = run(MmluConfig.parse(options | data))
