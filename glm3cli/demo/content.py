@@ -1,0 +1,163 @@
+"""What `glm3 demo` trains on: documents, a tokenizer, a tiny model, a task, and how to train.
+
+Everything comes from the package's own files and from fixed seeds, so each run sees the same data.
+The steps of the demo call these functions; nothing here knows how a model is trained or run.
+"""
+
+import io
+import json
+import random
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.demo.quiz import facts, quiz_documents
+from glm3cli.demo.words import OPPOSITES
+
+NUM_PIECES = 1000  # of the tokenizer; the nine special tokens follow
+_NUM_HELD_OUT_PAIRS = 20
+_NUM_QUIZ_DOCUMENTS = 2400
+_NUM_FACT_DOCUMENTS = 200
+_SEED = 1
+
+MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=128,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    padded_vocab_size=1024,
+    seq_length=128,
+    torch_dtype="fp32",
+)
+# Standard deviation of all random weight matrices. So narrow a model learns far more slowly from
+# the usual 0.02; norms start at 1 and biases at 0.
+INIT_METHOD_STD = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Training options under their names on the command line; the others keep their defaults."""
+
+    seq_length: int
+    micro_batch_size: int
+    global_batch_size: int
+    train_iters: int
+    lr: float
+    min_lr: float
+    lr_warmup_iters: int
+
+
+# On one packed stream of `[gMASK] sop`, document, eos.
+PRETRAIN = Recipe(
+    seq_length=64,
+    micro_batch_size=16,
+    global_batch_size=32,
+    train_iters=300,
+    lr=1e-2,
+    min_lr=5e-3,
+    lr_warmup_iters=20,
+)
+# On ChatGLM3's conversation form, one row a sample, with the loss on the answer.
+FINETUNE = Recipe(
+    seq_length=32,
+    micro_batch_size=16,
+    global_batch_size=32,
+    train_iters=120,
+    lr=5e-3,
+    min_lr=5e-4,
+    lr_warmup_iters=10,
+)
+
+
+def prose() -> list[str]:
+    """The paragraphs of the bundled text."""
+    text = (Path(__file__).parent / "corpus.txt").read_text(encoding="utf-8")
+    return text.strip().split("\n\n")
+
+
+def pretrain_documents() -> list[str]:
+    """The bundled text, paragraphs of facts, and quiz documents, in a mixed order."""
+    rng = random.Random(_SEED)
+    opposites, others = _opposite_facts(), facts()
+    documents = prose() + quiz_documents(_NUM_QUIZ_DOCUMENTS, _SEED)
+    documents += [
+        " ".join(rng.sample(opposites, 3) + rng.sample(others, 6))
+        for _ in range(_NUM_FACT_DOCUMENTS)
+    ]
+    rng.shuffle(documents)
+    return documents
+
+
+def _opposite_facts() -> list[str]:
+    return [f"The opposite of {one} is {other}." for one, other in _opposites().items()]
+
+
+def _opposites() -> dict[str, str]:
+    return {one: other for pair in OPPOSITES for one, other in (pair, pair[::-1])}
+
+
+def training_rows() -> list[dict[str, str]]:
+    """Instructions to give the opposites of two words, in alpaca form."""
+    return [_row(one, other) for pair in _word_pairs()[_NUM_HELD_OUT_PAIRS:] for one, other in pair]
+
+
+def held_out_rows() -> list[dict[str, str]]:
+    """Instructions of the same form about pairs of words that training has in neither order."""
+    return [_row(one, other) for pair in _word_pairs()[:_NUM_HELD_OUT_PAIRS] for one, other in pair]
+
+
+def _word_pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """All pairs of words that aren't each other's opposite, in both orders, shuffled."""
+    opposites = _opposites()
+    pairs = [pair for pair in combinations(opposites, 2) if opposites[pair[0]] != pair[1]]
+    random.Random(_SEED).shuffle(pairs)
+    return [(pair, (pair[1], pair[0])) for pair in pairs]
+
+
+def _row(one: str, other: str) -> dict[str, str]:
+    opposites = _opposites()
+    return {
+        "instruction": f"Give the opposites of {one} and {other}.",
+        "input": "",
+        "output": f"{opposites[one]} and {opposites[other]}",
+    }
+
+
+def train_tokenizer(folder: Path) -> None:
+    """Writes tokenizer.model and tokenizer_config.json with the traits of ChatGLM3's tokenizer."""
+    import sentencepiece
+
+    rows = [f"{row['instruction']}\n{row['output']}" for row in training_rows()[::8]]
+    texts = prose() + (_opposite_facts() + facts()) * 3 + pretrain_documents()[:300] + rows
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in texts for line in text.splitlines() if line]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=NUM_PIECES,
+        character_coverage=1.0,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    config = {
+        "name_or_path": "glm3-demo",
+        "remove_space": False,
+        "do_lower_case": False,
+        "tokenizer_class": "ChatGLMTokenizer",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

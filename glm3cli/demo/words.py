@@ -1,0 +1,95 @@
+"""The word lists of the demo: pairs of opposites, and the subjects of its mini-MMLU.
+
+`content` and `quiz` build documents, instructions and questions from these tables. Every word
+here is one piece of the demo's tokenizer, so the tiny model reads and writes a word as one token.
+"""
+
+from dataclasses import dataclass
+
+OPPOSITES: tuple[tuple[str, str], ...] = (
+    ("hot", "cold"),
+    ("tall", "short"),
+    ("fast", "slow"),
+    ("old", "new"),
+    ("big", "small"),
+    ("wet", "dry"),
+    ("hard", "soft"),
+    ("dark", "light"),
+    ("full", "empty"),
+    ("high", "low"),
+    ("loud", "quiet"),
+    ("rich", "poor"),
+    ("early", "late"),
+    ("open", "closed"),
+    ("strong", "weak"),
+    ("near", "far"),
+    ("clean", "dirty"),
+    ("sweet", "sour"),
+    ("thick", "thin"),
+    ("happy", "sad"),
+    ("good", "bad"),
+    ("wide", "narrow"),
+    ("sharp", "blunt"),
+    ("smooth", "rough"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A subject of the mini-MMLU: questions that fit each of its words, and one fact a word.
+
+    Attributes:
+        wordings: Ways to ask for the kind of `{word}`.
+        statement: The fact as documents state it.
+        kinds: The four options, in the order of all questions, and the words of each.
+    """
+
+    wordings: tuple[str, ...]
+    statement: str
+    kinds: dict[str, tuple[str, ...]]
+
+
+SUBJECTS: dict[str, Subject] = {
+    "animals": Subject(
+        wordings=(
+            "What does the {word} do?",
+            "How does the {word} move?",
+            "What can the {word} do?",
+        ),
+        statement="The {word} {kind}.",
+        kinds={
+            "flies": ("owl", "crow", "bee"),
+            "swims": ("fish", "trout", "whale"),
+            "runs": ("horse", "fox", "dog"),
+            "crawls": ("snake", "worm", "snail"),
+        },
+    ),
+    "food": Subject(
+        wordings=(
+            "What kind of food is the {word}?",
+            "What is the {word}?",
+            "What do we call the {word}?",
+        ),
+        statement="The {word} is a {kind}.",
+        kinds={
+            "fruit": ("apple", "pear", "plum"),
+            "root": ("carrot", "turnip", "beet"),
+            "grain": ("wheat", "rye", "rice"),
+            "drink": ("milk", "tea", "juice"),
+        },
+    ),
+    "house": Subject(
+        wordings=(
+            "Where do we keep the {word}?",
+            "Where is the {word}?",
+            "Where can we find the {word}?",
+        ),
+        statement="We keep the {word} in the {kind}.",
+        kinds={
+            "kitchen": ("spoon", "kettle", "pan"),
+            "garden": ("rake", "spade", "bench"),
+            "bedroom": ("pillow", "quilt", "sheet"),
+            "workshop": ("hammer", "saw", "drill"),
+        },
+    ),
+}
