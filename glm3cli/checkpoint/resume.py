@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from glm3cli.errors import CheckpointError
+from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
 
 # Optimizer state in the shape of the parameters, so that any data parallel size can read it.
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_SHARDING = "fully_reshardable"
 # What a new run may set differently from the one that it continues.
 _OPTIMIZER_SETTINGS = ("lr", "max_lr", "min_lr", "weight_decay", "wd_mult", "betas", "eps")
 
@@ -36,6 +38,7 @@ def save_training(
     state["progress"] = progress
     state["schedule_steps"] = scheduler.num_steps
     state["grid"] = _layout(grid, len(chunks))
+    state["optimizer_kind"] = _kind(optimizer)
     state["rng"] = _sharded_rng(grid)
     dist_checkpointing.save(state, str(folder), ("torch_dist", 1))
 
@@ -54,7 +57,15 @@ def load_training(
         CheckpointError: The folder holds no training state, or is damaged.
     """
     common = _load_common(folder)
+    if common["optimizer_kind"] != _kind(optimizer):
+        wanted = "--no-" if common["optimizer_kind"] == "replicated" else "--"
+        raise CheckpointError(
+            f"{folder} was saved with a {common['optimizer_kind']} optimizer, this run has a "
+            f"{_kind(optimizer)} one",
+            f"resume with {wanted}distributed-optimizer",
+        )
     same_layout = common.get("grid") == _layout(grid, len(chunks))
+    _allocate_moments(optimizer)
     state = _sharded_state(chunks, optimizer, is_loading=True)
     if same_layout:
         state["rng"] = _sharded_rng(grid)
@@ -66,8 +77,8 @@ def load_training(
             f"{folder} can't be resumed from: {error}", "resume from an older checkpoint"
         ) from error
     for name, chunk in zip(_names(chunks), chunks, strict=True):
-        chunk.load_state_dict(loaded[name])
-    optimizer.load_state_dict(loaded["optimizer"])
+        unwrap(chunk).load_state_dict(loaded[name])
+    _load_optimizer(optimizer, loaded["optimizer"])
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
     scheduler.num_steps = int(common["schedule_steps"])
@@ -100,14 +111,61 @@ def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
 def _sharded_state(
     chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_loading: bool
 ) -> dict[str, Any]:
+    # Megatron-core adds the process group of this run to it: a new one for every call.
+    metadata = {"distrib_optim_sharding_type": _SHARDING, "chained_optim_avoid_prefix": True}
     state: dict[str, Any] = {
-        name: chunk.sharded_state_dict(metadata=_METADATA)  # type: ignore[operator]
+        name: unwrap(chunk).sharded_state_dict(metadata=metadata)
         for name, chunk in zip(_names(chunks), chunks, strict=True)
     }
     state["optimizer"] = optimizer.sharded_state_dict(
-        state, is_loading=is_loading, metadata=_METADATA
+        state, is_loading=is_loading, metadata=metadata
     )
     return state
+
+
+def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Loads the optimizer, around a gap upstream.
+
+    Megatron-core's distributed optimizer expects of a fully reshardable checkpoint every entry of
+    AdamW's state, and leaves torch's `step` out of it (optimizer/distrib_optimizer.py 0.16.1,
+    _set_main_param_and_optimizer_states); so the step counts stand aside for a moment. They come
+    back as copies: upstream gives all parameters one tensor, which each of them would increment.
+    """
+    moments = state.pop("param_state", None)
+    optimizer.load_state_dict(state)
+    if moments is None:
+        return
+    [part] = optimizer.chained_optimizers
+    states = part.optimizer.state
+    steps = {parameter: values.pop("step", None) for parameter, values in states.items()}
+    part.load_parameter_state_from_fully_reshardable(moments)
+    for parameter, step in steps.items():
+        if step is not None:
+            states[parameter]["step"] = step.clone()
+
+
+def _kind(optimizer: Any) -> str:
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return "distributed" if isinstance(parts[0], DistributedOptimizer) else "replicated"
+
+
+def _allocate_moments(optimizer: Any) -> None:
+    """Gives torch's AdamW the state that it would make in its first step.
+
+    Megatron-core's distributed optimizer reads the step count of every parameter when it is asked
+    what it wants to load (optimizer/distrib_optimizer.py 0.16.1, state_dict).
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = part.optimizer
+        if not isinstance(inner, torch.optim.AdamW):
+            continue
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                inner.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         deallocate_pipeline_outputs=require_active().stream_ordered,
         **_recompute(config),
     )
-    distributed = config.distributed_optimizer and grid.dp_size > 1
+    # Also with one data parallel rank: its checkpoints can be resumed with more.
+    distributed = config.distributed_optimizer
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.overlap_grad_reduce,
