@@ -140,8 +140,8 @@ class _Work:
         return tensor
 
     def _count_non_finite(self, tensor: Tensor, slot: Slot) -> None:
-        # The sum is finite unless a value isn't (or the sum overflows, which is then looked into).
-        if torch.isfinite(tensor.sum(dtype=torch.float32)):
+        low, high = torch.aminmax(tensor)  # NaN if any value is; needs no memory
+        if torch.isfinite(low) and torch.isfinite(high):
             return
         count = int((~torch.isfinite(tensor)).sum())
         if count:

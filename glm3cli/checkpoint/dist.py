@@ -81,6 +81,10 @@ class _Part:
     start: int
     length: int
 
+    def has_layer(self, layer: int) -> bool:
+        """Whether a part of a tensor of all layers holds this one."""
+        return self.offsets[0] <= layer < self.offsets[0] + self.sizes[0]
+
 
 class DistSource(StoredSource):
     """A layout-free checkpoint, of a conversion or of a training run."""
@@ -130,22 +134,26 @@ class DistSource(StoredSource):
         Raises:
             CheckpointError: A file is missing or cut short.
         """
-        name, shape = self._spelling(weight, layer), weight.shape(self.model)
-        stacked = weight.stage is Stage.LAYER and _is_stacked(name)
-        tensor = torch.empty(shape, dtype=self._headers[name].dtype)
-        for part in self._parts[name]:
-            offsets, sizes = part.offsets, part.sizes
-            if stacked:
-                within = (layer or 0) - offsets[0]
-                if not 0 <= within < sizes[0]:
-                    continue
-                offsets, sizes = offsets[1:], sizes[1:]
-                stored = self._load(part)[within]
-            else:
-                stored = self._load(part)
-            box = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
-            tensor[box] = stored
+        name = self._spelling(weight, layer)
+        # Where one tensor holds all layers, its first dimension counts them.
+        index = layer if weight.stage is Stage.LAYER and _is_stacked(name) else None
+        parts = [part for part in self._parts[name] if index is None or part.has_layer(index)]
+        if len(parts) == 1:
+            tensor = self._box(parts[0], index)[1]
+        else:
+            tensor = torch.empty(weight.shape(self.model), dtype=self._headers[name].dtype)
+            for part in parts:
+                offsets, stored = self._box(part, index)
+                extents = zip(offsets, stored.shape, strict=True)
+                tensor[tuple(slice(start, start + size) for start, size in extents)] = stored
         return from_megatron(tensor, weight.cut, self.model)
+
+    def _box(self, part: _Part, layer: int | None) -> tuple[tuple[int, ...], Tensor]:
+        """Where a part begins in its tensor, and its values; of one layer, if that is given."""
+        stored = self._load(part)
+        if layer is None:
+            return part.offsets, stored
+        return part.offsets[1:], stored[layer - part.offsets[0]]
 
     def _load(self, part: _Part) -> Tensor:
         path = self.path / part.file
