@@ -65,7 +65,7 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
 
 def _show(found: "Inspection") -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     stages = f" ({found.layers_per_stage} layers)" if found.layers_per_stage else ""
     console = Console()
@@ -75,7 +75,7 @@ def _show(found: "Inspection") -> None:
         f"{found.parameters:,} parameters, {found.bytes:,} bytes",
         highlight=False,
     )
-    table = Table("tensor", "shape", "dtype", "count")
+    table = Table(Column("tensor", overflow="fold"), "shape", "dtype", "count")
     for kind in found.kinds:
         table.add_row(kind.name, str(list(kind.shape)), kind.dtype, str(kind.count))
     console.print(table)
