@@ -1,11 +1,13 @@
 """The CPU device is active in every test; several ranks come from one pool of processes."""
 
-import warnings
 from collections.abc import Iterator
 
 import pytest
 
+from glm3cli.device import select
 from tests.support.ranks import RankPool
+
+select("cpu").activate()  # before any test module imports a part of the model
 
 
 @pytest.fixture(scope="session")
@@ -14,13 +16,3 @@ def ranks() -> Iterator[RankPool]:
     pool = RankPool()
     yield pool
     pool.close()
-
-
-@pytest.fixture(scope="session")
-def cpu() -> None:
-    """Activates the CPU device in this process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from glm3cli.device import select
-
-        select("cpu").activate()

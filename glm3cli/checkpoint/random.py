@@ -1,12 +1,17 @@
 """Random weights as a source, the same ones at every layout."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.names import WEIGHTS, Weight
+from glm3cli.checkpoint.companions import copy_companions
+from glm3cli.checkpoint.names import WEIGHTS, Weight, slots
+from glm3cli.checkpoint.staging import staged
+from glm3cli.checkpoint.writers import Plan, write
 from glm3cli.config.model import ModelConfig
+from glm3cli.config.parallel import ParallelConfig
 
 # Rows whose output is added to the residual stream: scaled down by the number of additions
 # (GPT-2; megatron-core's output_layer_init_method).
@@ -38,3 +43,14 @@ class RandomSource:
         generator.manual_seed(self._seed * 1_000_003 + place)
         scale = math.sqrt(2 * self.model.num_layers) if weight.logical in _RESIDUAL else 1.0
         return torch.empty(shape).normal_(0.0, self._std / scale, generator=generator)
+
+
+def write_random_model(
+    folder: Path, source: RandomSource, companions: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes random weights as a Hugging Face folder, with the tokenizer files of `companions`."""
+    dtypes = dict.fromkeys(slots(source.model.num_layers), dtype)
+    plan = Plan(source.model, ParallelConfig(), dtypes, shard_bytes=2**30)
+    with staged(folder, force=False) as partial:
+        write("chatglm", partial, plan, lambda *slot: source.read(*slot).to(dtype))
+        copy_companions(companions, partial, source.model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glm3cli.checkpoint.shape import read_shape
-from glm3cli.cli.launch import is_speaker, relaunch
+from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
 from glm3cli.config.inference import InferenceConfig
@@ -68,7 +68,7 @@ def harness(config: HarnessConfig) -> None:
 
     check_installed()
     _check_model(config)
-    if relaunch(config):
+    if not run_here(config):
         return
     found = run_harness(config, quiet=not (sys.stderr.isatty() and is_speaker()))
     if found is not None:
@@ -86,7 +86,7 @@ def _run(config: EvalConfig, suite: Suite) -> None:
         suite, config.data_dir, config.subject_names, config.shots, config.limit
     )
     _check_model(config)
-    if relaunch(config):
+    if not run_here(config):
         return
     from glm3cli.evals.runner import run_benchmark
 

@@ -5,7 +5,7 @@ import json
 import typer
 
 from glm3cli.checkpoint.shape import read_shape
-from glm3cli.cli.launch import is_speaker, relaunch
+from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.inference import GenerateConfig
 
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         """
         config.check_world(config.world_size)
         config.check_fits(read_shape(config.model))
-        if relaunch(config):
+        if not run_here(config):
             return
         from glm3cli.infer import generate as core
 

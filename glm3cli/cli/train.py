@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from glm3cli.checkpoint.shape import read_shape
-from glm3cli.cli.launch import is_speaker, relaunch
+from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
@@ -44,7 +44,7 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     if config.dry_run:
         typer.echo(describe(config, model))
         return
-    if relaunch(config):
+    if not run_here(config):
         return
     from glm3cli.train.run import run_training
 

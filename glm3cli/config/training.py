@@ -182,8 +182,8 @@ class RunOptions(Settings):
     log_interval: Annotated[int, Flag(panel=RUN)] = Field(
         default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
     )
-    report_to: Annotated[list[Literal["tensorboard"]], Flag(panel=RUN)] = Field(
-        default=[], description="Also write the metrics for this tool."
+    report_to: Annotated[Literal["none", "tensorboard"], Flag(panel=RUN)] = Field(
+        default="none", description="Also write the metrics for this tool."
     )
     dry_run: Annotated[bool, Flag(panel=RUN)] = Field(
         default=False, description="Check everything, print the plan, write nothing."

@@ -4,6 +4,7 @@ Call `activate()` before the first import of megatron; `require_active()` guards
 """
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -42,6 +43,11 @@ class Device(ABC):
                     "start a new process",
                 )
             return
+        if any(name.split(".")[0] == "megatron" for name in sys.modules):
+            raise DeviceError(
+                "megatron was imported before the device was activated",
+                "call device.select(...).activate() before importing any part of the model",
+            )
         self._prepare()
         _active = self
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from glm3cli import __version__
+
 Verdict = Literal["ok", "absent", "wrong"]
 # The versions that were tried together: on a CPU or GPU, and on Ascend.
 MEGATRON_CORE = "0.16"
@@ -45,6 +47,12 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on; `absent` for what isn't installed."""
+    packages = ("torch", "megatron-core", "torch_npu")
+    return {"glm3": __version__} | {name: installed(name) or "absent" for name in packages}
 
 
 def _system() -> Finding:

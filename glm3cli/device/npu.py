@@ -42,11 +42,6 @@ class NpuDevice(Device):
     backend: ClassVar[str] = "hccl"
 
     def _prepare(self) -> None:
-        if any(name.split(".")[0] == "megatron" for name in sys.modules):
-            raise DeviceError(
-                "megatron was imported before the NPU was activated",
-                "call device.select('npu').activate() before importing any part of the model",
-            )
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         with _hidden_argv():

@@ -8,24 +8,30 @@ from glm3cli.checkpoint.source import open_source
 from glm3cli.config.inference import InferenceConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.data.tokenizer import Tokenizer
-from glm3cli.device import Device, select
+from glm3cli.device import Device, require_active
+from glm3cli.errors import DataError
 from glm3cli.infer.engine import Engine
 from glm3cli.parallel.groups import open_grid
 
 
 @contextmanager
 def open_engine(config: InferenceConfig) -> Iterator[tuple[Engine, Tokenizer]]:
-    """Activates the device, joins the other ranks, and loads this rank's part of the model.
+    """Joins the other ranks, and loads this rank's part of the model.
 
     Raises:
         CheckpointError: The model can't be read.
         DataError: It has no tokenizer.
     """
-    device = select(config.device)
-    device.activate()
+    device = require_active()
     source = open_source(config.model)
     config.check_fits(source.model)
     tokenizer = Tokenizer.load(config.tokenizer or locate(config.model).companions)
+    if tokenizer.vocab_size > source.model.padded_vocab_size:
+        raise DataError(
+            f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, but the model's "
+            f"vocabulary has {source.model.padded_vocab_size} entries",
+            "give the tokenizer that belongs to this model with --tokenizer",
+        )
     with open_grid(config) as grid:
         yield Engine(source, config, config.dtype or _default(source.model, device), grid), tokenizer
 

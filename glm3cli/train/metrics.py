@@ -29,7 +29,7 @@ class Metrics:
             return
         config.save.mkdir(parents=True, exist_ok=True)
         self._file = (config.save / "metrics.jsonl").open("a", encoding="utf-8")
-        if "tensorboard" in config.report_to:
+        if config.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(config.save / "tensorboard"))

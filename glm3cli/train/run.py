@@ -1,6 +1,5 @@
 """`run_training`: the whole of a pretrain or finetune command on one rank."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -9,7 +8,7 @@ from glm3cli.checkpoint.locate import locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Kind
-from glm3cli.device import select
+from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.flops import flops_per_token
 from glm3cli.train.loop import train
@@ -18,16 +17,12 @@ from glm3cli.train.setup import build_parts
 from glm3cli.train.state import State
 from glm3cli.train.store import Store, find_resume
 
-_PACKAGES = ("glm3", "torch", "megatron-core")
-
-
 def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
     """Trains to the end and gives the final state.
 
     Raises:
         Glm3Error: As its children say, each with the way out.
     """
-    select(config.device).activate()
     resume = find_resume(config.save, config.resume)
     with open_grid(config, config.seed) as grid:
         metrics = Metrics(
@@ -63,7 +58,7 @@ def _run(
         pp=grid.pp_size,
         vpp=config.vpp,
         dp=grid.dp_size,
-        **{name: version(name) for name in _PACKAGES},
+        **versions(),
     )
     state = State() if resume is None else store.load(resume, parts.trainer, metrics)
     train(config, parts, state, metrics, store)
