@@ -110,6 +110,8 @@ def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in _load_yaml(path).items():
         if key not in known:
             raise ConfigError(f"{path}: {unknown_key(key, known)}", "see --help for the keys")
+        if value is None:  # `key:` without a value
+            continue
         several = getattr(known[key], "multiple", False) and not isinstance(value, list)
         values[str(known[key].name)] = [value] if several else value
     context.default_map = {**(context.default_map or {}), **values}
@@ -123,7 +125,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}", "give a readable file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not valid YAML: {error}", "mend the file") from None
     if values is None:
         return {}

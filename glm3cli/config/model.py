@@ -122,10 +122,10 @@ class ModelConfig(Settings):
                 "take the config.json that belongs to these weights",
             )
         values = {**_DEFAULTS, **{k: raw[k] for k in (*_NEEDED, *_DEFAULTS) if k in raw}}
-        dtype = values["torch_dtype"]
+        dtype = raw.get("dtype", values["torch_dtype"])  # transformers 5 has renamed the field
         if dtype not in _DTYPES:
             raise CheckpointError(
-                f"{path} has torch_dtype {dtype!r}", f"it must be one of {', '.join(_DTYPES)}"
+                f"{path} has dtype {dtype!r}", f"it must be one of {', '.join(_DTYPES)}"
             )
         values["torch_dtype"] = _DTYPES[dtype]
         grouped = raw.get("multi_query_attention", False)

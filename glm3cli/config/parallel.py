@@ -119,9 +119,12 @@ class ParallelConfig(Settings):
     def _check_layers(self, model: ModelConfig) -> None:
         if self.stage_sizes is not None:
             if sum(self.stage_sizes) != model.num_layers or 0 in self.stage_sizes:
+                total = sum(self.stage_sizes)
+                wrong = f"adds up to {total} layers, but the model has {model.num_layers}"
+                if 0 in self.stage_sizes:
+                    wrong = "has a stage without layers"
                 raise ConfigError(
-                    f"--layers-per-stage {self.layers_per_stage} adds up to "
-                    f"{sum(self.stage_sizes)} layers, but the model has {model.num_layers}",
+                    f"--layers-per-stage {self.layers_per_stage} {wrong}",
                     f"give {self.pp} numbers above 0 that add up to {model.num_layers}",
                 )
         elif model.num_layers % (self.pp * self.vpp):

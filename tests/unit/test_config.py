@@ -1,0 +1,486 @@
+"""The config classes: what they take, what they refuse, and in which words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glm3cli.cli.options import command
+from glm3cli.config.base import Settings
+from glm3cli.config.inference import GenerateConfig
+from glm3cli.config.launch import LaunchConfig
+from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.errors import CheckpointError, ConfigError
+from tests.support.shared import SHARED, needs_shared
+from tests.support.tiny import TINY, train_config
+
+SIX_B = PRESETS["6b"]
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    """As if no torchrun had started this process."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def write(folder: Path, drop: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A config.json of the 6B model with some fields changed or left out."""
+    raw = {**SIX_B.to_hf(), **changes}
+    file = folder / "config.json"
+    file.write_text(json.dumps({key: value for key, value in raw.items() if key not in drop}))
+    return file
+
+
+def generate_config(**options: Any) -> GenerateConfig:
+    return GenerateConfig.parse({"model": Path("m"), "prompt": ["a"], **options})
+
+
+# --- the model's shape ---
+
+
+@needs_shared
+def test_the_real_config_is_the_6b_model():
+    model = ModelConfig.from_file(SHARED / "chatglm3-6b")
+    assert model == PRESETS["6b"]
+    assert model.num_parameters == 6_243_584_000
+
+
+def test_a_folder_and_its_config_file_are_the_same(tmp_path):
+    file = write(tmp_path)
+    assert ModelConfig.from_file(file) == ModelConfig.from_file(tmp_path) == SIX_B
+
+
+@pytest.mark.parametrize("model", [SIX_B, TINY, PRESETS["tiny"]], ids=["6b", "test", "tiny"])
+def test_to_hf_and_back_is_the_same_model(model, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(model.to_hf()))
+    assert ModelConfig.from_file(tmp_path) == model
+
+
+def test_without_multi_query_attention_every_head_is_its_own_group(tmp_path):
+    assert (
+        ModelConfig.from_file(write(tmp_path, multi_query_attention=False)).num_query_groups == 32
+    )
+    assert (
+        ModelConfig.from_file(write(tmp_path, drop=("multi_query_attention",))).num_query_groups
+        == 32
+    )
+
+
+def test_the_number_of_groups_is_one_where_it_is_left_out(tmp_path):
+    model = ModelConfig.from_file(write(tmp_path, drop=("multi_query_group_num",)))
+    assert (model.num_query_groups, model.kv_size) == (1, 128)
+
+
+def test_rope_ratio_stretches_the_rotary_base(tmp_path):
+    assert ModelConfig.from_file(write(tmp_path, rope_ratio=50)).rotary_base == 500_000.0
+    assert ModelConfig.from_file(write(tmp_path, drop=("rope_ratio",))).rotary_base == 10_000.0
+
+
+def test_kv_channels_need_not_be_hidden_size_by_heads(tmp_path):
+    model = ModelConfig.from_file(write(tmp_path, kv_channels=64))
+    assert (model.query_size, model.kv_size, model.hidden_size) == (32 * 64, 2 * 64, 4096)
+    # Per layer: two norms, qkv with bias, the attention's output, and the MLP's three matrices.
+    qkv = (2048 + 2 * 128) * (4096 + 1)
+    layer = 2 * 4096 + qkv + 2048 * 4096 + 3 * 13696 * 4096
+    assert model.num_parameters == 28 * layer + 4096 + 2 * 65024 * 4096
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, "bf16"),
+        ({"dtype": "bfloat16"}, "bf16"),
+        ({"dtype": "float32", "torch_dtype": "float16"}, "fp32"),
+        ({}, "fp16"),
+    ],
+    ids=["older transformers", "transformers 5", "both: the newer one counts", "neither"],
+)
+def test_the_type_of_the_weights_has_two_spellings(fields, expected, tmp_path):
+    raw = {**SIX_B.to_hf(), **fields}
+    if "torch_dtype" not in fields:
+        del raw["torch_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert ModelConfig.from_file(tmp_path).torch_dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dtype": "int8"}, "has dtype 'int8'"),
+        ({"model_type": "llama"}, "is of the family 'llama'"),
+        ({"position_encoding_2d": True}, "is of the family 'chatglm'"),
+        ({"rmsnorm": False}, "has rmsnorm False"),
+        ({"add_bias_linear": True}, "has add_bias_linear True"),
+        ({"num_layers": "28"}, "num_layers 28: "),
+        ({"num_layers": 0}, "num_layers 0: should be greater than or equal to 1"),
+        ({"multi_query_group_num": 5}, "num_attention_heads 32 is not a multiple of"),
+    ],
+)
+def test_another_shape_is_refused_with_its_value(changes, said, tmp_path):
+    with pytest.raises(CheckpointError) as caught:
+        ModelConfig.from_file(write(tmp_path, **changes))
+    assert said in caught.value.message
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_all_missing_fields_are_named_at_once(tmp_path):
+    with pytest.raises(CheckpointError, match="lacks num_layers, kv_channels"):
+        ModelConfig.from_file(write(tmp_path, drop=("kv_channels", "num_layers")))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b'{"model_type": ', "not valid JSON"), (b"\xff\xfe{}", "not valid JSON"), (b"[]", "no JSON")],
+)
+def test_a_damaged_file_is_refused(content, said, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        ModelConfig.from_file(tmp_path)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        ModelConfig.from_file(tmp_path)
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        ModelConfig.from_file(tmp_path / "nowhere")
+
+
+# --- how it is cut ---
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"tp": 1},
+        {"tp": 2},
+        {"tp": 4},
+        {"tp": 8},
+        {"tp": 16},
+        {"pp": 28},
+        {"pp": 2, "vpp": 7},
+        {"tp": 8, "pp": 4, "vpp": 7},
+        {"pp": 4, "layers_per_stage": "6,8,8,6"},
+        {"pp": 3, "layers_per_stage": "1,26,1"},
+    ],
+    ids=str,
+)
+def test_legal_cuts_of_the_6b_model(cut):
+    ParallelConfig.parse(cut).check_fits(SIX_B)
+
+
+@pytest.mark.parametrize(
+    ("cut", "said", "way_out"),
+    [
+        (
+            {"tp": 3},
+            "num_attention_heads 32 is not divisible by --tp 3; ffn_hidden_size 13696 is not "
+            "divisible by --tp 3; padded_vocab_size 65024 is not divisible by --tp 3; --tp 3 and "
+            "multi_query_group_num 2: one must divide the other",
+            "use --tp 1, 2, 4, 8, 16 or 32",
+        ),
+        (
+            {"pp": 5},
+            "num_layers 28 is not divisible by --pp 5 x --vpp 1",
+            "use pp x vpp = 1, 2, 4, 7, 14 or 28, or --layers-per-stage for uneven stages",
+        ),
+        (
+            {"pp": 2, "vpp": 4},
+            "num_layers 28 is not divisible by --pp 2 x --vpp 4",
+            "use pp x vpp = 1, 2, 4, 7, 14 or 28, or --layers-per-stage for uneven stages",
+        ),
+        (
+            {"pp": 2, "layers_per_stage": "14,13"},
+            "--layers-per-stage 14,13 adds up to 27 layers, but the model has 28",
+            "give 2 numbers above 0 that add up to 28",
+        ),
+        (
+            {"vpp": 2},
+            "--vpp needs more than one pipeline stage",
+            "drop --vpp or raise --pp",
+        ),
+    ],
+    ids=["tp", "pp", "vpp", "uneven", "vpp without pp"],
+)
+def test_an_illegal_cut_says_what_would_be_legal(cut, said, way_out):
+    with pytest.raises(ConfigError) as caught:
+        ParallelConfig.parse(cut).check_fits(SIX_B)
+    assert (caught.value.message, caught.value.hint) == (said, way_out)
+
+
+def test_a_stage_without_layers_is_refused_as_such():
+    with pytest.raises(ConfigError) as caught:
+        ParallelConfig.parse({"pp": 2, "layers_per_stage": "0,28"}).check_fits(SIX_B)
+    assert "a stage without layers" in caught.value.message
+    assert caught.value.hint == "give 2 numbers above 0 that add up to 28"
+
+
+def test_what_the_hint_offers_is_legal():
+    for tp in (1, 2, 4, 8, 16, 32):
+        ParallelConfig(tp=tp).check_fits(SIX_B)
+    legal = {tp for tp in range(1, 65) if fits(tp)}
+    assert legal == {1, 2, 4, 8, 16, 32}
+
+
+def fits(tp: int) -> bool:
+    try:
+        ParallelConfig(tp=tp).check_fits(SIX_B)
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ({"pp": 3, "layers_per_stage": "14,14"}, "names 2 stages, but --pp is 3"),
+        ({"pp": 2, "vpp": 2, "layers_per_stage": "14,14"}, "can't be used together"),
+        ({"pp": 2, "layers_per_stage": "14;14"}, "--layers-per-stage 14;14: "),
+        ({"tp": 0}, "--tp 0: should be greater than or equal to 1"),
+    ],
+)
+def test_a_cut_that_fits_no_model_is_refused_at_once(cut, said):
+    with pytest.raises(ConfigError, match=said):
+        ParallelConfig.parse(cut)
+
+
+@given(pp=st.integers(1, 8), vpp=st.integers(1, 4), size=st.integers(1, 5))
+def test_every_layer_is_held_once(pp, vpp, size):
+    config = ParallelConfig(pp=pp, vpp=vpp)
+    num_layers = pp * vpp * size
+    # The order in which a token passes: chunk by chunk, and in each from stage to stage.
+    passed = [
+        layer
+        for chunk in range(vpp)
+        for stage in range(pp)
+        for layer in config.layers_of(num_layers, stage, chunk)
+    ]
+    assert passed == list(range(num_layers))
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_every_layer_is_held_once_with_uneven_stages(sizes):
+    config = ParallelConfig(pp=len(sizes), layers_per_stage=",".join(map(str, sizes)))
+    held = [config.layers_of(sum(sizes), stage) for stage in range(len(sizes))]
+    assert [len(layers) for layers in held] == sizes
+    assert [layer for layers in held for layer in layers] == list(range(sum(sizes)))
+
+
+def test_the_number_of_ranks_is_a_multiple_of_one_copy():
+    config = ParallelConfig(tp=2, pp=4)
+    config.check_world(8)
+    config.check_world(16)
+    with pytest.raises(ConfigError) as caught:
+        config.check_world(12)
+    assert caught.value.message == "12 rank(s) can't hold --tp 2 x --pp 4 = 8"
+    assert caught.value.hint == "start a multiple of 8 ranks, e.g. --nproc 8"
+
+
+# --- launch ---
+
+
+def test_torchrun_counts_more_than_nproc(monkeypatch):
+    assert LaunchConfig().world_size == 1
+    assert LaunchConfig(nproc=4).world_size == 4
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert LaunchConfig(nproc=4).world_size == 16
+
+
+# --- a training run ---
+
+
+def test_ranks_and_batch_give_the_rest_of_the_plan():
+    config = train_config(nproc=8, tp=2, pp=2, micro_batch_size=2, global_batch_size=12)
+    assert (config.dp, config.num_microbatches) == (2, 3)
+    config.check_plan(TINY)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "way_out"),
+    [
+        (
+            {"nproc": 2, "micro_batch_size": 3, "global_batch_size": 8},
+            "--global-batch-size 8 is not a multiple of --micro-batch-size 3 x data parallel size 2",
+            "use a multiple of 6",
+        ),
+        (
+            {"nproc": 2, "tp": 2, "seq_length": 33},
+            "--seq-length 33 is not divisible by --tp 2",
+            "use a multiple, or --no-sequence-parallel",
+        ),
+        (
+            {"nproc": 2, "pp": 2, "vpp": 2, "global_batch_size": 3},
+            "--vpp 2 needs a multiple of --pp 2 micro-batches per step, not 3",
+            "use a --global-batch-size that is a multiple of 2",
+        ),
+        (
+            {"tp": 2},
+            "1 rank(s) can't hold --tp 2 x --pp 1 = 2",
+            "start a multiple of 2 ranks, e.g. --nproc 2",
+        ),
+        (
+            {"nproc": 3, "tp": 3},
+            "num_attention_heads 8 is not divisible by --tp 3; padded_vocab_size 128 is not "
+            "divisible by --tp 3; --tp 3 and multi_query_group_num 2: one must divide the other",
+            "use --tp 1, 2, 4 or 8",
+        ),
+    ],
+    ids=["batch", "sequence", "vpp", "ranks", "model"],
+)
+def test_a_plan_that_does_not_divide_is_refused(options, said, way_out):
+    with pytest.raises(ConfigError) as caught:
+        train_config(**options).check_plan(TINY)
+    assert (caught.value.message, caught.value.hint) == (said, way_out)
+
+
+def test_a_sequence_of_any_length_goes_without_sequence_parallelism():
+    config = train_config(nproc=2, tp=2, seq_length=33, sequence_parallel=False)
+    config.check_plan(TINY)
+
+
+def test_warmup_is_a_share_or_a_number_of_steps():
+    assert train_config(lr_warmup_iters=0, lr_warmup_fraction=0.25).warmup_iters == 5.0
+    assert train_config(lr_warmup_iters=3).warmup_iters == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": Path("m")}, "give either --model MODEL or --from-scratch"),
+        ({"from_scratch": False}, "give either --model MODEL or --from-scratch"),
+        ({"shape": None}, "--from-scratch needs --model-config"),
+        ({"from_scratch": False, "model": Path("m")}, "--model-config goes with --from-scratch"),
+        ({"min_lr": 0.1}, "--min-lr 0.1 is above --lr 0.01"),
+        ({"lr_warmup_fraction": 0.1}, "--lr-warmup-fraction or --lr-warmup-iters, not both"),
+        ({"lr_warmup_iters": 20}, "--lr-warmup-iters 20 must be below --train-iters 20"),
+        ({"overlap_param_gather": True}, "--overlap-param-gather needs --overlap-grad-reduce"),
+        ({"split": "90,10"}, "--split 90,10: "),
+        ({"data": []}, "--data "),
+        ({"lr": float("nan")}, "--lr nan: "),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, said):
+    with pytest.raises(ConfigError) as caught:
+        train_config(**options)
+    assert said in caught.value.message
+
+
+# --- generate ---
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompt": []}, "give one of --prompt TEXT, --prompts-file FILE, --chat"),
+        ({"chat": True}, "give one of --prompt TEXT, --prompts-file FILE, --chat"),
+        ({"prompt": [], "chat": True, "as_json": True}, "it has no --json result"),
+        ({"prompt": ["a", "b"], "stream": True}, "--stream goes with one --prompt"),
+        ({"stream": True, "as_json": True}, "--stream goes with one --prompt, without --json"),
+        ({"system": "be kind"}, "--system and --tools go with --chat"),
+        ({"pp": 2, "vpp": 2}, "--vpp is for training"),
+        ({"temperature": 0.0}, "--temperature 0.0: should be greater than 0"),
+        ({"top_p": 1.5}, "--top-p 1.5: should be less than or equal to 1"),
+    ],
+)
+def test_generate_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ConfigError) as caught:
+        generate_config(**options)
+    assert said in caught.value.message
+
+
+# --- strictness ---
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, True, None, [2]])
+def test_a_value_of_another_type_is_refused(value):
+    with pytest.raises(ConfigError, match="--tp "):
+        ParallelConfig.parse({"tp": value})
+
+
+def test_an_unknown_key_comes_with_the_nearest_known_one():
+    with pytest.raises(ConfigError, match="unknown key 'seq_lenght', did you mean 'seq_length'"):
+        train_config(seq_lenght=1)
+    with pytest.raises(ConfigError) as caught:
+        ParallelConfig.parse({"zzz": 1})
+    assert caught.value.message == "unknown key 'zzz'"
+
+
+def test_all_problems_are_told_together():
+    with pytest.raises(ConfigError) as caught:
+        train_config(tp=0, lr=-1.0, dtype="int8", save="a string", train_iterations=1)
+    said = caught.value.message.split("; ")
+    starts = ("--tp 0: ", "--lr -1.0: ", "--dtype int8: ", "--save a string: ", "unknown key ")
+    assert len(said) == len(starts)
+    for start in starts:
+        assert sum(sentence.startswith(start) for sentence in said) == 1, said
+
+
+def test_a_missing_option_is_named_as_it_is_typed():
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.parse({"from_scratch": True, "shape": "6b"})
+    assert caught.value.message.split("; ") == [
+        "--data is missing",
+        "--train-iters is missing",
+        "--save is missing",
+    ]
+
+
+def test_a_config_can_not_be_changed():
+    config = ParallelConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.tp = 2  # type: ignore[misc]
+
+
+# --- there and back through a file ---
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        train_config(),
+        train_config(
+            nproc=4,
+            tp=2,
+            pp=2,
+            layers_per_stage="1,3",
+            data=["0.3:a b", "0.7:c"],
+            lr=1e-6,
+            min_lr=1e-8,
+            adam_eps=1e-15,
+            sequence_parallel=False,
+            split="1,0,0",
+            shape="no",
+            tokenizer=Path("12"),
+            resume="1e5",
+            save=Path("运行"),
+        ),
+        generate_config(prompt=["line\nline", "yes", "1.0", "~"], as_json=True, seed=0),
+    ],
+    ids=["train", "train, much set", "generate"],
+)
+def test_options_written_as_yaml_are_read_back_as_the_same_config(config, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.to_options(), allow_unicode=True), encoding="utf-8")
+    assert read(type(config), file) == config
+    given = {key: value for key, value in config.to_options().items() if value is not None}
+    file.write_text(yaml.safe_dump(given), encoding="utf-8")
+    assert read(type(config), file) == config
+
+
+def read(kind: type[Settings], file: Path) -> Settings:
+    """What a command that takes `kind` gets from `--config file`."""
+    app, got = typer.Typer(), []
+
+    @command(app, kind, "run")
+    def run(config: Settings) -> None:
+        got.append(config)
+
+    app(["--config", str(file)], standalone_mode=False)
+    return got[0]

@@ -1,0 +1,195 @@
+"""From a config class to a command's options, and the `--config` file below them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from pydantic import Field
+from typer.testing import CliRunner
+
+from glm3cli.cli.options import command
+from glm3cli.config.base import Flag, Settings
+from glm3cli.errors import ConfigError
+
+runner = CliRunner()
+
+
+class Example(Settings):
+    """One field of each kind."""
+
+    source: Annotated[Path | None, Flag(positional=True, metavar="SRC")] = Field(default=None)
+    seq_length: Annotated[int, Flag(("--max-length",), panel="Data")] = Field(
+        ge=2, description="Tokens of one sample."
+    )
+    data: list[str] = Field(default=["none"])
+    rate: float = Field(default=0.5)
+    shuffle: bool = Field(default=True)
+    kind: Literal["a", "b"] = Field(default="a")
+    as_json: Annotated[bool, Flag(name="json")] = Field(default=False)
+    note: str | None = Field(default=None)
+
+
+def make_app() -> tuple[typer.Typer, list[Example]]:
+    app, got = typer.Typer(), []
+
+    @command(app, Example, "run")
+    def run(config: Example) -> None:
+        """Does it."""
+        got.append(config)
+
+    return app, got
+
+
+def parsed(*args: Any) -> Example:
+    app, got = make_app()
+    result = runner.invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return got[0]
+
+
+def refused(*args: Any) -> ConfigError:
+    app, got = make_app()
+    with pytest.raises(ConfigError) as caught:
+        runner.invoke(app, [str(arg) for arg in args], catch_exceptions=False)
+    assert not got
+    return caught.value
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        file = tmp_path / "run.yaml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def test_defaults_are_those_of_the_class():
+    assert parsed("--seq-length", 8) == Example(seq_length=8)
+
+
+def test_the_file_wins_over_defaults_and_flags_over_the_file(write):
+    file = write("seq_length: 16\nrate: 0.25\nshuffle: false\nkind: b\n")
+    assert parsed("--config", file) == Example(seq_length=16, rate=0.25, shuffle=False, kind="b")
+    config = parsed("--rate", 0.125, "--shuffle", "--config", file, "--seq-length", 4)
+    assert config == Example(seq_length=4, rate=0.125, kind="b")
+
+
+def test_a_flag_that_equals_the_default_still_wins(write):
+    assert parsed("--config", write("seq_length: 8\nrate: 0.25"), "--rate", 0.5).rate == 0.5
+
+
+@pytest.mark.parametrize("key", ["seq_length", "seq-length", "max_length", "max-length"])
+def test_a_key_may_be_an_alias_and_have_dashes(key, write):
+    assert parsed("--config", write(f"{key}: 16")).seq_length == 16
+
+
+def test_a_key_is_the_options_name_where_it_is_not_the_fields(write):
+    assert parsed("--config", write("json: true\nseq_length: 8")).as_json
+    assert "unknown key 'as_json'" in refused("--config", write("as_json: true")).message
+
+
+def test_a_list_option_takes_a_list_or_one_value(write):
+    assert parsed("--config", write("seq_length: 8\ndata: [x, y]")).data == ["x", "y"]
+    assert parsed("--config", write("seq_length: 8\ndata: x")).data == ["x"]
+    assert parsed("--seq-length", 8, "--data", "x", "--data", "y").data == ["x", "y"]
+
+
+def test_flags_replace_a_list_of_the_file(write):
+    file = write("seq_length: 8\ndata: [x, y]")
+    assert parsed("--config", file, "--data", "z").data == ["z"]
+
+
+def test_a_null_in_the_file_means_the_default(write):
+    assert parsed("--config", write("seq_length: 8\nrate:\nnote: null\ndata: ~")) == Example(
+        seq_length=8
+    )
+
+
+def test_numbers_as_people_write_them_are_numbers(write):
+    # YAML 1.1 takes 1e-6, without a point, for text.
+    assert parsed("--config", write("seq_length: 8\nrate: 1e-6")).rate == 1e-6
+
+
+def test_an_empty_file_sets_nothing(write):
+    assert parsed("--config", write(""), "--seq-length", 8) == Example(seq_length=8)
+    assert parsed("--config", write("# nothing\n"), "--seq-length", 8) == Example(seq_length=8)
+
+
+def test_an_unknown_key_comes_with_the_nearest_known_one(write):
+    file = write("seq_lenght: 8")
+    error = refused("--config", file)
+    assert error.message == f"{file}: unknown key 'seq_lenght', did you mean 'seq_length'?"
+    assert "unknown key 'zzz'" in refused("--config", write("zzz: 8")).message
+
+
+def test_an_argument_can_stand_in_the_file_too(write):
+    file = write("seq_length: 8\nsource: a")
+    assert parsed("--config", file).source == Path("a")
+    assert parsed("--config", file, "b").source == Path("b")
+
+
+@pytest.mark.parametrize("key", ["config", "help"])
+def test_what_is_no_option_is_no_key(key, write):
+    assert f"unknown key {key!r}" in refused("--config", write(f"{key}: x")).message
+
+
+def test_broken_yaml_is_told_with_its_place(write):
+    error = refused("--config", write("seq_length: [8\nrate: 2"))
+    assert "is not valid YAML" in error.message
+    assert "line 2" in error.message
+
+
+def test_a_file_that_is_not_text_is_told(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "is not valid YAML" in refused("--config", tmp_path / "run.yaml").message
+
+
+def test_a_yaml_list_is_no_set_of_options(write):
+    assert "holds no mapping" in refused("--config", write("- seq_length: 8")).message
+
+
+def test_a_file_that_is_missing_or_a_folder_is_told(tmp_path):
+    error = refused("--config", tmp_path / "no.yaml")
+    assert error.message == f"--config {tmp_path / 'no.yaml'}: No such file or directory"
+    assert "Is a directory" in refused("--config", tmp_path).message
+
+
+def test_a_required_option_that_is_missing_is_named_with_everything_else_that_is_wrong():
+    assert refused().message == "--seq-length is missing"
+    assert refused("--rate", "nan").message.split("; ")[0] == "--seq-length is missing"
+    assert "--rate nan" in refused("--rate", "nan").message
+
+
+def test_a_value_beyond_its_limit_is_refused_from_the_file_too(write):
+    expected = "--seq-length 1: should be greater than or equal to 2"
+    assert refused("--seq-length", 1).message == expected
+    assert refused("--config", write("seq_length: 1")).message == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["kind: c", "rate: fast", "shuffle: perhaps", "rate: [1, 2]", "rate: {a: 1}"]
+)
+def test_a_value_of_another_type_in_the_file_is_wrong_usage(text, write):
+    app, got = make_app()
+    result = runner.invoke(app, ["--seq-length", "8", "--config", str(write(text))])
+    assert (result.exit_code, got) == (2, [])
+    assert text.split(":")[0] in result.stderr
+
+
+def test_help_lists_names_texts_and_defaults():
+    app, _ = make_app()
+    help_text = runner.invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    for expected in (
+        "Does it.",
+        "--max-length",
+        "Tokens of one sample.",
+        "--no-shuffle",
+        "--json",
+        "[SRC]",
+        "[default: 0.5]",
+        "--config",
+    ):
+        assert expected in help_text
