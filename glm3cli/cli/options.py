@@ -30,7 +30,9 @@ def command(
         def run(**values: Any) -> None:
             values.pop("config_file")
             fields = config.model_fields
-            given = {k: v for k, v in values.items() if v is not None or not fields[k].is_required()}
+            given = {
+                k: v for k, v in values.items() if v is not None or not fields[k].is_required()
+            }
             function(config.parse(given))
 
         parameters = [_parameter(config, key) for key in config.model_fields]

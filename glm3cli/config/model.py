@@ -21,7 +21,11 @@ _FIXED: dict[str, object] = {
 }
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # Values of fields that older config.json files of the family leave out.
-_DEFAULTS: dict[str, object] = {"layernorm_epsilon": 1e-5, "rope_ratio": 1.0, "torch_dtype": "float16"}
+_DEFAULTS: dict[str, object] = {
+    "layernorm_epsilon": 1e-5,
+    "rope_ratio": 1.0,
+    "torch_dtype": "float16",
+}
 _NEEDED = (
     "num_layers",
     "hidden_size",
@@ -97,7 +101,8 @@ class ModelConfig(Settings):
         """Reads a Hugging Face config.json (`path` is the file or its folder).
 
         Raises:
-            CheckpointError: The file is missing, isn't JSON, lacks a field, or is of another family.
+            CheckpointError: The file is missing, isn't JSON, lacks a field, or is of another
+                family.
         """
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():

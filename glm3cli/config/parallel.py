@@ -135,7 +135,9 @@ class ParallelConfig(Settings):
                 f"use pp x vpp = {_any_of(legal)}, or --layers-per-stage for uneven stages",
             )
         if self.vpp > 1 and self.pp == 1:
-            raise ConfigError("--vpp needs more than one pipeline stage", "drop --vpp or raise --pp")
+            raise ConfigError(
+                "--vpp needs more than one pipeline stage", "drop --vpp or raise --pp"
+            )
 
 
 def _any_of(values: list[int]) -> str:

@@ -307,7 +307,8 @@ def test_ranks_and_batch_give_the_rest_of_the_plan():
     [
         (
             {"nproc": 2, "micro_batch_size": 3, "global_batch_size": 8},
-            "--global-batch-size 8 is not a multiple of --micro-batch-size 3 x data parallel size 2",
+            "--global-batch-size 8 is not a multiple of --micro-batch-size 3 x data parallel "
+            "size 2",
             "use a multiple of 6",
         ),
         (

@@ -1,0 +1,136 @@
+"""From logits to tokens, against the same rules written down again in numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from glm3cli.infer.sampling import Sampling, filtered_probabilities, pick
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def probabilities(logits: list[float], **options: float) -> list[float]:
+    sampling = Sampling(greedy=False, **options)
+    return filtered_probabilities(torch.tensor([logits]), sampling)[0].tolist()
+
+
+def logs(*shares: float) -> list[float]:
+    """Logits whose softmax is `shares`."""
+    return [math.log(share) for share in shares]
+
+
+def rederived(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """The rules, token by token from the likeliest on, for a row without ties."""
+    scaled = np.exp((logits - logits.max()) / temperature)
+    order = sorted(range(len(logits)), key=lambda token: -scaled[token])
+    kept = order[: top_k or len(order)]
+    total = sum(scaled[token] for token in kept)
+    chosen, mass = [], 0.0
+    for token in kept:
+        if mass >= top_p and top_p < 1:
+            break
+        chosen.append(token)
+        mass += scaled[token] / total
+    result = np.zeros(len(logits))
+    result[chosen] = scaled[chosen] / scaled[chosen].sum()
+    return result
+
+
+def test_greedy_takes_the_likeliest_token_of_every_row():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.9]])
+    assert pick(logits, Sampling(greedy=True, top_k=1), []).tolist() == [1, 0]
+
+
+def test_temperature_one_without_limits_is_the_softmax():
+    assert probabilities(logs(0.5, 0.3, 0.2)) == pytest.approx([0.5, 0.3, 0.2])
+
+
+def test_temperature_below_one_sharpens_and_above_flattens():
+    assert probabilities(logs(0.8, 0.2), temperature=0.5) == pytest.approx([16 / 17, 1 / 17])
+    assert probabilities(logs(0.8, 0.2), temperature=2.0) == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_top_k_keeps_the_k_likeliest():
+    logits = logs(0.1, 0.4, 0.2, 0.3)
+    assert probabilities(logits, top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7])
+    assert probabilities(logits, top_k=1) == pytest.approx([0, 1, 0, 0])
+    assert probabilities(logits, top_k=0) == pytest.approx([0.1, 0.4, 0.2, 0.3])
+    assert probabilities(logits, top_k=99) == pytest.approx([0.1, 0.4, 0.2, 0.3])
+
+
+def test_top_p_keeps_the_likeliest_that_reach_this_mass():
+    logits = logs(0.1, 0.5, 0.25, 0.15)
+    assert probabilities(logits, top_p=0.7) == pytest.approx([0, 2 / 3, 1 / 3, 0])
+    assert probabilities(logits, top_p=0.8) == pytest.approx([0, 5 / 9, 2.5 / 9, 1.5 / 9])
+
+
+def test_top_p_always_keeps_the_first_token():
+    assert probabilities(logs(0.6, 0.4), top_p=1e-9) == pytest.approx([1, 0])
+
+
+def test_top_p_counts_the_mass_that_temperature_and_top_k_leave():
+    # Of the two that top-k leaves, the first has 4/7 > 0.5; of all it has 0.4.
+    assert probabilities(logs(0.1, 0.4, 0.2, 0.3), top_k=2, top_p=0.5) == pytest.approx(
+        [0, 1, 0, 0]
+    )
+    # Sharpened to 16/17, the first is enough.
+    assert probabilities(logs(0.8, 0.2), temperature=0.5, top_p=0.9) == pytest.approx([1, 0])
+
+
+@settings(max_examples=50)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    vocab=st.integers(1, 40),
+    temperature=st.floats(0.1, 3),
+    top_k=st.integers(0, 45),
+    top_p=st.floats(0.01, 0.99) | st.just(1.0),
+)
+def test_the_rules_agree_with_a_plain_rederivation(seed, vocab, temperature, top_k, top_p):
+    logits = np.random.default_rng(seed).permutation(vocab) * 0.25
+    sampling = Sampling(False, temperature, top_k, top_p)
+    found = filtered_probabilities(torch.tensor(np.array([logits])), sampling)
+    expected = rederived(logits, temperature, top_k, top_p)
+    # Where a sum meets the limit, rounding decides on the last token.
+    edges = [rederived(logits, temperature, top_k, top_p + shift) for shift in (1e-5, -1e-5)]
+    assume(top_p == 1 or np.array_equal(*edges))
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
+
+
+def test_half_precision_logits_are_filtered_in_fp32():
+    found = filtered_probabilities(
+        torch.zeros(1, 3000, dtype=torch.bfloat16), Sampling(greedy=False)
+    )
+    assert found.dtype == torch.float32
+    assert float(found.sum()) == pytest.approx(1)
+
+
+def test_draws_follow_the_probabilities_and_nothing_else():
+    logits = torch.tensor([logs(0.6, 0.3, 0.0999, 0.0001)]).repeat(4000, 1)
+    drawn = pick(logits, Sampling(greedy=False, top_k=3), generators(*range(4000)))
+    shares = np.bincount(drawn.numpy(), minlength=4) / 4000
+    assert shares == pytest.approx([0.6006, 0.3003, 0.1, 0], abs=0.03)
+    assert shares[3] == 0
+
+
+def test_a_rows_draws_do_not_depend_on_the_other_rows():
+    random = torch.Generator().manual_seed(0)
+    steps = [torch.randn(3, 50, generator=random) for _ in range(20)]
+    sampling = Sampling(greedy=False, temperature=2.0)
+    together = generators(7, 8, 9)
+    batched = [pick(logits, sampling, together).tolist() for logits in steps]
+    alone = generators(8)
+    assert [pick(logits[1:2], sampling, alone).item() for logits in steps] == [
+        row[1] for row in batched
+    ]
+    assert len({row[1] for row in batched}) > 5  # it does draw
+
+
+def test_a_generator_more_or_less_than_rows_is_a_bug():
+    with pytest.raises(ValueError, match="zip"):
+        pick(torch.zeros(2, 3), Sampling(greedy=False), generators(1))
