@@ -89,8 +89,9 @@ _FACTORIES = {
     "empty_like": "dist_checkpointing/exchange_utils.py: receive buffers",
     "empty": "dist_checkpointing/exchange_utils.py: receive buffers",
 }
-# Before megatron is imported: it binds some of these names, and decorates with torch.compile.
-_EARLY = (
+# The last row imports megatron, which binds some of the names above it and decorates with
+# torch.compile: the order counts.
+_TABLE = (
     *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
     Redirect("torch", "compile", _identity, "jit.py: torch.compile as fuser needs a C++ compiler"),
     Redirect("torch.Tensor", "cuda", _stay, "models/common/language_module: weight.data.cuda()"),
@@ -114,11 +115,7 @@ _EARLY = (
     ),
     Redirect("torch.cuda", "manual_seed", lambda _: torch.manual_seed, "tensor_parallel/random.py"),
     Redirect("torch.cuda", "get_rng_state", _get_rng_state, "tensor_parallel/random.py: fork"),
-    Redirect(
-        "torch.cuda.random", "get_rng_state", _get_rng_state, "tensor_parallel/random.py:55"
-    ),
-)
-_LATE = (
+    Redirect("torch.cuda.random", "get_rng_state", _get_rng_state, "tensor_parallel/random.py:55"),
     Redirect(
         "megatron.core.tensor_parallel.random",
         "_set_cuda_rng_state",
@@ -136,19 +133,13 @@ class CpuDevice(Device):
     stream_ordered: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._redirects = (Redirects(_EARLY), Redirects(_LATE))
+        self._redirects = Redirects(_TABLE)
 
     def _prepare(self) -> None:
         # Advice about GPUs (Apex, Transformer Engine, launch order) that a CPU has no use for.
         warnings.filterwarnings("ignore", module=r"megatron\.")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-        early, late = self._redirects
-        early.apply()
-        late.apply()
-
-    def _restore(self) -> None:
-        for redirects in reversed(self._redirects):
-            redirects.undo()
+        self._redirects.apply()
 
     def torch_device(self) -> torch.device:
         """The one CPU, for every rank."""

@@ -34,13 +34,14 @@ class Redirect:
         Raises:
             DeviceError: This version of the library has no such attribute.
         """
-        owner = _resolve(self.owner)
-        if not hasattr(owner, self.attribute):
+        try:
+            owner = _resolve(self.owner)
+            return owner, getattr(owner, self.attribute)
+        except (ModuleNotFoundError, AttributeError) as error:
             raise DeviceError(
                 f"{self.owner}.{self.attribute} is gone, but {self.why} relied on it",
                 "install the versions that `glm3 doctor` names",
-            )
-        return owner, getattr(owner, self.attribute)
+            ) from error
 
 
 def _resolve(name: str) -> Any:
