@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from glm3cli import __version__
 Verdict = Literal["ok", "absent", "wrong"]
 # The versions that were tried together: on a CPU or GPU, and on Ascend.
 MEGATRON_CORE = "0.16"
-TORCH_RANGE = ((2, 7), (2, 13))
+TORCH_RANGE = ((2, 7, 1), (2, 14, 0))  # from, and below
 ASCEND_TORCH = "2.7.1"
 
 
@@ -63,8 +64,8 @@ def _system() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    fits = TORCH_RANGE[0] <= (major, minor) <= TORCH_RANGE[1]
+    numbers = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:3])
+    fits = TORCH_RANGE[0] <= numbers < TORCH_RANGE[1]
     findings = [
         Finding(
             "torch",
@@ -104,7 +105,11 @@ def _ascend() -> list[Finding]:
     if not cards and torch_npu is None:
         return [Finding("npu", "no NPU, no torch_npu", "absent")]
     findings = [
-        Finding("npu", f"{len(cards)} card(s)" if cards else "no card", "ok" if cards else "wrong"),
+        Finding("npu", f"{len(cards)} card(s)", "ok")
+        if cards
+        else Finding(
+            "npu", "no card", "wrong", "see `npu-smi info`, and what the container passes"
+        ),
         _torch_npu(torch_npu),
     ]
     cann = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
