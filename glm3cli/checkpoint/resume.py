@@ -3,8 +3,11 @@
 Weights, optimizer, schedule, and data position can be read back at any tp, pp, vpp, and dp.
 """
 
+import multiprocessing
 import random
+import signal
 from collections.abc import Sequence
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
@@ -40,7 +44,21 @@ def save_training(
     state["grid"] = _layout(grid, len(chunks))
     state["optimizer_kind"] = _kind(optimizer)
     state["rng"] = _sharded_rng(grid)
+    _keep_queue_from_signals()
     dist_checkpointing.save(state, str(folder), ("torch_dist", 1))
+
+
+def _keep_queue_from_signals() -> None:
+    """Starts the process that megatron-core's writers report to, deaf to stop signals.
+
+    A scheduler may send SIGTERM to every process of a job. Upstream's own queue process
+    (dist_checkpointing/strategies/filesystem_async.py 0.16.1, _get_write_results_queue) would end
+    by it, and the save that the signal asks for would fail.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(signal.signal, (signal.SIGTERM, signal.SIG_IGN))
+        filesystem_async._results_queue = manager.Queue()
 
 
 def load_training(
@@ -72,7 +90,12 @@ def load_training(
     settings = [_settings(group) for group in optimizer.param_groups]
     try:
         loaded = dist_checkpointing.load(state, str(folder))
-    except (dist_checkpointing.core.CheckpointingException, OSError, RuntimeError, KeyError) as error:
+    except (
+        dist_checkpointing.core.CheckpointingException,
+        OSError,
+        RuntimeError,
+        KeyError,
+    ) as error:
         raise CheckpointError(
             f"{folder} can't be resumed from: {error}", "resume from an older checkpoint"
         ) from error

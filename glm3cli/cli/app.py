@@ -7,6 +7,7 @@ import typer
 
 from glm3cli import __version__
 from glm3cli.cli import convert, data, demo, doctor, evaluate, generate, train
+from glm3cli.cli.launch import hand_over, is_speaker
 from glm3cli.errors import Glm3Error
 
 app = typer.Typer(
@@ -49,8 +50,8 @@ def main() -> None:
 
 
 def _report(error: Glm3Error) -> None:
-    rank = os.environ.get("RANK", "0")
-    if rank != "0":  # one rank speaks; torchrun's log files keep the others'
+    # One speaks: the launcher if it is ours, else rank 0; torchrun's summary has the others.
+    if hand_over(error) or not is_speaker():
         return
     typer.echo(f"error: {error.message}", err=True)
     if error.hint:

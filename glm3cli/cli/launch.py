@@ -1,9 +1,30 @@
-"""Where a command runs: on ranks that it starts itself (`--nproc N`), or in this process."""
+"""Where a command runs: on ranks that it starts itself (`--nproc N`), or in this process.
 
+A rank's error reaches its launcher through the file that torch's launcher names to each rank, so
+that the user reads the first one, once, whichever rank it was.
+"""
+
+import json
 import os
 import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
 
 from glm3cli.config.launch import LaunchConfig
+from glm3cli.errors import Glm3Error
+
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch's launcher for each rank
+_OURS = "GLM3_LAUNCHED"  # set by us: the launcher shows what the ranks hand over
+
+
+class RankError(Glm3Error):
+    """The error of a rank that this process started."""
+
+    def __init__(self, message: str, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
 
 
 def is_speaker() -> bool:
@@ -29,8 +50,25 @@ def run_here(config: LaunchConfig) -> bool:
     return True
 
 
+def hand_over(error: Glm3Error) -> bool:
+    """Leaves a rank's error to its launcher; tells whether that one shows it."""
+    file = os.environ.get(_ERROR_FILE)
+    if file is None:
+        return False
+    # The form that torch's launcher reads (torch/distributed/elastic/multiprocessing/errors).
+    told = {"py_callstack": error.message, "timestamp": str(int(time.time()))}
+    message = {"message": error.message, "hint": error.hint, "extraInfo": told}
+    Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
+    return _OURS in os.environ
+
+
 def _launch(nproc: int) -> None:
-    """Runs this very command on `nproc` ranks; exits with the code of the first that failed."""
+    """Runs this very command on `nproc` ranks; ends as the first that failed.
+
+    Raises:
+        RankError: A rank ended with a user's error, or a signal came.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Ranks
     from torch.distributed.launcher.api import elastic_launch
@@ -38,16 +76,38 @@ def _launch(nproc: int) -> None:
     # Ranks share the cores; torch's launcher would otherwise give each of them one thread or all.
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Ranks that were asked to stop save first, which may take minutes; torch's default is 30 s.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1800")
+    os.environ[_OURS] = "1"
     ranks = Ranks(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
     try:
         elastic_launch(ranks, sys.executable)("-m", "glm3cli", *sys.argv[1:])
+    except SignalException as error:  # passed on to the ranks, which have ended
+        raise RankError(
+            f"stopped by {error.sigval.name}", "run the same command again", 128 + error.sigval
+        ) from None
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+        _end_as(list(error.failures.values()))
+
+
+def _end_as(failures: list[Any]) -> None:
+    # A rank that only lost its peer hands nothing over: the one that did is the cause.
+    failure = min(failures, key=lambda one: (_told(one) is None, one.timestamp))
+    code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    told = _told(failure)
+    if told is None:
+        sys.exit(code)
+    raise RankError(told["message"], told["hint"], code)
+
+
+def _told(failure: Any) -> dict[str, str] | None:
+    message = failure.error_file_data["message"]
+    return message if isinstance(message, dict) and "hint" in message else None

@@ -1,16 +1,18 @@
 """`glm3 pretrain` and `glm3 finetune`: one config, one loop, two kinds of data."""
 
+import os
 from pathlib import Path
 
 import typer
 
+from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.shape import read_shape
 from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Kind, parse_blend
-from glm3cli.errors import ConfigError
+from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.plan import describe
 
 
@@ -40,6 +42,7 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     model = _shape(config)
     config.check_plan(model)
     _check_tokenizer(config)
+    _check_save(config.save)
     parse_blend(config.data, kind)
     if config.dry_run:
         typer.echo(describe(config, model))
@@ -65,4 +68,21 @@ def _check_tokenizer(config: TrainConfig) -> None:
         raise ConfigError(
             "--from-scratch has no model folder to take the tokenizer from",
             "give --tokenizer with a folder or a tokenizer.model",
+        )
+    place = config.tokenizer or locate(config.model or Path()).companions
+    file = place / "tokenizer.model" if place.is_dir() else place
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer {file} does not exist",
+            "give --tokenizer with a folder that has a tokenizer.model, or that file",
+        )
+
+
+def _check_save(save: Path) -> None:
+    existing = next(path for path in (save, *save.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"--save {save}: {existing} is a file", "give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--save {save}: {existing} is not writable", "give a folder that you may write to"
         )

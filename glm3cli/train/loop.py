@@ -27,6 +27,8 @@ def train(config: TrainConfig, parts: Parts, state: State, metrics: Metrics, sto
         device.synchronize()
         state.advance(outcome, config.global_batch_size, config.seq_length)
         metrics.step(state, outcome, time.perf_counter() - started, device.peak_memory())
+        if outcome.skipped:
+            metrics.event("skip", iteration=state.iteration, loss_scale=outcome.loss_scale)
         if _is_due(state.iteration, config.save_interval):
             saved = store.save(parts.trainer, state, metrics)
         if parts.valid is not None and _is_due(state.iteration, config.eval_interval):

@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any, TextIO
 
 from glm3cli.config.training import TrainConfig
@@ -66,7 +65,7 @@ class Metrics:
         self.say(f"validation at iteration {iteration} | loss {loss:.6E} | ppl {perplexity:.6E}")
 
     def event(self, event: str, **details: Any) -> None:
-        """Reports a start, resume, save, signal, or stop."""
+        """Reports a start, resume, save, skip, signal, or stop."""
         self._write({"event": event, "time": time.time(), **details})
         told = ", ".join(f"{key} {value}" for key, value in details.items())
         self.say(f"{event}: {told}" if told else event)
@@ -89,12 +88,20 @@ class Metrics:
         self.last = record
         if self._file is None:
             return
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(_finite(record)) + "\n")
         self._file.flush()
         if self._board is not None and "iteration" in record:
             for key, value in record.items():
                 if key != "iteration" and isinstance(value, int | float):
                     self._board.add_scalar(key, value, record["iteration"])
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: they become null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
 
 
 def _step_line(record: dict[str, Any], train_iters: int) -> str:

@@ -17,6 +17,7 @@ from glm3cli.train.setup import build_parts
 from glm3cli.train.state import State
 from glm3cli.train.store import Store, find_resume
 
+
 def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
     """Trains to the end and gives the final state.
 
@@ -49,7 +50,7 @@ def _run(
         write_run_file(config)
     parts = build_parts(config, kind, model, grid, with_weights=resume is None)
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
-    store = Store(config.save, model, companions, config.keep_last)
+    store = Store(config.save, model, companions, parts.tokenizer.path, config.keep_last)
     metrics.event(
         "start",
         command=kind,

@@ -61,13 +61,15 @@ class Store:
     """Writes a run's checkpoints.
 
     Attributes:
-        companions: Where the tokenizer files and remote code that a MODEL needs are copied from.
+        companions: Where the remote code and other small files of a MODEL are copied from.
+        tokenizer: The tokenizer.model that the run uses.
         keep_last: Number of newest checkpoints to keep, or None for all.
     """
 
     run: Path
     model: ModelConfig
     companions: Path
+    tokenizer: Path
     keep_last: int | None
 
     def save(self, trainer: Trainer, state: State, metrics: "Metrics") -> int:
@@ -90,8 +92,9 @@ class Store:
         dist.barrier()
         if speaks:
             copy_companions(self.companions, partial, self.model)
+            shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
             _publish(partial, folder)
-            self._prune()
+            self._prune(folder)
         dist.barrier()
         metrics.event("save", iteration=state.iteration, path=str(folder))
         return state.iteration
@@ -111,10 +114,12 @@ class Store:
         )
         return state
 
-    def _prune(self) -> None:
+    def _prune(self, newest: Path) -> None:
         if self.keep_last is None:
             return
-        for old in find_checkpoints(self.run)[: -self.keep_last]:
+        # Later ones are there where a run goes on from an earlier checkpoint: not ours to remove.
+        checkpoints = [path for path in find_checkpoints(self.run) if path.name <= newest.name]
+        for old in checkpoints[: -self.keep_last]:
             # Renamed first: a folder under a checkpoint's name is always complete.
             doomed = old.with_name(f".{old.name}.removed")
             old.rename(doomed)
