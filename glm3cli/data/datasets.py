@@ -4,8 +4,10 @@ A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32),
 """
 
 import logging
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ from glm3cli.errors import DataError
 
 Sample = dict[str, np.ndarray]
 IGNORED_LABEL = -100
+_AGAIN = "run `glm3 preprocess` again"
 
 
 class Dataset(Protocol):
@@ -56,14 +59,15 @@ def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset |
     Raises:
         DataError: A split has no document.
     """
-    logging.getLogger("megatron.core.datasets").setLevel(logging.WARNING)
-    for prefix in spec.blend.prefixes:
-        _document_ranges(len(_open(prefix)), spec, prefix)
+    logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
     config = GPTDatasetConfig(
         random_seed=spec.seed,
         sequence_length=spec.seq_length,
-        blend=(list(spec.blend.prefixes), list(spec.blend.weights) if spec.blend.weights else None),
+        blend=_text_blend(spec),
         split=spec.split,
+        # Indices stay in memory. As files beside the data they would be taken even after the data
+        # was preprocessed again, and on a machine whose disk isn't rank 0's they would be missing.
+        path_to_cache="",
         tokenizer=tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -75,10 +79,26 @@ def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset |
     if not spec.num_valid:
         config.split_matrix[1] = None
     builder = BlendedMegatronDatasetBuilder(
-        GPTDataset, [spec.num_train, spec.num_valid or None, None], lambda: True, config
+        GPTDataset, [spec.num_train, spec.num_valid, 0], lambda: True, config
     )
     train, valid, _ = builder.build()
     return train, valid
+
+
+def _text_blend(spec: DataSpec) -> tuple[list[str], list[float] | None]:
+    """Prefixes and weights; where none are given, the tokens of each part's training documents.
+
+    Megatron-core's own choice without weights ends after one epoch.
+    """
+    num_tokens = []
+    for prefix in spec.blend.prefixes:
+        file = _open(prefix)
+        train, _ = _document_ranges(len(file), spec, prefix)
+        num_tokens.append(float(file.sequence_lengths[train.start : train.stop].sum()))
+    prefixes = list(spec.blend.prefixes)
+    if len(prefixes) == 1:
+        return prefixes, None
+    return prefixes, list(spec.blend.weights or num_tokens)
 
 
 def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
@@ -102,8 +122,15 @@ def _instruction_pair(
     sizes = {key: len(file) for key, file in files.items()}
     if len(set(sizes.values())) != 1:
         raise DataError(
-            f"--data {prefix}: its files have different numbers of samples: {sizes}",
-            "run `glm3 preprocess` again",
+            f"--data {prefix}: its files have different numbers of samples: {sizes}", _AGAIN
+        )
+    lengths = [files[key].sequence_lengths for key in ("input_ids", "labels")]
+    if not np.array_equal(*lengths):
+        first = int(np.flatnonzero(lengths[0] != lengths[1])[0])
+        raise DataError(
+            f"--data {prefix}: sample {first} has {lengths[0][first]} tokens but "
+            f"{lengths[1][first]} labels",
+            _AGAIN,
         )
     train, valid = _document_ranges(sizes["input_ids"], spec, prefix)
     tokens, labels = files["input_ids"], files["labels"]
@@ -114,12 +141,20 @@ def _instruction_pair(
 
 
 def _open(prefix: str) -> IndexedDataset:
+    num_bytes = Path(f"{prefix}.bin").stat().st_size
+    if not num_bytes:
+        raise DataError(f"--data {prefix}: {prefix}.bin holds no token", _AGAIN)
     try:
-        return IndexedDataset(prefix)
-    except (AssertionError, ValueError, OSError) as error:
+        file = IndexedDataset(prefix)
+    except (AssertionError, ValueError, OSError, struct.error) as error:
+        raise DataError(f"--data {prefix}: {prefix}.idx is damaged ({error})", _AGAIN) from error
+    needed = int(file.sequence_lengths.sum(dtype=np.int64)) * file.index.dtype_size
+    if num_bytes < needed:
         raise DataError(
-            f"--data {prefix}: {prefix}.idx is damaged ({error})", "run `glm3 preprocess` again"
-        ) from error
+            f"--data {prefix}: {prefix}.bin is damaged ({num_bytes:,} bytes instead of {needed:,})",
+            _AGAIN,
+        )
+    return file
 
 
 def _document_ranges(num_documents: int, spec: DataSpec, prefix: str) -> tuple[range, range]:

@@ -18,7 +18,7 @@ class Blend:
 
     Attributes:
         prefixes: Paths of the files without `.bin` and `.idx`.
-        weights: Share of each prefix, or None where they follow from the sizes.
+        weights: Share of each prefix, above 0, or None where they follow from the sizes.
     """
 
     prefixes: tuple[str, ...]
@@ -43,19 +43,25 @@ def parse_blend(data: list[str], kind: Kind) -> Blend:
             f"--data {' '.join(data)}: some have a weight and some don't",
             "write WEIGHT:PREFIX for each, or for none",
         )
-    prefixes = tuple(match[2] if match else item for match, item in zip(matches, data, strict=True))
-    weights = tuple(float(match[1]) for match in matches if match) or None
-    if weights and not sum(weights):
+    parts = [
+        (match[2], float(match[1])) if match else (item, 1.0)
+        for match, item in zip(matches, data, strict=True)
+    ]
+    for prefix, _ in parts:
+        _check(prefix, kind)
+    # Megatron-core's blending would take some samples of a part that weighs nothing.
+    parts = [(prefix, weight) for prefix, weight in parts if weight]
+    if not parts:
         raise ConfigError(f"--data {' '.join(data)}: all weights are 0", "give one above 0")
-    return Blend(tuple(_check(prefix, kind) for prefix in prefixes), weights)
+    prefixes, weights = zip(*parts, strict=True)
+    return Blend(prefixes, weights if all(matches) else None)
 
 
-def _check(prefix: str, kind: Kind) -> str:
+def _check(prefix: str, kind: Kind) -> None:
     for name in _files(prefix, kind):
         for suffix in (".idx", ".bin"):
             if not Path(name + suffix).is_file():
                 raise DataError(f"--data {prefix}: {name}{suffix} does not exist", _hint(prefix))
-    return prefix
 
 
 def _files(prefix: str, kind: Kind) -> list[str]:

@@ -1,0 +1,34 @@
+"""Small files of tokens, written as `glm3 preprocess` writes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from glm3cli.data.indexed import IndexedWriter, publish
+from glm3cli.data.prefixes import instruction_file
+
+
+def write_documents(prefix: Path | str, documents: Sequence[Sequence[int]]) -> str:
+    """One sequence a document."""
+    writer = IndexedWriter(Path(prefix))
+    for document in documents:
+        tokens = np.array(document, dtype=np.int32).tobytes()
+        writer.add(tokens, [len(document)], [1])
+    writer.finish()
+    publish([writer])
+    return str(prefix)
+
+
+def write_instructions(
+    prefix: Path | str, documents: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> str:
+    """The three files of (prompt, answer) documents; the prompt isn't trained."""
+    tokens = [[*prompt, *answer] for prompt, answer in documents]
+    labels = [[*[-100] * len(prompt), *answer] for prompt, answer in documents]
+    write_documents(instruction_file(str(prefix), "input_ids"), tokens)
+    write_documents(instruction_file(str(prefix), "labels"), labels)
+    write_documents(
+        instruction_file(str(prefix), "attention_mask"), [[1] * len(line) for line in tokens]
+    )
+    return str(prefix)
