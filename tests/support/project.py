@@ -81,7 +81,7 @@ def make_project(folder: Path) -> Project:
     )
 
 
-def start(log: Path, *arguments: object) -> subprocess.Popen[bytes]:
+def start(log: Path, *arguments: object, own_group: bool = False) -> subprocess.Popen[bytes]:
     """Starts the program as a user does; its output goes to LOG.out and LOG.err."""
     # Files, not pipes: a process that a killed rank leaves behind would hold a pipe open.
     with log.with_suffix(".out").open("wb") as out, log.with_suffix(".err").open("wb") as err:
@@ -91,6 +91,7 @@ def start(log: Path, *arguments: object) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=err,
             env=environment(),
+            start_new_session=own_group,
         )
 
 
