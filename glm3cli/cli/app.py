@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 import typer
 
@@ -33,7 +34,9 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
 ) -> None:
     pass
 
@@ -44,7 +47,7 @@ def main() -> None:
         app()
     except Glm3Error as error:
         if os.environ.get("GLM3_DEBUG"):
-            raise
+            traceback.print_exc()
         _report(error)
         sys.exit(error.exit_code)
 

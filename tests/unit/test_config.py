@@ -5,19 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm3cli.cli.options import command
-from glm3cli.config.base import Settings
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.errors import CheckpointError, ConfigError
+from tests.support.config_file import read
 from tests.support.shared import SHARED, needs_shared
 from tests.support.tiny import TINY, train_config
 
@@ -473,15 +471,3 @@ def test_options_written_as_yaml_are_read_back_as_the_same_config(config, tmp_pa
     given = {key: value for key, value in config.to_options().items() if value is not None}
     file.write_text(yaml.safe_dump(given), encoding="utf-8")
     assert read(type(config), file) == config
-
-
-def read(kind: type[Settings], file: Path) -> Settings:
-    """What a command that takes `kind` gets from `--config file`."""
-    app, got = typer.Typer(), []
-
-    @command(app, kind, "run")
-    def run(config: Settings) -> None:
-        got.append(config)
-
-    app(["--config", str(file)], standalone_mode=False)
-    return got[0]

@@ -1,0 +1,119 @@
+"""What a run would be: parameters, memory, and operations, from shapes alone."""
+
+import pytest
+
+from glm3cli.checkpoint.names import slots
+from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.train.flops import flops_per_token
+from glm3cli.train.plan import checkpoint_bytes, describe, memory_of_rank, parameters_of_rank
+from tests.support.tiny import TINY, train_config
+
+SIX_B = PRESETS["6b"]
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    """As if no torchrun had started this process."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.mark.parametrize("model", [SIX_B, TINY], ids=["6b", "tiny"])
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "stages",
+    [{}, {"pp": 2}, {"pp": 4}, {"pp": 2, "vpp": 2}, {"pp": 3, "layers_per_stage": "uneven"}],
+    ids=str,
+)
+def test_stages_hold_the_whole_model_and_a_copy_of_the_norms_per_rank(model, tp, stages):
+    sizes = f"1,{model.num_layers - 3},2"
+    options = {**stages, "layers_per_stage": sizes} if "layers_per_stage" in stages else stages
+    config = train_config(tp=tp, **options)
+    held = sum(tp * parameters_of_rank(config, model, stage) for stage in range(config.pp))
+    norms = (2 * model.num_layers + 1) * model.hidden_size
+    assert held == model.num_parameters + (tp - 1) * norms
+
+
+def test_the_number_of_parameters_is_that_of_the_table_of_weights():
+    total = 0
+    for weight, _ in slots(SIX_B.num_layers):
+        size = 1
+        for extent in weight.shape(SIX_B):
+            size *= extent
+        total += size
+    assert parameters_of_rank(train_config(), SIX_B, 0) == total == 6_243_584_000
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_plan_of_a_rank_is_the_model_that_it_builds(stage):
+    # Embedding on the first stage, output layer and last norm on the last.
+    config = train_config(pp=4, tp=2)
+    h, vocab = 64, 128 * 64 // 2
+    layer = 2 * h + (64 + 2 * 16) // 2 * (h + 1) + 64 * h // 2 + 3 * 96 * h // 2
+    extra = {0: vocab, 3: vocab + h}.get(stage, 0)
+    assert parameters_of_rank(config, TINY, stage) == layer + extra
+
+
+@pytest.mark.parametrize(
+    ("dtype", "distributed", "weights", "optimizer"),
+    [
+        ("bf16", True, 2, 12 / 4),
+        ("fp16", False, 2, 12),
+        ("fp32", True, 4, 8 / 4),
+        ("fp32", False, 4, 8),
+    ],
+)
+def test_memory_is_bytes_per_parameter(dtype, distributed, weights, optimizer):
+    config = train_config(nproc=4, dtype=dtype, distributed_optimizer=distributed)
+    count = TINY.num_parameters
+    assert memory_of_rank(config, TINY, 0) == {
+        "weights": weights * count,
+        "gradients": 4 * count,
+        "optimizer": optimizer * count,
+    }
+    moments_and_copy = {"bf16": 14, "fp16": 14, "fp32": 12}[dtype]
+    assert checkpoint_bytes(config, TINY) == moments_and_copy * count
+
+
+def test_operations_are_six_per_weight_and_the_attention():
+    model = ModelConfig(
+        num_layers=3,
+        hidden_size=8,
+        ffn_hidden_size=16,
+        num_attention_heads=4,
+        num_query_groups=2,
+        kv_channels=4,
+        padded_vocab_size=10,
+        seq_length=32,
+    )
+    # Every weight of a matrix product costs a multiplication and an addition forward, and twice
+    # that backward; biases and norms are counted with them.
+    layer = 2 * 8 + (16 + 16) * 9 + 16 * 8 + 3 * 16 * 8
+    weights = 3 * layer + 8 + 10 * 8
+    # Per token and layer: scores and their use, 2 x 2 x heads x head size x length, three times.
+    attention = 3 * (3 * 4 * 16 * 32)
+    assert flops_per_token(model, 32) == 6 * weights + attention
+
+
+def test_operations_of_the_6b_model():
+    assert flops_per_token(SIX_B, 8192) == pytest.approx(
+        6 * 5.977e9 + 12 * 28 * 4096 * 8192, rel=1e-4
+    )
+
+
+def test_the_description_has_all_that_one_decides_by():
+    config = train_config(nproc=8, tp=2, pp=2, seq_length=64, global_batch_size=16, train_iters=100)
+    lines = describe(config, SIX_B).splitlines()
+    assert lines[:4] == [
+        "model: 6,243,584,000 parameters, 28 layers",
+        "ranks: 8 = tp 2 x pp 2 x dp 2",
+        "step: 16 samples in 8 micro-batches of 1 x 64 tokens per data parallel rank",
+        "run: 100 steps, 102,400 tokens",
+    ]
+    assert [line.split(":")[0] for line in lines[4:]] == ["stage 0", "stage 1", "checkpoint"]
+    assert "optimizer 5." in lines[4]
+    assert lines[4].endswith("GiB without activations")
+
+
+def test_the_description_tells_chunks():
+    config = train_config(nproc=2, pp=2, vpp=2)
+    assert "ranks: 2 = tp 1 x pp 2 x dp 1, 2 chunks per stage" in describe(config, TINY)

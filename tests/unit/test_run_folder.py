@@ -1,0 +1,263 @@
+"""What a run keeps: its progress, its checkpoints, and its metrics."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.train.metrics import Metrics
+from glm3cli.train.run import write_run_file
+from glm3cli.train.state import State
+from glm3cli.train.step import StepOutcome
+from glm3cli.train.store import Store, find_checkpoints, find_resume
+from tests.support.config_file import read
+from tests.support.tiny import TINY, train_config
+
+STEP_FIELDS = [
+    "iteration",
+    "consumed_samples",
+    "consumed_tokens",
+    "loss",
+    "lr",
+    "grad_norm",
+    "loss_scale",
+    "step_time",
+    "tokens_per_second",
+    "tokens_per_second_per_device",
+    "tflops_per_device",
+    "mfu",
+    "skipped",
+    "nan",
+    "peak_memory_bytes",
+]
+
+
+def outcome(**changes: Any) -> StepOutcome:
+    values: dict[str, Any] = {
+        "loss": 2.0,
+        "num_tokens": 7,
+        "grad_norm": 1.5,
+        "loss_scale": 4096.0,
+        "lr": 1e-5,
+        "skipped": False,
+        **changes,
+    }
+    return StepOutcome(**values)
+
+
+# --- progress ---
+
+
+def test_a_step_advances_samples_tokens_and_faults():
+    state = State()
+    state.advance(outcome(), 8, 32)
+    state.advance(outcome(skipped=True, loss=math.nan), 8, 32)
+    state.advance(outcome(loss=math.inf), 8, 32)
+    assert state == State(3, 24, 768, skipped=1, nan=2)
+
+
+def test_progress_survives_a_checkpoint():
+    state = State(3, 24, 768, skipped=1, nan=2)
+    assert State.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+# --- checkpoints ---
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes a run's folder with (empty) checkpoints of these iterations."""
+
+    def make(*iterations: int) -> Path:
+        for iteration in iterations:
+            (tmp_path / "run" / f"iter_{iteration:07d}").mkdir(parents=True)
+        return tmp_path / "run"
+
+    return make
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_checkpoints_come_oldest_first(make_run):
+    run = make_run(100, 20, 3)
+    assert names(find_checkpoints(run)) == ["iter_0000003", "iter_0000020", "iter_0000100"]
+
+
+def test_what_is_no_complete_checkpoint_is_not_found(make_run):
+    run = make_run(10)
+    for name in (".iter_0000020.partial", ".iter_0000005.removed", "iter_30", "tensorboard"):
+        (run / name).mkdir()
+    (run / "iter_0000040").touch()
+    assert names(find_checkpoints(run)) == ["iter_0000010"]
+    assert find_checkpoints(run / "nowhere") == []
+
+
+def test_auto_goes_on_from_the_newest_or_starts_anew(make_run, tmp_path):
+    assert find_resume(tmp_path / "run", "auto") is None
+    run = make_run(10, 9)
+    assert find_resume(run, "auto") == run / "iter_0000010"
+
+
+def test_never_refuses_a_run_that_has_checkpoints(make_run, tmp_path):
+    assert find_resume(tmp_path / "run", "never") is None
+    with pytest.raises(ConfigError, match="already holds iter_0000010"):
+        find_resume(make_run(10), "never")
+
+
+def test_a_checkpoint_or_a_run_can_be_named(make_run, tmp_path):
+    run = make_run(10, 20)
+    assert find_resume(tmp_path / "new", str(run / "iter_0000010")) == run / "iter_0000010"
+    assert find_resume(tmp_path / "new", f"{run}/iter_0000010/") == run / "iter_0000010"
+    assert find_resume(tmp_path / "new", str(run)) == run / "iter_0000020"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "run/iter_0000011", "run"])
+def test_a_name_without_a_checkpoint_is_told(name, make_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CheckpointError, match="is no checkpoint and has none in it"):
+        find_resume(tmp_path / "new", str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "left"),
+    [
+        (None, ["iter_0000003", "iter_0000020", "iter_0000100"]),
+        (2, ["iter_0000020", "iter_0000100"]),
+        (1, ["iter_0000100"]),
+        (9, ["iter_0000003", "iter_0000020", "iter_0000100"]),
+    ],
+)
+def test_only_the_newest_checkpoints_are_kept(keep_last, left, make_run):
+    run = make_run(3, 20, 100)
+    (run / "iter_0000003" / "weights").touch()
+    (run / "metrics.jsonl").touch()
+    Store(run, TINY, run, run, keep_last)._prune(run / "iter_0000100")
+    assert sorted(path.name for path in run.iterdir()) == sorted([*left, "metrics.jsonl"])
+
+
+def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(make_run):
+    run = make_run(3, 10, 20, 100)
+    Store(run, TINY, run, run, 1)._prune(run / "iter_0000010")
+    assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000020", "iter_0000100"]
+
+
+# --- metrics ---
+
+
+@pytest.fixture
+def record(tmp_path, capsys):
+    """Reports to a fresh run; gives the lines of metrics.jsonl and of stderr."""
+
+    def record(report: Any, *, is_speaker: bool = True, **options: Any) -> tuple[list, list[str]]:
+        config = train_config(save=tmp_path / "run", seq_length=32, global_batch_size=8, **options)
+        metrics = Metrics(config, is_speaker=is_speaker, flops_per_token=1e9, world_size=4)
+        report(metrics)
+        metrics.close()
+        file = tmp_path / "run" / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines], capsys.readouterr().err.splitlines()
+
+    return record
+
+
+def one_step(metrics: Metrics) -> None:
+    metrics.step(State(2, 16, 512, skipped=1), outcome(loss=1 / 3), 0.5, 3 * 2**20)
+
+
+def test_a_step_is_one_object_with_all_fields(record):
+    (line,), _ = record(one_step)
+    assert list(line) == STEP_FIELDS
+    assert line == {
+        "iteration": 2,
+        "consumed_samples": 16,
+        "consumed_tokens": 512,
+        "loss": 1 / 3,  # with full precision
+        "lr": 1e-5,
+        "grad_norm": 1.5,
+        "loss_scale": 4096.0,
+        "step_time": 0.5,
+        "tokens_per_second": 512.0,
+        "tokens_per_second_per_device": 128.0,
+        "tflops_per_device": 0.128,
+        "mfu": None,
+        "skipped": 1,
+        "nan": 0,
+        "peak_memory_bytes": 3 * 2**20,
+    }
+
+
+def test_a_step_is_one_line_in_the_log(record):
+    _, (line,) = record(one_step)
+    told = re.sub(r" +", " ", line).split("] ", 1)[1].split(" | ")
+    assert told == [
+        "iteration 2/ 20",
+        "consumed samples 16",
+        "consumed tokens 512",
+        "loss 3.333333E-01",
+        "lr 1.000000E-05",
+        "grad norm 1.500",
+        "loss scale 4096.0",
+        "step time (ms) 500.0",
+        "tokens/s/device 128.0",
+        "TFLOP/s/device 0.128",
+        "MFU -",
+        "skipped 1",
+        "nan 0",
+        "peak memory (MB) 3",
+    ]
+
+
+def test_the_log_may_be_sparser_than_the_file(record):
+    def steps(metrics: Metrics) -> None:
+        for iteration in range(1, 8):
+            metrics.step(State(iteration), outcome(), 0.5, 0)
+
+    lines, log = record(steps, log_interval=3)
+    assert [line["iteration"] for line in lines] == list(range(1, 8))
+    assert [re.search(r"iteration +(\d+)", line)[1] for line in log] == ["3", "6"]
+
+
+def test_a_validation_and_an_event_are_lines_of_their_own(record):
+    def report(metrics: Metrics) -> None:
+        metrics.event("start", command="pretrain", tp=2)
+        metrics.validation(10, 2.0)
+        metrics.event("stop")
+
+    (start, validation, stop), log = record(report)
+    assert {key: value for key, value in start.items() if key != "time"} == {
+        "event": "start",
+        "command": "pretrain",
+        "tp": 2,
+    }
+    assert validation == {"iteration": 10, "validation_loss": 2.0}
+    assert stop["event"] == "stop"
+    assert log[0].endswith("] start: command pretrain, tp 2")
+    assert log[1].endswith("validation at iteration 10 | loss 2.000000E+00 | ppl 7.389056E+00")
+    assert log[2].endswith("] stop")
+
+
+def test_a_run_that_goes_on_adds_to_its_file(record):
+    record(one_step)
+    lines, _ = record(one_step)
+    assert len(lines) == 2
+
+
+def test_only_one_rank_writes(record, tmp_path):
+    assert record(one_step, is_speaker=False) == ([], [])
+    assert not (tmp_path / "run").exists()
+
+
+# --- run.yaml ---
+
+
+def test_the_run_file_gives_the_same_run_again(tmp_path):
+    config = train_config(save=tmp_path / "run", data=["0.5:数据", "0.5:b"], lr=1e-6, min_lr=1e-8)
+    write_run_file(config)
+    assert read(type(config), tmp_path / "run" / "run.yaml") == config
+    assert names(list((tmp_path / "run").iterdir())) == ["run.yaml"]
