@@ -18,7 +18,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
+from glm3cli.checkpoint.locate import kind_of
 from glm3cli.errors import CheckpointError
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
@@ -90,14 +92,10 @@ def load_training(
     settings = [_settings(group) for group in optimizer.param_groups]
     try:
         loaded = dist_checkpointing.load(state, str(folder))
-    except (
-        dist_checkpointing.core.CheckpointingException,
-        OSError,
-        RuntimeError,
-        KeyError,
-    ) as error:
+    except (Exception, CheckpointException) as error:  # damaged files raise nearly anything
         raise CheckpointError(
-            f"{folder} can't be resumed from: {error}", "resume from an older checkpoint"
+            f"{folder} can't be resumed from: {_reason(error)}",
+            "resume from an older checkpoint, or with the model that it was saved with",
         ) from error
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         unwrap(chunk).load_state_dict(loaded[name])
@@ -113,11 +111,19 @@ def load_training(
 
 
 def _load_common(folder: Path) -> dict[str, Any]:
+    if kind_of(folder) != "dist":
+        raise CheckpointError(
+            f"{folder} is no checkpoint of a training run",
+            "resume from a folder such as RUN/iter_0000030, or start from it with --model",
+        )
+    older = "resume from an older checkpoint"
+    if not (folder / "common.pt").is_file():
+        raise CheckpointError(f"{folder} is incomplete: it has no common.pt", older)
     try:
         common = dist_checkpointing.load_common_state_dict(str(folder))
-    except (dist_checkpointing.core.CheckpointingException, OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(
-            f"{folder} is no complete checkpoint: {error}", "resume from an older one"
+            f"{folder / 'common.pt'} is damaged: {_reason(error)}", older
         ) from error
     if "progress" not in common:
         raise CheckpointError(
@@ -125,6 +131,13 @@ def _load_common(folder: Path) -> dict[str, Any]:
             "start a new run from it with --model instead of --resume",
         )
     return dict(common)
+
+
+def _reason(error: BaseException) -> str:
+    """Why, in one line; torch wraps the error of each rank together with its traceback."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
