@@ -1,0 +1,137 @@
+"""The rules that keep the code readable, checked on its syntax trees."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "glm3cli"
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+# Where else than in device/ a chip may be named, and why.
+NAMES_CHIPS = {
+    "config/launch.py",  # the values of --device
+    "cli/app.py",  # what the program is for
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Module:
+    """One file of the package."""
+
+    text: str
+    tree: ast.Module
+
+
+def read_module(path: Path) -> Module:
+    text = path.read_text("utf-8")
+    return Module(text, ast.parse(text))
+
+
+MODULES = {
+    path.relative_to(PACKAGE).as_posix(): read_module(path)
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imports, wherever they stand."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def public_definitions(
+    body: list[ast.stmt], owner: str = ""
+) -> Iterator[tuple[str, Function | ast.ClassDef]]:
+    """Public functions and classes, and the public methods of public classes."""
+    for node in body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield f"{owner}{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body, f"{node.name}.")
+
+
+def test_the_package_is_found():
+    assert {"cli/app.py", "device/npu.py"} <= MODULES.keys()
+
+
+def test_files_are_short():
+    lengths = {name: len(module.text.splitlines()) for name, module in MODULES.items()}
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, module in MODULES.items()
+        for node in ast.walk(module.tree)
+        if isinstance(node, Function)
+    }
+    assert {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES} == {}
+
+
+def test_modules_and_all_that_they_offer_have_docstrings():
+    bare = [name for name, module in MODULES.items() if not ast.get_docstring(module.tree)]
+    bare += [
+        f"{name}: {definition}"
+        for name, module in MODULES.items()
+        for definition, node in public_definitions(module.tree.body)
+        if not ast.get_docstring(node)
+    ]
+    assert bare == []
+
+
+def test_what_has_global_arguments_is_not_imported():
+    forbidden = re.compile(r"megatron\.(training|legacy|post_training)\b|click\b")
+    found = {name: [*filter(forbidden.match, imports_of(m.tree))] for name, m in MODULES.items()}
+    assert {name: imports for name, imports in found.items() if imports} == {}
+
+
+def test_modules_are_named_for_what_they_do():
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "manager"}
+    assert [name for name in MODULES if drawers & {*Path(name).with_suffix("").parts}] == []
+
+
+def test_only_the_device_layer_names_chips():
+    chips = re.compile(r"(?<![a-z])npu(?![a-z])|ascend|mindspeed|torch\.cuda|hccl|nccl", re.I)
+    found = {name for name, m in MODULES.items() if chips.search(m.text)}
+    assert {name for name in found if not name.startswith("device/")} == NAMES_CHIPS
+
+
+def test_only_the_command_line_catches_everything():
+    # Cleaning up and raising again is fine.
+    broad = re.compile(r"\b(Glm3Error|BaseException|Exception)\b|^everything$")
+    found = [
+        name
+        for name, module in MODULES.items()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ExceptHandler)
+        and broad.search(ast.unparse(node.type) if node.type else "everything")
+        and ast.unparse(node.body[-1]) != "raise"
+    ]
+    assert found == ["cli/app.py"]
+
+
+def test_imports_go_downwards_only():
+    # The contracts in pyproject.toml; a process of its own, since the tests have imported all.
+    program = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("import-linter is not installed")
+    done = subprocess.run(
+        [program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
