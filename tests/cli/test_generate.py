@@ -1,0 +1,248 @@
+"""`glm3 generate` from the outside: prompts, options, results, and ways to go wrong."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glm3cli.checkpoint.random import RandomSource, write_random_model
+from glm3cli.checkpoint.source import open_source
+from glm3cli.data.chat import Message, build_prompt
+from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.demo import content
+from tests.support import reference
+from tests.support.project import Ended, Project, call, glm3
+
+PROMPTS = ("The lake is", "In winter, the old baker")
+LENGTH = 6
+
+
+def generate(project: Project, *arguments: object, stdin: str = "") -> Ended:
+    ended = call("generate", "--model", project.model, "--device", "cpu", *arguments, stdin=stdin)
+    assert ended.code == 0, ended.err
+    return ended
+
+
+def results(project: Project, *arguments: object) -> list[dict[str, Any]]:
+    options = ("--json", "--max-new-tokens", LENGTH, *arguments)
+    return json.loads(generate(project, *options).out)["results"]
+
+
+def asked(*prompts: str) -> list[str]:
+    return [word for prompt in prompts for word in ("--prompt", prompt)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(project: Project) -> Tokenizer:
+    return Tokenizer.load(project.model)
+
+
+@pytest.fixture(scope="module")
+def greedy(project: Project) -> list[dict[str, Any]]:
+    return results(project, *asked(*PROMPTS), "--greedy", "--logprobs")
+
+
+def test_a_process_of_its_own(project: Project, greedy: list[Any], tmp_path: Path) -> None:
+    arguments = ("--greedy", "--max-new-tokens", LENGTH, "--model", project.model)
+    ended = glm3(tmp_path / "log", "generate", *asked(*PROMPTS), *arguments)
+    assert ended.code == 0, ended.err
+    assert ended.out == "".join(f"{result['text']}\n" for result in greedy)
+    assert ended.err.startswith("first token ")
+    assert ended.err.endswith(" tokens/s\n")
+
+
+def test_fields_of_the_json_result(project: Project, tokenizer: Tokenizer) -> None:
+    ended = generate(project, *asked(*PROMPTS), "--greedy", "--max-new-tokens", LENGTH, "--json")
+    whole = json.loads(ended.out)
+    assert whole.keys() == {"results", "first_token_seconds", "tokens_per_second"}
+    assert whole["first_token_seconds"] > 0
+    assert whole["tokens_per_second"] > 0
+    assert [result["prompt"] for result in whole["results"]] == list(PROMPTS)
+    for result in whole["results"]:
+        assert result.keys() == {"prompt", "text", "token_ids", "finish_reason", "logprobs"}
+        assert len(result["token_ids"]) == LENGTH
+        assert result["text"] == tokenizer.decode(result["token_ids"])
+        assert result["finish_reason"] == "length"
+        assert result["logprobs"] is None
+    assert not ended.err
+
+
+def test_tokens_and_logprobs_are_transformers(
+    project: Project, tokenizer: Tokenizer, greedy: list[dict[str, Any]]
+) -> None:
+    model = reference.build(content.MODEL, open_source(project.model))
+    for prompt, result in zip(PROMPTS, greedy, strict=True):
+        ids = [*tokenizer.prefix, *tokenizer.encode(prompt)]
+        with torch.no_grad():
+            logits = model(torch.tensor([[*ids, *result["token_ids"]]])).logits[0]
+        logprobs = logits[len(ids) - 1 : -1].log_softmax(dim=-1)
+        assert result["token_ids"] == logprobs.argmax(dim=-1).tolist()
+        # fp32 in another order of sums.
+        assert result["logprobs"] == pytest.approx(logprobs.max(dim=-1).values.tolist(), abs=1e-4)
+
+
+def test_greedy_is_the_same_again_and_alone(project: Project, greedy: list[Any]) -> None:
+    for prompt, result in zip(PROMPTS, greedy, strict=True):
+        [alone] = results(project, *asked(prompt), "--greedy", "--logprobs")
+        assert alone["token_ids"] == result["token_ids"]
+        assert alone["logprobs"] == pytest.approx(result["logprobs"], abs=1e-5)
+
+
+def test_a_seed_decides(project: Project, greedy: list[dict[str, Any]]) -> None:
+    hot = (*asked(*PROMPTS), "--temperature", 3, "--top-k", 0, "--top-p", 1)
+    one, same, other = (results(project, *hot, "--seed", seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+    # As if there was one candidate only.
+    cold = results(project, *asked(*PROMPTS), "--top-k", 1, "--logprobs")
+    assert cold == greedy
+    # Rows of equal prompts draw for themselves.
+    first, second = results(project, *asked(PROMPTS[0], PROMPTS[0]), *hot[4:])
+    assert first["token_ids"] != second["token_ids"]
+
+
+def test_prompts_from_a_file(project: Project, greedy: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(f"{json.dumps(PROMPTS[0])}\n\n{json.dumps({'prompt': PROMPTS[1]})}\n")
+    assert results(project, "--prompts-file", file, "--greedy", "--logprobs") == greedy
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('"a"\n{"prompt": "b"\n', "prompts.jsonl:2 is not valid JSON"),
+        ('"a"\n\n{"text": "b"}\n', "prompts.jsonl:3 has no prompt"),
+        ('{"prompt": 3}\n', "prompts.jsonl:1 has no prompt"),
+        ("\n", "prompts.jsonl holds no prompt"),
+    ],
+)
+def test_a_bad_line_is_named(project: Project, tmp_path: Path, text: str, error: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(text)
+    ended = call("generate", "--model", project.model, "--prompts-file", tmp_path / "prompts.jsonl")
+    assert ended.code == 3
+    assert error in ended.err
+    assert "hint: " in ended.err
+    assert not ended.out
+
+
+def test_a_stream_is_the_same_text(project: Project, greedy: list[dict[str, Any]]) -> None:
+    arguments = (*asked(PROMPTS[0]), "--greedy", "--max-new-tokens", LENGTH)
+    assert generate(project, *arguments, "--stream").out == f"{greedy[0]['text']}\n"
+
+
+def test_not_raw_asks_as_a_user(project: Project, tokenizer: Tokenizer) -> None:
+    [found] = results(project, *asked(PROMPTS[0]), "--greedy", "--no-raw")
+    model = reference.build(content.MODEL, open_source(project.model))
+    ids = build_prompt(tokenizer, [Message("user", PROMPTS[0])])
+    for _ in range(LENGTH):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert found["token_ids"] == ids[-LENGTH:]
+    assert found["prompt"] == PROMPTS[0]
+
+
+def test_a_conversation(project: Project, tokenizer: Tokenizer) -> None:
+    options = ("--chat", "--greedy", "--max-new-tokens", LENGTH)
+    [said] = results(project, *asked("hello"), "--greedy", "--no-raw")
+    assert generate(project, *options, stdin="hello\nquit\n").out == f"{said['text']}\n"
+    # The end of the input ends it too; `new` forgets what was said, and empty lines are nothing.
+    twice = generate(project, *options, stdin="hello\n\nnew\nhello\n").out
+    assert twice == f"{said['text']}\n" * 2
+    # Without it, the second answer stands on the first.
+    history = [Message("user", "hello"), Message("assistant", said["text"].strip())]
+    ids = build_prompt(tokenizer, [*history, Message("user", "hello")])
+    model = reference.build(content.MODEL, open_source(project.model))
+    start = len(ids)
+    for _ in range(LENGTH):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    second = generate(project, *options, stdin="hello\nhello\nquit\n").out
+    assert second == f"{said['text']}\n{tokenizer.decode(ids[start:])}\n"
+
+
+def test_a_system_prompt_changes_the_answer(project: Project) -> None:
+    options = ("--chat", "--greedy", "--max-new-tokens", LENGTH)
+    plain = generate(project, *options, stdin="hello\n").out
+    assert generate(project, *options, "--system", "Be a lake.", stdin="hello\n").out != plain
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"), [("eos", "stop"), ("<|user|>", "stop"), (5, "length")]
+)
+def test_where_an_answer_ends(
+    project: Project, tokenizer: Tokenizer, tmp_path: Path, token: Any, reason: str
+) -> None:
+    # A model whose hidden state is the first unit vector, and whose output knows one token.
+    number = {"eos": tokenizer.eos_id}.get(token) or (
+        token if isinstance(token, int) else tokenizer.special(token)
+    )
+
+    class Answers(RandomSource):
+        def read(self, weight: Any, layer: int | None = None) -> torch.Tensor:
+            tensor = torch.zeros(weight.shape(self.model))
+            if weight.logical == "embedding":
+                tensor[:, 0] = 1
+            elif "norm" in weight.logical:
+                tensor += 1
+            elif weight.logical == "output":
+                tensor[number, 0] = 1
+            return tensor
+
+    write_random_model(tmp_path / "model", Answers(content.MODEL, 1, 0.1), project.tokenizer)
+    arguments = ("--model", tmp_path / "model", *asked("a"), "--greedy", "--max-new-tokens", 3)
+    ended = call("generate", *arguments, "--json", "--logprobs")
+    assert ended.code == 0, ended.err
+    [result] = json.loads(ended.out)["results"]
+    assert result["finish_reason"] == reason
+    assert result["token_ids"] == ([] if reason == "stop" else [number] * 3)
+    assert len(result["logprobs"]) == len(result["token_ids"])
+
+
+WRONG = [
+    (["--prompt", "a", "--tp", "3", "--nproc", "3"], 2, "is not divisible by --tp 3", "--tp 1, 2"),
+    (["--prompt", "a", "--pp", "2"], 2, "1 rank(s) can't hold --tp 1 x --pp 2", "--nproc 2"),
+    (["--prompt", "a", "--vpp", "2"], 2, "--vpp is for training", "--help"),
+    (["--prompt", "a", "--model", "none"], 3, "none does not exist", "give a model folder"),
+    ([], 2, "give one of --prompt TEXT, --prompts-file FILE, --chat", "--help"),
+    (["--prompt", "a", "--chat"], 2, "give one of --prompt TEXT", "--help"),
+    (["--prompt", "a", "--prompt", "b", "--stream"], 2, "--stream goes with one", "--help"),
+    (["--chat", "--json"], 2, "it has no --json result", "--help"),
+    (["--prompt", "a", "--system", "b"], 2, "--system and --tools go with --chat", "--help"),
+    (["--prompt", "a", "--temperature", "0"], 2, "--temperature 0.0", "--help"),
+    (["--prompt", "a", "--tokenizer", "none"], 3, "none does not exist", "tokenizer.model"),
+    (["--prompts-file", "none"], 3, "--prompts-file none", "UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "error", "hint"), WRONG)
+def test_wrong_commands(
+    project: Project, arguments: list[str], code: int, error: str, hint: str
+) -> None:
+    ended = call("generate", "--model", project.model, *arguments)
+    assert ended.code == code, ended.err
+    assert error in ended.err.split("hint: ")[0]
+    assert hint in ended.err.split("hint: ")[1]
+    assert not ended.out
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(project: Project, tmp_path: Path) -> None:
+    small = content.MODEL.model_copy(update={"padded_vocab_size": 1000})
+    source = RandomSource(small, seed=1, std=0.1)
+    write_random_model(tmp_path / "small", source, project.tokenizer)
+    ended = call("generate", "--model", tmp_path / "small", "--prompt", "a")
+    assert ended.code == 3
+    assert "has 1009 tokens, but the model's vocabulary has 1000 entries" in ended.err
+    assert "hint: give the tokenizer that belongs to this model" in ended.err
+
+
+def test_a_damaged_model_is_refused(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.model, tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    ended = call("generate", "--model", tmp_path / "model", "--prompt", "a")
+    assert ended.code == 3
+    assert str(weights) in ended.err
+    assert "hint: " in ended.err
