@@ -21,6 +21,12 @@ NAMES_CHIPS = {
     "cli/app.py",  # what the program is for
 }
 
+# Who may catch any exception, and why.
+CATCHES_EVERYTHING = {
+    "cli/app.py",  # our own errors, which become sentences
+    "checkpoint/resume.py",  # damaged files raise nearly anything
+}
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -122,7 +128,7 @@ def test_only_the_command_line_catches_everything():
         and broad.search(ast.unparse(node.type) if node.type else "everything")
         and ast.unparse(node.body[-1]) != "raise"
     ]
-    assert found == ["cli/app.py"]
+    assert set(found) == CATCHES_EVERYTHING
 
 
 def test_imports_go_downwards_only():

@@ -27,7 +27,6 @@ from tests.support.exam import (
 from tests.support.ranks import RankPool
 from tests.support.shared import SHARED, needs_shared
 
-pytestmark = pytest.mark.usefixtures("cpu")
 SIZES = {"astronomy": 7, "law": 5, "virology": 9}
 
 
