@@ -1,0 +1,276 @@
+"""The engine at every layout: batches, the KV cache, sampling, scores, and other shapes.
+
+Tolerance of log-probabilities in fp32: 1e-5, some tens of roundings of numbers around 5; what is
+wrong by a position, a rotation or a group is wrong by more than 0.1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from glm3cli.checkpoint.random import RandomSource
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.infer.sampling import Sampling
+from tests.support.ranks import RankPool
+
+pytestmark = pytest.mark.dist
+
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    padded_vocab_size=128,
+    seq_length=64,
+    torch_dtype="fp32",
+)
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "1x1": (1, {}),
+    "tp2": (2, {"tp": 2}),
+    "pp2": (2, {"pp": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+    "dp2": (2, {}),
+}
+SHAPES = {
+    "plain": {},
+    "rope_ratio 50": {"rope_ratio": 50.0},
+    "one group": {"num_query_groups": 1},
+    "a group per head": {"num_query_groups": 4},
+}
+PROMPTS = ([7, 3, 99], [5], [64, 65, 66, 67, 68, 69, 70, 1, 2], [11, 12, 13, 14])
+CONTINUATIONS = ([4, 8], [100], [1, 2, 3, 4, 5], [90, 9, 99])
+CANDIDATES = (3, 0, 127, 64)
+LENGTH = 8
+HOT = Sampling(greedy=False, temperature=1.5, top_k=40, top_p=0.95)
+
+
+def random_source(model: ModelConfig) -> Any:
+    """Weights large enough that the tokens before matter; biases and norms are no constants."""
+
+    class Source(RandomSource):
+        def read(self, weight: Any, layer: int | None = None) -> torch.Tensor:
+            tensor = super().read(weight, layer)
+            if tensor.dim() > 1:
+                return tensor
+            generator = torch.Generator().manual_seed(len(tensor) + 31 * (layer or 0))
+            return tensor + torch.empty_like(tensor).normal_(0, 0.3, generator=generator)
+
+    return Source(model, seed=3, std=0.15)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one rank answers.
+
+    Attributes:
+        logits: At every position of the prompts and of their greedy answers, [b, longest, vocab]
+            with the pads in front; None before the last stage.
+        alone: Greedy answers to each prompt in a batch of its own.
+        full: Greedy answers by whole forward passes without a cache (1 x 1 only).
+        sampled: Two sampled answers to each prompt, of seed 5 and of seed 6.
+        second_half: Sampled answers to the last two prompts alone, as a second rank would.
+    """
+
+    dp_rank: int
+    logits: torch.Tensor | None
+    greedy: list[tuple[list[int], list[float]]]
+    alone: list[tuple[list[int], list[float]]]
+    sampled: list[list[list[int]]]
+    second_half: list[list[int]]
+    next_logprobs: list[list[float]]
+    continuations: list[tuple[float, bool]]
+
+
+def answer(options: dict[str, int], shape: dict[str, Any]) -> Found:
+    """Everything of one layout, for the pool of ranks."""
+    from glm3cli.infer.engine import Engine
+    from glm3cli.parallel.groups import open_grid
+
+    model = MODEL.model_copy(update=shape)
+    parallel = ParallelConfig(**options)
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(model), parallel, "fp32", grid)
+
+        def generate(prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0) -> Any:
+            found = engine.generate(prompts, sampling, LENGTH, stop_ids=[], seed=seed)
+            return [(one.token_ids, one.logprobs) for one in found]
+
+        greedy = generate(PROMPTS, Sampling())
+        rows = [[*prompt, *tokens] for prompt, (tokens, _) in zip(PROMPTS, greedy, strict=True)]
+        best = [[*tokens[:2]] for tokens, _ in greedy]
+        return Found(
+            dp_rank=grid.dp_rank,
+            logits=engine.all_logits(rows),
+            greedy=greedy,
+            alone=[one for prompt in PROMPTS for one in generate([prompt], Sampling())],
+            sampled=[[t for t, _ in generate(PROMPTS, HOT, seed)] for seed in (5, 6)],
+            second_half=[tokens for tokens, _ in generate(PROMPTS[2:], HOT, 5 + 2)],
+            next_logprobs=engine.next_logprobs(PROMPTS, CANDIDATES),
+            continuations=[
+                *engine.continuation_logprobs(PROMPTS, CONTINUATIONS),
+                *engine.continuation_logprobs(PROMPTS, best),
+            ],
+        )
+
+
+@pytest.fixture(scope="module")
+def found(ranks: RankPool) -> dict[str, list[Found]]:
+    """What every rank of every layout answers."""
+    return {
+        name: ranks.run(world_size, answer, options, {})
+        for name, (world_size, options) in LAYOUTS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def one(found: dict[str, list[Found]]) -> Found:
+    return found["1x1"][0]
+
+
+def logprobs_after(found: Found, row: int) -> torch.Tensor:
+    """Log-probabilities at every place from the end of a prompt to its answer's last token."""
+    assert found.logits is not None
+    return found.logits[row, -LENGTH - 1 :].float().log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_is_its_prompts_alone(found: dict[str, list[Found]], layout: str) -> None:
+    for rank in found[layout]:
+        for (tokens, logprobs), alone in zip(rank.greedy, rank.alone, strict=True):
+            assert tokens == alone[0]
+            assert logprobs == pytest.approx(alone[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_answers_alike(found: dict[str, list[Found]], one: Found, layout: str) -> None:
+    last = [rank for rank in found[layout] if rank.logits is not None]
+    assert last
+    for rank in last:
+        assert torch.allclose(rank.logits, one.logits, rtol=0, atol=1e-4)
+    for rank in found[layout]:
+        for (tokens, logprobs), (expected, their) in zip(rank.greedy, one.greedy, strict=True):
+            assert tokens == expected
+            assert logprobs == pytest.approx(their, abs=1e-5)
+
+
+def test_the_cache_changes_nothing(one: Found) -> None:
+    """Each cached step against one full pass over the prompt and the whole answer."""
+    for row, (tokens, logprobs) in enumerate(one.greedy):
+        full = logprobs_after(one, row)
+        assert tokens == full[:-1].argmax(dim=-1).tolist()
+        assert logprobs == pytest.approx(full[:-1].max(dim=-1).values.tolist(), abs=1e-5)
+    # Answers that don't hang on their prompts would hide a wrong cache.
+    assert len({tuple(tokens) for tokens, _ in one.greedy}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_seed_gives_the_same_tokens_at_every_layout(
+    found: dict[str, list[Found]], one: Found, layout: str
+) -> None:
+    for rank in found[layout]:
+        assert rank.sampled == one.sampled
+        # A rank that has only the last rows draws what they get in the whole list.
+        assert rank.second_half == one.sampled[0][2:]
+    assert one.sampled[0] != one.sampled[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_are_log_softmax_of_the_logits(
+    found: dict[str, list[Found]], one: Found, layout: str
+) -> None:
+    for rank in found[layout]:
+        for row, scores in enumerate(rank.next_logprobs):
+            expected = logprobs_after(one, row)[0][list(CANDIDATES)]
+            assert scores == pytest.approx(expected.tolist(), abs=1e-5)
+        for row, ((tokens, logprobs), (score, is_greedy)) in enumerate(
+            zip(one.greedy, rank.continuations[len(PROMPTS) :], strict=True)
+        ):
+            assert score == pytest.approx(sum(logprobs[:2]), abs=2e-5), (row, tokens)
+            assert is_greedy
+        for mine, theirs in zip(rank.continuations, one.continuations, strict=True):
+            assert mine[0] == pytest.approx(theirs[0], abs=5e-5)
+            assert mine[1] == theirs[1]
+
+
+def glm_logits(shape: dict[str, Any], rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """transformers' logits of each row, [length, vocab]."""
+    from tests.support import reference
+
+    model = MODEL.model_copy(update=shape)
+    glm = reference.build(model, random_source(model))
+    with torch.no_grad():
+        return [glm(torch.tensor([list(row)])).logits[0] for row in rows]
+
+
+def test_continuations_are_transformers(one: Found) -> None:
+    rows = [[*a, *b] for a, b in zip(PROMPTS, CONTINUATIONS, strict=True)]
+    for row, logits in enumerate(glm_logits({}, rows)):
+        target = torch.tensor(CONTINUATIONS[row])
+        logprobs = logits[-len(target) - 1 : -1].log_softmax(dim=-1)
+        score, is_greedy = one.continuations[row]
+        expected = float(logprobs.gather(1, target.unsqueeze(1)).sum())
+        assert score == pytest.approx(expected, abs=1e-4)
+        assert is_greedy == bool((logprobs.argmax(dim=-1) == target).all())
+
+
+@pytest.mark.parametrize("layout", ["1x1", "tp2"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_of_the_family_are_transformers(
+    ranks: RankPool, found: dict[str, list[Found]], shape: str, layout: str
+) -> None:
+    world_size, options = LAYOUTS[layout]
+    answers = (
+        found[layout] if shape == "plain" else ranks.run(world_size, answer, options, SHAPES[shape])
+    )
+    for rank in answers:
+        assert rank.logits is not None
+        rows = [
+            [*prompt, *tokens] for prompt, (tokens, _) in zip(PROMPTS, rank.greedy, strict=True)
+        ]
+        for ours, theirs in zip(rank.logits, glm_logits(SHAPES[shape], rows), strict=True):
+            assert torch.allclose(ours[-len(theirs) :], theirs, rtol=0, atol=1e-4)
+
+
+def test_shapes_differ() -> None:
+    """Or the test of shapes would show nothing."""
+    rows = [[*PROMPTS[2], *CONTINUATIONS[2]]]
+    plain, *others = (glm_logits(shape, rows)[0] for shape in SHAPES.values())
+    for other in others:
+        assert (plain - other).abs().max() > 0.1
+
+
+def in_16_bits(dtype: Any, options: dict[str, int]) -> list[torch.Tensor] | None:
+    """Logits of the prompts, without their pads."""
+    from glm3cli.infer.engine import Engine
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig(**options)
+    with open_grid(parallel) as grid:
+        logits = Engine(random_source(MODEL), parallel, dtype, grid).all_logits(PROMPTS)
+        if logits is None:
+            return None
+        assert logits.dtype == torch.float32
+        return [row[-len(prompt) :] for row, prompt in zip(logits, PROMPTS, strict=True)]
+
+
+@pytest.mark.parametrize("layout", ["1x1", "tp2 pp2"])
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11)])
+def test_16_bits_are_close_to_fp32(ranks: RankPool, dtype: str, bits: int, layout: str) -> None:
+    """Weights and activations are rounded to `bits` bits, each by half of 2**-bits at most.
+
+    Four layers of some ten roundings each, of random sign, add up to about sqrt(40) / 2 of them;
+    relative to the logits' norm, four times as much is still far from any mistake (1 and more).
+    """
+    world_size, options = LAYOUTS[layout]
+    answers = [rank for rank in ranks.run(world_size, in_16_bits, dtype, options) if rank]
+    assert answers
+    for rank in answers:
+        for ours, exact in zip(rank, glm_logits({}, PROMPTS), strict=True):
+            error = (ours - exact).norm() / exact.norm()
+            assert 0 < error < 4 * 40**0.5 / 2 * 2.0**-bits
