@@ -40,6 +40,7 @@ def save_training(
     grid: Grid,
 ) -> None:
     """Writes the whole state of the run into the empty `folder`; every rank must call it."""
+    _allocate_moments(optimizer)  # they are still missing where every step so far was skipped
     state = _sharded_state(chunks, optimizer, is_loading=False)
     state["progress"] = progress
     state["schedule_steps"] = scheduler.num_steps
@@ -168,9 +169,13 @@ def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     back as copies: upstream gives all parameters one tensor, which each of them would increment.
     """
     moments = state.pop("param_state", None)
-    optimizer.load_state_dict(state)
     if moments is None:
+        # Upstream leaves out a step count of 0 (optimizer/optimizer.py 0.16.1: `if step`).
+        inner = state.get("optimizer", state)
+        inner["state"].setdefault("common_step", torch.tensor(0.0))
+        optimizer.load_state_dict(state)
         return
+    optimizer.load_state_dict(state)
     [part] = optimizer.chained_optimizers
     states = part.optimizer.state
     steps = {parameter: values.pop("step", None) for parameter, values in states.items()}
@@ -186,10 +191,10 @@ def _kind(optimizer: Any) -> str:
 
 
 def _allocate_moments(optimizer: Any) -> None:
-    """Gives torch's AdamW the state that it would make in its first step.
+    """Gives torch's AdamW the state that it would make in its first step, where it has none yet.
 
     Megatron-core's distributed optimizer reads the step count of every parameter when it is asked
-    what it wants to load (optimizer/distrib_optimizer.py 0.16.1, state_dict).
+    what it saves or wants to load (optimizer/distrib_optimizer.py 0.16.1, state_dict).
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = part.optimizer
@@ -197,6 +202,8 @@ def _allocate_moments(optimizer: Any) -> None:
             continue
         for group in inner.param_groups:
             for parameter in group["params"]:
+                if inner.state[parameter]:
+                    continue
                 inner.state[parameter] = {
                     "step": torch.tensor(0.0),
                     "exp_avg": torch.zeros_like(parameter),

@@ -1,0 +1,166 @@
+"""Training in 16 bits: close to fp32, with fp16's loss scale, and resumed to the last digit.
+
+Tolerance of losses against fp32: the loss is a mean over more than a hundred tokens whose logits
+carry random rounding errors of some 2**-8 (bf16) or 2**-11 (fp16) of their size; one such rounding
+of the whole loss is room enough, and a wrong scale of loss or gradient is far outside within ten
+steps of AdamW.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.ranks import RankPool
+from tests.support.tiny import train_config
+from tests.support.training import build, train_steps
+
+pytestmark = pytest.mark.dist
+
+RANKS = {"1x1": 1, "dp2": 2}
+ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
+STEPS = 10
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"dtype": "bf16"},
+    # The tiny model's gradients, summed over the tokens of a micro-batch, stay in fp16's range.
+    "fp16": {"dtype": "fp16", "initial_loss_scale": 64.0},
+}
+# And here they leave it, until the scale has been halved a few times. No warm-up, so that every
+# other step moves the weights.
+TOO_LARGE: dict[str, Any] = {"dtype": "fp16", "initial_loss_scale": 2.0**16, "lr_warmup_iters": 0}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did, and how often the run skipped one so far."""
+
+    loss: float
+    loss_scale: float
+    skipped: bool
+    num_skipped: int
+    change: float
+
+
+def run(
+    options: dict[str, Any],
+    start: int,
+    stop: int,
+    save: Path | None = None,
+    load: Path | None = None,
+) -> list[Step]:
+    """Trains as the loop does, and looks at the weights, for the pool of ranks."""
+    import torch
+
+    from glm3cli.checkpoint.resume import load_training, save_training
+    from glm3cli.parallel.groups import open_grid
+    from glm3cli.train.state import State
+
+    with open_grid(train_config(**options)) as grid:
+        config, trainer, loader = build(options, grid)
+        state = State()
+        parts = (trainer.chunks, trainer.optimizer, trainer.scheduler)
+        if load is not None:
+            state = State.from_dict(load_training(load, *parts, grid)[0])
+        assert state.iteration == start
+        weight = next(trainer.chunks[0].parameters())
+        assert weight.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
+        found = []
+        for _ in range(start, stop):
+            before = weight.detach().clone()
+            outcome = trainer.step(loader, state.consumed_samples)
+            state.advance(outcome, config.global_batch_size, config.seq_length)
+            change = float((weight.detach() - before).abs().max())
+            found.append(
+                Step(outcome.loss, outcome.loss_scale, outcome.skipped, state.skipped, change)
+            )
+        if save is not None:
+            save_training(save, *parts, state.to_dict(), grid)
+        return found
+
+
+@pytest.fixture(scope="module")
+def exact(ranks: RankPool) -> list[float]:
+    """The losses in fp32."""
+    return [loss for loss, _ in ranks.run(1, train_steps, {}, 0, STEPS)[0]]
+
+
+@pytest.fixture(scope="module")
+def whole(ranks: RankPool) -> dict[tuple[str, str], list[list[Step]]]:
+    """The steps of every rank in each type at each layout, without a stop."""
+    return {
+        (dtype, layout): ranks.run(number, run, OPTIONS[dtype], 0, STEPS)
+        for dtype in ROUNDING
+        for layout, number in RANKS.items()
+    }
+
+
+@pytest.mark.parametrize("layout", RANKS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_losses_are_close_to_fp32(
+    whole: dict[tuple[str, str], list[list[Step]]], exact: list[float], dtype: str, layout: str
+) -> None:
+    for steps in whole[dtype, layout]:
+        found = [step.loss for step in steps]
+        assert found == pytest.approx(exact, rel=ROUNDING[dtype])
+        assert found != exact
+        assert all(step.change > 0 for step in steps[1:])  # the warm-up starts at 0
+
+
+@pytest.mark.parametrize("layout", RANKS)
+def test_the_loss_scale_is_fp16s(
+    ranks: RankPool, whole: dict[tuple[str, str], list[list[Step]]], layout: str
+) -> None:
+    for [step] in ranks.run(RANKS[layout], run, {"dtype": "fp16"}, 0, 1):
+        assert step.loss_scale == 4096
+    for steps in whole["fp16", layout]:
+        assert {step.loss_scale for step in steps} == {64}
+    for steps in whole["bf16", layout]:
+        assert {step.loss_scale for step in steps} == {1}
+
+
+@pytest.mark.parametrize("layout", RANKS)
+def test_an_overflow_is_skipped_and_counted(
+    ranks: RankPool, exact: list[float], layout: str
+) -> None:
+    for steps in ranks.run(RANKS[layout], run, TOO_LARGE, 0, STEPS):
+        skipped = [step.skipped for step in steps]
+        assert 2 <= sum(skipped) < STEPS - 2
+        counts = [sum(skipped[: i + 1]) for i in range(STEPS)]
+        assert [step.num_skipped for step in steps] == counts
+        # The weights stay where they are; every overflow but the first (hysteresis) halves.
+        assert [step.change > 0 for step in steps] == [not skip for skip in skipped]
+        before = [0, *counts[:-1]]
+        assert [step.loss_scale for step in steps] == [
+            2.0**16 / 2 ** max(0, count - 1) for count in before
+        ]
+        assert steps[0].loss == pytest.approx(exact[0], rel=ROUNDING["fp16"])
+
+
+@pytest.mark.parametrize("layout", RANKS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(
+    ranks: RankPool,
+    whole: dict[tuple[str, str], list[list[Step]]],
+    tmp_path: Path,
+    dtype: str,
+    layout: str,
+) -> None:
+    number, options = RANKS[layout], OPTIONS[dtype]
+    ranks.run(number, run, options, 0, 4, tmp_path)
+    assert ranks.run(number, run, options, 4, STEPS, None, tmp_path) == [
+        steps[4:] for steps in whole[dtype, layout]
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"distributed_optimizer": False}], ids=str)
+def test_a_resumed_run_keeps_its_loss_scale(
+    ranks: RankPool, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Also where every step so far was skipped, so that the optimizer has no moments yet."""
+    options = {**TOO_LARGE, **options}
+    [expected] = ranks.run(1, run, options, 0, STEPS)
+    [before] = ranks.run(1, run, options, 0, 2, tmp_path)
+    assert all(step.skipped for step in before)
+    assert ranks.run(1, run, options, 2, STEPS, None, tmp_path) == [expected[2:]]
+    assert expected[2].loss_scale < expected[0].loss_scale
