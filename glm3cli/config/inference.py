@@ -1,4 +1,4 @@
-"""`GenerateConfig` and what it shares with evaluation: which model runs, and how tokens are drawn."""
+"""`GenerateConfig`, and what it shares with evaluation: which model runs, how tokens are drawn."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -44,7 +44,9 @@ class StartOptions(Settings):
         if self.from_scratch and self.shape is None:
             raise ValueError("--from-scratch needs --model-config 6b, tiny, or a config.json")
         if not self.from_scratch and self.shape is not None:
-            raise ValueError("--model-config goes with --from-scratch; --model brings its own shape")
+            raise ValueError(
+                "--model-config goes with --from-scratch; --model brings its own shape"
+            )
         return self
 
 
@@ -76,9 +78,7 @@ class DataOptions(Settings):
 class OptimizerOptions(Settings):
     """AdamW and the learning-rate schedule."""
 
-    train_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(
-        ge=1, description="Optimizer steps."
-    )
+    train_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(ge=1, description="Optimizer steps.")
     lr: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
         default=1e-5, gt=0, description="Highest learning rate."
     )
@@ -191,9 +191,15 @@ class RunOptions(Settings):
 
 
 class TrainConfig(
-    RunOptions, OptimizerOptions, EngineOptions, ParallelConfig, DataOptions, StartOptions, LaunchConfig
+    RunOptions,
+    OptimizerOptions,
+    EngineOptions,
+    ParallelConfig,
+    DataOptions,
+    StartOptions,
+    LaunchConfig,
 ):
-    """A training run; `kind` is the command that started it."""
+    """A training run, pretraining or finetuning."""
 
     @property
     def dp(self) -> int:

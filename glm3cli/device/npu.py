@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
-
 from glm3cli.device.base import Device
 from glm3cli.errors import DeviceError
 
@@ -40,6 +38,7 @@ class NpuDevice(Device):
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
+    _npu: Any  # torch_npu's counterpart of torch.cuda
 
     def _prepare(self) -> None:
         for name, value in ENVIRONMENT.items():
@@ -51,6 +50,7 @@ class NpuDevice(Device):
         if not torch_npu.npu.is_available():
             raise DeviceError("--device npu: torch_npu finds no NPU", "see `npu-smi info`")
         torch_npu.npu.set_device(self.torch_device())
+        self._npu = torch_npu.npu
 
     def _import(self, name: str) -> Any:
         try:
@@ -60,8 +60,8 @@ class NpuDevice(Device):
 
     def synchronize(self) -> None:
         """Waits for the NPU."""
-        torch.npu.synchronize()
+        self._npu.synchronize()
 
     def peak_memory(self) -> int:
         """Peak bytes of torch_npu's allocator."""
-        return int(torch.npu.max_memory_allocated())
+        return int(self._npu.max_memory_allocated())

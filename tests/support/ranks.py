@@ -107,5 +107,3 @@ class RankPool:
             process.start()
             theirs.close()
             self._ranks.append((process, ours))
-
-

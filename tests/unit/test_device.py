@@ -261,6 +261,8 @@ TORCH_NPU = """
         available, devices = True, []
         is_available = classmethod(lambda cls: cls.available)
         set_device = classmethod(lambda cls, device: cls.devices.append(str(device)))
+        synchronize = classmethod(lambda cls: cls.devices.append("synchronized"))
+        max_memory_allocated = classmethod(lambda cls: 7)
 """
 ACTIVATE = """
     import json, os, sys
@@ -270,7 +272,9 @@ ACTIVATE = """
     argv = sys.argv
     try:
         select("auto").activate()
-        said = [require_active().name, sys.modules["torch_npu"].npu.devices]
+        device = require_active()
+        device.synchronize()
+        said = [device.name, device.peak_memory(), sys.modules["torch_npu"].npu.devices]
     except DeviceError as error:
         said = [error.message, error.hint]
     assert sys.argv is argv and sys.argv[1:] == ["pretrain", "--tp", "2"]
@@ -305,7 +309,7 @@ def test_the_npus_packages_come_in_order_and_do_not_see_our_arguments(ascend):
         ["transfer_to_npu", [], False],
         ["megatron_adaptor", [], False],
     ]
-    assert said == ["npu", ["npu:3"]]
+    assert said == ["npu", 7, ["npu:3", "synchronized"]]
     assert {name: variables[name] for name in ENVIRONMENT} == ENVIRONMENT
 
 
