@@ -10,11 +10,12 @@ import torch
 
 from glm3cli.checkpoint.random import RandomSource, write_random_model
 from glm3cli.checkpoint.source import open_source
-from glm3cli.data.chat import Message, build_prompt
+from glm3cli.data.chat import Message, Role, build_prompt, parse_reply
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.demo import content
 from tests.support import reference
 from tests.support.project import Ended, Project, call, glm3
+from tests.support.ranks import RankPool
 
 PROMPTS = ("The lake is", "In winter, the old baker")
 LENGTH = 6
@@ -152,8 +153,9 @@ def test_a_conversation(project: Project, tokenizer: Tokenizer) -> None:
     twice = generate(project, *options, stdin="hello\n\nnew\nhello\n").out
     assert twice == f"{said['text']}\n" * 2
     # Without it, the second answer stands on the first.
-    history = [Message("user", "hello"), Message("assistant", said["text"].strip())]
-    ids = build_prompt(tokenizer, [*history, Message("user", "hello")])
+    reply = parse_reply(said["text"])
+    role: Role = "observation" if reply.metadata else "user"  # as if it had called a tool
+    ids = build_prompt(tokenizer, [Message("user", "hello"), reply, Message(role, "hello")])
     model = reference.build(content.MODEL, open_source(project.model))
     start = len(ids)
     for _ in range(LENGTH):
@@ -169,18 +171,49 @@ def test_a_system_prompt_changes_the_answer(project: Project) -> None:
     assert generate(project, *options, "--system", "Be a lake.", stdin="hello\n").out != plain
 
 
+def generate_on_a_rank(options: dict[str, Any]) -> Any:
+    """The core of the command on one rank, for the pool of ranks."""
+    from glm3cli.config.inference import GenerateConfig
+    from glm3cli.infer.generate import generate
+
+    return generate(GenerateConfig.parse(options))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_data_parallel_ranks_share_the_prompts(
+    project: Project, ranks: RankPool, number: int
+) -> None:
+    """Sampled, so that a prompt's text hangs on its place in the whole list."""
+    prompts = [*PROMPTS, PROMPTS[0]][:number]
+    options: dict[str, Any] = {
+        "model": project.model,
+        "prompt": prompts,
+        "max_new_tokens": LENGTH,
+        "temperature": 3.0,
+        "logprobs": True,
+    }
+    [alone] = ranks.run(1, generate_on_a_rank, options)
+    for found in ranks.run(2, generate_on_a_rank, options):
+        assert [one["prompt"] for one in found["results"]] == prompts
+        for ours, theirs in zip(found["results"], alone["results"], strict=True):
+            assert ours["token_ids"] == theirs["token_ids"]
+            assert ours["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-5)
+    assert len({tuple(one["token_ids"]) for one in alone["results"]}) == number
+
+
 @pytest.mark.parametrize(
-    ("token", "reason"), [("eos", "stop"), ("<|user|>", "stop"), (5, "length")]
+    ("name", "reason"), [("</s>", "stop"), ("<|user|>", "stop"), ("text", "length")]
 )
 def test_where_an_answer_ends(
-    project: Project, tokenizer: Tokenizer, tmp_path: Path, token: Any, reason: str
+    project: Project, tokenizer: Tokenizer, tmp_path: Path, name: str, reason: str
 ) -> None:
-    # A model whose hidden state is the first unit vector, and whose output knows one token.
-    number = {"eos": tokenizer.eos_id}.get(token) or (
-        token if isinstance(token, int) else tokenizer.special(token)
-    )
+    special = name.startswith("<|")
+    token = tokenizer.special(name) if special else {"</s>": tokenizer.eos_id, "text": 500}[name]
 
-    class Answers(RandomSource):
+    class OneToken(RandomSource):
+        """The hidden state is the first unit vector, and the output layer knows one token."""
+
         def read(self, weight: Any, layer: int | None = None) -> torch.Tensor:
             tensor = torch.zeros(weight.shape(self.model))
             if weight.logical == "embedding":
@@ -188,16 +221,16 @@ def test_where_an_answer_ends(
             elif "norm" in weight.logical:
                 tensor += 1
             elif weight.logical == "output":
-                tensor[number, 0] = 1
+                tensor[token, 0] = 1
             return tensor
 
-    write_random_model(tmp_path / "model", Answers(content.MODEL, 1, 0.1), project.tokenizer)
+    write_random_model(tmp_path / "model", OneToken(content.MODEL, 1, 0.1), project.tokenizer)
     arguments = ("--model", tmp_path / "model", *asked("a"), "--greedy", "--max-new-tokens", 3)
     ended = call("generate", *arguments, "--json", "--logprobs")
     assert ended.code == 0, ended.err
     [result] = json.loads(ended.out)["results"]
     assert result["finish_reason"] == reason
-    assert result["token_ids"] == ([] if reason == "stop" else [number] * 3)
+    assert result["token_ids"] == ([] if reason == "stop" else [token] * 3)
     assert len(result["logprobs"]) == len(result["token_ids"])
 
 

@@ -315,6 +315,23 @@ def test_numbers_that_are_none(project: Project, tmp_path: Path) -> None:
     assert last["nan"] == 2
 
 
+def test_skipped_steps_are_events_and_a_run_of_them_can_be_saved(
+    project: Project, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    changes = {"dtype": "fp16", "initial_loss_scale": 2**30, "train_iters": 3}
+    succeed(*options(project, run, **changes))
+    assert [(e["iteration"], e["loss_scale"]) for e in events(run, "skip")] == [
+        (1, 2**30),
+        (2, 2**30),
+        (3, 2**29),
+    ]
+    assert [record["skipped"] for record in steps(run)] == [1, 2, 3]
+    assert_same(read_all(run), {k: v.half() for k, v in read_all(project.model).items()})
+    succeed(*options(project, run, **changes | {"train_iters": 4}))
+    assert steps(run)[-1]["loss_scale"] == 2**28
+
+
 def test_dry_run(project: Project, tmp_path: Path) -> None:
     changes = {"nproc": 8, "tp": 2, "pp": 2, "dry_run": True, "train_iters": 1000}
     ended = succeed(*options(project, tmp_path / "run", **changes))
