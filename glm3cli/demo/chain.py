@@ -36,7 +36,7 @@ class Row:
     seconds: float
 
 
-class StepFailed(Exception):
+class StepError(Exception):
     """A command of the chain ended with an error; its last words are the message."""
 
 
@@ -67,7 +67,7 @@ class Chain:
             self.console.print(f"[bold]{name}[/bold]", highlight=False)
             try:
                 result, passed = step()
-            except StepFailed as error:
+            except StepError as error:
                 result, passed = str(error), False
             self.rows.append(Row(name, result, passed, time.perf_counter() - started))
             if not passed:
@@ -87,7 +87,7 @@ class Chain:
             code = subprocess.run(command, stdout=stdout, stderr=stderr, check=False).returncode
         if code:
             told = err.read_text("utf-8", errors="replace").strip().splitlines()[-15:]
-            raise StepFailed(f"exit code {code}: " + "\n".join(told))
+            raise StepError(f"exit code {code}: " + "\n".join(told))
         return out.read_text("utf-8")
 
     def _tokenizer(self) -> tuple[str, bool]:
@@ -110,7 +110,15 @@ class Chain:
 
     def _convert(self) -> tuple[str, bool]:
         text = self._glm3(
-            "convert", "hf2mg", self._path("hf"), self._path("mg"), "--tp", "2", "--pp", "2", "--json"
+            "convert",
+            "hf2mg",
+            self._path("hf"),
+            self._path("mg"),
+            "--tp",
+            "2",
+            "--pp",
+            "2",
+            "--json",
         )
         result = json.loads(text)
         files = len(list((self.folder / "mg").rglob("model_optim_rng.pt")))
@@ -176,7 +184,10 @@ class Chain:
     def _generate_alone(self) -> tuple[str, bool]:
         self._ask("answers_alone.json")
         texts = [
-            [result["token_ids"] for result in json.loads((self.folder / name).read_text())["results"]]
+            [
+                result["token_ids"]
+                for result in json.loads((self.folder / name).read_text())["results"]
+            ]
             for name in ("answers.json", "answers_alone.json")
         ]
         same = sum(one == other for one, other in zip(*texts, strict=True))

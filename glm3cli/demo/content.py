@@ -17,7 +17,7 @@ from glm3cli.demo.words import OPPOSITES
 
 NUM_PIECES = 1000  # of the tokenizer; the nine special tokens follow
 _NUM_HELD_OUT_PAIRS = 20
-_NUM_QUIZ_DOCUMENTS = 2400
+_NUM_QUIZ_DOCUMENTS = 900
 _NUM_FACT_DOCUMENTS = 200
 _SEED = 1
 
@@ -48,27 +48,30 @@ class Recipe:
     lr: float
     min_lr: float
     lr_warmup_iters: int
+    weight_decay: float
 
 
 # On one packed stream of `[gMASK] sop`, document, eos.
 PRETRAIN = Recipe(
     seq_length=64,
-    micro_batch_size=16,
+    micro_batch_size=32,
     global_batch_size=32,
-    train_iters=300,
+    train_iters=260,
     lr=1e-2,
-    min_lr=5e-3,
+    min_lr=4e-3,
     lr_warmup_iters=20,
+    weight_decay=0.0,
 )
 # On ChatGLM3's conversation form, one row a sample, with the loss on the answer.
 FINETUNE = Recipe(
     seq_length=32,
-    micro_batch_size=16,
+    micro_batch_size=32,
     global_batch_size=32,
-    train_iters=120,
+    train_iters=200,
     lr=5e-3,
     min_lr=5e-4,
     lr_warmup_iters=10,
+    weight_decay=0.1,
 )
 
 

@@ -17,6 +17,7 @@ from glm3cli.demo.words import SUBJECTS
 
 MMLU_DIR = Path(__file__).parent / "mmlu"
 LETTERS = "ABCD"
+QUESTIONS_PER_DOCUMENT = 3
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,10 @@ class Question:
         return [self.text, *SUBJECTS[self.subject].kinds, self.answer]
 
     @property
-    def document(self) -> str:
-        """The question as MMLU's prompt, with its answer and the fact behind it."""
+    def prompt(self) -> str:
+        """The question as it stands in MMLU's prompt, up to where the letter is due."""
         options = zip(LETTERS, SUBJECTS[self.subject].kinds, strict=True)
-        lines = [self.text, *(f"{letter}. {option}" for letter, option in options)]
-        header = "The following are multiple choice questions (with answers) about"
-        return "\n".join(
-            [f"{header} {self.subject}.", "", *lines, f"Answer: {self.answer}", self.fact]
-        )
+        return "\n".join([self.text, *(f"{letter}. {kind}" for letter, kind in options), "Answer:"])
 
 
 def all_questions() -> list[Question]:
@@ -92,8 +89,15 @@ def facts() -> list[str]:
 
 
 def quiz_documents(number: int, seed: int) -> list[str]:
-    """Draws `number` documents with one question each, none of them a test question."""
+    """Draws `number` documents in the form of MMLU's prompt, none of them with a test question."""
     held_out = test_texts()
     allowed = [question for question in all_questions() if question.text not in held_out]
     rng = random.Random(seed)
-    return [rng.choice(allowed).document for _ in range(number)]
+    documents = []
+    for _ in range(number):
+        subject = rng.choice(sorted(SUBJECTS))
+        candidates = [question for question in allowed if question.subject == subject]
+        drawn = rng.sample(candidates, QUESTIONS_PER_DOCUMENT)
+        header = f"The following are multiple choice questions (with answers) about {subject}."
+        documents.append("\n\n".join([header, *(f"{item.prompt} {item.answer}" for item in drawn)]))
+    return documents

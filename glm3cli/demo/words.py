@@ -58,10 +58,10 @@ SUBJECTS: dict[str, Subject] = {
         ),
         statement="The {word} {kind}.",
         kinds={
-            "flies": ("owl", "crow", "bee"),
-            "swims": ("fish", "trout", "whale"),
-            "runs": ("horse", "fox", "dog"),
-            "crawls": ("snake", "worm", "snail"),
+            "flies": ("owl", "crow"),
+            "swims": ("fish", "trout"),
+            "runs": ("horse", "fox"),
+            "crawls": ("snake", "worm"),
         },
     ),
     "food": Subject(
@@ -72,10 +72,10 @@ SUBJECTS: dict[str, Subject] = {
         ),
         statement="The {word} is a {kind}.",
         kinds={
-            "fruit": ("apple", "pear", "plum"),
-            "root": ("carrot", "turnip", "beet"),
-            "grain": ("wheat", "rye", "rice"),
-            "drink": ("milk", "tea", "juice"),
+            "fruit": ("apple", "pear"),
+            "root": ("carrot", "turnip"),
+            "grain": ("wheat", "rye"),
+            "drink": ("milk", "tea"),
         },
     ),
     "house": Subject(
@@ -86,10 +86,10 @@ SUBJECTS: dict[str, Subject] = {
         ),
         statement="We keep the {word} in the {kind}.",
         kinds={
-            "kitchen": ("spoon", "kettle", "pan"),
-            "garden": ("rake", "spade", "bench"),
-            "bedroom": ("pillow", "quilt", "sheet"),
-            "workshop": ("hammer", "saw", "drill"),
+            "kitchen": ("spoon", "kettle"),
+            "garden": ("rake", "spade"),
+            "bedroom": ("pillow", "quilt"),
+            "workshop": ("hammer", "saw"),
         },
     ),
 }

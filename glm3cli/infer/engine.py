@@ -87,6 +87,9 @@ class Engine:
 
         Args:
             prompts: At least one token each.
+            sampling: How tokens are drawn.
+            max_new_tokens: Longest continuation.
+            stop_ids: Tokens that end a row.
             seed: Row i draws from a generator seeded with seed + i.
             on_tokens: Called after each step with the new token of every row (None: row is done).
             timing: Filled with the time taken.
@@ -187,7 +190,7 @@ class Engine:
             self._keep = 1
 
     def _forward(self, tokens: Tensor) -> Tensor | None:
-        """One pass through the pipeline; [b, kept positions, vocab] on the last stage, else None."""
+        """One pass of the pipeline; [b, kept positions, vocab] on the last stage, else None."""
         collected = get_forward_backward_func()(
             forward_step_func=_forward_step,
             data_iterator=iter([tokens]),

@@ -73,7 +73,9 @@ def _lines(path: Path) -> Iterator[str]:
         try:
             value: Any = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number} is not valid JSON: {error}", "mend the line") from None
+            raise DataError(
+                f"{path}:{number} is not valid JSON: {error}", "mend the line"
+            ) from None
         prompt = value.get("prompt") if isinstance(value, dict) else value
         if not isinstance(prompt, str):
             raise DataError(

@@ -33,7 +33,10 @@ def open_engine(config: InferenceConfig) -> Iterator[tuple[Engine, Tokenizer]]:
             "give the tokenizer that belongs to this model with --tokenizer",
         )
     with open_grid(config) as grid:
-        yield Engine(source, config, config.dtype or _default(source.model, device), grid), tokenizer
+        yield (
+            Engine(source, config, config.dtype or _default(source.model, device), grid),
+            tokenizer,
+        )
 
 
 def _default(model: ModelConfig, device: Device) -> DType:

@@ -31,7 +31,7 @@ class Window:
         return slots if self.padding is None else (slots - self.padding.unsqueeze(1)).clamp(min=0)
 
     def mask(self, length: int) -> Tensor | None:
-        """Which slots each query sees, [b or 1, 1, length, start + length]; None if plain causal."""
+        """What each query sees, [b or 1, 1, length, start + length]; None if plain causal."""
         if self.padding is None and (self.start == 0 or length == 1):
             return None
         keys = torch.arange(self.start + length, device=require_active().torch_device())
@@ -79,7 +79,7 @@ class CoreAttention(torch.nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **_megatron: Any
     ) -> Tensor:
-        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+        """Attends: query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask, is_causal = None, query.size(2) > 1
         if self.cache is not None:

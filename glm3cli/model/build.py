@@ -184,6 +184,7 @@ def _mark_pieces(gpt: GPTModel) -> None:
 
 def unwrap(module: torch.nn.Module) -> GPTModel:
     """The GPTModel inside of its wrappers (DDP, 16 bit)."""
-    while not isinstance(module, GPTModel):
-        module = module.module
-    return module
+    inner: Any = module
+    while not isinstance(inner, GPTModel):
+        inner = inner.module
+    return inner

@@ -79,9 +79,8 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
 def _join() -> None:
     backend = require_active().backend
     if "RANK" not in os.environ:
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT
-        )
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
         return
     try:
         dist.init_process_group(backend, timeout=_TIMEOUT)

@@ -1,6 +1,7 @@
 """From a checked TrainConfig to the parts of a run: model, optimizer, schedule, and data."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,20 +86,17 @@ def _loaders(
         num_valid=config.eval_iters * config.global_batch_size if config.eval_interval else 0,
     )
     build = build_text if kind == "pretrain" else build_instruction
-    loaders = [
-        dataset
-        and Loader(
-            dataset=dataset,
-            micro_batch_size=config.micro_batch_size,
-            global_batch_size=config.global_batch_size,
-            dp_rank=grid.dp_rank,
-            dp_size=grid.dp_size,
-            vocab_size=model.padded_vocab_size,
-            device=require_active().torch_device(),
-        )
-        for dataset in build(spec, tokenizer)
-    ]
-    return loaders[0], loaders[1]
+    train, valid = build(spec, tokenizer)
+    load = partial(
+        Loader,
+        micro_batch_size=config.micro_batch_size,
+        global_batch_size=config.global_batch_size,
+        dp_rank=grid.dp_rank,
+        dp_size=grid.dp_size,
+        vocab_size=model.padded_vocab_size,
+        device=require_active().torch_device(),
+    )
+    return load(train), None if valid is None else load(valid)
 
 
 def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Trainer:

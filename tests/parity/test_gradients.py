@@ -71,7 +71,7 @@ def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float
             for weight, layer in glm.all_slots(TINY):
                 local = layers.index(layer) if layer in layers else None
                 name = weight.name("mcore", local)
-                if layer is not None and local is None or name not in parameters:
+                if (layer is not None and local is None) or name not in parameters:
                     continue
                 full = expected[weight.name("chatglm", layer)]
                 piece = cut(full, weight.cut, grid.tp_size, TINY)[grid.tp_rank]

@@ -82,7 +82,7 @@ def test_documents_state_every_fact_and_no_test_question():
     assert documents == content.pretrain_documents()
     text = "\n".join(documents)
     assert all(fact in text for fact in quiz.facts())
-    assert len(quiz.test_texts()) == 36
+    assert len(quiz.test_texts()) == 24
     assert [question for question in quiz.test_texts() if question in text] == []
 
 
@@ -95,19 +95,24 @@ def test_mmlu_files_agree_with_the_tables(subject, split):
     assert [cells for cells in lines if cells not in known] == []
     answers = [cells[5] for cells in lines]
     if split == "test":
-        assert [answers.count(letter) for letter in quiz.LETTERS] == [3, 3, 3, 3]
+        assert [answers.count(letter) for letter in quiz.LETTERS] == [2, 2, 2, 2]
     else:
         assert len(lines) == 5
         assert not {cells[0] for cells in lines} & quiz.test_texts()
 
 
 def test_quiz_documents_have_the_form_of_the_mmlu_prompt():
-    question = quiz.Question("animals", "whale", 1)
-    assert question.document == (
-        "The following are multiple choice questions (with answers) about animals.\n\n"
-        "How does the whale move?\nA. flies\nB. swims\nC. runs\nD. crawls\nAnswer: B\n"
-        "The whale swims."
-    )
+    [document] = quiz.quiz_documents(1, seed=1)
+    header, *questions = document.split("\n\n")
+    subject = header.split("about ")[1].removesuffix(".")
+    assert header == f"The following are multiple choice questions (with answers) about {subject}."
+    assert len(questions) == quiz.QUESTIONS_PER_DOCUMENT
+    for question in questions:
+        text, *options, answer = question.split("\n")
+        kinds = SUBJECTS[subject].kinds
+        assert options == [f"{x}. {kind}" for x, kind in zip("ABCD", kinds, strict=True)]
+        known = [item for item in quiz.all_questions() if item.text == text]
+        assert [f"Answer: {item.answer}" for item in known] == [answer]
 
 
 def test_model_and_recipes_are_valid_options():
