@@ -162,6 +162,14 @@ def test_a_schedule_of_the_new_command_wins(run: Path, project: Project) -> None
     assert [record["lr"] for record in steps(run)[6:]] == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_optimizer_goes_by_the_new_learning_rate(run: Path, project: Project) -> None:
+    """Not only what is logged: at next to none, the weights stay."""
+    succeed(*options(project, run, train_iters=8, lr=1e-12))
+    before, after = read_all(run / "iter_0000006"), read_all(run / "iter_0000008")
+    for name, weight in before.items():
+        assert torch.allclose(after[name], weight, rtol=0, atol=1e-9), name
+
+
 def test_a_finished_run_is_left_alone(run: Path, project: Project) -> None:
     before = steps(run)
     ended = succeed(*options(project, run))
