@@ -19,7 +19,7 @@ from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.preflight import check_legacy
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.source import StoredSource, open_source
-from glm3cli.checkpoint.staging import check_space, check_target, staged
+from glm3cli.checkpoint.staging import check_space, check_target, remove_stale, staged
 from glm3cli.checkpoint.writers import Plan, write
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import DType, ModelConfig
@@ -61,9 +61,11 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
 
     Raises:
         ConfigError: The target may not be written, or the model can't be cut as asked.
-        CheckpointError: The source is damaged or incomplete, or the written folder differs.
+        CheckpointError: The source is damaged or incomplete, the disk is full, or the written
+            folder differs.
     """
     start = time.monotonic()
+    remove_stale(target_path)
     check_target(target_path, source_path, force=options.force)
     source = open_source(source_path)
     if source.config is None:

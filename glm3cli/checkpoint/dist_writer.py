@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import (
@@ -39,16 +41,27 @@ def write_dist(folder: Path, plan: Plan, produce: Produce) -> None:
     with warnings.catch_warnings():
         # That there is no process group is intended.
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
-        save(
-            {},
-            storage_writer=FileSystemWriter(folder, thread_count=1, sync_files=False),
-            planner=_Planner(plan, produce),
-            no_dist=True,
-        )
+        try:
+            save(
+                {},
+                storage_writer=_Writer(folder, thread_count=1, sync_files=False),
+                planner=_Planner(plan, produce),
+                no_dist=True,
+            )
+        except CheckpointException as error:  # torch's, around what went wrong here
+            raise next(iter(error.failures.values()))[0] from None
     # Last, as megatron-core does: its presence says that the checkpoint is complete.
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     backends |= {"common_backend": "torch", "common_backend_version": 1}
     (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
+
+
+class _Writer(FileSystemWriter):
+    """Leaves out of `.metadata` a random number and the folder, which is going to be renamed."""
+
+    def storage_meta(self) -> StorageMeta:
+        """Nothing about this run, so that equal models make equal files."""
+        return StorageMeta()
 
 
 class _Planner(DefaultSavePlanner):

@@ -48,11 +48,13 @@ def inspect(config: InspectConfig) -> None:
 
 def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
     from glm3cli.checkpoint.preflight import check_request
+    from glm3cli.checkpoint.signals import stopped_by_sigterm
 
-    check_request(config.source, config.target, options)
-    from glm3cli.checkpoint.convert import convert  # torch takes a second: mistakes come first
+    with stopped_by_sigterm("the conversion"):
+        check_request(config.source, config.target, options)
+        from glm3cli.checkpoint.convert import convert  # torch takes a second: mistakes come first
 
-    result = convert(config.source, config.target, options)
+        result = convert(config.source, config.target, options)
     if config.as_json:
         typer.echo(json.dumps(asdict(result)))
         return

@@ -1,0 +1,50 @@
+"""What SIGTERM and SIGINT do to a conversion: they end it by an exception, so that it tidies up."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from glm3cli.errors import StoppedError
+
+_HELD = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def stopped_by_sigterm(what: str) -> Iterator[None]:
+    """Within the block SIGTERM raises, as SIGINT does by itself.
+
+    Raises:
+        StoppedError: SIGTERM came; `what` is the name of what it stopped.
+    """
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        hint = "nothing half-written is left; run it again"
+        raise StoppedError(f"{what} was stopped by SIGTERM", hint)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within the block both signals wait; one that came takes effect when it ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python runs handlers in the main thread only
+        return
+    came: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in _HELD
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

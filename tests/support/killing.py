@@ -1,0 +1,73 @@
+"""Conversions in processes of their own that are cheap to start and can be killed.
+
+A fork server imports torch once; every process after that starts in some milliseconds.
+"""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from glm3cli.config.convert import ConvertOptions
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    names = ("convert", "dist", "dist_writer", "ranks", "ranks_writer", "hf", "hf_writer")
+    # pytest too: a new process imports the program that the first one runs.
+    context.set_forkserver_preload(["pytest", *(f"glm3cli.checkpoint.{n}" for n in names)])
+    return context
+
+
+def start(function, *args) -> BaseProcess:
+    """A process that runs `function`; its name must be importable."""
+    process = _context().Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def run_conversion(
+    source: Path, target: Path, options: ConvertOptions, log: Path, limit: int | None = None
+) -> None:
+    """Converts as the command does, with its exit codes; stderr goes to `log`."""
+    import resource
+
+    import torch
+
+    from glm3cli.checkpoint.convert import convert
+    from glm3cli.checkpoint.signals import stopped_by_sigterm
+    from glm3cli.errors import Glm3Error
+
+    torch.set_num_threads(1)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with log.open("a") as stream, contextlib.redirect_stderr(stream):
+        try:
+            with stopped_by_sigterm("the conversion"):
+                print("begins", file=stream, flush=True)
+                convert(source, target, options)
+        except Glm3Error as error:
+            print(error.message, error.hint, file=stream, flush=True)
+            sys.exit(error.exit_code)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def free_process_number() -> int:
+    """The number of a process that doesn't live."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
