@@ -1,9 +1,14 @@
-"""Reads weights from a Hugging Face folder: safetensors or .bin, one file or shards."""
+"""Reads weights from a Hugging Face folder: safetensors or .bin, one file or shards.
 
+The names are the original remote code's or those of transformers' own GlmForCausalLM: the tensors
+that are there tell which.
+"""
+
+import functools
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from zipfile import is_zipfile
 
 import torch
@@ -13,8 +18,9 @@ from torch import Tensor
 from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.headers import Header, compare
 from glm3cli.checkpoint.locate import Location, hf_files, index_of
-from glm3cli.checkpoint.names import Weight, is_ignored, slots
+from glm3cli.checkpoint.names import HfLayout, Weight, is_ignored, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
+from glm3cli.config.model import is_glm
 from glm3cli.errors import CheckpointError
 
 # Type names of the safetensors format.
@@ -79,9 +85,9 @@ class _Pickle(_Shard):
 
 
 class HfSource(StoredSource):
-    """A Hugging Face folder in the original remote-code naming."""
+    """A Hugging Face folder in either naming."""
 
-    layout = "chatglm"
+    layout: HfLayout
 
     def __init__(self, location: Location) -> None:
         super().__init__(location, config_of(location))
@@ -93,11 +99,19 @@ class HfSource(StoredSource):
         ]
         self._place = self._places()
         headers = {name: shard.headers[name] for name, shard in self._place.items()}
-        expected = {
-            weight.name(self.layout, layer): weight.shape(self.model)
-            for weight, layer in slots(self.model.num_layers)
-        }
-        self.problems = compare(expected, headers)
+        expected = {layout: self._expected(layout) for layout in get_args(HfLayout)}
+        # Of two with nothing found, the one that the config.json is written for.
+        usual = "glm" if is_glm(location.config or self.path / "config.json") else "chatglm"
+        self.layout = max(
+            expected, key=lambda name: (len(expected[name].keys() & headers), name == usual)
+        )
+        self.problems = compare(expected[self.layout], headers)
+
+    def _expected(self, layout: HfLayout) -> dict[str, tuple[int, ...]]:
+        expected: dict[str, tuple[int, ...]] = {}
+        for weight, layer in slots(self.model.num_layers):
+            expected |= weight.parts(layout, self.model, layer)
+        return expected
 
     def _places(self) -> dict[str, _Shard]:
         place: dict[str, _Shard] = {}
@@ -113,14 +127,16 @@ class HfSource(StoredSource):
         return place
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The tensor; a view of the mapped file."""
-        name = weight.name(self.layout, layer)
-        return self._place[name].read(name)
+        """The tensor; a view of the mapped file, where it is one tensor there."""
+        names = weight.parts(self.layout, self.model, layer)
+        parts = [self._place[name].read(name) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
-        """The stored type."""
-        name = weight.name(self.layout, layer)
-        return self._place[name].headers[name].dtype
+        """The stored type; of parts that differ, the type that holds them all."""
+        names = weight.parts(self.layout, self.model, layer)
+        dtypes = [self._place[name].headers[name].dtype for name in names]
+        return functools.reduce(torch.promote_types, dtypes)
 
     def files(self) -> list[Path]:
         """The shards."""

@@ -6,6 +6,7 @@ header, the header with type, shape and place of every tensor, then the tensors'
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,21 +14,22 @@ from torch import Tensor, uint8
 
 from glm3cli.checkpoint.hf import SAFETENSORS_DTYPES
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
-from glm3cli.checkpoint.names import Slot, slots
+from glm3cli.checkpoint.names import HfLayout, Slot, slots
 from glm3cli.checkpoint.writers import Plan, Produce
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-def write_hf(folder: Path, plan: Plan, produce: Produce) -> None:
-    """Writes all tensors under their Hugging Face names, shard by shard."""
+def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce) -> None:
+    """Writes all tensors under their names in `layout`, shard by shard."""
     shards = list(_shards(plan))
     places: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         name = f"model{number}.safetensors"
-        _write_shard(folder / name, shard, plan, produce)
-        places |= {weight.name("chatglm", layer): name for weight, layer in shard}
+        header = _header(layout, shard, plan)
+        _write_shard(folder / name, header, shard, produce)
+        places |= dict.fromkeys(header, name)
     if len(shards) > 1:
         total = sum(plan.num_bytes(slot) for slot in plan.dtypes)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
@@ -48,18 +50,28 @@ def _shards(plan: Plan) -> Iterator[list[Slot]]:
     yield shard
 
 
-def _write_shard(path: Path, shard: list[Slot], plan: Plan, produce: Produce) -> None:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(layout: HfLayout, shard: list[Slot], plan: Plan) -> dict[str, object]:
+    """What the shard's header says about its tensors; those of one weight follow each other."""
+    header: dict[str, object] = {}
     end = 0
     for slot in shard:
         weight, layer = slot
-        start, end = end, end + plan.num_bytes(slot)
-        header[weight.name("chatglm", layer)] = {
-            "dtype": _DTYPE_NAMES[plan.dtypes[slot]],
-            "shape": list(weight.shape(plan.model)),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
+        dtype = plan.dtypes[slot]
+        for name, shape in weight.parts(layout, plan.model, layer).items():
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {
+                "dtype": _DTYPE_NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [start, end],
+            }
+    return header
+
+
+def _write_shard(
+    path: Path, header: dict[str, object], shard: list[Slot], produce: Produce
+) -> None:
+    metadata = {"__metadata__": {"format": "pt"}}
+    text = json.dumps(metadata | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))

@@ -2,7 +2,8 @@
 
 Data only: the readers, the writers, the training code and the tests all use these ten rows. A new
 layout is one more column here and one reader and one writer beside it. A `/` in a legacy name is
-a level of nested dictionaries (the names themselves contain dots).
+a level of nested dictionaries (the names themselves contain dots); a `+` in a glm name stands
+between the names of tensors whose rows, one below another, make up the weight.
 """
 
 import re
@@ -13,7 +14,8 @@ from typing import Literal
 
 from glm3cli.config.model import ModelConfig
 
-Layout = Literal["chatglm", "legacy", "mcore", "dist"]
+Layout = Literal["chatglm", "glm", "legacy", "mcore", "dist"]
+HfLayout = Literal["chatglm", "glm"]
 
 
 class Cut(Enum):
@@ -41,6 +43,8 @@ class Weight:
     Attributes:
         logical: Our own, layout-free name.
         chatglm: Name in the original Hugging Face checkpoints.
+        glm: Name in checkpoints of transformers' own GlmForCausalLM. Its rotation is interleaved
+            as ChatGLM's, so that rows keep their order (modeling_glm.py 5.23, rotate_half).
         legacy: Path below a per-rank file's model in ModelLink's and Megatron's legacy models.
         mcore: Name in per-rank files of megatron-core models (local layer spec).
         dist: Key in megatron-core's layout-free checkpoints, where one tensor holds all layers.
@@ -51,10 +55,12 @@ class Weight:
         sizes: Its dimensions, as names that `shape` knows.
         transformer_engine: Its mcore name where a Transformer Engine spec renames it.
         extra_state: Whether Megatron saves an (empty) `_extra_state` entry after it.
+        glm_rows: The rows of each of the tensors of `glm`, where there are several.
     """
 
     logical: str
     chatglm: str
+    glm: str
     legacy: str
     mcore: str
     dist: str
@@ -63,11 +69,12 @@ class Weight:
     sizes: tuple[str, ...]
     transformer_engine: str | None = None
     extra_state: bool = False
+    glm_rows: tuple[str, ...] = ()
 
     def name(self, layout: Layout, layer: int | None = None) -> str:
         """The weight's name in `layout`, for the given layer (as that layout counts layers)."""
         name: str = getattr(self, layout)
-        return name if layer is None else name.format(layer)
+        return name if layer is None else name.replace("{}", str(layer))
 
     def names(self, layout: Layout, layer: int | None = None) -> tuple[str, ...]:
         """All names under which `layout` may hold the weight, the usual one first."""
@@ -80,27 +87,42 @@ class Weight:
             others = (*(n.replace(".{}", "") for n in inner), *(n.format(layer) for n in inner))
         return tuple(dict.fromkeys((self.name(layout, layer), *others)))
 
+    def parts(
+        self, layout: HfLayout, model: ModelConfig, layer: int | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """The tensors that make up the weight in a Hugging Face folder, with their shapes."""
+        shape = self.shape(model)
+        rows = self._sizes(model, self.glm_rows) if layout == "glm" else ()
+        names = self.name(layout, layer).split("+")
+        return {n: (r, *shape[1:]) for n, r in zip(names, rows or shape[:1], strict=True)}
+
     def extra_state_name(self, layout: Layout, layer: int | None = None) -> str:
         """The name of the `_extra_state` entry that goes with the weight's module."""
         return re.sub(r"[^./]+$", "_extra_state", self.name(layout, layer))
 
     def shape(self, model: ModelConfig) -> tuple[int, ...]:
         """The shape of the whole (uncut) weight of one layer."""
+        return self._sizes(model, self.sizes)
+
+    @staticmethod
+    def _sizes(model: ModelConfig, names: tuple[str, ...]) -> tuple[int, ...]:
         sizes = {
             "hidden": model.hidden_size,
             "query": model.query_size,
+            "kv": model.kv_size,
             "qkv": model.query_size + 2 * model.kv_size,
             "ffn": model.ffn_hidden_size,
             "gated": 2 * model.ffn_hidden_size,
             "vocab": model.padded_vocab_size,
         }
-        return tuple(sizes[name] for name in self.sizes)
+        return tuple(sizes[name] for name in names)
 
 
 WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="embedding",
         chatglm="transformer.embedding.word_embeddings.weight",
+        glm="model.embed_tokens.weight",
         legacy="language_model/embedding/word_embeddings/weight",
         mcore="embedding.word_embeddings.weight",
         dist="embedding.word_embeddings.weight",
@@ -111,6 +133,7 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="input_norm",
         chatglm="transformer.encoder.layers.{}.input_layernorm.weight",
+        glm="model.layers.{}.input_layernorm.weight",
         legacy="language_model/encoder/layers.{}.input_norm.weight",
         mcore="decoder.layers.{}.input_layernorm.weight",
         dist="decoder.layers.self_attention.linear_qkv.layer_norm_weight",
@@ -122,27 +145,32 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="qkv_weight",
         chatglm="transformer.encoder.layers.{}.self_attention.query_key_value.weight",
+        glm="+".join(f"model.layers.{{}}.self_attn.{p}_proj.weight" for p in "qkv"),
         legacy="language_model/encoder/layers.{}.self_attention.query_key_value.weight",
         mcore="decoder.layers.{}.self_attention.linear_qkv.weight",
         dist="decoder.layers.self_attention.linear_qkv.weight",
         cut=Cut.QKV,
         stage=Stage.LAYER,
         sizes=("qkv", "hidden"),
+        glm_rows=("query", "kv", "kv"),
     ),
     Weight(
         logical="qkv_bias",
         chatglm="transformer.encoder.layers.{}.self_attention.query_key_value.bias",
+        glm="+".join(f"model.layers.{{}}.self_attn.{p}_proj.bias" for p in "qkv"),
         legacy="language_model/encoder/layers.{}.self_attention.query_key_value.bias",
         mcore="decoder.layers.{}.self_attention.linear_qkv.bias",
         dist="decoder.layers.self_attention.linear_qkv.bias",
         cut=Cut.QKV,
         stage=Stage.LAYER,
         sizes=("qkv",),
+        glm_rows=("query", "kv", "kv"),
         extra_state=True,
     ),
     Weight(
         logical="attention_out",
         chatglm="transformer.encoder.layers.{}.self_attention.dense.weight",
+        glm="model.layers.{}.self_attn.o_proj.weight",
         legacy="language_model/encoder/layers.{}.self_attention.dense.weight",
         mcore="decoder.layers.{}.self_attention.linear_proj.weight",
         dist="decoder.layers.self_attention.linear_proj.weight",
@@ -154,6 +182,7 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="mlp_norm",
         chatglm="transformer.encoder.layers.{}.post_attention_layernorm.weight",
+        glm="model.layers.{}.post_attention_layernorm.weight",
         legacy="language_model/encoder/layers.{}.post_attention_norm.weight",
         mcore="decoder.layers.{}.pre_mlp_layernorm.weight",
         dist="decoder.layers.mlp.linear_fc1.layer_norm_weight",
@@ -165,6 +194,7 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="mlp_up",
         chatglm="transformer.encoder.layers.{}.mlp.dense_h_to_4h.weight",
+        glm="model.layers.{}.mlp.gate_up_proj.weight",
         legacy="language_model/encoder/layers.{}.mlp.dense_h_to_4h.weight",
         mcore="decoder.layers.{}.mlp.linear_fc1.weight",
         dist="decoder.layers.mlp.linear_fc1.weight",
@@ -176,6 +206,7 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="mlp_down",
         chatglm="transformer.encoder.layers.{}.mlp.dense_4h_to_h.weight",
+        glm="model.layers.{}.mlp.down_proj.weight",
         legacy="language_model/encoder/layers.{}.mlp.dense_4h_to_h.weight",
         mcore="decoder.layers.{}.mlp.linear_fc2.weight",
         dist="decoder.layers.mlp.linear_fc2.weight",
@@ -187,6 +218,7 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="final_norm",
         chatglm="transformer.encoder.final_layernorm.weight",
+        glm="model.norm.weight",
         legacy="language_model/encoder/final_norm.weight",
         mcore="decoder.final_layernorm.weight",
         dist="decoder.final_layernorm.weight",
@@ -197,6 +229,7 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight(
         logical="output",
         chatglm="transformer.output_layer.weight",
+        glm="lm_head.weight",
         legacy="language_model/output_layer/weight",
         mcore="output_layer.weight",
         dist="output_layer.weight",

@@ -45,8 +45,8 @@ def write(layout: Layout, folder: Path, plan: Plan, produce: Produce) -> None:
     from glm3cli.checkpoint.hf_writer import write_hf
     from glm3cli.checkpoint.ranks_writer import write_ranks
 
-    if layout == "chatglm":
-        write_hf(folder, plan, produce)
+    if layout == "chatglm" or layout == "glm":
+        write_hf(layout, folder, plan, produce)
     elif layout == "dist":
         write_dist(folder, plan, produce)
     else:

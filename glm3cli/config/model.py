@@ -1,4 +1,7 @@
-"""`ModelConfig`: the shape of a ChatGLM2/ChatGLM3 model, read from its config.json alone."""
+"""`ModelConfig`: the shape of a ChatGLM2/ChatGLM3 model, read from its config.json alone.
+
+The file is the original one, or that of transformers' own GlmForCausalLM (see `glm`).
+"""
 
 import json
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from glm3cli.config import glm
 from glm3cli.config.base import Settings
 from glm3cli.errors import CheckpointError, ConfigError
 
@@ -24,7 +28,6 @@ _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _DEFAULTS: dict[str, object] = {
     "layernorm_epsilon": 1e-5,
     "rope_ratio": 1.0,
-    "torch_dtype": "float16",
 }
 _NEEDED = (
     "num_layers",
@@ -105,40 +108,16 @@ class ModelConfig(Settings):
                 family.
         """
         path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path} does not exist", "give a model folder that has a config.json"
-            )
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is not valid JSON: {error}", "fetch it again") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path} holds no JSON object", "fetch it again")
-        return cls._from_hf(raw, path)
-
-    @classmethod
-    def _from_hf(cls, raw: dict[str, Any], path: Path) -> Self:
-        _check_family(raw, path)
-        missing = [name for name in _NEEDED if name not in raw]
-        if missing:
-            raise CheckpointError(
-                f"{path} lacks {', '.join(missing)}",
-                "take the config.json that belongs to these weights",
-            )
-        values = {**_DEFAULTS, **{k: raw[k] for k in (*_NEEDED, *_DEFAULTS) if k in raw}}
-        dtype = raw.get("dtype", values["torch_dtype"])  # transformers 5 has renamed the field
+        raw = _read(path)
+        values = glm.from_glm(raw, path) if is_glm(raw) else _from_chatglm(raw, path)
+        # transformers 5 has renamed the field; older files of the family leave it out
+        dtype = raw.get("dtype", raw.get("torch_dtype", "float16"))
         if dtype not in _DTYPES:
             raise CheckpointError(
                 f"{path} has dtype {dtype!r}", f"it must be one of {', '.join(_DTYPES)}"
             )
-        values["torch_dtype"] = _DTYPES[dtype]
-        grouped = raw.get("multi_query_attention", False)
-        values["num_query_groups"] = (
-            raw.get("multi_query_group_num", 1) if grouped else raw["num_attention_heads"]
-        )
         try:
-            return cls.parse(values)
+            return cls.parse({**values, "torch_dtype": _DTYPES[dtype]})
         except ConfigError as error:
             raise CheckpointError(
                 f"{path}: {error.message.replace('--', '').replace('-', '_')}",
@@ -147,7 +126,6 @@ class ModelConfig(Settings):
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json of the original remote-code layout."""
-        names = {short: long for long, short in _DTYPES.items()}
         shape = self.model_dump(exclude={"num_query_groups", "torch_dtype"})
         return {
             "model_type": "chatglm",
@@ -163,17 +141,66 @@ class ModelConfig(Settings):
             "multi_query_attention": True,
             "multi_query_group_num": self.num_query_groups,
             "use_cache": True,
-            "torch_dtype": names[self.torch_dtype],
+            "torch_dtype": self._long_dtype,
             "eos_token_id": 2,
             "pad_token_id": 0,
         }
+
+    def to_glm(self, eos: list[int]) -> dict[str, Any]:
+        """The config.json of transformers' GlmForCausalLM, where the tokens `eos` end a reply."""
+        return glm.to_glm(self, self._long_dtype, eos)
+
+    @property
+    def _long_dtype(self) -> str:
+        return next(long for long, short in _DTYPES.items() if short == self.torch_dtype)
+
+
+def is_glm(config: dict[str, Any] | Path) -> bool:
+    """Whether a config.json is that of transformers' own GlmForCausalLM.
+
+    Raises:
+        CheckpointError: The file is missing or isn't a JSON object.
+    """
+    raw = _read(config) if isinstance(config, Path) else config
+    return raw.get("model_type") == glm.MODEL_TYPE
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist", "give a model folder that has a config.json"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}", "fetch it again") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds no JSON object", "fetch it again")
+    return raw
+
+
+def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The values of a `ModelConfig` but for the type of the weights."""
+    _check_family(raw, path)
+    missing = [name for name in _NEEDED if name not in raw]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)}",
+            "take the config.json that belongs to these weights",
+        )
+    values = {**_DEFAULTS, **{k: raw[k] for k in (*_NEEDED, *_DEFAULTS) if k in raw}}
+    grouped = raw.get("multi_query_attention", False)
+    values["num_query_groups"] = (
+        raw.get("multi_query_group_num", 1) if grouped else raw["num_attention_heads"]
+    )
+    return values
 
 
 def _check_family(raw: dict[str, Any], path: Path) -> None:
     if raw.get("model_type") != "chatglm" or "position_encoding_2d" in raw:
         raise CheckpointError(
             f"{path} is of the family {raw.get('model_type')!r}",
-            "glm3 takes ChatGLM2 and ChatGLM3 models (model_type 'chatglm')",
+            "glm3 takes ChatGLM2 and ChatGLM3 models (model_type 'chatglm' or 'glm')",
         )
     for name, value in _FIXED.items():
         if raw.get(name, value) != value:

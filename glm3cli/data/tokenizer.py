@@ -96,6 +96,11 @@ class Tokenizer:
             }
         )
 
+    @property
+    def pieces(self) -> sentencepiece.SentencePieceProcessor:
+        """The sentencepiece model, for those who write it down otherwise."""
+        return self._pieces
+
     def special(self, name: str) -> int:
         """The id of a special token such as `<|user|>`."""
         return self._special[name]

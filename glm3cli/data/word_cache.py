@@ -39,8 +39,7 @@ class WordCache:
         names = map(pieces.id_to_piece, range(pieces.get_piece_size()))
         return (
             not any(SPACE in name.lstrip(SPACE) for name in names)
-            and pieces.decode(pieces.encode(_UNCHANGED)) == _UNCHANGED
-            and pieces.decode_pieces([SPACE, SPACE]) == " "
+            and keeps_text(pieces)
             and not pieces.is_unknown(pieces.piece_to_id(SPACE))
         )
 
@@ -66,3 +65,9 @@ class WordCache:
         self._words.update(zip(new, self._pieces.Encode(new, num_threads=1), strict=True))
         # A text that ends with a space has an empty last word.
         self._words[""] = [self._pieces.piece_to_id(SPACE)]
+
+
+def keeps_text(pieces: sentencepiece.SentencePieceProcessor) -> bool:
+    """Whether all that a model does to a text is to put one space in front."""
+    unchanged = pieces.decode(pieces.encode(_UNCHANGED)) == _UNCHANGED
+    return unchanged and pieces.decode_pieces([SPACE, SPACE]) == " "

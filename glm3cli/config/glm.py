@@ -1,0 +1,106 @@
+"""The config.json of transformers' own GlmForCausalLM, which computes what ChatGLM3 computes.
+
+GLM-4 and others share the class with other shapes; what can't be a ChatGLM3 is refused.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm3cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from glm3cli.config.model import ModelConfig
+
+MODEL_TYPE = "glm"
+_BASE = 10_000.0
+# Our names of what a GLM config.json calls otherwise.
+_FIELDS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "padded_vocab_size": "vocab_size",
+    "seq_length": "max_position_embeddings",
+    "layernorm_epsilon": "rms_norm_eps",
+}
+# Those that ChatGLM3 has in one way only; where a file leaves them out, GlmConfig (transformers
+# 5.23, configuration_glm.py) takes these values too.
+_FIXED: dict[str, object] = {
+    "hidden_act": "silu",
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "rope_type": "default",
+    "partial_rotary_factor": 0.5,
+}
+# Both stand beside the rotary base.
+_ROPE = ("rope_type", "partial_rotary_factor")
+
+
+def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The values of a `ModelConfig` but for the type of the weights.
+
+    Args:
+        raw: The content of the config.json.
+        path: Where it lies, for the messages.
+
+    Raises:
+        CheckpointError: A field is missing, or the model isn't of ChatGLM3's kind.
+    """
+    missing = [name for name in _FIELDS.values() if name not in raw]
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {', '.join(missing)}",
+            "take the config.json that belongs to these weights",
+        )
+    found = raw | _rope(raw)
+    for name, value in _FIXED.items():
+        if found.get(name, value) != value:
+            raise CheckpointError(
+                f"{path} has {name} {found[name]!r}",
+                f"glm3 takes GLM models with {name} {value!r}; others don't compute as ChatGLM3",
+            )
+    theta = found.get("rope_theta", _BASE)
+    if not isinstance(theta, int | float):
+        raise CheckpointError(f"{path} has rope_theta {theta!r}", "it must be a number")
+    values = {ours: raw[name] for ours, name in _FIELDS.items()}
+    return values | {"rope_ratio": theta / _BASE}
+
+
+def _rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """The rotation's parameters: transformers 5 nests them, 4 has them at the top."""
+    rope: dict[str, Any] = {
+        name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if name in raw
+    }
+    for name in ("rope_scaling", "rope_parameters"):
+        nested = raw.get(name) or {}
+        rope |= nested if isinstance(nested, dict) else {"rope_type": nested}
+    return rope
+
+
+def to_glm(model: "ModelConfig", dtype: str, eos: list[int]) -> dict[str, Any]:
+    """A config.json that transformers 4 and 5 both read.
+
+    Args:
+        model: The shape.
+        dtype: Type of the weights, as transformers calls it.
+        eos: The tokens that end a reply.
+    """
+    rope = {"rope_theta": model.rotary_base, **{name: _FIXED[name] for name in _ROPE}}
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["GlmForCausalLM"],
+        **{name: getattr(model, ours) for ours, name in _FIELDS.items()},
+        **{name: value for name, value in _FIXED.items() if name not in _ROPE},
+        "attention_dropout": 0.0,
+        "rope_parameters": rope,
+        # transformers 4 looks for these at the top.
+        "rope_theta": rope["rope_theta"],
+        "partial_rotary_factor": rope["partial_rotary_factor"],
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        "use_cache": True,
+        "eos_token_id": eos,
+        "pad_token_id": 0,
+    }
