@@ -8,7 +8,6 @@ import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
-    finalize_model_grads,
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -124,8 +123,7 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
     optimizer = get_megatron_optimizer(
         _optimizer_config(config, distributed=distributed), chunks, use_gloo_process_groups=False
     )
-    _connect(mcore, chunks, optimizer, ddp)
-    return Trainer(
+    trainer = Trainer(
         chunks=chunks,
         optimizer=optimizer,
         scheduler=_scheduler(config, optimizer),
@@ -133,6 +131,8 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         seq_length=config.seq_length,
         micro_batch_size=config.micro_batch_size,
     )
+    _connect(mcore, trainer, ddp)
+    return trainer
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:
@@ -168,14 +168,12 @@ def _optimizer_config(config: TrainConfig, *, distributed: bool) -> OptimizerCon
     )
 
 
-def _connect(
-    mcore: Any, chunks: list[Any], optimizer: Any, ddp: DistributedDataParallelConfig
-) -> None:
+def _connect(mcore: Any, trainer: Trainer, ddp: DistributedDataParallelConfig) -> None:
     """Gives megatron-core's schedule the hooks of DDP and of the optimizer."""
-    mcore.finalize_model_grads_func = finalize_model_grads
-    mcore.grad_scale_func = optimizer.scale_loss
+    mcore.finalize_model_grads_func = trainer.finalize
+    mcore.grad_scale_func = trainer.optimizer.scale_loss
     if ddp.overlap_grad_reduce:
-        no_sync = [chunk.no_sync for chunk in chunks]
+        no_sync = [chunk.no_sync for chunk in trainer.chunks]
         mcore.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
 

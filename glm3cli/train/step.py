@@ -1,5 +1,6 @@
 """One optimizer step through megatron-core's pipeline schedule, and validation by the same way."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -49,6 +51,21 @@ class Trainer:
     grid: Grid
     seq_length: int
     micro_batch_size: int
+
+    @property
+    def loss_divisor(self) -> float:
+        """Keeps a micro-batch's loss, a sum, near a mean, so that fp16 gradients don't overflow.
+
+        A power of two, so that it changes no other bit; `finalize` takes it out again.
+        """
+        return 2.0 ** math.ceil(math.log2(self.micro_batch_size * self.seq_length))
+
+    def finalize(
+        self, chunks: list[torch.nn.Module], num_tokens: Tensor | None = None, **megatron: Any
+    ) -> None:
+        """Reduces the gradients and divides them by the tokens of the global batch."""
+        count = None if num_tokens is None else num_tokens / self.loss_divisor
+        finalize_model_grads(chunks, count, **megatron)
 
     def step(self, loader: Loader, consumed: int) -> StepOutcome:
         """Trains on the global batch that starts after `consumed` samples."""
@@ -97,7 +114,7 @@ class Trainer:
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [loader.microbatches(consumed) for _ in self.chunks]
         reports: list[Losses] = get_forward_backward_func()(
-            forward_step_func=_forward,
+            forward_step_func=partial(_forward, self.loss_divisor),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=num_microbatches,
@@ -114,20 +131,23 @@ class Trainer:
             for report in reports:
                 totals += report["sums"].to("cpu", torch.float64)
         totals = totals.to(next(self.chunks[0].parameters()).device)
-        dist.all_reduce(totals)
-        return float(totals[0]), int(totals[1])
+        # Gathered instead of reduced: HCCL reduces no fp64, but fp32 can't count many tokens.
+        gathered = [torch.zeros_like(totals) for _ in range(self.grid.world_size)]
+        dist.all_gather(gathered, totals)
+        loss, num_tokens = torch.stack(gathered).sum(dim=0).tolist()
+        return loss, int(num_tokens)
 
 
 def _forward(
-    batches: Iterator[Batch], model: torch.nn.Module
+    divisor: float, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Losses]]]:
     batch = next(batches)
     output = model(batch.tokens, None, None, labels=batch.labels)
-    return output, partial(_loss, batch.loss_mask)
+    return output, partial(_loss, divisor, batch.loss_mask)
 
 
-def _loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Losses]:
-    """Sum of the losses where `mask` is 1, and their number; [b, s] each.
+def _loss(divisor: float, mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Losses]:
+    """Sum of the losses where `mask` is 1 over `divisor`, and their number; [b, s] each.
 
     Megatron-core divides the gradient by the number of tokens of the whole global batch
     (calculate_per_token_loss), so that a token weighs the same at every layout.
@@ -135,4 +155,4 @@ def _loss(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Losses]:
     total = (losses.float() * mask).sum()
     num_tokens = mask.sum().to(torch.int)
     sums = torch.stack([total.detach(), num_tokens.to(total.dtype)])
-    return total, num_tokens, {"sums": sums}
+    return total / divisor, num_tokens, {"sums": sums}

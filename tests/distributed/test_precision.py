@@ -23,12 +23,13 @@ ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 STEPS = 10
 OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bf16"},
-    # The tiny model's gradients, summed over the tokens of a micro-batch, stay in fp16's range.
-    "fp16": {"dtype": "fp16", "initial_loss_scale": 64.0},
+    # The default scale, at which the tiny model's gradients stay in fp16's range.
+    "fp16": {"dtype": "fp16", "initial_loss_scale": 4096.0},
 }
 # And here they leave it, until the scale has been halved a few times. No warm-up, so that every
 # other step moves the weights.
-TOO_LARGE: dict[str, Any] = {"dtype": "fp16", "initial_loss_scale": 2.0**16, "lr_warmup_iters": 0}
+LARGE = 2.0**21
+TOO_LARGE: dict[str, Any] = {"dtype": "fp16", "initial_loss_scale": LARGE, "lr_warmup_iters": 0}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def test_the_loss_scale_is_fp16s(
     for [step] in ranks.run(RANKS[layout], run, {"dtype": "fp16"}, 0, 1):
         assert step.loss_scale == 4096
     for steps in whole["fp16", layout]:
-        assert {step.loss_scale for step in steps} == {64}
+        assert {step.loss_scale for step in steps} == {4096}
     for steps in whole["bf16", layout]:
         assert {step.loss_scale for step in steps} == {1}
 
@@ -132,7 +133,7 @@ def test_an_overflow_is_skipped_and_counted(
         assert [step.change > 0 for step in steps] == [not skip for skip in skipped]
         before = [0, *counts[:-1]]
         assert [step.loss_scale for step in steps] == [
-            2.0**16 / 2 ** max(0, count - 1) for count in before
+            LARGE / 2 ** max(0, count - 1) for count in before
         ]
         assert steps[0].loss == pytest.approx(exact[0], rel=ROUNDING["fp16"])
 
