@@ -37,7 +37,13 @@ class Flag:
 class Settings(BaseModel):
     """A frozen, strict config; unknown keys are refused with the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a command needs one config of the dozen that are imported
+    )
 
     @classmethod
     def flag_of(cls, field: str) -> Flag:
