@@ -1,25 +1,29 @@
 """Converts a model between layouts: one loop over the table of weights, whatever the layouts are.
 
 Every tensor is read in canonical form, cast, and handed to the target's writer, one at a time.
-Afterwards the written folder is opened as any other model and compared, tensor by tensor.
+Afterwards the written folder is opened as any other model and compared, tensor by tensor, and a
+manifest is added (see `manifest`).
 """
 
-import hashlib
 import logging
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.companions import copy_companions
-from glm3cli.checkpoint.hf_writer import bytes_of
+from glm3cli.checkpoint.digests import FileDigests, digest, file_digest, read_back, slot_name
+from glm3cli.checkpoint.manifest import FileEntry, Manifest, versions
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
+from glm3cli.checkpoint.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.preflight import check_legacy
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.source import StoredSource, open_source
-from glm3cli.checkpoint.staging import check_space, check_target, remove_stale, staged
+from glm3cli.checkpoint.staging import check_target, remove_stale, staged
 from glm3cli.checkpoint.writers import Plan, write
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import DType, ModelConfig
@@ -76,17 +80,16 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
             source.model.rope_ratio,
         )
     plan = _plan(source, options)
-    total = sum(plan.num_bytes(slot) for slot in plan.dtypes)
-    check_space(target_path, total)
+    check_needs(target_path, _needs(source, plan))
     with staged(target_path, force=options.force) as folder:
         work = _Work(source, plan)
-        with Progress(total, "converting") as progress:
+        with Progress(plan.total_bytes, "converting") as progress, work:
             work.progress = progress
             write(options.layout, folder, plan, work.produce)
         assert work.digests.keys() == plan.dtypes.keys(), "a source tensor was not used"
         copy_companions(source_path, folder, plan.model)
-        if options.verify:
-            _verify(folder, target_path, plan, work)
+        hashed = _verify(folder, target_path, plan, work) if options.verify else {}
+        _manifest(folder, work, options, source_path, hashed).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return ConvertResult(
         source=str(source_path),
@@ -113,6 +116,15 @@ def _plan(source: StoredSource, options: ConvertOptions) -> Plan:
     return Plan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
 
 
+def _needs(source: StoredSource, plan: Plan) -> Needs:
+    widths = (
+        (slot, max(source.dtype(*slot).itemsize, dtype.itemsize))
+        for slot, dtype in plan.dtypes.items()
+    )
+    largest = max(torch.Size(slot[0].shape(plan.model)).numel() * width for slot, width in widths)
+    return needs_of(plan.total_bytes, largest)
+
+
 def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
     name = next(name for name, value in _DTYPES.items() if value is dtype)
     return model.model_copy(update={"torch_dtype": name})
@@ -120,7 +132,7 @@ def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
 
 @dataclass
 class _Work:
-    """The tensors on their way, and what is noted about them."""
+    """The tensors on their way, and what is noted about them; all is noted when its block ends."""
 
     source: StoredSource
     plan: Plan
@@ -128,18 +140,37 @@ class _Work:
     digests: dict[Slot, str] = field(default_factory=dict)
     non_finite: int = 0
     memory: PrivateMemory = field(default_factory=PrivateMemory)
+    _hashing: tuple[Slot, Future[str]] | None = None
+    _hasher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def produce(self, weight: Weight, layer: int | None) -> Tensor:
         """The canonical tensor in the type of the target."""
         slot = weight, layer
+        self._note_digest()
         assert slot not in self.digests, f"{weight.logical} {layer} was used before"
         tensor = self.source.read(weight, layer).to(self.plan.dtypes[slot])
         self._count_non_finite(tensor, slot)
-        self.digests[slot] = digest(tensor)
+        # By a second thread, while this one writes the tensor.
+        self._hashing = slot, self._hasher.submit(digest, tensor)
         self.memory.sample()
         if self.progress is not None:
             self.progress.advance(tensor.nbytes)
         return tensor
+
+    def _note_digest(self) -> None:
+        if self._hashing is not None:
+            slot, value = self._hashing
+            self.digests[slot] = value.result()
+            self._hashing = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        try:
+            self._note_digest()
+        finally:
+            self._hasher.shutdown()
 
     def _count_non_finite(self, tensor: Tensor, slot: Slot) -> None:
         low, high = torch.aminmax(tensor)  # NaN if any value is; needs no memory
@@ -156,26 +187,55 @@ def _name(slot: Slot) -> str:
     return slot[0].logical + ("" if slot[1] is None else f" of layer {slot[1]}")
 
 
-def digest(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(bytes_of(tensor)).hexdigest()
-
-
-def _verify(folder: Path, target_path: Path, plan: Plan, work: _Work) -> None:
+def _verify(folder: Path, target_path: Path, plan: Plan, work: _Work) -> dict[Path, str]:
     """Opens the written folder as any other model and compares every tensor.
+
+    Returns:
+        The SHA-256 of the files of weights, as they were read back.
 
     Raises:
         CheckpointError: A tensor is missing, or isn't what was to be written.
     """
     written = open_source(folder)
-    total = sum(plan.num_bytes(slot) for slot in plan.dtypes)
-    with Progress(total, "verifying") as progress:
-        for slot, expected in work.digests.items():
-            tensor = written.read(*slot)
-            if digest(tensor) != expected:
+    files = FileDigests(written.reading_order())
+    with Progress(plan.total_bytes, "verifying") as progress:
+        for slot, value, num_bytes in read_back(written, files):
+            if value != work.digests[slot]:
                 raise CheckpointError(
                     f"{target_path}: {_name(slot)} reads back differently",
                     "the disk may be failing or full; nothing was kept",
                 )
             work.memory.sample()
-            progress.advance(tensor.nbytes)
+            progress.advance(num_bytes)
+    return files.finish()
+
+
+def _manifest(
+    folder: Path, work: _Work, options: ConvertOptions, source_path: Path, hashed: dict[Path, str]
+) -> Manifest:
+    """What is noted of the finished `folder`; `hashed` are the digests of its weights' files."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        value = hashed.get(path) or file_digest(path) if options.verify else None
+        files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, value)
+    source, parallel = work.source, options.parallel
+    return Manifest(
+        source={
+            "path": str(source_path.absolute()),
+            "layout": source.layout,
+            "iteration": source.iteration,
+        },
+        settings={
+            "layout": options.layout,
+            "tp": parallel.tp,
+            "pp": parallel.pp,
+            "vpp": parallel.vpp,
+            "layers_per_stage": parallel.layers_per_stage,
+            "dtype": options.dtype,
+        },
+        versions=versions(),
+        verified=options.verify,
+        non_finite=work.non_finite,
+        files=files,
+        tensors={slot_name(slot): work.digests[slot] for slot in work.plan.dtypes},
+    )

@@ -1,10 +1,12 @@
 """Says what a model folder holds, complete or not, without reading the weights."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from glm3cli.checkpoint.manifest import find_manifest
 from glm3cli.checkpoint.names import WEIGHTS, Layout, Stage, Weight
 from glm3cli.checkpoint.source import StoredSource, open_source
 
@@ -34,6 +36,8 @@ class Inspection:
         missing: Names that should be there but aren't.
         extra: Names that shouldn't be there.
         problems: Sentences about everything that is wrong.
+        manifest: What the conversion that wrote the folder noted, if one did; of its files and
+            tensors only the numbers.
     """
 
     path: str
@@ -49,6 +53,7 @@ class Inspection:
     missing: list[str]
     extra: list[str]
     problems: list[str]
+    manifest: dict[str, Any] | None
 
 
 def inspect(path: Path) -> Inspection:
@@ -72,7 +77,16 @@ def inspect(path: Path) -> Inspection:
         missing=[problem.name for problem in source.problems if problem.kind == "missing"],
         extra=[problem.name for problem in source.problems if problem.kind == "unknown"],
         problems=[problem.sentence for problem in source.problems],
+        manifest=_noted(path, source.path),
     )
+
+
+def _noted(path: Path, weights: Path) -> dict[str, Any] | None:
+    found = find_manifest(path, weights)
+    if found is None:
+        return None
+    values = asdict(found[1])
+    return values | {name: len(values[name]) for name in ("files", "tensors")}
 
 
 def _kinds(source: StoredSource) -> list[TensorKind]:

@@ -63,12 +63,16 @@ class PrivateMemory:
 
         Mapped pages of a source file can be dropped at any time, so they don't count.
         """
-        status = Path("/proc/self/status")
-        if not status.exists():  # not on Linux: the peak of everything
-            import resource
+        self.peak = max(self.peak, private_bytes())
 
-            self.peak = max(self.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-            return
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("RssAnon:"):
-                self.peak = max(self.peak, int(line.split()[1]) * 1024)
+
+def private_bytes() -> int:
+    """The private (not file-backed) memory of this process now."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not on Linux: the peak of everything
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = status.read_text(encoding="ascii").splitlines()
+    found = next(line for line in lines if line.startswith("RssAnon:"))
+    return int(found.split()[1]) * 1024

@@ -149,6 +149,10 @@ class RanksSource(StoredSource):
         """The rank files."""
         return list(self._paths.values())
 
+    def reading_order(self) -> list[list[Path]]:
+        """The files of one stage after the other."""
+        return [[self._paths[t, p] for t in range(self._tp)] for p in range(self._pp)]
+
 
 def _rank_paths(folder: Path) -> dict[tuple[int, int], Path]:
     """The file of every (tp rank, stage).

@@ -64,6 +64,10 @@ class StoredSource(ABC):
     def files(self) -> list[Path]:
         """The files that hold the weights."""
 
+    def reading_order(self) -> list[list[Path]]:
+        """The files in the order in which the weights are read, those of a group side by side."""
+        return [[path] for path in self.files()]
+
 
 def open_source(path: Path, *, check: bool = True) -> StoredSource:
     """Opens the weights of a MODEL in any layout.

@@ -48,20 +48,6 @@ def _check_replaceable(target: Path) -> None:
         ) from None
 
 
-def check_space(target: Path, num_bytes: int) -> None:
-    """Checks that the disk of `target` has room for `num_bytes`.
-
-    Raises:
-        ConfigError: It hasn't.
-    """
-    free = shutil.disk_usage(_existing_parent(target.resolve())).free
-    if free < num_bytes:
-        raise ConfigError(
-            f"{target} needs {num_bytes / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free",
-            "free some space, or choose a folder on another disk",
-        )
-
-
 @contextmanager
 def staged(target: Path, *, force: bool) -> Iterator[Path]:
     """A new folder beside `target` that takes its name when the block ends without an error.

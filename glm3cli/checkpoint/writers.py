@@ -34,6 +34,11 @@ class Plan:
         return torch.Size(slot[0].shape(self.model)).numel() * self.dtypes[slot].itemsize
 
     @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.num_bytes(slot) for slot in self.dtypes)
+
+    @property
     def main_dtype(self) -> torch.dtype:
         """The type of most weights."""
         return max(self.dtypes.values(), key=list(self.dtypes.values()).count)

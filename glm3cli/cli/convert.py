@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -39,11 +39,18 @@ def inspect(config: InspectConfig) -> None:
     """Show what a model folder holds: layout, sizes, types, and what is missing."""
     from glm3cli.checkpoint.inspect import inspect
 
+    checked = None
+    if config.check:
+        from glm3cli.checkpoint.check import check
+
+        checked = check(config.path)
     found = inspect(config.path)
     if config.as_json:
-        typer.echo(json.dumps(asdict(found)))
-    else:
-        _show(found)
+        typer.echo(json.dumps(asdict(found) | {"check": checked and asdict(checked)}))
+        return
+    _show(found)
+    if checked:
+        typer.echo(f"checked: {checked.files} files and {checked.tensors} tensors are as written")
 
 
 def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
@@ -65,6 +72,16 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
     )
 
 
+def _origin(manifest: dict[str, Any]) -> str:
+    settings = {name: value for name, value in manifest["settings"].items() if value is not None}
+    source, checked = manifest["source"], "read back" if manifest["verified"] else "not verified"
+    return (
+        f"converted from {source['path']} ({source['layout']}) by glm3 "
+        f"{manifest['versions']['glm3']} with "
+        f"{', '.join(f'{name} {value}' for name, value in settings.items())}; {checked}"
+    )
+
+
 def _show(found: "Inspection") -> None:
     from rich.console import Console
     from rich.table import Column, Table
@@ -81,5 +98,7 @@ def _show(found: "Inspection") -> None:
     for kind in found.kinds:
         table.add_row(kind.name, str(list(kind.shape)), kind.dtype, str(kind.count))
     console.print(table)
+    if found.manifest:
+        console.print(_origin(found.manifest), markup=False, highlight=False)
     for problem in found.problems:
         console.print(problem, style="red", markup=False)

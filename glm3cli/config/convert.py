@@ -108,6 +108,10 @@ class InspectConfig(Settings):
     path: Annotated[Path, Flag(positional=True, metavar="PATH")] = Field(
         description="A model in any layout."
     )
+    check: bool = Field(
+        default=False,
+        description="Read everything and compare it with the folder's glm3-manifest.json.",
+    )
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="Print one JSON object."
     )

@@ -115,6 +115,20 @@ def test_inspect_shows_what_is_wrong(hf):
     assert "unknown source key surplus" in " ".join(run("inspect", hf).stdout.split())
 
 
+def test_inspect_shows_the_manifest_and_checks_it(hf, tmp_path):
+    run("hf2mg", hf, tmp_path / "mg")
+    shown = " ".join(run("inspect", tmp_path / "mg", "--check").stdout.split())
+    assert "(chatglm) by glm3" in shown
+    assert "layout mcore, tp 1, pp 1, vpp 1, dtype keep; read back" in shown
+    assert shown.endswith("checked: 6 files and 31 tensors are as written")
+    found = json.loads(run("inspect", tmp_path / "mg", "--check", "--json").stdout)
+    assert found["check"] == {"folder": str(tmp_path / "mg"), "files": 6, "tensors": 31}
+    assert json.loads(run("inspect", tmp_path / "mg", "--json").stdout)["check"] is None
+    (tmp_path / "mg/tokenizer.model").write_bytes(b"Pieces")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model differs"):
+        run("inspect", tmp_path / "mg", "--check")
+
+
 MISTAKES = [
     (["hf2mg", "absent", "new"], CheckpointError, "absent does not exist"),
     (["hf2mg", "hf", "new", "--tp", "3"], ConfigError, "not divisible by --tp 3"),
