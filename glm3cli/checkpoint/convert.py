@@ -17,6 +17,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint.companions import copy_companions
 from glm3cli.checkpoint.digests import FileDigests, digest, file_digest, read_back, slot_name
+from glm3cli.checkpoint.lora import Adapter, open_adapter
 from glm3cli.checkpoint.manifest import FileEntry, Manifest, versions
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.needs import Needs, check_needs, needs_of
@@ -47,6 +48,7 @@ class ConvertResult:
         tensors: Number of whole tensors.
         verified: Whether the written tensors were read back and compared.
         non_finite: Number of values that are NaN or infinite.
+        merged: Number of tensors that an adapter was merged into.
     """
 
     source: str
@@ -58,6 +60,7 @@ class ConvertResult:
     tensors: int
     verified: bool
     non_finite: int
+    merged: int
 
 
 def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> ConvertResult:
@@ -80,9 +83,10 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
             source.model.rope_ratio,
         )
     plan = _plan(source, options)
-    check_needs(target_path, _needs(source, plan))
+    adapter = open_adapter(options.lora, plan.model) if options.lora else Adapter({})
+    check_needs(target_path, _needs(source, plan, adapter))
     with staged(target_path, force=options.force) as folder:
-        work = _Work(source, plan)
+        work = _Work(source, plan, adapter)
         with Progress(plan.total_bytes, "converting") as progress, work:
             work.progress = progress
             write(options.layout, folder, plan, work.produce)
@@ -101,6 +105,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
         tensors=len(work.digests),
         verified=options.verify,
         non_finite=work.non_finite,
+        merged=len(adapter.pairs),
     )
 
 
@@ -116,12 +121,12 @@ def _plan(source: StoredSource, options: ConvertOptions) -> Plan:
     return Plan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
 
 
-def _needs(source: StoredSource, plan: Plan) -> Needs:
-    widths = (
-        (slot, max(source.dtype(*slot).itemsize, dtype.itemsize))
-        for slot, dtype in plan.dtypes.items()
-    )
-    largest = max(torch.Size(slot[0].shape(plan.model)).numel() * width for slot, width in widths)
+def _needs(source: StoredSource, plan: Plan, adapter: Adapter) -> Needs:
+    largest = 0
+    for slot, dtype in plan.dtypes.items():
+        on_the_way = torch.float32 if slot in adapter.pairs else source.dtype(*slot)
+        width = max(on_the_way.itemsize, dtype.itemsize)
+        largest = max(largest, torch.Size(slot[0].shape(plan.model)).numel() * width)
     return needs_of(plan.total_bytes, largest)
 
 
@@ -136,6 +141,7 @@ class _Work:
 
     source: StoredSource
     plan: Plan
+    adapter: Adapter
     progress: Progress | None = None
     digests: dict[Slot, str] = field(default_factory=dict)
     non_finite: int = 0
@@ -148,7 +154,8 @@ class _Work:
         slot = weight, layer
         self._note_digest()
         assert slot not in self.digests, f"{weight.logical} {layer} was used before"
-        tensor = self.source.read(weight, layer).to(self.plan.dtypes[slot])
+        tensor = self.adapter.merge(weight, layer, self.source.read(weight, layer))
+        tensor = tensor.to(self.plan.dtypes[slot])
         self._count_non_finite(tensor, slot)
         # By a second thread, while this one writes the tensor.
         self._hashing = slot, self._hasher.submit(digest, tensor)
@@ -232,6 +239,7 @@ def _manifest(
             "vpp": parallel.vpp,
             "layers_per_stage": parallel.layers_per_stage,
             "dtype": options.dtype,
+            "lora": str(options.lora.absolute()) if options.lora else None,
         },
         versions=versions(),
         verified=options.verify,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from glm3cli.checkpoint.adapter_config import read_adapter_config
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.staging import check_target
 from glm3cli.config.convert import ConvertOptions
@@ -14,11 +15,14 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
     """Checks paths, config.json and divisibility.
 
     Raises:
-        CheckpointError: The source isn't there, holds no model, or its config.json is wrong.
+        CheckpointError: The source isn't there, holds no model, or its config.json is wrong; or
+            the adapter's.
         ConfigError: The target may not be written, or the model can't be cut as asked.
     """
     location = locate(source)
     check_target(target, source, force=options.force)
+    if options.lora is not None:
+        read_adapter_config(options.lora)
     if location.config is None and location.kind == "ranks":
         return  # the shape stands in the files themselves
     model = ModelConfig.from_file(location.config or location.folder)

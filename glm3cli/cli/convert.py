@@ -99,6 +99,6 @@ def _show(found: "Inspection") -> None:
         table.add_row(kind.name, str(list(kind.shape)), kind.dtype, str(kind.count))
     console.print(table)
     if found.manifest:
-        console.print(_origin(found.manifest), markup=False, highlight=False)
+        console.print(_origin(found.manifest), markup=False, highlight=False, soft_wrap=True)
     for problem in found.problems:
         console.print(problem, style="red", markup=False)

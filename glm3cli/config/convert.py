@@ -24,6 +24,7 @@ class ConvertOptions:
         shard_bytes: Most bytes of tensors in one file of a Hugging Face folder.
         verify: Whether to read the new folder back and compare it.
         force: Whether an existing target is replaced.
+        lora: Folder of a PEFT adapter to merge.
     """
 
     layout: Literal["chatglm", "legacy", "mcore", "dist"]
@@ -32,6 +33,7 @@ class ConvertOptions:
     shard_bytes: int = 5 * 10**9
     verify: bool = True
     force: bool = False
+    lora: Path | None = None
 
 
 class ConvertConfig(Settings):
@@ -50,6 +52,10 @@ class ConvertConfig(Settings):
         default=True, description="Read the new folder back and compare every tensor."
     )
     force: bool = Field(default=False, description="Replace DST if it exists.")
+    lora: Annotated[Path | None, Flag(metavar="ADAPTER")] = Field(
+        default=None,
+        description="Folder of a PEFT LoRA adapter to merge into the weights (in fp32).",
+    )
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="Print the result as one JSON object."
     )
@@ -75,6 +81,7 @@ class ToMegatronConfig(ConvertConfig, ParallelConfig):
             dtype=self.dtype,
             verify=self.verify,
             force=self.force,
+            lora=self.lora,
         )
 
 
@@ -99,6 +106,7 @@ class ToHfConfig(ConvertConfig):
             shard_bytes=_num_bytes(self.shard_size),
             verify=self.verify,
             force=self.force,
+            lora=self.lora,
         )
 
 

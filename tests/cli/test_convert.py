@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from glm3cli.cli.convert import app
 from glm3cli.errors import CheckpointError, ConfigError
+from tests.support.adapters import write_adapter
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 
 runner = CliRunner()
@@ -129,7 +130,16 @@ def test_inspect_shows_the_manifest_and_checks_it(hf, tmp_path):
         run("inspect", tmp_path / "mg", "--check")
 
 
+@pytest.mark.parametrize("name", ["hf2mg", "mg2hf", "mg2mg"])
+def test_every_conversion_merges_an_adapter(hf, tmp_path, name):
+    adapter = write_adapter(tmp_path / "adapter")
+    found = json.loads(run(name, hf, tmp_path / "new", "--lora", adapter, "--json").stdout)
+    assert (found["merged"], found["verified"]) == (16, True)
+    assert f"lora {adapter}; read back" in run("inspect", tmp_path / "new").stdout
+
+
 MISTAKES = [
+    (["hf2mg", "hf", "new", "--lora", "hf"], CheckpointError, "has no adapter_config.json"),
     (["hf2mg", "absent", "new"], CheckpointError, "absent does not exist"),
     (["hf2mg", "hf", "new", "--tp", "3"], ConfigError, "not divisible by --tp 3"),
     (["hf2mg", "hf", "new", "--tp", "4", "--format", "legacy"], ConfigError, "not divisible by"),

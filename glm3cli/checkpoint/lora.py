@@ -1,0 +1,144 @@
+"""Merges a PEFT LoRA adapter into the weights that it belongs to."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glm3cli.checkpoint import pickles
+from glm3cli.checkpoint.adapter_config import AdapterConfig, read_adapter_config
+from glm3cli.checkpoint.names import Slot, Weight, slots
+from glm3cli.config.model import ModelConfig
+from glm3cli.errors import CheckpointError
+
+# Rows of the table of weights that ChatGLM3's target modules are.
+_TARGETS = ("qkv_weight", "attention_out", "mlp_up", "mlp_down")
+_MODULES = "query_key_value, dense, dense_h_to_4h or dense_4h_to_h"
+# In a state dict that was saved by hand the adapter's name ("default") is part of the names.
+_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_ANOTHER_BASE = "take the base model that the adapter was trained on"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two matrices of a module, of shapes [rank, inputs] and [outputs, rank]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that fits a model."""
+
+    pairs: dict[Slot, _Pair]
+
+    def merge(self, weight: Weight, layer: int | None, tensor: Tensor) -> Tensor:
+        """W + scale * B @ A in fp32; the tensor itself where the adapter has nothing for it."""
+        pair = self.pairs.get((weight, layer))
+        if pair is None:
+            return tensor
+        return (pair.b.float() @ pair.a.float()).mul_(pair.scale).add_(tensor)
+
+
+def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
+    """Reads a PEFT adapter folder.
+
+    Raises:
+        CheckpointError: It is damaged, has tensors that ChatGLM3 has no place for, lacks some, or
+            belongs to a base model of another shape.
+    """
+    config = read_adapter_config(folder)
+    file = _file(folder)
+    modules = {
+        weight.name("chatglm", layer).removesuffix(".weight"): (weight, layer)
+        for weight, layer in slots(model.num_layers)
+        if weight.logical in _TARGETS
+    }
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _tensors(file):
+        match = _NAME.fullmatch(name)
+        if match is None or match.group(1) not in modules:
+            raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
+        found.setdefault(match.group(1), {})[match.group(2)] = tensor
+    for module in modules:
+        if module in found or config.wants(module):
+            absent = [side for side in "AB" if side not in found.get(module, {})]
+            if absent:
+                names = " and ".join(f"lora_{side}" for side in absent)
+                raise CheckpointError(f"{file} lacks {names} of {module}", "save it again")
+    if not found:
+        raise CheckpointError(f"{file} holds no tensors", "save the adapter again")
+    return Adapter(
+        {
+            modules[module]: _pair(file, module, sides, modules[module], model, config)
+            for module, sides in found.items()
+        }
+    )
+
+
+def _misfit(name: str, model: ModelConfig) -> str:
+    layer = re.search(r"layers\.(\d+)\.", name)
+    if layer and int(layer.group(1)) >= model.num_layers:
+        return (
+            f"{name} is for layer {layer.group(1)}, but the model has {model.num_layers} layers "
+            "(counted from 0)"
+        )
+    return f"{name} is no lora_A or lora_B of {_MODULES}, the modules that can be merged"
+
+
+def _pair(
+    file: Path,
+    module: str,
+    sides: dict[str, Tensor],
+    slot: Slot,
+    model: ModelConfig,
+    config: AdapterConfig,
+) -> _Pair:
+    rank = config.rank(module)
+    outputs, inputs = slot[0].shape(model)
+    for side, shape in {"A": (rank, inputs), "B": (outputs, rank)}.items():
+        if tuple(sides[side].shape) != shape:
+            raise CheckpointError(
+                f"{file}: lora_{side} of {module} has the shape {list(sides[side].shape)}; with "
+                f"rank {rank} this base model needs {list(shape)}",
+                _ANOTHER_BASE,
+            )
+        if not sides[side].is_floating_point():
+            raise CheckpointError(
+                f"{file}: lora_{side} of {module} is {sides[side].dtype}", "save it as fp32"
+            )
+    return _Pair(sides["A"], sides["B"], config.scale(module))
+
+
+def _file(folder: Path) -> Path:
+    paths = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"--lora {folder} has neither {paths[0].name} nor {paths[1].name}",
+            "give a folder that PEFT's save_pretrained wrote",
+        )
+    return found
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    if file.suffix == ".bin":
+        content = pickles.load(file)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{file} holds no named tensors", "save the adapter again")
+        for name, tensor in content.items():
+            if not isinstance(tensor, Tensor):
+                raise CheckpointError(f"{file}: {name} is no tensor", "save the adapter again")
+            yield name, tensor
+        return
+    try:
+        with safe_open(file, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                yield name, content.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}", "save the adapter again") from None

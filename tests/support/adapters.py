@@ -1,0 +1,73 @@
+"""Small random LoRA adapters as PEFT saves them."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glm3cli.config.model import ModelConfig
+from tests.support.checkpoints import SMALL
+
+# Under transformer.encoder.layers.N, with outputs and inputs.
+TARGETS = {
+    "self_attention.query_key_value": lambda m: (m.query_size + 2 * m.kv_size, m.hidden_size),
+    "self_attention.dense": lambda m: (m.hidden_size, m.query_size),
+    "mlp.dense_h_to_4h": lambda m: (2 * m.ffn_hidden_size, m.hidden_size),
+    "mlp.dense_4h_to_h": lambda m: (m.hidden_size, m.ffn_hidden_size),
+}
+RANK, ALPHA = 3, 7
+
+
+def module_names(*targets: str, model: ModelConfig = SMALL) -> list[str]:
+    return [
+        f"transformer.encoder.layers.{layer}.{target}"
+        for layer in range(model.num_layers)
+        for target in targets or TARGETS
+    ]
+
+
+def adapter_tensors(
+    *targets: str, model: ModelConfig = SMALL, ranks: dict[str, int] | None = None
+) -> dict[str, Tensor]:
+    """Both matrices of every module, under PEFT's names."""
+    generator = torch.Generator().manual_seed(2)
+    tensors = {}
+    for module in module_names(*targets, model=model):
+        target = module.split(".", 4)[4]
+        outputs, inputs = TARGETS[target](model)
+        rank = (ranks or {}).get(target, RANK)
+        for side, shape in {"A": (rank, inputs), "B": (outputs, rank)}.items():
+            name = f"base_model.model.{module}.lora_{side}.weight"
+            tensors[name] = torch.randn(shape, generator=generator)
+    return tensors
+
+
+def write_adapter(
+    folder: Path, tensors: dict[str, Tensor] | None = None, kind: str = "safetensors", **config
+) -> Path:
+    """A folder as PEFT's save_pretrained writes it."""
+    folder.mkdir()
+    tensors = adapter_tensors() if tensors is None else tensors
+    values = {
+        "base_model_name_or_path": "THUDM/chatglm3-6b",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.1,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": RANK,
+        "target_modules": [target.split(".")[1] for target in TARGETS],
+        "task_type": "CAUSAL_LM",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(values | config))
+    if kind == "safetensors":
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    else:
+        torch.save(tensors, folder / "adapter_model.bin")
+    return folder

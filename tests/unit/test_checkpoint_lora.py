@@ -1,0 +1,251 @@
+"""A LoRA adapter is merged as its formula says, and only where it belongs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.manifest import read_manifest
+from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.errors import CheckpointError
+from tests.support.adapters import (
+    ALPHA,
+    RANK,
+    TARGETS,
+    adapter_tensors,
+    module_names,
+    write_adapter,
+)
+from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
+
+QKV = "self_attention.query_key_value"
+FIRST = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory):
+    return write_hf(tmp_path_factory.mktemp("source") / "hf")
+
+
+def expected(tensors, scale_of=lambda _module: ALPHA / RANK, modules=None):
+    """The merged weights, entry by entry in double precision."""
+    merged = {name: tensor.double().numpy() for name, tensor in random_weights().items()}
+    for module in module_names() if modules is None else modules:
+        a, b = (
+            tensors[f"base_model.model.{module}.lora_{side}.weight"].double().numpy()
+            for side in "AB"
+        )
+        weight = merged[f"{module}.weight"]
+        for row in range(weight.shape[0]):
+            for rank in range(a.shape[0]):
+                weight[row] += scale_of(module) * b[row, rank] * a[rank]
+    return merged
+
+
+def merge(hf, tmp_path, adapter, dtype="fp32", layout="chatglm", **cuts):
+    parallel = ParallelConfig(**cuts)
+    options = ConvertOptions(layout=layout, parallel=parallel, dtype=dtype, lora=adapter)
+    result = convert(hf, tmp_path / "new", options)
+    return read_all(tmp_path / "new"), result
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].dtype == torch.float32
+        np.testing.assert_allclose(found[name].numpy(), values, rtol=1e-6, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("layout", ["chatglm", "mcore", "dist"])
+def test_the_formula(hf, tmp_path, kind, layout):
+    tensors = adapter_tensors()
+    adapter = write_adapter(tmp_path / "adapter", tensors, kind)
+    found, result = merge(hf, tmp_path, adapter, layout=layout)
+    assert_close(found, expected(tensors))
+    assert result.merged == 4 * SMALL.num_layers
+    assert result.verified
+    assert read_manifest(tmp_path / "new").settings["lora"] == str(adapter)
+
+
+def test_the_sum_is_rounded_once(hf, tmp_path):
+    tensors = adapter_tensors()
+    found, _ = merge(hf, tmp_path, write_adapter(tmp_path / "adapter", tensors), dtype="keep")
+    for name, tensor in random_weights().items():
+        pair = [f"base_model.model.{name[:-7]}.lora_{side}.weight" for side in "BA"]
+        if pair[0] in tensors:
+            product = tensors[pair[0]] @ tensors[pair[1]]
+            tensor = (tensor.float() + product * (ALPHA / RANK)).half()
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("cuts", [{"tp": 2, "pp": 2}, {"tp": 4}, {"pp": 2, "vpp": 2}], ids=str)
+def test_every_source_and_stage(hf, tmp_path, cuts):
+    convert(hf, tmp_path / "mg", ConvertOptions(layout="mcore", parallel=ParallelConfig(**cuts)))
+    tensors = adapter_tensors()
+    found, _ = merge(tmp_path / "mg", tmp_path, write_adapter(tmp_path / "adapter", tensors))
+    assert_close(found, expected(tensors))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_target_module(hf, tmp_path, target):
+    tensors = adapter_tensors(target)
+    targets = [target.split(".")[1]]
+    adapter = write_adapter(tmp_path / "adapter", tensors, target_modules=targets)
+    found, _ = merge(hf, tmp_path, adapter)
+    assert_close(found, expected(tensors, modules=module_names(target)))
+
+
+def test_rank_stabilised_scale(hf, tmp_path):
+    tensors = adapter_tensors()
+    adapter = write_adapter(tmp_path / "adapter", tensors, use_rslora=True)
+    found, _ = merge(hf, tmp_path, adapter)
+    assert_close(found, expected(tensors, lambda _module: ALPHA / math.sqrt(RANK)))
+
+
+def test_ranks_and_alphas_of_single_modules(hf, tmp_path):
+    tensors = adapter_tensors(ranks={"self_attention.dense": 5})
+    adapter = write_adapter(
+        tmp_path / "adapter",
+        tensors,
+        rank_pattern={"dense": 5},
+        alpha_pattern={r"layers\.[01]\.mlp\.dense_h_to_4h": 2},
+    )
+    found, _ = merge(hf, tmp_path, adapter)
+
+    def scale(module):
+        if module.endswith(("0.mlp.dense_h_to_4h", "1.mlp.dense_h_to_4h")):
+            return 2 / RANK
+        return ALPHA / (5 if module.endswith("attention.dense") else RANK)
+
+    assert_close(found, expected(tensors, scale))
+
+
+def test_some_layers_only(hf, tmp_path):
+    tensors = {n: t for n, t in adapter_tensors(QKV).items() if ".layers.2." in n}
+    adapter = write_adapter(
+        tmp_path / "adapter", tensors, target_modules=["query_key_value"], layers_to_transform=[2]
+    )
+    found, _ = merge(hf, tmp_path, adapter)
+    modules = [f"transformer.encoder.layers.2.{QKV}"]
+    assert_close(found, expected(tensors, modules=modules))
+
+
+def test_names_with_the_adapter_in_them(hf, tmp_path):
+    tensors = adapter_tensors()
+    renamed = {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()}
+    found, _ = merge(hf, tmp_path, write_adapter(tmp_path / "adapter", renamed, "bin"))
+    assert_close(found, expected(tensors))
+
+
+def test_without_an_adapter_nothing_changes(hf, tmp_path):
+    found, result = merge(hf, tmp_path, None, dtype="keep")
+    assert_same(found, random_weights())
+    assert result.merged == 0
+
+
+def refused(hf, tmp_path, adapter, sentence):
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        merge(hf, tmp_path, adapter)
+    assert caught.value.hint
+    assert not (tmp_path / "new").exists()
+
+
+WRONG = [
+    (lambda t: t.pop(f"{FIRST}.lora_A.weight"), "lacks lora_A of .*0.self_attention.query_key"),
+    (lambda t: t.pop(f"{FIRST}.lora_B.weight"), "lacks lora_B of .*0.self_attention.query_key"),
+    (
+        lambda t: [t.pop(f"{FIRST}.lora_{side}.weight") for side in "AB"],
+        "lacks lora_A and lora_B of transformer.encoder.layers.0.self_attention.query_key_value",
+    ),
+    (
+        lambda t: t.update({f"{FIRST}.lora_A.weight": torch.ones(RANK, 25)}),
+        r"lora_A of .* has the shape \[3, 25\]; with rank 3 this base model needs \[3, 24\]",
+    ),
+    (
+        lambda t: t.update({f"{FIRST}.lora_B.weight": torch.ones(48, RANK + 1)}),
+        r"lora_B of .* has the shape \[48, 4\]; .* needs \[48, 3\]",
+    ),
+    (
+        lambda t: t.update({f"{FIRST}.lora_B.weight": torch.ones(48, RANK).char()}),
+        "lora_B of .* is torch.int8",
+    ),
+    (
+        lambda t: t.update({FIRST.replace("s.0.", "s.4.") + ".lora_A.weight": torch.ones(1)}),
+        "is for layer 4, but the model has 4 layers",
+    ),
+    (
+        lambda t: t.update({f"{FIRST}.lora_A.bias": torch.ones(1)}),
+        "lora_A.bias is no lora_A or lora_B of query_key_value, dense, dense_h_to_4h or",
+    ),
+    (
+        lambda t: t.update({FIRST.replace("query_key_value", "q_proj") + ".lora_A.weight": None}),
+        "q_proj.lora_A.weight is no lora_A or lora_B of query_key_value",
+    ),
+    (
+        lambda t: t.update(
+            {"base_model.model.transformer.embedding.word_embeddings.lora_embedding_A": None}
+        ),
+        "word_embeddings.lora_embedding_A is no lora_A or lora_B",
+    ),
+    (
+        lambda t: t.update({"base_model.model.transformer.output_layer.weight": None}),
+        "output_layer.weight is no lora_A or lora_B",
+    ),
+    (lambda t: t.clear(), "lacks lora_A and lora_B of"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), WRONG, ids=lambda value: str(value)[:30])
+def test_tensors_that_do_not_fit(hf, tmp_path, change, sentence):
+    tensors = adapter_tensors()
+    change(tensors)
+    tensors = {n: torch.ones(2, 2) if t is None else t for n, t in tensors.items()}
+    refused(hf, tmp_path, write_adapter(tmp_path / "adapter", tensors), sentence)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"peft_type": "IA3"}, "has peft_type IA3, which glm3 doesn't merge"),
+        ({"use_dora": True}, "has use_dora"),
+        ({"fan_in_fan_out": True}, "has fan_in_fan_out"),
+        ({"init_lora_weights": "pissa_niter_4"}, "has init_lora_weights pissa_niter_4"),
+        ({"r": 0}, "r: Input should be greater than 0"),
+        ({"r": None}, "r: Field required"),
+        ({"rank_pattern": {"(": 3}}, "is no regular expression"),
+        ({"r": 4}, r"has the shape \[3, \d+\]; with rank 4 this base model needs \[4, "),
+    ],
+    ids=str,
+)
+def test_configs_that_do_not_fit(hf, tmp_path, config, sentence):
+    refused(hf, tmp_path, write_adapter(tmp_path / "adapter", **config), sentence)
+
+
+def test_broken_folders(hf, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter")
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    refused(hf, tmp_path, adapter, "adapter_model.safetensors is damaged")
+    path.unlink()
+    refused(hf, tmp_path, adapter, "has neither adapter_model.safetensors nor adapter_model.bin")
+    torch.save([1], adapter / "adapter_model.bin")
+    refused(hf, tmp_path, adapter, "holds no named tensors")
+    torch.save({"x": 1}, adapter / "adapter_model.bin")
+    refused(hf, tmp_path, adapter, "x is no tensor")
+    (adapter / "adapter_config.json").write_text("{")
+    refused(hf, tmp_path, adapter, "is no valid JSON")
+    (adapter / "adapter_config.json").unlink()
+    refused(hf, tmp_path, adapter, "has no adapter_config.json")
+
+
+def test_an_adapter_of_another_base_model(hf, tmp_path):
+    wider = SMALL.model_copy(update={"hidden_size": 32})
+    adapter = write_adapter(tmp_path / "adapter", adapter_tensors(model=wider))
+    refused(hf, tmp_path, adapter, "this base model needs")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["r"] == RANK
