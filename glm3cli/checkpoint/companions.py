@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from glm3cli.checkpoint.glm_folder import write_glm_files
 from glm3cli.checkpoint.locate import locate
-from glm3cli.config.model import ModelConfig
+from glm3cli.checkpoint.names import Layout
+from glm3cli.config.model import ModelConfig, is_glm
 from glm3cli.errors import CheckpointError
 
+TOKENIZER = "tokenizer.model"
 COMPANIONS = (
-    "tokenizer.model",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "tokenization_chatglm.py",
@@ -21,8 +24,13 @@ COMPANIONS = (
 )
 
 
-def copy_companions(source: Path, target: Path, model: ModelConfig) -> None:
+def copy_companions(
+    source: Path, target: Path, model: ModelConfig, layout: Layout = "chatglm"
+) -> None:
     """Copies what a MODEL needs beside its weights into `target`, byte by byte.
+
+    A `glm` folder has files of its own, which are made from the model and its tokenizer. Going from
+    there to another layout, only the tokenizer.model is copied: the rest is for transformers.
 
     config.json is rewritten only where it describes another model than `model` (after a cast, for
     instance), and made from `model` where there is none.
@@ -31,19 +39,31 @@ def copy_companions(source: Path, target: Path, model: ModelConfig) -> None:
         source: A MODEL, or another folder with such files.
         target: The folder to complete.
         model: The model whose weights lie in `target`.
+        layout: The layout of these weights.
     """
+    if layout == "glm":
+        write_glm_files(target, model, find_companion(source, TOKENIZER))
+        return
     places = _places(source)
-    for name in COMPANIONS:
+    config = _find(places, "config.json")
+    is_other = config is not None and is_glm(config)
+    for name in (TOKENIZER,) if is_other else COMPANIONS:
         found = _find(places, name)
         if found is not None:
             shutil.copyfile(found, target / name)
-    config = _find(places, "config.json")
+    if is_other:
+        config = None
     if config is not None and ModelConfig.from_file(config) == model:
         shutil.copyfile(config, target / "config.json")
         return
     values = model.to_hf() if config is None else _updated(config, model)
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")
+
+
+def find_companion(source: Path, name: str) -> Path | None:
+    """Where a MODEL, or another folder with such files, has the file `name`."""
+    return _find(_places(source), name)
 
 
 def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
             work.progress = progress
             write(options.layout, folder, plan, work.produce)
         assert work.digests.keys() == plan.dtypes.keys(), "a source tensor was not used"
-        copy_companions(source_path, folder, plan.model)
+        copy_companions(source_path, folder, plan.model, options.layout)
         hashed = _verify(folder, target_path, plan, work) if options.verify else {}
         _manifest(folder, work, options, source_path, hashed).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

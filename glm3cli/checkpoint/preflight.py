@@ -18,9 +18,12 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
         CheckpointError: The source isn't there, holds no model, or its config.json is wrong; or
             the adapter's.
         ConfigError: The target may not be written, or the model can't be cut as asked.
+        DataError: The tokenizer can't be written in the new layout.
     """
     location = locate(source)
     check_target(target, source, force=options.force)
+    if options.layout == "glm":
+        _check_tokenizer(source)
     if options.lora is not None:
         read_adapter_config(options.lora)
     if location.config is None and location.kind == "ranks":
@@ -30,6 +33,16 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
         options.parallel.check_fits(model)
     if options.layout == "legacy":
         check_legacy(options.parallel, model)
+
+
+def _check_tokenizer(source: Path) -> None:
+    from glm3cli.checkpoint.companions import TOKENIZER, find_companion
+    from glm3cli.data.fast_tokenizer import check_fast
+    from glm3cli.data.tokenizer import Tokenizer
+
+    file = find_companion(source, TOKENIZER)
+    if file is not None:
+        check_fast(Tokenizer.load(file))
 
 
 def check_legacy(parallel: ParallelConfig, model: ModelConfig) -> None:

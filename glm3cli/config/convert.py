@@ -27,7 +27,7 @@ class ConvertOptions:
         lora: Folder of a PEFT adapter to merge.
     """
 
-    layout: Literal["chatglm", "legacy", "mcore", "dist"]
+    layout: Literal["chatglm", "glm", "legacy", "mcore", "dist"]
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
     shard_bytes: int = 5 * 10**9
@@ -88,8 +88,10 @@ class ToMegatronConfig(ConvertConfig, ParallelConfig):
 class ToHfConfig(ConvertConfig):
     """Options of mg2hf."""
 
-    layout: Literal["chatglm"] = Field(
-        default="chatglm", description="Names of the original remote code."
+    layout: Literal["chatglm", "glm"] = Field(
+        default="chatglm",
+        description="Names and files of the original remote code, or of transformers' own "
+        "GlmForCausalLM, which needs none.",
     )
     shard_size: Annotated[str, Flag(metavar="SIZE")] = Field(
         default="5GB",

@@ -79,13 +79,12 @@ def _rope(raw: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def to_glm(model: "ModelConfig", dtype: str, eos: list[int]) -> dict[str, Any]:
+def to_glm(model: "ModelConfig", dtype: str) -> dict[str, Any]:
     """A config.json that transformers 4 and 5 both read.
 
     Args:
         model: The shape.
         dtype: Type of the weights, as transformers calls it.
-        eos: The tokens that end a reply.
     """
     rope = {"rope_theta": model.rotary_base, **{name: _FIXED[name] for name in _ROPE}}
     return {
@@ -101,6 +100,6 @@ def to_glm(model: "ModelConfig", dtype: str, eos: list[int]) -> dict[str, Any]:
         "torch_dtype": dtype,
         "dtype": dtype,
         "use_cache": True,
-        "eos_token_id": eos,
+        "eos_token_id": 2,
         "pad_token_id": 0,
     }

@@ -146,9 +146,9 @@ class ModelConfig(Settings):
             "pad_token_id": 0,
         }
 
-    def to_glm(self, eos: list[int]) -> dict[str, Any]:
-        """The config.json of transformers' GlmForCausalLM, where the tokens `eos` end a reply."""
-        return glm.to_glm(self, self._long_dtype, eos)
+    def to_glm(self) -> dict[str, Any]:
+        """The config.json of transformers' own GlmForCausalLM."""
+        return glm.to_glm(self, self._long_dtype)
 
     @property
     def _long_dtype(self) -> str:

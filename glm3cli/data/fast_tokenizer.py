@@ -5,10 +5,14 @@ merges rebuilt from the pieces, whose scores are their ranks. The ids are the sa
 with one difference that lies in `tokenizers`: text that spells a special token becomes that token,
 where ChatGLM3's own tokenizer keeps it text. The eleven such spellings are the nine special tokens,
 `</s>` and `<unk>` (`sop` and `eop` only where they stand as words). Where the text isn't one's own,
-call the tokenizer with `split_special_tokens=True`: then all of it stays text, here too. The chat
-template's result needs its special tokens, so there a message that spells one always has it.
+call the tokenizer with `split_special_tokens=True`: then all of it stays text, here too.
+
+The chat template can't do without special tokens, but nobody may end a turn by writing `<|user|>`
+into it. So it breaks what spells one in a message with a mark, which the normalizer takes out again
+after the special tokens have been found.
 """
 
+import json
 from typing import Any
 
 import sentencepiece
@@ -18,12 +22,21 @@ from glm3cli.data.word_cache import SPACE, keeps_text
 from glm3cli.errors import DataError
 
 _WORDS = tuple(name for name in SPECIAL_TOKENS if name.isalpha())
+# Two of the code points that Unicode keeps out of texts (noncharacters).
+_MARK = "\ufdd0\ufdd1"
 # A turn is two encodings one after the other (see `chat`), so the content has a space of its own
 # in front. Tools are spelled as json.dumps(tools, indent=4) does, calls as chat.call_text does.
-CHAT_TEMPLATE = r"""
+_CHAT_TEMPLATE = r"""
+{%- macro plain(text) -%}
+{%- set broken = namespace(text=text) %}
+{%- for name in SPECIAL %}
+{%- set broken.text = broken.text | replace(name, name[0] ~ 'BREAK' ~ name[1:]) %}
+{%- endfor %}
+{{- broken.text }}
+{%- endmacro -%}
 {%- macro turn(role, metadata, content) -%}
-{{- '<|' ~ role ~ '|>' ~ metadata ~ '\n' }}
-{%- if content %}{{ ' ' ~ content }}{% endif %}
+{{- '<|' ~ role ~ '|>' ~ plain(metadata) ~ '\n' }}
+{%- if content %}{{ ' ' ~ plain(content) }}{% endif %}
 {%- endmacro -%}
 {{- '[gMASK]sop' }}
 {%- if tools and (not messages or messages[0].role != 'system') %}
@@ -34,8 +47,10 @@ CHAT_TEMPLATE = r"""
 {%- set content = message.content or '' %}
 {%- if content is not string %}{{ raise_exception('the content must be a string') }}{% endif %}
 {%- if message.role == 'system' %}
-{%- set listed = message.tools if message.tools else (tools if loop.first else none) %}
-{{- turn('system', '', content ~ '\n' ~ listed | tojson(indent=4) if listed else content) }}
+{%- set given = tools if loop.first and tools else none %}
+{%- set listed = given if message.tools is undefined or message.tools is none else message.tools %}
+{{- turn('system', '', content if listed is none
+    else content ~ '\n' ~ listed | tojson(indent=4)) }}
 {%- elif message.role == 'tool' %}
 {{- turn('observation', '', content) }}
 {%- elif message.tool_calls %}
@@ -58,32 +73,37 @@ CHAT_TEMPLATE = r"""
 """.strip()
 
 
+def check_fast(tokenizer: Tokenizer) -> None:
+    """Checks that `tokenizers` can do what the sentencepiece model does.
+
+    Raises:
+        DataError: It can't.
+    """
+    reason = _obstacle(tokenizer.pieces, _normal(tokenizer.pieces))
+    if reason:
+        raise DataError(
+            f"tokenizer {tokenizer.path} can't be written as tokenizer.json: {reason}",
+            "glm3 exports BPE models of ChatGLM3's kind",
+        )
+
+
 def to_fast(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of a tokenizer.json.
 
     Raises:
         DataError: `tokenizers` can't do what the sentencepiece model does.
     """
+    check_fast(tokenizer)
     pieces = tokenizer.pieces
-    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    normal = {name: i for name, i in vocab.items() if _is_normal(pieces, i)}
-    reason = _obstacle(pieces, normal)
-    if reason:
-        raise DataError(
-            f"tokenizer {tokenizer.path} can't be written as tokenizer.json: {reason}",
-            "glm3 exports BPE models of ChatGLM3's kind",
-        )
-    added = [pieces.unk_id(), tokenizer.eos_id]
-    names = {i: pieces.id_to_piece(i) for i in added}
-    names |= {tokenizer.special(name): name for name in SPECIAL_TOKENS}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(i, name) for i, name in sorted(names.items())],
+        "added_tokens": [_added_token(i, name) for i, name in _added(tokenizer).items()],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
+                {"type": "Replace", "pattern": {"String": _MARK}, "content": ""},
                 {"type": "Prepend", "prepend": SPACE},
                 {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
             ],
@@ -108,8 +128,8 @@ def to_fast(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": vocab,
-            "merges": _merges(pieces, normal),
+            "vocab": {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())},
+            "merges": _merges(pieces, _normal(pieces)),
         },
     }
 
@@ -132,19 +152,39 @@ def to_fast_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
         "pad_token": pieces.id_to_piece(tokenizer.pad_id),
         "unk_token": pieces.id_to_piece(pieces.unk_id()),
         "additional_special_tokens": list(SPECIAL_TOKENS),
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": _chat_template(list(_added(tokenizer).values())),
     }
 
 
-def _is_normal(pieces: sentencepiece.SentencePieceProcessor, i: int) -> bool:
-    return not (pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i))
+def _chat_template(names: list[str]) -> str:
+    text = _CHAT_TEMPLATE.replace("BREAK", _MARK)
+    return text.replace("SPECIAL", json.dumps(names))
+
+
+def _added(tokenizer: Tokenizer) -> dict[int, str]:
+    """The tokens that `tokenizers` finds in text by their spelling."""
+    ids = (tokenizer.pieces.unk_id(), tokenizer.eos_id)
+    special = {tokenizer.special(name): name for name in SPECIAL_TOKENS}
+    return {i: tokenizer.pieces.id_to_piece(i) for i in ids} | special
+
+
+def _normal(pieces: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
+    """The pieces that stand for text, with their ids."""
+    return {
+        pieces.id_to_piece(i): i
+        for i in range(pieces.get_piece_size())
+        if not (pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i))
+    }
 
 
 def _obstacle(pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, int]) -> str | None:
     """What stands in the way, found by what the model does: its own settings aren't readable."""
     scores = [pieces.get_score(i) for i in normal.values()]
-    if any(score != int(score) for score in scores):
-        return "it is no BPE model"
+    # Those of Unigram are logarithms; those of pieces that a user has defined are all 0.
+    if any(score != int(score) for score in scores) or len({*scores}) < len(scores):
+        return "it is no plain BPE model"
+    if sum(map(pieces.is_byte, range(pieces.get_piece_size()))) != 256:
+        return "it has no byte fallback"
     if not keeps_text(pieces):
         return "it changes text or its spaces"
     if any("\n" in name for name in normal):
@@ -152,8 +192,7 @@ def _obstacle(pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, in
     names = [name for name in SPECIAL_TOKENS if name in normal]
     if names:
         return f"it has pieces that are called as special tokens: {', '.join(names)}"
-    bytes_ = sum(pieces.is_byte(i) for i in range(pieces.get_piece_size()))
-    return None if bytes_ == 256 else "it has no byte fallback"
+    return None
 
 
 def _merges(

@@ -4,13 +4,13 @@ from glm3cli.config.model import PRESETS
 
 def test_ten_rows_with_names_of_their_own():
     assert len(WEIGHTS) == 10
-    for layout in ("logical", "chatglm", "legacy", "mcore", "dist"):
+    for layout in ("logical", "chatglm", "glm", "legacy", "mcore", "dist"):
         assert len({getattr(weight, layout) for weight in WEIGHTS}) == 10
 
 
 def test_layer_names_have_a_place_for_the_layer():
     for weight in WEIGHTS:
-        for layout in ("chatglm", "legacy", "mcore"):
+        for layout in ("chatglm", "glm", "legacy", "mcore"):
             assert ("{}" in getattr(weight, layout)) == (weight.stage is Stage.LAYER)
 
 
@@ -30,6 +30,22 @@ def test_shapes_add_up_to_the_number_of_parameters():
             size *= extent
         total += size
     assert total == model.num_parameters == 6_243_584_000
+
+
+def test_the_parts_of_a_weight_have_its_rows_together():
+    model = PRESETS["6b"]
+    for weight, layer in slots(2):
+        parts = weight.parts("glm", model, layer)
+        assert sum(shape[0] for shape in parts.values()) == weight.shape(model)[0]
+        assert weight.parts("chatglm", model, layer) == {
+            weight.name("chatglm", layer): weight.shape(model)
+        }
+    qkv = next(weight for weight in WEIGHTS if weight.logical == "qkv_bias")
+    assert qkv.parts("glm", model, 7) == {
+        "model.layers.7.self_attn.q_proj.bias": (4096,),
+        "model.layers.7.self_attn.k_proj.bias": (256,),
+        "model.layers.7.self_attn.v_proj.bias": (256,),
+    }
 
 
 def test_norms_are_found_under_their_transformer_engine_names():

@@ -1,0 +1,55 @@
+"""What a user of transformers sees of a folder; run as a program, in which nothing is ours.
+
+The CPU device redirects tensor factories for megatron-core, which transformers can't load under.
+"""
+
+import json
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+
+def main(folder: str, logits: str | None = None) -> None:
+    """Prints what the model in `folder` is and, where given, how far it is from golden logits."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+        **({"dtype": torch.float32} if logits else {}),
+    )
+    print(
+        json.dumps(
+            {
+                "class": f"{type(model).__module__}.{type(model).__name__}",
+                "problems": sorted(name for name in report if report[name]),
+                "dtype": str(model.dtype),
+                "eos": [model.config.eos_token_id, model.generation_config.eos_token_id],
+                "pad": [model.config.pad_token_id, model.generation_config.pad_token_id],
+                "rope": model.config.rope_parameters,
+                "golden": {} if logits is None else against(model.eval(), load_file(logits)),
+            }
+        )
+    )
+
+
+def against(model, golden: dict[str, torch.Tensor]) -> dict[str, tuple[float, bool]]:
+    """The largest difference of every case's logits, and whether the greedy tokens are equal."""
+    found = {}
+    model.generation_config.eos_token_id = None  # golden tokens go on over the end
+    for case in ("len7", "len33", "len128"):
+        ids = golden[f"{case}.input_ids"]
+        with torch.no_grad():
+            difference = (model(ids).logits - golden[f"{case}.logits"]).abs().max()
+            tokens = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16
+            )
+        equal = tokens[:, ids.size(1) :].tolist() == golden[f"{case}.greedy16"].tolist()
+        found[case] = float(difference), equal
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
