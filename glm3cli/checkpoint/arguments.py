@@ -5,6 +5,7 @@ Only the fields that Megatron-LM core_r0.6.0 and ModelLink 1.1 read back are wri
 """
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,34 @@ from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+# What all ranks of a run have in common; other arguments, such as the rank, are each one's own.
+_OF_THE_RUN = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "padded_vocab_size",
+    "params_dtype",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "seed",
+    "lr",
+    "train_iters",
+    "global_batch_size",
+    "consumed_train_samples",
+)
+
+
+def run_of(saved: Mapping[str, Any]) -> dict[str, object]:
+    """What tells the run and the moment that a rank file comes from."""
+    arguments = saved.get("args")
+    given = vars(arguments) if isinstance(arguments, Namespace) else {}
+    return {"iteration": saved.get("iteration")} | {name: given.get(name) for name in _OF_THE_RUN}
 
 
 def model_of(arguments: object, vocabulary: int | None, path: Path) -> ModelConfig:

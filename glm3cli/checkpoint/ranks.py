@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint import pickles
-from glm3cli.checkpoint.arguments import model_of
+from glm3cli.checkpoint.arguments import model_of, run_of
 from glm3cli.checkpoint.cuts import join, piece_shape
 from glm3cli.checkpoint.headers import Header, Problem, compare
 from glm3cli.checkpoint.locate import Location
@@ -39,6 +39,7 @@ class RanksSource(StoredSource):
         self._paths = _rank_paths(location.folder)
         tp, pp = (max(rank[axis] for rank in self._paths) + 1 for axis in (0, 1))
         saved = {rank: _load(path) for rank, path in self._paths.items()}
+        _check_same_run(self._paths, saved)
         # [tp rank][stage][chunk]
         self._chunks = [
             [_chunks(saved[t, p], self._paths[t, p]) for p in range(pp)] for t in range(tp)
@@ -196,6 +197,30 @@ def _load(path: Path) -> dict[str, Any]:
             "load it in the Megatron that wrote it and save it again with a newer one",
         )
     return saved
+
+
+def _check_same_run(
+    paths: Mapping[tuple[int, int], Path], saved: Mapping[tuple[int, int], Mapping[str, Any]]
+) -> None:
+    """Checks that no file is of another run, or of another moment of it.
+
+    Raises:
+        CheckpointError: One is: weights of different steps don't work together.
+    """
+    runs = {rank: run_of(content) | _chunk_names(content) for rank, content in saved.items()}
+    first = runs[0, 0]
+    for rank, run in runs.items():
+        for name, value in run.items():
+            if value != first[name]:
+                raise CheckpointError(
+                    f"{paths[rank]} has {name} {value}, but {paths[0, 0]} has {first[name]}: "
+                    "they come from different checkpoints",
+                    "fetch all files of one checkpoint",
+                )
+
+
+def _chunk_names(saved: Mapping[str, Any]) -> dict[str, object]:
+    return {"chunks": [name for name in saved if re.fullmatch(r"model\d*", name)]}
 
 
 def _chunks(saved: Mapping[str, Any], path: Path) -> list[Chunk]:

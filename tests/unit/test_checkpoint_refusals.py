@@ -245,6 +245,12 @@ def test_truncated_rank_file(tmp_path):
     refused(mg, "mp_rank_01/model_optim_rng.pt is damaged or cut short")
 
 
+def test_tracker_that_says_nothing(tmp_path):
+    mg = ranks(tmp_path)
+    (mg / "latest_checkpointed_iteration.txt").write_text("soon")
+    refused(mg, "says 'soon'")
+
+
 def test_tracker_of_an_absent_iteration(tmp_path):
     mg = ranks(tmp_path)
     (mg / "latest_checkpointed_iteration.txt").write_text("7")
@@ -266,6 +272,33 @@ def test_ranks_that_disagree_on_a_copy(tmp_path):
     path = mg / "iter_0000001/mp_rank_01/model_optim_rng.pt"
     rewrite(path, lambda saved: saved["model"]["decoder.final_layernorm.weight"].add_(1))
     refused(mg, "different copies of final_norm")
+    with pytest.raises(CheckpointError, match="different copies of final_norm"):
+        convert(mg, tmp_path / "dist", ConvertOptions(layout="dist"))  # torch's writer wraps it
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda saved: saved.update(iteration=7), "has iteration 7, but .* has 1"),
+        (lambda saved: setattr(saved["args"], "seed", 3), "has seed 3, but .* has None"),
+        (lambda saved: setattr(saved["args"], "params_dtype", torch.float32), "params_dtype"),
+        (lambda saved: saved.update(model0=saved.pop("model")), "chunks"),
+    ],
+)
+@pytest.mark.parametrize("cuts", [{"tp": 2}, {"pp": 2}], ids=str)
+def test_rank_files_of_different_runs(tmp_path, change, sentence, cuts):
+    mg = ranks(tmp_path, **cuts)
+    rewrite(sorted(mg.rglob("model_optim_rng.pt"))[1], change)
+    refused(mg, "different checkpoints")
+    refused(mg, sentence)
+
+
+def test_what_each_rank_has_of_its_own_may_differ(tmp_path):
+    mg = ranks(tmp_path, tp=2)
+    for rank, path in enumerate(sorted(mg.rglob("model_optim_rng.pt"))):
+        rewrite(path, lambda saved, rank=rank: setattr(saved["args"], "rank", rank))
+    assert_same(read_all(mg), random_weights())
 
 
 def test_neither_config_nor_arguments(tmp_path):
