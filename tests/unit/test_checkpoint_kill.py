@@ -18,6 +18,7 @@ from tests.support.checkpoints import write_hf
 from tests.support.killing import free_process_number, hashes, run_conversion, start
 
 KILLS = 30
+_PATIENCE = 200  # seconds; for machines that do much else
 SOME_MEGABYTES = ModelConfig(
     num_layers=4,
     hidden_size=384,
@@ -45,7 +46,7 @@ def begin(*args, log):
     """A conversion that has just begun."""
     log.write_text("")
     process = start(run_conversion, *args, log)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + _PATIENCE
     while "begins" not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -53,7 +54,7 @@ def begin(*args, log):
 
 
 def end(process):
-    process.join(60)
+    process.join(_PATIENCE)
     assert process.exitcode is not None
     return process.exitcode
 
@@ -115,7 +116,7 @@ def test_exit_codes_of_signals(hf, tmp_path, number, code):
     while not any((tmp_path / "new").iterdir()):
         time.sleep(0.001)
     process.send_signal(number)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=_PATIENCE)
     assert process.returncode == code, log
     assert "Traceback" not in log
     assert list((tmp_path / "new").iterdir()) == []
