@@ -1,5 +1,6 @@
 """The CPU device is active in every test; several ranks come from one pool of processes."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from glm3cli.device import select
 from tests.support.ranks import RankPool
 
+# A shell that starts pytest in the background has it, and all that it starts, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 select("cpu").activate()  # before any test module imports a part of the model
 
 

@@ -131,7 +131,7 @@ class Trainer:
             for report in reports:
                 totals += report["sums"].to("cpu", torch.float64)
         totals = totals.to(next(self.chunks[0].parameters()).device)
-        # Gathered instead of reduced: HCCL reduces no fp64, but fp32 can't count many tokens.
+        # Gathered, not reduced: not every backend reduces fp64, and fp32 can't count many tokens.
         gathered = [torch.zeros_like(totals) for _ in range(self.grid.world_size)]
         dist.all_gather(gathered, totals)
         loss, num_tokens = torch.stack(gathered).sum(dim=0).tolist()
