@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,11 @@ _TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Grid:
-    """This rank's coordinates on the tp x dp x pp grid, and the groups along its axes."""
+    """This rank's coordinates on the tp x dp x pp grid, and the groups along its axes.
+
+    Attributes:
+        closing: What must let go of the groups, called before they are destroyed.
+    """
 
     rank: int
     world_size: int
@@ -33,6 +37,7 @@ class Grid:
     tp_group: Any
     pp_group: Any
     dp_group: Any
+    closing: ExitStack
 
     @property
     def is_first_stage(self) -> bool:
@@ -70,7 +75,8 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
             create_gloo_process_groups=False,
         )
         _seed_everything(seed)
-        yield _here(parallel_state)
+        with ExitStack() as closing:
+            yield _here(parallel_state, closing)
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
@@ -92,7 +98,7 @@ def _join() -> None:
         ) from error
 
 
-def _here(parallel_state: Any) -> Grid:
+def _here(parallel_state: Any, closing: ExitStack) -> Grid:
     return Grid(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -105,6 +111,7 @@ def _here(parallel_state: Any) -> Grid:
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
+        closing=closing,
     )
 
 

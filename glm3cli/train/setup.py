@@ -132,6 +132,7 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         micro_batch_size=config.micro_batch_size,
     )
     _connect(mcore, trainer, ddp)
+    grid.closing.callback(trainer.close)
     return trainer
 
 

@@ -67,6 +67,19 @@ class Trainer:
         count = None if num_tokens is None else num_tokens / self.loss_divisor
         finalize_model_grads(chunks, count, **megatron)
 
+    def close(self) -> None:
+        """Lets go of the model, which would keep the process groups and their threads alive.
+
+        DDP's hooks hold it in a cycle through autograd that Python's collector can't see, and
+        megatron-core's config, which outlives it, through the functions that it was given.
+        """
+        for chunk in self.chunks:
+            chunk.grad_accs.clear()  # type: ignore[operator, union-attr]
+            config: Any = chunk.config
+            config.finalize_model_grads_func = None
+            config.grad_scale_func = None
+            config.no_sync_func = None
+
     def step(self, loader: Loader, consumed: int) -> StepOutcome:
         """Trains on the global batch that starts after `consumed` samples."""
         loss, num_tokens = self.forward_backward(loader, consumed)

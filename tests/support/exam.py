@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def write_exam_model(folder: Path) -> Path:
 
 def one_rank() -> Grid:
     """The grid of a process that is alone."""
-    return Grid(0, 1, 0, 1, 0, 1, 0, 1, None, None, None)
+    return Grid(0, 1, 0, 1, 0, 1, 0, 1, None, None, None, ExitStack())
 
 
 class FakeEngine:

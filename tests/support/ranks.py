@@ -5,6 +5,7 @@ one job after the other, each with a process group of its own.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import socket
@@ -42,6 +43,7 @@ def _serve(connection: Connection, rank: int) -> None:
             connection.send((False, traceback.format_exc()))
             # A rank that failed leaves the others waiting: the pool starts all of them anew.
             return
+        gc.collect()  # the process groups of the job, each with threads of its own
 
 
 def _free_port() -> int:
