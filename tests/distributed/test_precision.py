@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # And here they leave it, until the scale has been halved a few times. No warm-up, so that every
 # other step moves the weights.
-LARGE = 2.0**22
+LARGE = 2.0**21
 TOO_LARGE: dict[str, Any] = {"dtype": "fp16", "initial_loss_scale": LARGE, "lr_warmup_iters": 0}
 
 

@@ -52,7 +52,7 @@ def train_config(**changes: Any) -> TrainConfig:
         "save": Path("unused"),
         "train_iters": 20,
         "seq_length": 32,
-        "micro_batch_size": 2,
+        "micro_batch_size": 1,
         "global_batch_size": 8,
         "dtype": "fp32",
         "lr": 1e-2,
