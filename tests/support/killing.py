@@ -4,10 +4,12 @@ A fork server imports torch once; every process after that starts in some millis
 """
 
 import contextlib
+import functools
 import hashlib
 import multiprocessing
 import os
 import sys
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,7 +17,10 @@ from pathlib import Path
 from glm3cli.config.convert import ConvertOptions
 
 
+@functools.cache
 def _context() -> ForkServerContext:
+    # One that other tests have started hasn't imported torch, and takes no more orders to.
+    forkserver._forkserver._stop()
     context = multiprocessing.get_context("forkserver")
     names = ("convert", "dist", "dist_writer", "ranks", "ranks_writer", "hf", "hf_writer")
     # pytest too: a new process imports the program that the first one runs.
