@@ -1,31 +1,54 @@
-"""Merges a PEFT LoRA adapter into the weights that it belongs to."""
+"""Merges a PEFT LoRA adapter into the weights that it belongs to.
+
+The adapter's modules may have the names of the original remote code or those of transformers' own
+GlmForCausalLM, whichever of the two was trained.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.adapter_config import AdapterConfig, read_adapter_config
-from glm3cli.checkpoint.names import Slot, Weight, slots
+from glm3cli.checkpoint.names import HfLayout, Slot, Weight, slots
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError
 
-# Rows of the table of weights that ChatGLM3's target modules are.
+# Rows of the table of weights that the target modules are.
 _TARGETS = ("qkv_weight", "attention_out", "mlp_up", "mlp_down")
-_MODULES = "query_key_value, dense, dense_h_to_4h or dense_4h_to_h"
+_MODULES = (
+    "query_key_value, dense, dense_h_to_4h or dense_4h_to_h (GlmForCausalLM: q_proj, k_proj, "
+    "v_proj, o_proj, gate_up_proj or down_proj)"
+)
 # In a state dict that was saved by hand the adapter's name ("default") is part of the names.
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _ANOTHER_BASE = "take the base model that the adapter was trained on"
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """The two matrices of a module, of shapes [rank, inputs] and [outputs, rank]."""
+class _Module:
+    """Some rows of a weight, which are a linear layer of the adapted model."""
 
+    slot: Slot
+    rows: slice
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two matrices of a module, of shapes [rank, inputs] and [outputs, rank].
+
+    Attributes:
+        rows: The rows of the weight that they change; all unless the weight is several modules.
+    """
+
+    rows: slice
     a: Tensor
     b: Tensor
     scale: float
@@ -35,14 +58,17 @@ class _Pair:
 class Adapter:
     """A LoRA adapter that fits a model."""
 
-    pairs: dict[Slot, _Pair]
+    pairs: dict[Slot, list[Pair]]
 
     def merge(self, weight: Weight, layer: int | None, tensor: Tensor) -> Tensor:
         """W + scale * B @ A in fp32; the tensor itself where the adapter has nothing for it."""
-        pair = self.pairs.get((weight, layer))
-        if pair is None:
+        pairs = self.pairs.get((weight, layer))
+        if pairs is None:
             return tensor
-        return (pair.b.float() @ pair.a.float()).mul_(pair.scale).add_(tensor)
+        merged = tensor.to(torch.float32, copy=True)
+        for pair in pairs:
+            merged[pair.rows] += (pair.b.float() @ pair.a.float()).mul_(pair.scale)
+        return merged
 
 
 def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
@@ -54,17 +80,17 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
     """
     config = read_adapter_config(folder)
     file = _file(folder)
-    modules = {
-        weight.name("chatglm", layer).removesuffix(".weight"): (weight, layer)
-        for weight, layer in slots(model.num_layers)
-        if weight.logical in _TARGETS
-    }
     found: dict[str, dict[str, Tensor]] = {}
     for name, tensor in _tensors(file):
         match = _NAME.fullmatch(name)
-        if match is None or match.group(1) not in modules:
+        if match is None:
             raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
         found.setdefault(match.group(1), {})[match.group(2)] = tensor
+    modules = _modules(model, found)
+    for module, sides in found.items():
+        if module not in modules:
+            name = f"{module}.lora_{min(sides)}.weight"
+            raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
     for module in modules:
         if module in found or config.wants(module):
             absent = [side for side in "AB" if side not in found.get(module, {})]
@@ -73,12 +99,31 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
                 raise CheckpointError(f"{file} lacks {names} of {module}", "save it again")
     if not found:
         raise CheckpointError(f"{file} holds no tensors", "save the adapter again")
-    return Adapter(
-        {
-            modules[module]: _pair(file, module, sides, modules[module], model, config)
-            for module, sides in found.items()
-        }
-    )
+    pairs: dict[Slot, list[Pair]] = {}
+    for name, sides in found.items():
+        slot = modules[name].slot
+        pairs.setdefault(slot, []).append(_pair(file, name, sides, modules[name], config))
+    return Adapter(pairs)
+
+
+def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, _Module]:
+    """All modules that an adapter may have, in the naming that most of `found` are in."""
+    namings = [_modules_in(layout, model) for layout in get_args(HfLayout)]
+    return max(namings, key=lambda modules: len(modules.keys() & found))
+
+
+def _modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, _Module]:
+    modules = {}
+    for weight, layer in slots(model.num_layers):
+        if weight.logical not in _TARGETS:
+            continue
+        start = 0
+        for name, (outputs, inputs) in weight.parts(layout, model, layer).items():
+            rows = slice(start, start + outputs)
+            module = _Module((weight, layer), rows, (outputs, inputs))
+            modules[name.removesuffix(".weight")] = module
+            start += outputs
+    return modules
 
 
 def _misfit(name: str, model: ModelConfig) -> str:
@@ -92,27 +137,22 @@ def _misfit(name: str, model: ModelConfig) -> str:
 
 
 def _pair(
-    file: Path,
-    module: str,
-    sides: dict[str, Tensor],
-    slot: Slot,
-    model: ModelConfig,
-    config: AdapterConfig,
-) -> _Pair:
-    rank = config.rank(module)
-    outputs, inputs = slot[0].shape(model)
+    file: Path, name: str, sides: dict[str, Tensor], module: _Module, config: AdapterConfig
+) -> Pair:
+    rank = config.rank(name)
+    outputs, inputs = module.shape
     for side, shape in {"A": (rank, inputs), "B": (outputs, rank)}.items():
         if tuple(sides[side].shape) != shape:
             raise CheckpointError(
-                f"{file}: lora_{side} of {module} has the shape {list(sides[side].shape)}; with "
+                f"{file}: lora_{side} of {name} has the shape {list(sides[side].shape)}; with "
                 f"rank {rank} this base model needs {list(shape)}",
                 _ANOTHER_BASE,
             )
         if not sides[side].is_floating_point():
             raise CheckpointError(
-                f"{file}: lora_{side} of {module} is {sides[side].dtype}", "save it as fp32"
+                f"{file}: lora_{side} of {name} is {sides[side].dtype}", "save it as fp32"
             )
-    return _Pair(sides["A"], sides["B"], config.scale(module))
+    return Pair(module.rows, sides["A"], sides["B"], config.scale(name))
 
 
 def _file(folder: Path) -> Path:

@@ -44,6 +44,30 @@ def adapter_tensors(
     return tensors
 
 
+def glm_adapter_tensors(model: ModelConfig = SMALL) -> dict[str, Tensor]:
+    """Both matrices of every module of transformers' GlmForCausalLM, under PEFT's names."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for layer in range(model.num_layers):
+        for target, (outputs, inputs) in glm_targets(model).items():
+            for side, shape in {"A": (RANK, inputs), "B": (outputs, RANK)}.items():
+                name = f"base_model.model.model.layers.{layer}.{target}.lora_{side}.weight"
+                tensors[name] = torch.randn(shape, generator=generator)
+    return tensors
+
+
+def glm_targets(model: ModelConfig = SMALL) -> dict[str, tuple[int, int]]:
+    """The linear layers of GlmForCausalLM, with outputs and inputs."""
+    return {
+        "self_attn.q_proj": (model.query_size, model.hidden_size),
+        "self_attn.k_proj": (model.kv_size, model.hidden_size),
+        "self_attn.v_proj": (model.kv_size, model.hidden_size),
+        "self_attn.o_proj": (model.hidden_size, model.query_size),
+        "mlp.gate_up_proj": (2 * model.ffn_hidden_size, model.hidden_size),
+        "mlp.down_proj": (model.hidden_size, model.ffn_hidden_size),
+    }
+
+
 def write_adapter(
     folder: Path, tensors: dict[str, Tensor] | None = None, kind: str = "safetensors", **config
 ) -> Path:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,10 +19,13 @@ from tests.support.adapters import (
     RANK,
     TARGETS,
     adapter_tensors,
+    glm_adapter_tensors,
+    glm_targets,
     module_names,
     write_adapter,
 )
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
+from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
 QKV = "self_attention.query_key_value"
 FIRST = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
@@ -140,6 +145,53 @@ def test_names_with_the_adapter_in_them(hf, tmp_path):
     renamed = {n.replace(".weight", ".default.weight"): t for n, t in tensors.items()}
     found, _ = merge(hf, tmp_path, write_adapter(tmp_path / "adapter", renamed, "bin"))
     assert_close(found, expected(tensors))
+
+
+@pytest.mark.parametrize("layout", ["glm", "chatglm", "mcore"])
+def test_an_adapter_of_the_native_model(hf, tmp_path, layout):
+    tensors = glm_adapter_tensors()
+    short = [target.split(".")[1] for target in glm_targets()]
+    adapter = write_adapter(tmp_path / "adapter", tensors, target_modules=short)
+    source = tmp_path / "hf"
+    shutil.copytree(hf, source)
+    shutil.copy(tiny_tokenizer_folder() / "tokenizer.model", source)
+    found, result = merge(source, tmp_path, adapter, layout=layout)
+    merged = {name: tensor.float() for name, tensor in random_weights().items()}
+    parts = {  # where its modules' rows lie in our weights
+        "self_attn.q_proj": ("self_attention.query_key_value", 0),
+        "self_attn.k_proj": ("self_attention.query_key_value", SMALL.query_size),
+        "self_attn.v_proj": ("self_attention.query_key_value", SMALL.query_size + SMALL.kv_size),
+        "self_attn.o_proj": ("self_attention.dense", 0),
+        "mlp.gate_up_proj": ("mlp.dense_h_to_4h", 0),
+        "mlp.down_proj": ("mlp.dense_4h_to_h", 0),
+    }
+    for name, tensor in tensors.items():
+        layer, target = re.fullmatch(r".*layers\.(\d+)\.(.+)\.lora_B\.weight|.*", name).groups()
+        if layer is not None:
+            ours, start = parts[target]
+            weight = merged[f"transformer.encoder.layers.{layer}.{ours}.weight"]
+            product = tensor @ tensors[name.replace("lora_B", "lora_A")]
+            weight[start : start + len(tensor)] += product * (ALPHA / RANK)
+    assert_close(found, {name: tensor.numpy() for name, tensor in merged.items()})
+    assert result.merged == 4 * SMALL.num_layers
+
+
+def test_one_projection_of_the_native_model(hf, tmp_path):
+    tensors = {n: t for n, t in glm_adapter_tensors().items() if ".v_proj." in n}
+    adapter = write_adapter(tmp_path / "adapter", tensors, target_modules=["v_proj"])
+    found, _ = merge(hf, tmp_path, adapter)
+    rows = SMALL.query_size + SMALL.kv_size
+    for name, tensor in random_weights().items():
+        changed = found[name] != tensor.float()
+        if name.endswith("query_key_value.weight"):
+            assert changed[rows:].any(dim=1).all()
+            changed = changed[:rows]
+        assert not changed.any(), name
+
+
+def test_names_of_both_models(hf, tmp_path):
+    tensors = adapter_tensors() | glm_adapter_tensors()
+    refused(hf, tmp_path, write_adapter(tmp_path / "adapter", tensors), "is no lora_A or lora_B of")
 
 
 def test_without_an_adapter_nothing_changes(hf, tmp_path):
