@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glm3cli.checkpoint.shape import read_shape
 from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
 from glm3cli.config.inference import InferenceConfig
-from glm3cli.evals.questions import read_subjects
-from glm3cli.evals.suite import Suite
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from glm3cli.evals.results import EvalResult, Tally
     from glm3cli.evals.runner import Report, Status
+    from glm3cli.evals.suite import Suite
 
 app = typer.Typer(no_args_is_help=True, help="Score a model on benchmarks.")
 
@@ -77,11 +75,15 @@ def harness(config: HarnessConfig) -> None:
 
 
 def _check_model(config: InferenceConfig) -> None:
+    from glm3cli.checkpoint.shape import read_shape
+
     config.check_world(config.world_size)
     config.check_fits(read_shape(config.model))
 
 
-def _run(config: EvalConfig, suite: Suite) -> None:
+def _run(config: EvalConfig, suite: "Suite") -> None:
+    from glm3cli.evals.questions import read_subjects
+
     subjects = read_subjects(
         suite, config.data_dir, config.subject_names, config.shots, config.limit
     )
@@ -133,7 +135,7 @@ def _line(name: str, tally: "Tally") -> str:
     return f"{name}: {tally['accuracy']:.2%} ({tally['correct']} of {tally['total']})"
 
 
-def _print_tables(result: "EvalResult", suite: Suite) -> None:
+def _print_tables(result: "EvalResult", suite: "Suite") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -162,7 +164,7 @@ def _add_rows(table: "Table", tallies: "Mapping[str, Tally]") -> None:
     table.add_section()
 
 
-def _notes(result: "EvalResult", suite: Suite) -> Iterator[str]:
+def _notes(result: "EvalResult", suite: "Suite") -> Iterator[str]:
     """What a reader must know to take the numbers for what they are."""
     if not result["is_score"]:
         yield "Not a score: --limit left questions out."

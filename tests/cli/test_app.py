@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import typer
 
+from glm3cli import __main__ as program
 from glm3cli import __version__
-from glm3cli.cli import app as program
 from glm3cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ HEAVY = {"torch", "megatron", "numpy", "pyarrow", "sentencepiece", "transformers
 # Runs the program with each of the lines, in one process, and says what that has imported.
 EACH = """
 import contextlib, io, sys
-from glm3cli.cli.app import main
+from glm3cli.__main__ import main
 for line in sys.stdin.read().splitlines():
     sys.argv = ["glm3", *line.split()]
     code = 0
