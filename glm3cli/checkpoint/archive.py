@@ -24,12 +24,17 @@ _CRC_IN_DESCRIPTOR = 4  # behind the signature that follows the data
 
 
 class Archive:
-    """A file in torch.save's format that is filled tensor by tensor."""
+    """A file in torch.save's format that is filled tensor by tensor.
+
+    Attributes:
+        path: The file.
+    """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         """Writes all of `content` but the values of its tensors (which may be uninitialised)."""
         with torch.serialization.skip_data():
             torch.save(content, path)
+        self.path = path
         self._file = path.open("r+b")
         with zipfile.ZipFile(self._file) as archive:
             self._entries = {
@@ -55,7 +60,14 @@ class Archive:
         if self._file.read(4) == b"PK\x07\x08":
             self._file.seek(descriptor + _CRC_IN_DESCRIPTOR)
             self._file.write(struct.pack("<I", checksum))
+        self._file.flush()
         self._checksums[name] = checksum
+
+    @property
+    def final(self) -> int:
+        """The place in the file before which nothing is going to change."""
+        missing = (e.header_offset for n, e in self._entries.items() if n not in self._checksums)
+        return min(missing, default=self._directory)
 
     def _write_directory(self) -> None:
         """Puts the checksums into the zip file's central directory."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm3cli.checkpoint.digests import FileDigests, file_digest, read_back, slot_name
+from glm3cli.checkpoint.digests import FileDigests, all_digests, slot_name
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.manifest import MANIFEST, Manifest, find_manifest, read_manifest
 from glm3cli.checkpoint.progress import Progress
@@ -60,20 +60,14 @@ def _compare(folder: Path, manifest: Manifest) -> list[str]:
     """What differs in a folder whose files are there and have the right sizes."""
     tensors: dict[str, str] = {}
     problems: list[str] = []
-    groups: list[list[Path]] = []
+    files = FileDigests()
     try:
-        source = open_source(folder)
-        groups = source.reading_order()
-        files = FileDigests(groups)
-        tensors = _digests(source, files)
+        tensors = _digests(open_source(folder), files)
     except (CheckpointError, ConfigError) as error:  # the files' digests will say where
         problems.append(error.message)
-        files = FileDigests(groups)
-    hashed = {p.relative_to(folder).as_posix(): value for p, value in files.finish().items()}
-    for name, entry in manifest.files.items():
-        if entry.sha256 is not None:
-            value = hashed.get(name) or file_digest(folder / name)
-            problems += [f"{name} differs"] if value != entry.sha256 else []
+    named = {name: entry for name, entry in manifest.files.items() if entry.sha256 is not None}
+    hashed = files.finish(folder / name for name in named)
+    problems += [f"{n} differs" for n, e in named.items() if hashed[folder / n] != e.sha256]
     problems += [
         f"tensor {name} differs"
         for name, expected in manifest.tensors.items()
@@ -86,7 +80,7 @@ def _digests(source: StoredSource, files: FileDigests) -> dict[str, str]:
     total = sum(path.stat().st_size for path in source.files())
     found = {}
     with Progress(total, "checking") as progress:
-        for slot, value, num_bytes in read_back(source, files):
+        for slot, value, num_bytes in all_digests(source, files, source.reading_order()):
             found[slot_name(slot)] = value
             progress.advance(num_bytes)
     return found

@@ -1,22 +1,28 @@
 """Converts a model between layouts: one loop over the table of weights, whatever the layouts are.
 
-Every tensor is read in canonical form, cast, and handed to the target's writer, one at a time.
-Afterwards the written folder is opened as any other model and compared, tensor by tensor, and a
-manifest is added (see `manifest`).
+Every tensor is read in canonical form, cast, and handed to the target's writer, one at a time. The
+files are hashed close behind the writer, while they are in the page cache. Afterwards the written
+folder is opened as any other model and compared, tensor by tensor, and a manifest is added (see
+`manifest`).
 """
 
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.companions import copy_companions
-from glm3cli.checkpoint.digests import FileDigests, digest, file_digest, read_back, slot_name
+from glm3cli.checkpoint.digests import (
+    Follower,
+    digest,
+    file_digest,
+    slot_name,
+    tensor_digests,
+)
 from glm3cli.checkpoint.lora import Adapter, open_adapter
 from glm3cli.checkpoint.manifest import FileEntry, Manifest, versions
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
@@ -24,8 +30,8 @@ from glm3cli.checkpoint.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.preflight import check_legacy
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.source import StoredSource, open_source
-from glm3cli.checkpoint.staging import check_target, remove_stale, staged
-from glm3cli.checkpoint.writers import Plan, write
+from glm3cli.checkpoint.staging import check_target, remove_stale, staged, sync
+from glm3cli.checkpoint.writers import Final, Plan, write
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.errors import CheckpointError
@@ -87,13 +93,13 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
     check_needs(target_path, _needs(source, plan, adapter))
     with staged(target_path, force=options.force) as folder:
         work = _Work(source, plan, adapter)
-        with Progress(plan.total_bytes, "converting") as progress, work:
-            work.progress = progress
-            write(options.layout, folder, plan, work.produce)
-        assert work.digests.keys() == plan.dtypes.keys(), "a source tensor was not used"
-        copy_companions(source_path, folder, plan.model, options.layout)
-        hashed = _verify(folder, target_path, plan, work) if options.verify else {}
-        _manifest(folder, work, options, source_path, hashed).write(folder)
+        with Follower() as follower, ThreadPoolExecutor(1) as disk:
+            work.write(options.layout, folder, follower.note if options.verify else _ignore)
+            copy_companions(source_path, folder, plan.model, options.layout)
+            syncing = disk.submit(sync, folder)  # while all is read back
+            hashed = _verify(folder, target_path, plan, work, follower) if options.verify else {}
+            syncing.result()
+        _manifest(folder, source, plan, work, options, source_path, hashed).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return ConvertResult(
         source=str(source_path),
@@ -107,6 +113,10 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
         non_finite=work.non_finite,
         merged=len(adapter.pairs),
     )
+
+
+def _ignore(_path: Path, _end: int) -> None:
+    pass
 
 
 def _plan(source: StoredSource, options: ConvertOptions) -> Plan:
@@ -135,66 +145,82 @@ def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
     return model.model_copy(update={"torch_dtype": name})
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Prepared:
+    """A canonical tensor in the type of the target, and what is noted about it."""
+
+    tensor: Tensor
+    digest: str
+    non_finite: int
+
+
 class _Work:
-    """The tensors on their way, and what is noted about them; all is noted when its block ends."""
+    """The tensors on their way; while one is written, a second thread prepares the next.
 
-    source: StoredSource
-    plan: Plan
-    adapter: Adapter
-    progress: Progress | None = None
-    digests: dict[Slot, str] = field(default_factory=dict)
-    non_finite: int = 0
-    memory: PrivateMemory = field(default_factory=PrivateMemory)
-    _hashing: tuple[Slot, Future[str]] | None = None
-    _hasher: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    Attributes:
+        digests: The digest of every tensor that was made.
+        non_finite: Number of values that are NaN or infinite.
+    """
 
-    def produce(self, weight: Weight, layer: int | None) -> Tensor:
-        """The canonical tensor in the type of the target."""
-        slot = weight, layer
-        self._note_digest()
-        assert slot not in self.digests, f"{weight.logical} {layer} was used before"
-        tensor = self.adapter.merge(weight, layer, self.source.read(weight, layer))
-        tensor = tensor.to(self.plan.dtypes[slot])
-        self._count_non_finite(tensor, slot)
-        # By a second thread, while this one writes the tensor.
-        self._hashing = slot, self._hasher.submit(digest, tensor)
-        self.memory.sample()
-        if self.progress is not None:
-            self.progress.advance(tensor.nbytes)
-        return tensor
+    def __init__(self, source: StoredSource, plan: Plan, adapter: Adapter) -> None:
+        self._source, self._plan, self._adapter = source, plan, adapter
+        self.digests: dict[Slot, str] = {}
+        self.non_finite = 0
+        self.memory = PrivateMemory()
+        self._order = slots(plan.model.num_layers)
+        self._pool = ThreadPoolExecutor(1)
+        self._coming: tuple[Slot, Future[_Prepared]] | None = None
 
-    def _note_digest(self) -> None:
-        if self._hashing is not None:
-            slot, value = self._hashing
-            self.digests[slot] = value.result()
-            self._hashing = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
+    def write(self, layout: Layout, folder: Path, final: Final) -> None:
+        """Writes all tensors."""
         try:
-            self._note_digest()
+            with Progress(self._plan.total_bytes, "converting") as self._progress:
+                self._prepare_next()
+                write(layout, folder, self._plan, self._produce, final)
+            assert self._coming is None, "a source tensor was not used"
         finally:
-            self._hasher.shutdown()
+            self._pool.shutdown(cancel_futures=True)
 
-    def _count_non_finite(self, tensor: Tensor, slot: Slot) -> None:
-        low, high = torch.aminmax(tensor)  # NaN if any value is; needs no memory
-        if torch.isfinite(low) and torch.isfinite(high):
-            return
-        count = int((~torch.isfinite(tensor)).sum())
-        if count:
-            self.non_finite += count
-            kind = self.plan.model.torch_dtype
+    def _produce(self, weight: Weight, layer: int | None) -> Tensor:
+        assert self._coming is not None, "there are no more tensors"
+        slot, coming = self._coming
+        assert slot == (weight, layer), f"{_name(slot)} was to be asked for"
+        prepared = coming.result()
+        self._prepare_next()
+        self.digests[slot] = prepared.digest
+        if prepared.non_finite:
+            self.non_finite += prepared.non_finite
+            kind = self._plan.model.torch_dtype
+            count = prepared.non_finite
             _log.warning("%d values of %s are NaN or infinite in %s", count, _name(slot), kind)
+        self.memory.sample()
+        self._progress.advance(prepared.tensor.nbytes)
+        return prepared.tensor
+
+    def _prepare_next(self) -> None:
+        slot = next(self._order, None)
+        self._coming = None if slot is None else (slot, self._pool.submit(self._prepare, slot))
+
+    def _prepare(self, slot: Slot) -> _Prepared:
+        tensor = self._adapter.merge(*slot, self._source.read(*slot))
+        tensor = tensor.to(self._plan.dtypes[slot])
+        return _Prepared(tensor, digest(tensor), _count_non_finite(tensor))
+
+
+def _count_non_finite(tensor: Tensor) -> int:
+    low, high = torch.aminmax(tensor)  # NaN if any value is; needs no memory
+    if torch.isfinite(low) and torch.isfinite(high):
+        return 0
+    return int((~torch.isfinite(tensor)).sum())
 
 
 def _name(slot: Slot) -> str:
     return slot[0].logical + ("" if slot[1] is None else f" of layer {slot[1]}")
 
 
-def _verify(folder: Path, target_path: Path, plan: Plan, work: _Work) -> dict[Path, str]:
+def _verify(
+    folder: Path, target_path: Path, plan: Plan, work: _Work, follower: Follower
+) -> dict[Path, str]:
     """Opens the written folder as any other model and compares every tensor.
 
     Returns:
@@ -204,9 +230,9 @@ def _verify(folder: Path, target_path: Path, plan: Plan, work: _Work) -> dict[Pa
         CheckpointError: A tensor is missing, or isn't what was to be written.
     """
     written = open_source(folder)
-    files = FileDigests(written.reading_order())
+    hashed = follower.finish(written.files())
     with Progress(plan.total_bytes, "verifying") as progress:
-        for slot, value, num_bytes in read_back(written, files):
+        for slot, value, num_bytes in tensor_digests(written):
             if value != work.digests[slot]:
                 raise CheckpointError(
                     f"{target_path}: {_name(slot)} reads back differently",
@@ -214,18 +240,24 @@ def _verify(folder: Path, target_path: Path, plan: Plan, work: _Work) -> dict[Pa
                 )
             work.memory.sample()
             progress.advance(num_bytes)
-    return files.finish()
+    return hashed.result()
 
 
 def _manifest(
-    folder: Path, work: _Work, options: ConvertOptions, source_path: Path, hashed: dict[Path, str]
+    folder: Path,
+    source: StoredSource,
+    plan: Plan,
+    work: _Work,
+    options: ConvertOptions,
+    source_path: Path,
+    hashed: dict[Path, str],
 ) -> Manifest:
     """What is noted of the finished `folder`; `hashed` are the digests of its weights' files."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         value = hashed.get(path) or file_digest(path) if options.verify else None
         files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, value)
-    source, parallel = work.source, options.parallel
+    parallel = options.parallel
     return Manifest(
         source={
             "path": str(source_path.absolute()),
@@ -245,5 +277,5 @@ def _manifest(
         verified=options.verify,
         non_finite=work.non_finite,
         files=files,
-        tensors={slot_name(slot): work.digests[slot] for slot in work.plan.dtypes},
+        tensors={slot_name(slot): work.digests[slot] for slot in plan.dtypes},
     )

@@ -1,10 +1,16 @@
-"""SHA-256 of tensors and files; of both together in one pass over what lies on the disk."""
+"""Digests of tensors (XXH3) and of files (SHA-256).
+
+A tensor's digest tells whether it is the one that was to be written; only accidents matter there,
+and XXH3 finds them at the speed of the memory. A file's is for whoever gets the file.
+"""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
+import xxhash
 from torch import Tensor
 
 from glm3cli.checkpoint.hf_writer import bytes_of
@@ -15,52 +21,13 @@ _BLOCK = 2**22
 
 
 def digest(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(bytes_of(tensor)).hexdigest()
+    """The XXH3 (128 bits) of a tensor's bytes."""
+    return xxhash.xxh3_128_hexdigest(bytes_of(tensor))
 
 
 def slot_name(slot: Slot) -> str:
     """What a manifest calls a tensor, whatever its layout."""
     return slot[0].name("chatglm", slot[1])
-
-
-class FileDigests:
-    """Hashes files a little at a time, in step with somebody who reads the tensors in them."""
-
-    def __init__(self, groups: Sequence[Sequence[Path]]) -> None:
-        """Takes the files in the order of reading; those of a group are read side by side."""
-        self._groups = [list(group) for group in groups]
-        self._hashes = {path: hashlib.sha256() for group in groups for path in group}
-        self._done = dict.fromkeys(self._hashes, 0)
-        self._block = memoryview(bytearray(_BLOCK))
-
-    def advance(self, num_bytes: int) -> None:
-        """Hashes the next `num_bytes` of the files."""
-        while num_bytes > 0 and self._groups:
-            group = self._groups[0]
-            share = -(-num_bytes // len(group))
-            done = [self._hash(path, share) for path in list(group)]
-            num_bytes -= sum(done)
-            self._groups[0] = [p for p, n in zip(group, done, strict=True) if n == share]
-            if not self._groups[0]:
-                self._groups.pop(0)
-
-    def finish(self) -> dict[Path, str]:
-        """Hashes the rest; the digest of every file."""
-        while self._groups:
-            self.advance(_BLOCK)
-        return {path: value.hexdigest() for path, value in self._hashes.items()}
-
-    def _hash(self, path: Path, num_bytes: int) -> int:
-        """Hashes up to `num_bytes` more of a file; how many there were."""
-        left = num_bytes
-        with path.open("rb", buffering=0) as file:
-            file.seek(self._done[path])
-            while left and (count := file.readinto(self._block[:left])):
-                self._hashes[path].update(self._block[:count])
-                left -= count
-        self._done[path] += num_bytes - left
-        return num_bytes - left
 
 
 def file_digest(path: Path) -> str:
@@ -69,16 +36,123 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_back(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot, str, int]]:
+class FileDigests:
+    """The SHA-256 of files that are hashed from front to back, a little at a time."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[Path, hashlib._Hash] = {}
+        self._done: dict[Path, int] = {}
+        self._block = memoryview(bytearray(_BLOCK))
+
+    def advance(self, path: Path, end: int | None = None) -> int:
+        """Hashes a file up to the byte `end`, or its end; the number of bytes that were hashed."""
+        value = self._hashes.setdefault(path, hashlib.sha256())
+        start = done = self._done.get(path, 0)
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while end is None or done < end:
+                left = _BLOCK if end is None else min(_BLOCK, end - done)
+                count = file.readinto(self._block[:left])
+                if not count:
+                    break
+                value.update(self._block[:count])
+                done += count
+        self._done[path] = done
+        return done - start
+
+    def finish(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """Hashes what is left of the files; their digests."""
+        found = {}
+        for path in paths:
+            self.advance(path)
+            found[path] = self._hashes[path].hexdigest()
+        return found
+
+
+class Follower:
+    """Hashes files while they are being written, in a thread of its own; a context manager.
+
+    What was just written is still in the page cache, so nothing is read from the disk.
+    """
+
+    def __init__(self) -> None:
+        self._digests = FileDigests()
+        self._pool = ThreadPoolExecutor(1)
+        self._hashing: list[Future[int]] = []
+
+    def note(self, path: Path, end: int) -> None:
+        """Notes that the bytes of a file before `end` have their final values."""
+        self._hashing.append(self._pool.submit(self._digests.advance, path, end))
+
+    def finish(self, paths: Iterable[Path]) -> Future[dict[Path, str]]:
+        """The digests of the files, all of which are complete."""
+        return self._pool.submit(self._finish, list(paths))
+
+    def _finish(self, paths: list[Path]) -> dict[Path, str]:
+        for part in self._hashing:  # all are done: what went wrong there is raised here
+            part.result()
+        return self._digests.finish(paths)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
+    """The digest and size of every canonical tensor, two at a time."""
+
+    def measure(slot: Slot) -> tuple[Slot, str, int]:
+        tensor = source.read(*slot)
+        return slot, digest(tensor), tensor.nbytes
+
+    pool = ThreadPoolExecutor(2)
+    try:
+        yield from pool.map(measure, slots(source.model.num_layers))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def all_digests(
+    source: StoredSource, files: FileDigests, groups: Sequence[Sequence[Path]]
+) -> Iterator[tuple[Slot, str, int]]:
     """The digest and size of every canonical tensor, while `files` keeps pace.
 
     The files are hashed by a second thread, which is about where the tensors are read from: what
     one of the two reads from the disk, the other finds in memory.
+
+    Args:
+        source: The model.
+        files: Hashes its files.
+        groups: The files in the order of reading; those of a group are read side by side.
     """
+    pace = _Pace(files, groups)
     with ThreadPoolExecutor(1) as pool:
         for weight, layer in slots(source.model.num_layers):
             tensor = source.read(weight, layer)
-            hashing = pool.submit(files.advance, tensor.nbytes)
+            hashing = pool.submit(pace.advance, tensor.nbytes)
             value = digest(tensor)
             hashing.result()
             yield (weight, layer), value, tensor.nbytes
+
+
+class _Pace:
+    """Spreads bytes over files in the order in which they are read."""
+
+    def __init__(self, files: FileDigests, groups: Sequence[Sequence[Path]]) -> None:
+        self._files, self._groups = files, [dict.fromkeys(group, 0) for group in groups]
+
+    def advance(self, num_bytes: int) -> None:
+        """Hashes the next `num_bytes` of the files."""
+        while num_bytes > 0 and self._groups:
+            group = self._groups[0]
+            share = -(-num_bytes // len(group))
+            for path, end in list(group.items()):
+                count = self._files.advance(path, end + share)
+                num_bytes -= count
+                group[path] = end + share
+                if count < share:
+                    del group[path]
+            if not group:
+                self._groups.pop(0)

@@ -5,18 +5,19 @@ lies (torch.distributed.checkpoint.filesystem), and metadata.json. One tensor ho
 No process group and no megatron is needed to read it.
 """
 
-import io
 import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from glm3cli.checkpoint.cuts import from_megatron
+from glm3cli.checkpoint.embedded import MappedFile
 from glm3cli.checkpoint.headers import Header, Problem, compare
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
@@ -104,6 +105,7 @@ class DistSource(StoredSource):
             for name, value in tensors.items()
         }
         self._parts = _parts_of(metadata, tensors)
+        self._mapped: dict[str, MappedFile] = {}
         self.problems = self._check()
 
     def _check(self) -> list[Problem]:
@@ -129,7 +131,7 @@ class DistSource(StoredSource):
         return next((name for name in names if name in self._headers), names[0])
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The tensor, in memory of its own.
+        """The tensor; a view of the mapped file where it is one part and not regrouped.
 
         Raises:
             CheckpointError: A file is missing or cut short.
@@ -158,13 +160,10 @@ class DistSource(StoredSource):
     def _load(self, part: _Part) -> Tensor:
         path = self.path / part.file
         try:
-            with path.open("rb") as file:
-                file.seek(part.start)
-                stored: Tensor = torch.load(
-                    io.BytesIO(file.read(part.length)), map_location="cpu", weights_only=True
-                )
-            return stored.view(part.sizes)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            if part.file not in self._mapped:
+                self._mapped[part.file] = MappedFile(path)
+            return self._mapped[part.file].tensor(part.start, part.length).view(part.sizes)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
             raise CheckpointError(
                 f"{path} is missing, damaged or cut short: {error}", "use an older checkpoint"
             ) from None

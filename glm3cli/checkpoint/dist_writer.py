@@ -8,6 +8,7 @@ at a time and without either. `dist_checkpointing.load` reads it into a GPTModel
 import io
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from glm3cli.checkpoint.cuts import to_megatron
 from glm3cli.checkpoint.names import Slot, Stage, slots
-from glm3cli.checkpoint.writers import Plan, Produce
+from glm3cli.checkpoint.writers import Final, Plan, Produce
 
 
-def write_dist(folder: Path, plan: Plan, produce: Produce) -> None:
+def write_dist(folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
     """Writes the tensors, the (empty) extra states, and the two metadata files."""
     torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
     with warnings.catch_warnings():
@@ -45,7 +46,7 @@ def write_dist(folder: Path, plan: Plan, produce: Produce) -> None:
             save(
                 {},
                 storage_writer=_Writer(folder, thread_count=1, sync_files=False),
-                planner=_Planner(plan, produce),
+                planner=_Planner(plan, produce, lambda: _note_written(folder, final)),
                 no_dist=True,
             )
         except CheckpointException as error:  # torch's, around what went wrong here
@@ -54,6 +55,11 @@ def write_dist(folder: Path, plan: Plan, produce: Produce) -> None:
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     backends |= {"common_backend": "torch", "common_backend_version": 1}
     (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
+
+
+def _note_written(folder: Path, final: Final) -> None:
+    for path in folder.glob("*.distcp"):  # the one file, which is written from front to back
+        final(path, path.stat().st_size)
 
 
 class _Writer(FileSystemWriter):
@@ -67,9 +73,10 @@ class _Writer(FileSystemWriter):
 class _Planner(DefaultSavePlanner):
     """Plans one write per tensor and layer, and makes the tensor when its turn has come."""
 
-    def __init__(self, plan: Plan, produce: Produce) -> None:
+    def __init__(self, plan: Plan, produce: Produce, between: Callable[[], None]) -> None:
+        """Takes also what to call when a tensor has been written."""
         super().__init__(flatten_state_dict=False)
-        self._plan, self._produce = plan, produce
+        self._plan, self._produce, self._between = plan, produce, between
         self._slots: dict[MetadataIndex, Slot] = {}
 
     def create_local_plan(self) -> SavePlan:
@@ -109,6 +116,7 @@ class _Planner(DefaultSavePlanner):
             nothing: list[Any] = [None]
             torch.save(nothing, stream)
             return stream
+        self._between()
         slot = self._slots[write_item.index]
         tensor = to_megatron(self._produce(*slot), slot[0].cut, self._plan.model)
         # torch.save writes the whole storage: a view of a mapped file must become a tensor.

@@ -15,12 +15,12 @@ from torch import Tensor, uint8
 from glm3cli.checkpoint.hf import SAFETENSORS_DTYPES
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
-from glm3cli.checkpoint.writers import Plan, Produce
+from glm3cli.checkpoint.writers import Final, Plan, Produce
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce) -> None:
+def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
     """Writes all tensors under their names in `layout`, shard by shard."""
     shards = list(_shards(plan))
     places: dict[str, str] = {}
@@ -28,7 +28,7 @@ def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce) -> No
         number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         name = f"model{number}.safetensors"
         header = _header(layout, shard, plan)
-        _write_shard(folder / name, header, shard, produce)
+        _write_shard(folder / name, header, shard, produce, final)
         places |= dict.fromkeys(header, name)
     if len(shards) > 1:
         total = sum(plan.num_bytes(slot) for slot in plan.dtypes)
@@ -68,7 +68,7 @@ def _header(layout: HfLayout, shard: list[Slot], plan: Plan) -> dict[str, object
 
 
 def _write_shard(
-    path: Path, header: dict[str, object], shard: list[Slot], produce: Produce
+    path: Path, header: dict[str, object], shard: list[Slot], produce: Produce, final: Final
 ) -> None:
     metadata = {"__metadata__": {"format": "pt"}}
     text = json.dumps(metadata | header, separators=(",", ":")).encode()
@@ -78,6 +78,8 @@ def _write_shard(
         file.write(text)
         for weight, layer in shard:
             file.write(bytes_of(produce(weight, layer)))
+            file.flush()
+            final(path, file.tell())
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -41,7 +41,8 @@ class Manifest:
         verified: Whether the tensors were read back and compared.
         non_finite: Number of values that are NaN or infinite.
         files: All files of the folder by their paths in it, but for the manifest.
-        tensors: The SHA-256 of every whole tensor by its ChatGLM name, in the type it is stored in.
+        tensors: The XXH3 (128 bits) of every whole tensor by its ChatGLM name, in the type it is
+            stored in.
     """
 
     source: dict[str, Any]

@@ -51,6 +51,10 @@ def write_random_model(
     """Writes random weights as a Hugging Face folder, with the tokenizer files of `companions`."""
     dtypes = dict.fromkeys(slots(source.model.num_layers), dtype)
     plan = Plan(source.model, ParallelConfig(), dtypes, shard_bytes=2**30)
+
+    def produce(weight: Weight, layer: int | None) -> Tensor:
+        return source.read(weight, layer).to(dtype)
+
     with staged(folder, force=False) as partial:
-        write("chatglm", partial, plan, lambda *slot: source.read(*slot).to(dtype))
+        write("chatglm", partial, plan, produce, lambda _path, _end: None)
         copy_companions(companions, partial, source.model)

@@ -17,13 +17,13 @@ from glm3cli.checkpoint.cuts import cut, piece_shape
 from glm3cli.checkpoint.locate import TRACKER
 from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
 from glm3cli.checkpoint.ranks import FILE
-from glm3cli.checkpoint.writers import Plan, Produce
+from glm3cli.checkpoint.writers import Final, Plan, Produce
 
 # Megatron takes a model of iteration 0 for an unfinished one; ModelLink's converter writes 1.
 _ITERATION = 1
 
 
-def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce) -> None:
+def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
     """Writes the tracker file and one file per tensor- and pipeline-parallel rank."""
     parallel = plan.parallel
     (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
@@ -42,7 +42,9 @@ def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce) -> N
             p, number = numbers[weight, layer]
             pieces = cut(produce(weight, layer), weight.cut, parallel.tp, plan.model)
             for t, piece in enumerate(pieces):
-                archives[t, p].fill(number, piece)
+                archive = archives[t, p]
+                archive.fill(number, piece)
+                final(archive.path, archive.final)
 
 
 def _stage(layout: Layout, plan: Plan, p: int) -> tuple[dict[str, Any], list[Slot]]:

@@ -11,8 +11,10 @@ from glm3cli.checkpoint.names import Layout, Slot, Weight
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 
-# Gives the canonical tensor of one row of the table; each must be asked for exactly once.
+# Gives the canonical tensor of one row of the table; to be asked for all in the order of `slots`.
 Produce = Callable[[Weight, int | None], Tensor]
+# Told of a file again and again: its bytes before this one have their final values.
+Final = Callable[[Path, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class Plan:
         return max(self.dtypes.values(), key=list(self.dtypes.values()).count)
 
 
-def write(layout: Layout, folder: Path, plan: Plan, produce: Produce) -> None:
+def write(layout: Layout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
     """Writes a whole model into the empty `folder`, asking `produce` for one tensor at a time."""
     from glm3cli.checkpoint.dist_writer import write_dist
     from glm3cli.checkpoint.hf_writer import write_hf
     from glm3cli.checkpoint.ranks_writer import write_ranks
 
     if layout == "chatglm" or layout == "glm":
-        write_hf(layout, folder, plan, produce)
+        write_hf(layout, folder, plan, produce, final)
     elif layout == "dist":
-        write_dist(folder, plan, produce)
+        write_dist(folder, plan, produce, final)
     else:
-        write_ranks(layout, folder, plan, produce)
+        write_ranks(layout, folder, plan, produce, final)
