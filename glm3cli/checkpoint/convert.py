@@ -27,6 +27,7 @@ from glm3cli.checkpoint.lora import Adapter, open_adapter
 from glm3cli.checkpoint.manifest import FileEntry, Manifest, versions
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.needs import Needs, check_needs, needs_of
+from glm3cli.checkpoint.pace import ReadAhead
 from glm3cli.checkpoint.preflight import check_legacy
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.source import StoredSource, open_source
@@ -168,6 +169,7 @@ class _Work:
         self.non_finite = 0
         self.memory = PrivateMemory()
         self._order = slots(plan.model.num_layers)
+        self._ahead = ReadAhead(source.reading_order())
         self._pool = ThreadPoolExecutor(1)
         self._coming: tuple[Slot, Future[_Prepared]] | None = None
 
@@ -202,7 +204,9 @@ class _Work:
         self._coming = None if slot is None else (slot, self._pool.submit(self._prepare, slot))
 
     def _prepare(self, slot: Slot) -> _Prepared:
-        tensor = self._adapter.merge(*slot, self._source.read(*slot))
+        tensor = self._source.read(*slot)
+        self._ahead.advance(tensor.nbytes)
+        tensor = self._adapter.merge(*slot, tensor)
         tensor = tensor.to(self._plan.dtypes[slot])
         return _Prepared(tensor, digest(tensor), _count_non_finite(tensor))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint.hf_writer import bytes_of
 from glm3cli.checkpoint.names import Slot, slots
+from glm3cli.checkpoint.pace import Pace
 from glm3cli.checkpoint.source import StoredSource
 
 _BLOCK = 2**22
@@ -44,12 +45,12 @@ class FileDigests:
         self._done: dict[Path, int] = {}
         self._block = memoryview(bytearray(_BLOCK))
 
-    def advance(self, path: Path, end: int | None = None) -> int:
-        """Hashes a file up to the byte `end`, or its end; the number of bytes that were hashed."""
+    def advance(self, path: Path, end: int | None = None) -> None:
+        """Hashes a file up to the byte `end`, or its end."""
         value = self._hashes.setdefault(path, hashlib.sha256())
-        start = done = self._done.get(path, 0)
+        done = self._done.get(path, 0)
         with path.open("rb", buffering=0) as file:
-            file.seek(start)
+            file.seek(done)
             while end is None or done < end:
                 left = _BLOCK if end is None else min(_BLOCK, end - done)
                 count = file.readinto(self._block[:left])
@@ -58,7 +59,6 @@ class FileDigests:
                 value.update(self._block[:count])
                 done += count
         self._done[path] = done
-        return done - start
 
     def finish(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Hashes what is left of the files; their digests."""
@@ -78,7 +78,7 @@ class Follower:
     def __init__(self) -> None:
         self._digests = FileDigests()
         self._pool = ThreadPoolExecutor(1)
-        self._hashing: list[Future[int]] = []
+        self._hashing: list[Future[None]] = []
 
     def note(self, path: Path, end: int) -> None:
         """Notes that the bytes of a file before `end` have their final values."""
@@ -101,7 +101,10 @@ class Follower:
 
 
 def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
-    """The digest and size of every canonical tensor, two at a time."""
+    """The digest and size of every canonical tensor, two at a time, from the last to the first.
+
+    Of a new model that is larger than the page cache, the end is still there.
+    """
 
     def measure(slot: Slot) -> tuple[Slot, str, int]:
         tensor = source.read(*slot)
@@ -109,7 +112,7 @@ def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
 
     pool = ThreadPoolExecutor(2)
     try:
-        yield from pool.map(measure, slots(source.model.num_layers))
+        yield from pool.map(measure, reversed(list(slots(source.model.num_layers))))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -127,7 +130,7 @@ def all_digests(
         files: Hashes its files.
         groups: The files in the order of reading; those of a group are read side by side.
     """
-    pace = _Pace(files, groups)
+    pace = Pace(groups, lambda path, _start, end: files.advance(path, end))
     with ThreadPoolExecutor(1) as pool:
         for weight, layer in slots(source.model.num_layers):
             tensor = source.read(weight, layer)
@@ -135,24 +138,3 @@ def all_digests(
             value = digest(tensor)
             hashing.result()
             yield (weight, layer), value, tensor.nbytes
-
-
-class _Pace:
-    """Spreads bytes over files in the order in which they are read."""
-
-    def __init__(self, files: FileDigests, groups: Sequence[Sequence[Path]]) -> None:
-        self._files, self._groups = files, [dict.fromkeys(group, 0) for group in groups]
-
-    def advance(self, num_bytes: int) -> None:
-        """Hashes the next `num_bytes` of the files."""
-        while num_bytes > 0 and self._groups:
-            group = self._groups[0]
-            share = -(-num_bytes // len(group))
-            for path, end in list(group.items()):
-                count = self._files.advance(path, end + share)
-                num_bytes -= count
-                group[path] = end + share
-                if count < share:
-                    del group[path]
-            if not group:
-                self._groups.pop(0)
