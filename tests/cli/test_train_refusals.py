@@ -1,0 +1,373 @@
+"""Every way in which `glm3 pretrain` and `glm3 finetune` go wrong, and what the user reads."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+from tests.support.project import (
+    Ended,
+    Project,
+    call,
+    environment,
+    glm3,
+)
+from tests.support.train_command import checkpoints, options, succeed
+
+
+def write_bad_task(prefix: Path, num_rows: int = 40) -> Path:
+    """Instructions; the second sample of the run alone has a token beyond the vocabulary."""
+    order = np.arange(num_rows)
+    np.random.RandomState(1234).shuffle(order)
+    for key in ("input_ids", "attention_mask", "labels"):
+        name = f"{prefix}_packed_{key}_document"
+        builder = IndexedDatasetBuilder(f"{name}.bin", dtype=np.int32)
+        for row in range(num_rows):
+            tokens = torch.full((10,), 1 if key == "attention_mask" else 5)
+            if key != "attention_mask" and row == order[1]:
+                tokens[4] = 5000
+            builder.add_document(tokens, [10])
+        builder.finalize(f"{name}.idx")
+    return prefix
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_error_of_any_rank_reaches_the_user_once(project: Project, tmp_path: Path) -> None:
+    data = write_bad_task(tmp_path / "bad")
+    changes = {"data": data, "split": "1,0,0", "micro_batch_size": 1, "global_batch_size": 2}
+    arguments = options(project, tmp_path / "run", "finetune", nproc=2, **changes)
+    ended = glm3(tmp_path / "log", *arguments)
+    assert ended.code == 3, ended.err
+    sentence = "error: sample 1 has token id 5000, but the model's vocabulary has 1024 entries"
+    assert ended.err.count(sentence) == 1
+    assert ended.err.count("error: ") == 1
+    assert ended.err.count("hint: ") == 1
+    assert not checkpoints(tmp_path / "run")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong command: what is changed, how it ends, and what the user reads."""
+
+    changes: Callable[[Project, Path], dict[str, Any]]
+    code: int
+    error: str
+    hint: str
+    command: str = "pretrain"
+
+
+def edited(project: Project, folder: Path, **changes: Any) -> Path:
+    """A model folder with another config.json; None removes a key."""
+    model = folder / "edited"
+    shutil.copytree(project.model, model, dirs_exist_ok=True)
+    values = json.loads((model / "config.json").read_text()) | changes
+    kept = {key: value for key, value in values.items() if value is not None}
+    (model / "config.json").write_text(json.dumps(kept))
+    return model
+
+
+def without_tokenizer(project: Project, folder: Path) -> Path:
+    model = edited(project, folder)
+    (model / "tokenizer.model").unlink()
+    return model
+
+
+def file_in(folder: Path, text: str = "") -> Path:
+    (folder / "file").write_text(text)
+    return folder / "file"
+
+
+SCRATCH: dict[str, Any] = {"model": None, "from_scratch": True, "model_config": "tiny"}
+EARLY = {
+    "missing model": Case(
+        lambda p, t: {"model": t / "none"}, 3, "none does not exist", "give a model folder"
+    ),
+    "folder without weights": Case(
+        lambda p, t: {"model": p.tokenizer}, 3, "holds no weights", "training run"
+    ),
+    "missing data": Case(
+        lambda p, t: {"data": p.folder / "text"},
+        3,
+        "text.idx does not exist",
+        "pretrain --data {folder}/text_text_document",
+    ),
+    "missing data, nothing near": Case(
+        lambda p, t: {"data": t / "none"}, 3, "none.idx does not exist", "glm3 preprocess"
+    ),
+    "instructions for pretrain": Case(
+        lambda p, t: {"data": p.task},
+        3,
+        "task.idx does not exist",
+        "finetune --data {folder}/task\n",
+    ),
+    "text for finetune": Case(
+        lambda p, t: {"data": p.text},
+        3,
+        "text_text_document_packed_input_ids_document.idx does not exist",
+        "pretrain --data {folder}/text_text_document\n",
+        "finetune",
+    ),
+    "weights for some data": Case(
+        lambda p, t: {"data": f"2:{p.text}", "data-path": p.text},
+        2,
+        "some have a weight",
+        "for none",
+    ),
+    "tp": Case(
+        lambda p, t: {"tp": 3, "nproc": 3},
+        2,
+        "num_attention_heads 4 is not divisible by --tp 3",
+        "use --tp 1, 2 or 4",
+    ),
+    "pp": Case(
+        lambda p, t: {"pp": 3, "nproc": 3},
+        2,
+        "num_layers 2 is not divisible by --pp 3",
+        "pp x vpp = 1 or 2",
+    ),
+    "ranks": Case(
+        lambda p, t: {"tp": 2, "nproc": 3}, 2, "3 rank(s) can't hold --tp 2", "--nproc 2"
+    ),
+    "too few ranks": Case(
+        lambda p, t: {"tp": 2, "pp": 2}, 2, "1 rank(s) can't hold --tp 2 x --pp 2", "--nproc 4"
+    ),
+    "global batch": Case(
+        lambda p, t: {"global_batch_size": 5}, 2, "--global-batch-size 5", "use a multiple of 2"
+    ),
+    "sequence": Case(
+        lambda p, t: {"seq_length": 15, "tp": 2, "nproc": 2}, 2, "--seq-length 15", "use a multiple"
+    ),
+    "two starts": Case(
+        lambda p, t: {"from_scratch": True, "model_config": "tiny"},
+        2,
+        "give either --model MODEL or --from-scratch",
+        "--help",
+    ),
+    "no start": Case(lambda p, t: {"model": None}, 2, "give either --model MODEL", "--help"),
+    "no shape": Case(
+        lambda p, t: {"model": None, "from_scratch": True}, 2, "needs --model-config", "--help"
+    ),
+    "missing shape": Case(
+        lambda p, t: SCRATCH | {"model_config": t / "none", "tokenizer": p.tokenizer},
+        3,
+        "none does not exist",
+        "config.json",
+    ),
+    "no tokenizer to start from": Case(
+        lambda p, t: SCRATCH, 2, "no model folder to take the tokenizer from", "give --tokenizer"
+    ),
+    "missing tokenizer": Case(
+        lambda p, t: {"tokenizer": t / "none"}, 3, "none does not exist", "tokenizer.model"
+    ),
+    "model without tokenizer": Case(
+        lambda p, t: {"model": without_tokenizer(p, t)},
+        3,
+        "tokenizer.model does not exist",
+        "give --tokenizer",
+    ),
+    "missing field": Case(
+        lambda p, t: {"model": edited(p, t, hidden_size=None)},
+        3,
+        "config.json lacks hidden_size",
+        "take the config.json",
+    ),
+    "other family": Case(
+        lambda p, t: {"model": edited(p, t, model_type="llama")},
+        3,
+        "is of the family 'llama'",
+        "glm3 takes ChatGLM2 and ChatGLM3",
+    ),
+    "save is a file": Case(lambda p, t: {"save": file_in(t)}, 2, "file is a file", "give a folder"),
+    "save below a file": Case(
+        lambda p, t: {"save": file_in(t) / "run"}, 2, "file is a file", "give a folder"
+    ),
+    "learning rates": Case(
+        lambda p, t: {"min_lr": 1}, 2, "--min-lr 1.0 is above --lr 0.001", "--help"
+    ),
+    "no length": Case(lambda p, t: {"train_iters": None}, 2, "--train-iters is missing", "--help"),
+    "unknown key": Case(
+        lambda p, t: {"config": file_in(t, "seq_lenth: 3")},
+        2,
+        "did you mean 'seq_length'",
+        "--help",
+    ),
+}
+# Runs many wrong commands in one process, which stays small as long as nothing heavy is imported.
+PROGRAM = """
+import contextlib, io, json, sys
+from glm3cli.cli.app import main
+ended = []
+for arguments in json.load(sys.stdin):
+    sys.argv, out, err, code = ["glm3", *arguments], io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+    heavy = sorted({"torch", "numpy", "megatron", "pyarrow"} & set(sys.modules))
+    ended.append([code, out.getvalue(), err.getvalue(), heavy])
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def early(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, list[Any]]]:
+    """How each early case ends, and the folder that it was given."""
+    folders = {name: tmp_path_factory.mktemp("case") for name in EARLY}
+    commands = [
+        [
+            str(argument)
+            for argument in options(
+                project,
+                **{"save": folders[name] / "run", "command": case.command}
+                | case.changes(project, folders[name]),
+            )
+        ]
+        for name, case in EARLY.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+        timeout=100,
+    )
+    found = json.loads(done.stdout)
+    return {name: (folders[name], ended) for name, ended in zip(EARLY, found, strict=True)}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_what_is_cheap_to_see_is_refused_before_torch(
+    early: dict[str, tuple[Path, list[Any]]], project: Project, name: str
+) -> None:
+    case, (folder, (code, out, err, heavy)) = EARLY[name], early[name]
+    assert code == case.code
+    assert case.error in err
+    assert case.hint.format(folder=project.folder) in err.split("hint: ")[1]
+    assert err.startswith("error: ")
+    assert not out
+    assert not heavy
+    assert not (folder / "run").exists()
+
+
+def truncated(first: Path, folder: Path) -> Path:
+    """A checkpoint whose weights end too early."""
+    damaged = folder / "iter_0000003"
+    shutil.copytree(first / "iter_0000003", damaged)
+    for file in damaged.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return damaged
+
+
+def without(name: str) -> Callable[[Path, Path], Path]:
+    def damage(first: Path, folder: Path) -> Path:
+        damaged = folder / "iter_0000003"
+        shutil.copytree(first / "iter_0000003", damaged)
+        (damaged / name).unlink()
+        return damaged
+
+    return damage
+
+
+def garbled(name: str) -> Callable[[Path, Path], Path]:
+    def damage(first: Path, folder: Path) -> Path:
+        damaged = folder / "iter_0000003"
+        shutil.copytree(first / "iter_0000003", damaged)
+        (damaged / name).write_bytes(b"\x80garbage")
+        return damaged
+
+    return damage
+
+
+DAMAGES = {
+    "truncated": truncated,
+    "no metadata.json": without("metadata.json"),
+    "no .metadata": without(".metadata"),
+    "no common.pt": without("common.pt"),
+    "garbled .metadata": garbled(".metadata"),
+    "garbled common.pt": garbled("common.pt"),
+    "garbled metadata.json": garbled("metadata.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused(
+    first: tuple[Path, Ended], project: Project, tmp_path: Path, damage: str
+) -> None:
+    damaged = DAMAGES[damage](first[0], tmp_path)
+    ended = call(*options(project, tmp_path / "run", resume=damaged))
+    assert ended.code == 3, ended.err
+    assert str(damaged) in ended.err.split("error: ")[1]
+    assert "older checkpoint" in ended.err.split("hint: ")[1]
+    assert "Traceback" not in ended.err
+    assert not checkpoints(tmp_path / "run")
+
+
+def test_weights_alone_are_refused(project: Project, tmp_path: Path) -> None:
+    succeed("convert", "hf2mg", project.model, tmp_path / "iter_0000001", "--format", "dist")
+    ended = call(*options(project, tmp_path / "run", resume=tmp_path / "iter_0000001"))
+    assert ended.code == 3, ended.err
+    assert f"{tmp_path / 'iter_0000001'} holds weights without training state" in ended.err
+    assert "hint: start a new run from it with --model" in ended.err
+    assert not checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["none", "model"])
+def test_a_folder_without_checkpoints_is_refused(
+    project: Project, tmp_path: Path, name: str
+) -> None:
+    ended = call(*options(project, tmp_path / "run", resume=project.folder / name))
+    assert ended.code == 3, ended.err
+    assert f"--resume {project.folder / name} is no checkpoint" in ended.err
+    assert "RUN/iter_0000030" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_kind_of_optimizer_is_refused(run: Path, project: Project) -> None:
+    ended = call(*options(project, run, train_iters=8), "--no-distributed-optimizer")
+    assert ended.code == 3, ended.err
+    assert "was saved with a distributed optimizer" in ended.err
+    assert "hint: resume with --distributed-optimizer" in ended.err
+    assert checkpoints(run) == ["iter_0000003", "iter_0000006"]
+
+
+def test_a_checkpoint_of_another_shape_is_refused(run: Path, project: Project) -> None:
+    config = file_in(run.parent)
+    values = json.loads((project.model / "config.json").read_text())
+    config.write_text(json.dumps(values | {"ffn_hidden_size": 64}))
+    changes = {"model": None, "from_scratch": True, "model_config": config}
+    ended = call(*options(project, run, train_iters=8, tokenizer=project.tokenizer, **changes))
+    assert ended.code == 3, ended.err
+    assert str(run / "iter_0000006") in ended.err
+    assert checkpoints(run) == ["iter_0000003", "iter_0000006"]
+
+
+def test_a_token_beyond_the_vocabulary_is_named(project: Project, tmp_path: Path) -> None:
+    data = write_bad_task(tmp_path / "bad")
+    changes = {"data": data, "split": "1,0,0", "micro_batch_size": 1}
+    ended = call(*options(project, tmp_path / "run", "finetune", **changes))
+    assert ended.code == 3, ended.err
+    assert "sample 1 has token id 5000, but the model's vocabulary has 1024 entries" in ended.err
+    assert "hint: preprocess the data with this model's tokenizer" in ended.err
+    assert not checkpoints(tmp_path / "run")
+
+
+def test_a_split_without_documents_is_refused(project: Project, tmp_path: Path) -> None:
+    ended = call(*options(project, tmp_path / "run", split="0,1,0"))
+    assert ended.code == 3, ended.err
+    assert "--split 0,1,0 of 50 document(s) leaves none for training" in ended.err
+    assert not checkpoints(tmp_path / "run")
