@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,12 @@ _LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field
 _CENTRAL_HEADER = 46
 _CRC_IN_CENTRAL = 16
 _CRC_IN_DESCRIPTOR = 4  # behind the signature that follows the data
+
+
+def values_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of one entry of a zip file begin."""
+    file.seek(entry.header_offset + _LOCAL_HEADER - 4)
+    return entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
 
 
 class Archive:
@@ -51,9 +57,7 @@ class Archive:
         entry, values = self._entries[name], bytes_of(tensor)
         assert entry.file_size == values.nbytes, f"{name} holds {entry.file_size} bytes"
         assert name not in self._checksums, f"{name} was filled before"
-        self._file.seek(entry.header_offset + _LOCAL_HEADER - 4)
-        name_length, extra_length = struct.unpack("<HH", self._file.read(4))
-        self._file.seek(name_length + extra_length, 1)
+        self._file.seek(values_offset(self._file, entry))
         self._file.write(values)
         checksum = zlib.crc32(values)
         descriptor = self._file.tell()

@@ -80,7 +80,7 @@ def _digests(source: StoredSource, files: FileDigests) -> dict[str, str]:
     total = sum(path.stat().st_size for path in source.files())
     found = {}
     with Progress(total, "checking") as progress:
-        for slot, value, num_bytes in all_digests(source, files, source.reading_order()):
+        for slot, value, num_bytes in all_digests(source, files):
             found[slot_name(slot)] = value
             progress.advance(num_bytes)
     return found

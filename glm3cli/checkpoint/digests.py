@@ -5,7 +5,7 @@ and XXH3 finds them at the speed of the memory. A file's is for whoever gets the
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -117,20 +117,13 @@ def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
         pool.shutdown(cancel_futures=True)
 
 
-def all_digests(
-    source: StoredSource, files: FileDigests, groups: Sequence[Sequence[Path]]
-) -> Iterator[tuple[Slot, str, int]]:
+def all_digests(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot, str, int]]:
     """The digest and size of every canonical tensor, while `files` keeps pace.
 
     The files are hashed by a second thread, which is about where the tensors are read from: what
     one of the two reads from the disk, the other finds in memory.
-
-    Args:
-        source: The model.
-        files: Hashes its files.
-        groups: The files in the order of reading; those of a group are read side by side.
     """
-    pace = Pace(groups, lambda path, _start, end: files.advance(path, end))
+    pace = Pace(source.reading_order(), lambda path, _start, end: files.advance(path, end))
     with ThreadPoolExecutor(1) as pool:
         for weight, layer in slots(source.model.num_layers):
             tensor = source.read(weight, layer)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-_LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
+from glm3cli.checkpoint.archive import values_offset
 
 
 class MappedFile:
@@ -53,11 +53,7 @@ def _values(window: BinaryIO) -> tuple[int, int]:
         entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
     if len(entries) != 1 or entries[0].compress_type != zipfile.ZIP_STORED:
         raise RuntimeError("it holds something other than one tensor")
-    entry = entries[0]
-    window.seek(entry.header_offset)
-    header = window.read(_LOCAL_HEADER)
-    lengths = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-    return entry.header_offset + _LOCAL_HEADER + sum(lengths), entry.file_size
+    return values_offset(window, entries[0]), entries[0].file_size
 
 
 class _Window(io.RawIOBase):

@@ -14,7 +14,7 @@ from glm3cli import __version__
 from glm3cli.errors import CheckpointError
 
 MANIFEST = "glm3-manifest.json"
-_FORMAT = 1
+_FORMAT = 2  # 1 had the SHA-256 of the tensors
 _PACKAGES = ("torch", "safetensors", "megatron-core")
 
 
@@ -103,5 +103,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is damaged: {error}", "convert the model again, or remove the file"
         ) from None
     if number != _FORMAT:
-        raise CheckpointError(f"{path} has the format {number}", f"this glm3 knows {_FORMAT}")
+        raise CheckpointError(
+            f"{path} has the format {number}, but this glm3 knows {_FORMAT}",
+            "convert the model again, or remove the file",
+        )
     return manifest

@@ -13,9 +13,10 @@ from glm3cli.checkpoint import convert as convert_module
 from glm3cli.checkpoint import needs
 from glm3cli.checkpoint.check import check
 from glm3cli.checkpoint.convert import convert
-from glm3cli.checkpoint.digests import FileDigests
+from glm3cli.checkpoint.digests import FileDigests, Follower
 from glm3cli.checkpoint.inspect import inspect
 from glm3cli.checkpoint.manifest import MANIFEST, read_manifest
+from glm3cli.checkpoint.pace import Pace
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
@@ -71,10 +72,23 @@ def test_files_of_weights_are_hashed_while_they_are_written(hf, tmp_path, monkey
         others.append(path.name)
         return original(path)
 
-    original = convert_module.file_digest
+    def finish(follower, paths):
+        paths = list(paths)
+        for part in follower._hashing:
+            part.result()
+        done = sum(follower._digests._done[path] for path in paths)
+        shares.append(done / sum(path.stat().st_size for path in paths))
+        return original_finish(follower, paths)
+
+    shares = []
+    original, original_finish = convert_module.file_digest, Follower.finish
     monkeypatch.setattr(convert_module, "file_digest", file_digest)
+    monkeypatch.setattr(Follower, "finish", finish)
     for name, options in OPTIONS.items():
         convert(hf, tmp_path / name, options)
+    # Of files as small as these much is headers and directories, which come last.
+    assert len(shares) == len(OPTIONS)
+    assert min(shares) > 0.4
     assert "model_optim_rng.pt" not in others
     assert not any(name.endswith((".distcp", ".safetensors")) for name in others)
     assert "config.json" in others
@@ -177,6 +191,24 @@ def test_files_are_hashed_in_steps(tmp_path):
             files.advance(path, end)
     expected = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert files.finish(paths) == expected
+
+
+def test_files_are_gone_through_in_the_order_of_reading(tmp_path):
+    paths = [tmp_path / str(size) for size in (5, 7, 30, 0, 3)]
+    for path in paths:
+        path.write_bytes(bytes(int(path.name)))
+    parts = []
+    pace = Pace([paths[:2], paths[2:4], paths[4:]], lambda *part: parts.append(part))
+    pace.advance(6)
+    assert parts == [(paths[0], 0, 3), (paths[1], 0, 3)]
+    for step in (3, 20, 100):
+        pace.advance(step)
+    for path in paths:
+        ends = [(start, end) for file, start, end in parts if file == path]
+        assert [start for start, _ in ends] == [0, *(end for _, end in ends[:-1])]
+        assert ends[-1][1] == int(path.name)
+    groups = [paths.index(file) // 2 for file, *_ in parts]
+    assert groups == sorted(groups)
 
 
 def test_needs_are_printed_first(hf, tmp_path, capsys):

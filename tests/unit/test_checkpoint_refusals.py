@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm3cli.checkpoint import convert as convert_module
+from glm3cli.checkpoint import transfer
 from glm3cli.checkpoint.convert import convert
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
@@ -321,8 +321,8 @@ def test_a_write_that_went_wrong_is_noticed(hf, monkeypatch):
         path = next(folder.rglob("*.pt"))
         rewrite(path, lambda saved: saved["model"]["output_layer.weight"].add_(1))
 
-    original = convert_module.write
-    monkeypatch.setattr(convert_module, "write", write)
+    original = transfer.write
+    monkeypatch.setattr(transfer, "write", write)
     refused(hf, "output reads back differently")
 
 
@@ -331,7 +331,7 @@ def test_an_interrupt_leaves_nothing(hf, monkeypatch):
         (folder / "half").write_text("x")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_module, "write", write)
+    monkeypatch.setattr(transfer, "write", write)
     with pytest.raises(KeyboardInterrupt):
         convert(hf, hf.parent / "new", ConvertOptions(layout="mcore"))
     assert [path.name for path in hf.parent.iterdir()] == ["hf"]
