@@ -1,11 +1,7 @@
 """Goes through files in step with somebody who reads the tensors in them."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-# Asked for in advance: what a disk of some GB/s reads while one large tensor is written.
-_AHEAD = 2**28
 
 
 class Pace:
@@ -37,25 +33,3 @@ class Pace:
                     del group[path]
             if not group:
                 self._groups.pop(0)
-
-
-class ReadAhead:
-    """Asks the kernel for what is going to be read, some way ahead of who reads it.
-
-    Tensors are mapped, and a mapped file is otherwise read in small pieces, one after the other.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[Path]]) -> None:
-        self._pace = Pace(groups, _ask_for)
-        self._pace.advance(_AHEAD)
-
-    def advance(self, num_bytes: int) -> None:
-        """Notes that `num_bytes` more are being read."""
-        self._pace.advance(num_bytes)
-
-
-def _ask_for(path: Path, start: int, end: int) -> None:
-    if not hasattr(os, "posix_fadvise"):  # macOS
-        return
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)

@@ -15,7 +15,6 @@ from torch import Tensor
 from glm3cli.checkpoint.digests import digest
 from glm3cli.checkpoint.lora import Adapter
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
-from glm3cli.checkpoint.pace import ReadAhead
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.checkpoint.writers import Final, Plan, write
@@ -50,7 +49,6 @@ class Transfer:
         self.memory = PrivateMemory()
         self._progress = Progress(plan.total_bytes, "converting")
         self._order = slots(plan.model.num_layers)
-        self._ahead = ReadAhead(source.reading_order())
         self._pool = ThreadPoolExecutor(1)
         self._coming: tuple[Slot, Future[_Prepared]] | None = None
 
@@ -85,9 +83,7 @@ class Transfer:
         self._coming = None if slot is None else (slot, self._pool.submit(self._prepare, slot))
 
     def _prepare(self, slot: Slot) -> _Prepared:
-        tensor = self.source.read(*slot)
-        self._ahead.advance(tensor.nbytes)
-        tensor = self._adapter.merge(*slot, tensor)
+        tensor = self._adapter.merge(*slot, self.source.read(*slot))
         tensor = tensor.to(self.plan.dtypes[slot])
         return _Prepared(tensor, digest(tensor), _count_non_finite(tensor))
 
