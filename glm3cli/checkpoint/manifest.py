@@ -3,6 +3,7 @@
 Free of torch.
 """
 
+import functools
 import json
 import platform
 from dataclasses import asdict, dataclass
@@ -59,6 +60,7 @@ class Manifest:
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions that a manifest names."""
     installed = {name: version(name) for name in _PACKAGES}

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm3cli.checkpoint.progress import private_bytes
+from glm3cli.checkpoint.progress import PrivateMemory
 from glm3cli.errors import ConfigError
 
 # Headers, config.json, the tokenizer and the manifest of a large model.
@@ -30,7 +30,7 @@ def needs_of(weights: int, largest: int) -> Needs:
         weights: Bytes of all new tensors.
         largest: Bytes of the largest tensor in the widest type on its way.
     """
-    return Needs(weights + _COMPANION_BYTES, private_bytes() + _COPIES * largest)
+    return Needs(weights + _COMPANION_BYTES, PrivateMemory().sample() + _COPIES * largest)
 
 
 def check_needs(target: Path, needs: Needs) -> None:

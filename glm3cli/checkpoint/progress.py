@@ -2,8 +2,9 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -53,26 +54,22 @@ class Progress:
 
 
 class PrivateMemory:
-    """The highest private (not file-backed) memory of this process at the times it was asked."""
+    """The private (not file-backed) memory of this process.
+
+    Attributes:
+        peak: The highest value at the times it was asked for.
+    """
 
     def __init__(self) -> None:
+        self._process = psutil.Process()
         self.peak = 0
 
-    def sample(self) -> None:
-        """Takes the present value into account.
+    def sample(self) -> int:
+        """The bytes now; of everything where the system doesn't tell them apart.
 
         Mapped pages of a source file can be dropped at any time, so they don't count.
         """
-        self.peak = max(self.peak, private_bytes())
-
-
-def private_bytes() -> int:
-    """The private (not file-backed) memory of this process now."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not on Linux: the peak of everything
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = status.read_text(encoding="ascii").splitlines()
-    found = next(line for line in lines if line.startswith("RssAnon:"))
-    return int(found.split()[1]) * 1024
+        memory = self._process.memory_info()
+        now = int(memory.rss - getattr(memory, "shared", 0))
+        self.peak = max(self.peak, now)
+        return now
