@@ -17,9 +17,14 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 class AdapterConfig(BaseModel):
-    """What merging needs of the file; PEFT's names (peft/tuners/lora/config.py)."""
+    """What merging needs of the file, and what is kept; PEFT's names (tuners/lora/config.py)."""
 
     peft_type: str = "LORA"
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    inference_mode: bool = True
+    lora_dropout: float = 0.0
+    bias: str = "none"
     r: int = Field(gt=0)
     lora_alpha: float
     target_modules: list[str] | str | None = None
@@ -68,7 +73,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"--lora {folder} has no {CONFIG}", "give a folder that PEFT's save_pretrained wrote"
+            f"the adapter {folder} has no {CONFIG}",
+            "give a folder that PEFT's save_pretrained wrote",
         )
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ afterwards, together with the checksums that the zip format keeps of them.
 
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, Self
 
 import torch
 from torch import Tensor
+from zlib_ng import zlib_ng
 
 from glm3cli.checkpoint.hf_writer import bytes_of
 
@@ -59,7 +59,7 @@ class Archive:
         assert name not in self._checksums, f"{name} was filled before"
         self._file.seek(values_offset(self._file, entry))
         self._file.write(values)
-        checksum = zlib.crc32(values)
+        checksum = zlib_ng.crc32(values)  # three times as fast as zlib's
         descriptor = self._file.tell()
         if self._file.read(4) == b"PK\x07\x08":
             self._file.seek(descriptor + _CRC_IN_DESCRIPTOR)

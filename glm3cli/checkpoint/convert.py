@@ -2,8 +2,8 @@
 
 Every tensor is read in canonical form, cast, and handed to the target's writer, one at a time. The
 files are hashed close behind the writer, while they are in the page cache. Afterwards the written
-folder is opened as any other model and compared, tensor by tensor, and a manifest is added (see
-`manifest`).
+folder is opened as any other model and compared, tensor by tensor, a small model's logits as well,
+and a manifest is added (see `manifest`).
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 
 from glm3cli.checkpoint.companions import copy_companions
 from glm3cli.checkpoint.digests import Follower, file_digest, slot_name, tensor_digests
+from glm3cli.checkpoint.logits import is_small, logits_difference
 from glm3cli.checkpoint.lora import Adapter, open_adapter
 from glm3cli.checkpoint.manifest import FileEntry, Manifest, versions
 from glm3cli.checkpoint.names import Layout, slots
@@ -49,6 +50,8 @@ class ConvertResult:
         verified: Whether the written tensors were read back and compared.
         non_finite: Number of values that are NaN or infinite.
         merged: Number of tensors that an adapter was merged into.
+        logits_difference: Largest difference to the source's logits (with the adapter) on a fixed
+            prompt; None if it wasn't computed, as that of a large model.
     """
 
     source: str
@@ -61,6 +64,7 @@ class ConvertResult:
     verified: bool
     non_finite: int
     merged: int
+    logits_difference: float | None
 
 
 def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> ConvertResult:
@@ -92,6 +96,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
             copy_companions(source_path, folder, plan.model, options.layout)
             syncing = disk.submit(sync, folder)  # while all is read back
             hashed = _verify(folder, target_path, transfer, follower) if options.verify else {}
+            difference = _compare_logits(folder, target_path, transfer) if options.verify else None
             syncing.result()
         _manifest(folder, transfer, options, source_path, hashed).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -106,6 +111,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
         verified=options.verify,
         non_finite=transfer.non_finite,
         merged=len(adapter.pairs),
+        logits_difference=difference,
     )
 
 
@@ -162,6 +168,25 @@ def _verify(
             transfer.memory.sample()
             progress.advance(num_bytes)
     return hashed.result()
+
+
+def _compare_logits(folder: Path, target_path: Path, transfer: Transfer) -> float | None:
+    """The difference between the logits of the source and of the written folder.
+
+    Raises:
+        CheckpointError: They differ, though all weights have kept their types.
+    """
+    source = transfer.source
+    if not is_small(source):
+        return None
+    difference = logits_difference(source, transfer.adapter, open_source(folder))
+    kept = all(source.dtype(*slot) == dtype for slot, dtype in transfer.plan.dtypes.items())
+    if difference and kept and not transfer.adapter.pairs:
+        raise CheckpointError(
+            f"{target_path} computes other logits than the source (by {difference:.2e})",
+            "this is a bug of glm3: please report it; nothing was kept",
+        )
+    return difference
 
 
 def _manifest(

@@ -26,14 +26,15 @@ _MODULES = (
     "query_key_value, dense, dense_h_to_4h or dense_4h_to_h (GlmForCausalLM: q_proj, k_proj, "
     "v_proj, o_proj, gate_up_proj or down_proj)"
 )
+WEIGHTS_FILE = "adapter_model.safetensors"
 # In a state dict that was saved by hand the adapter's name ("default") is part of the names.
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _ANOTHER_BASE = "take the base model that the adapter was trained on"
 
 
 @dataclass(frozen=True)
-class _Module:
-    """Some rows of a weight, which are a linear layer of the adapted model."""
+class Module:
+    """Some rows of a weight, which are a linear layer of an adapted model."""
 
     slot: Slot
     rows: slice
@@ -106,13 +107,14 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
     return Adapter(pairs)
 
 
-def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, _Module]:
+def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, Module]:
     """All modules that an adapter may have, in the naming that most of `found` are in."""
-    namings = [_modules_in(layout, model) for layout in get_args(HfLayout)]
+    namings = [modules_in(layout, model) for layout in get_args(HfLayout)]
     return max(namings, key=lambda modules: len(modules.keys() & found))
 
 
-def _modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, _Module]:
+def modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, Module]:
+    """The linear layers that can have an adapter, by their names in `layout`."""
     modules = {}
     for weight, layer in slots(model.num_layers):
         if weight.logical not in _TARGETS:
@@ -120,7 +122,7 @@ def _modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, _Module]:
         start = 0
         for name, (outputs, inputs) in weight.parts(layout, model, layer).items():
             rows = slice(start, start + outputs)
-            module = _Module((weight, layer), rows, (outputs, inputs))
+            module = Module((weight, layer), rows, (outputs, inputs))
             modules[name.removesuffix(".weight")] = module
             start += outputs
     return modules
@@ -137,7 +139,7 @@ def _misfit(name: str, model: ModelConfig) -> str:
 
 
 def _pair(
-    file: Path, name: str, sides: dict[str, Tensor], module: _Module, config: AdapterConfig
+    file: Path, name: str, sides: dict[str, Tensor], module: Module, config: AdapterConfig
 ) -> Pair:
     rank = config.rank(name)
     outputs, inputs = module.shape
@@ -156,11 +158,11 @@ def _pair(
 
 
 def _file(folder: Path) -> Path:
-    paths = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
+    paths = [folder / WEIGHTS_FILE, folder / "adapter_model.bin"]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         raise CheckpointError(
-            f"--lora {folder} has neither {paths[0].name} nor {paths[1].name}",
+            f"{folder} has neither {paths[0].name} nor {paths[1].name}",
             "give a folder that PEFT's save_pretrained wrote",
         )
     return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from glm3cli.checkpoint.adapter_config import CONFIG as ADAPTER_CONFIG
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.signals import signals_held
 from glm3cli.errors import CheckpointError, ConfigError
@@ -39,6 +40,8 @@ def _check_replaceable(target: Path) -> None:
     advice = "remove it yourself, or choose another folder"
     if target.is_symlink() or not target.is_dir():
         raise ConfigError(f"{target} is no folder, so --force doesn't replace it", advice)
+    if (target / ADAPTER_CONFIG).is_file():
+        return
     try:
         if any(target.iterdir()):
             locate(target)

@@ -37,13 +37,14 @@ class Transfer:
     Attributes:
         source: Where they come from.
         plan: What they become.
+        adapter: What is merged into them.
         digests: The digest of every tensor that was made.
         non_finite: Number of values that are NaN or infinite.
         memory: The memory of this process, asked whenever a tensor is handed over.
     """
 
     def __init__(self, source: StoredSource, plan: Plan, adapter: Adapter) -> None:
-        self.source, self.plan, self._adapter = source, plan, adapter
+        self.source, self.plan, self.adapter = source, plan, adapter
         self.digests: dict[Slot, str] = {}
         self.non_finite = 0
         self.memory = PrivateMemory()
@@ -83,7 +84,7 @@ class Transfer:
         self._coming = None if slot is None else (slot, self._pool.submit(self._prepare, slot))
 
     def _prepare(self, slot: Slot) -> _Prepared:
-        tensor = self._adapter.merge(*slot, self.source.read(*slot))
+        tensor = self.adapter.merge(*slot, self.source.read(*slot))
         tensor = tensor.to(self.plan.dtypes[slot])
         return _Prepared(tensor, digest(tensor), _count_non_finite(tensor))
 

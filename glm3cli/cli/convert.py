@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glm3cli.cli.options import command
-from glm3cli.config.convert import ConvertConfig, InspectConfig, ToHfConfig, ToMegatronConfig
+from glm3cli.config.convert import (
+    AdapterOptions,
+    ConvertConfig,
+    InspectConfig,
+    ToHfConfig,
+    ToMegatronConfig,
+)
 
 if TYPE_CHECKING:
     from glm3cli.checkpoint.inspect import Inspection
@@ -33,6 +39,28 @@ def mg2hf(config: ToHfConfig) -> None:
 def mg2mg(config: ToMegatronConfig) -> None:
     """Cut a Megatron model or a training run for other parallel sizes."""
     _convert(config, config.options)
+
+
+@command(app, AdapterOptions, "adapter")
+def adapter(config: AdapterOptions) -> None:
+    """Rename a LoRA adapter for the other Hugging Face layout; no weights are merged."""
+    from glm3cli.checkpoint.adapter_config import read_adapter_config
+    from glm3cli.checkpoint.staging import check_target
+
+    check_target(config.target, config.source, force=config.force)
+    read_adapter_config(config.source)
+    from glm3cli.checkpoint.adapter_writer import convert_adapter
+
+    modules = convert_adapter(
+        config.source, config.target, config.model, config.layout, force=config.force
+    )
+    if config.as_json:
+        paths = {"source": str(config.source), "target": str(config.target)}
+        typer.echo(json.dumps(paths | {"layout": config.layout, "modules": modules}))
+        return
+    typer.echo(
+        f"{config.target}: an adapter of {modules} modules with the names of {config.layout}"
+    )
 
 
 @command(app, InspectConfig, "inspect")
@@ -69,6 +97,10 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
         typer.echo(json.dumps(asdict(result)))
         return
     checked = "read back and compared" if result.verified else "not verified"
+    if result.logits_difference is not None:
+        checked += f", logits within {result.logits_difference:.1e} of the source's"
+    if result.logits_difference == 0:
+        checked = "read back and compared, same logits"
     typer.echo(
         f"{result.target}: {result.layout}, {result.tensors} tensors, {result.bytes / 1e9:.2f} GB "
         f"in {result.seconds:.1f} s, {checked}"

@@ -100,7 +100,7 @@ def _show(samples: "Iterator[Shown]") -> None:
 
     console = Console()
     for sample in samples:
-        console.print(Text(sample.where, style="bold"))
+        console.print(Text(sample.where, style="bold"), soft_wrap=True)
         for name, token, label in sample.tokens:
             trained = label is None or label >= 0
             shown = "" if label is None else str(label)

@@ -112,6 +112,28 @@ class ToHfConfig(ConvertConfig):
         )
 
 
+class AdapterOptions(Settings):
+    """Options of adapter."""
+
+    source: Annotated[Path, Flag(positional=True, metavar="SRC")] = Field(
+        description="Folder of a PEFT LoRA adapter."
+    )
+    target: Annotated[Path, Flag(positional=True, metavar="DST")] = Field(
+        description="The new folder."
+    )
+    model: Annotated[Path, Flag(metavar="MODEL")] = Field(
+        description="The model that the adapter was trained on, in any layout."
+    )
+    layout: Literal["chatglm", "glm"] = Field(
+        description="Whose names the adapter gets: those of the original remote code, or of "
+        "transformers' own GlmForCausalLM."
+    )
+    force: bool = Field(default=False, description="Replace DST if it exists.")
+    as_json: Annotated[bool, Flag(name="json")] = Field(
+        default=False, description="Print the result as one JSON object."
+    )
+
+
 class InspectConfig(Settings):
     """Options of inspect."""
 

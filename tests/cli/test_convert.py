@@ -41,7 +41,7 @@ def python(code, **values):
 def test_there_and_back(hf, tmp_path):
     result = run("hf2mg", hf, tmp_path / "mg", "--tp", 2, "--pp", 2)
     assert result.stdout.startswith(f"{tmp_path / 'mg'}: mcore, 31 tensors, 0.00 GB in ")
-    assert result.stdout.endswith("read back and compared\n")
+    assert result.stdout.endswith("read back and compared, same logits\n")
     run("mg2mg", tmp_path / "mg", tmp_path / "mg2", "--format", "legacy", "--num-layer-list", "4")
     run("mg2hf", tmp_path / "mg2", tmp_path / "back", "--shard-size", "10KB")
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
@@ -138,7 +138,27 @@ def test_every_conversion_merges_an_adapter(hf, tmp_path, name):
     assert f"lora {adapter}; read back" in run("inspect", tmp_path / "new").stdout
 
 
+def test_an_adapter_gets_other_names(hf, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter")
+    options = ["--model", hf, "--layout", "glm"]
+    done = run("adapter", adapter, tmp_path / "new", *options)
+    shown = " ".join(done.stdout.split())
+    assert shown.endswith("new: an adapter of 24 modules, named as in glm")
+    found = json.loads(run("adapter", adapter, tmp_path / "2", *options, "--json").stdout)
+    assert found == {
+        "source": str(adapter),
+        "target": str(tmp_path / "2"),
+        "layout": "glm",
+        "modules": 24,
+    }
+
+
 MISTAKES = [
+    (
+        ["adapter", "hf", "new", "--model", "hf", "--layout", "glm"],
+        CheckpointError,
+        "the adapter hf has no adapter_config.json",
+    ),
     (["hf2mg", "hf", "new", "--lora", "hf"], CheckpointError, "has no adapter_config.json"),
     (["hf2mg", "absent", "new"], CheckpointError, "absent does not exist"),
     (["hf2mg", "hf", "new", "--tp", "3"], ConfigError, "not divisible by --tp 3"),

@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 
 from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.logits import logits_difference
+from glm3cli.checkpoint.lora import Adapter
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
@@ -153,6 +155,34 @@ def test_result(hf, tmp_path):
     assert result.peak_private_bytes > 0
     assert result.non_finite == 0
     assert not convert(hf, tmp_path / "mg2", options("mcore", verify=False)).verified
+
+
+def test_a_small_models_logits_are_compared(hf, tmp_path, monkeypatch):
+    def difference(target, **options):
+        return convert(hf, tmp_path / target, ConvertOptions(**options)).logits_difference
+
+    assert difference("same", layout="mcore", parallel=ParallelConfig(tp=2, pp=2)) == 0
+    # Weights that are rounded to 8 bits change logits, whose size is about 10, by some percent.
+    assert 1e-3 < difference("rounded", layout="dist", dtype="bf16") < 1
+    assert difference("unread", layout="mcore", verify=False) is None
+    monkeypatch.setattr("glm3cli.checkpoint.logits._MOST_PARAMETERS", 10_000)
+    assert difference("large", layout="mcore") is None
+
+
+def test_other_logits_are_refused(hf, tmp_path, monkeypatch):
+    monkeypatch.setattr("glm3cli.checkpoint.convert.logits_difference", lambda *_sources: 0.25)
+    with pytest.raises(CheckpointError, match=r"other logits than the source \(by 2.50e-01\)"):
+        convert(hf, tmp_path / "new", ConvertOptions(layout="mcore"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_tell_models_apart(hf, tmp_path):
+    weights = random_weights()
+    name = "transformer.encoder.layers.2.self_attention.query_key_value.bias"
+    weights[name] = weights[name].roll(1)
+    other = open_source(write_hf(tmp_path / "other", weights=weights))
+    assert logits_difference(open_source(hf), Adapter({}), other) > 1e-3
+    assert logits_difference(other, Adapter({}), other) == 0
 
 
 def test_values_that_are_not_finite_are_counted(tmp_path, caplog):

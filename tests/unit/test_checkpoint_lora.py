@@ -252,7 +252,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("change", "sentence"), WRONG, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("change", "sentence"), WRONG, ids=[sentence[:40] for _, sentence in WRONG]
+)
 def test_tensors_that_do_not_fit(hf, tmp_path, change, sentence):
     tensors = adapter_tensors()
     change(tensors)

@@ -1,0 +1,79 @@
+"""ChatGLM3's forward pass in plain torch, without Megatron and without a process group.
+
+One weight is in memory at a time, so that it also runs on models that are larger than the memory.
+It checks weights, whatever layout they come from; training and inference use `build`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from glm3cli.config.model import ModelConfig
+
+# Gives a whole weight by its logical name and its layer (None outside the layers).
+Read = Callable[[str, int | None], Tensor]
+
+
+def plain_logits(model: ModelConfig, read: Read, tokens: Tensor) -> Tensor:
+    """The logits of one sequence, computed in fp32.
+
+    Args:
+        model: The model's shape.
+        read: Gives the weights, in any floating type.
+        tokens: Token ids, [s].
+
+    Returns:
+        [s, vocabulary], fp32.
+    """
+    hidden = read("embedding", None)[tokens].float()
+    rotation = _rotation(model, len(tokens))
+    for layer in range(model.num_layers):
+
+        def weight(name: str, layer: int = layer) -> Tensor:
+            return read(name, layer).float()
+
+        normed = _norm(model, hidden, weight("input_norm"))
+        qkv = functional.linear(normed, weight("qkv_weight"), weight("qkv_bias"))
+        context = _attend(model, qkv, rotation)
+        hidden = hidden + functional.linear(context, weight("attention_out"))
+        normed = _norm(model, hidden, weight("mlp_norm"))
+        gate, up = functional.linear(normed, weight("mlp_up")).chunk(2, dim=-1)
+        hidden = hidden + functional.linear(functional.silu(gate) * up, weight("mlp_down"))
+    hidden = _norm(model, hidden, read("final_norm", None).float())
+    return functional.linear(hidden, read("output", None).float())
+
+
+def _norm(model: ModelConfig, hidden: Tensor, weight: Tensor) -> Tensor:
+    return functional.rms_norm(hidden, weight.shape, weight, model.layernorm_epsilon)
+
+
+def _rotation(model: ModelConfig, length: int) -> Tensor:
+    """exp(i * angle) of every position and pair, complex [s, 1, d/4].
+
+    The first half of a head is rotated, in neighbouring pairs.
+    """
+    size = model.kv_channels // 2
+    frequencies = model.rotary_base ** -(torch.arange(0, size, 2).float() / size)
+    angles = torch.outer(torch.arange(length).float(), frequencies)
+    return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+
+
+def _rotate(heads: Tensor, rotation: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    pairs = torch.view_as_complex(first.reshape(*first.shape[:-1], -1, 2))
+    return torch.cat([torch.view_as_real(pairs * rotation).flatten(-2), second], dim=-1)
+
+
+def _attend(model: ModelConfig, qkv: Tensor, rotation: Tensor) -> Tensor:
+    """Causal attention of grouped heads; `qkv` is [s, Q|K|V], the result [s, Q]."""
+    parts = torch.split(qkv, [model.query_size, model.kv_size, model.kv_size], dim=-1)
+    query, key, value = (part.reshape(len(part), -1, model.kv_channels) for part in parts)
+    query, key = _rotate(query, rotation), _rotate(key, rotation)
+    repeats = model.num_attention_heads // model.num_query_groups
+    key, value = (part.repeat_interleave(repeats, dim=1) for part in (key, value))
+    context = functional.scaled_dot_product_attention(
+        query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), is_causal=True
+    )
+    return context.transpose(0, 1).flatten(1)
