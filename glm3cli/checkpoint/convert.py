@@ -10,6 +10,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +25,9 @@ from glm3cli.checkpoint.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.preflight import check_legacy
 from glm3cli.checkpoint.progress import Progress
 from glm3cli.checkpoint.source import StoredSource, open_source
-from glm3cli.checkpoint.staging import check_target, remove_stale, staged, sync
+from glm3cli.checkpoint.staging import Flusher, check_target, remove_stale, staged, sync
 from glm3cli.checkpoint.transfer import Transfer, label
-from glm3cli.checkpoint.writers import Plan
+from glm3cli.checkpoint.writers import Final, Plan
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.errors import CheckpointError
@@ -91,8 +92,9 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
     check_needs(target_path, _needs(source, plan, adapter))
     with staged(target_path, force=options.force) as folder:
         transfer = Transfer(source, plan, adapter)
-        with Follower() as follower, ThreadPoolExecutor(1) as disk:
-            transfer.write(options.layout, folder, follower.note if options.verify else _ignore)
+        with Follower() as follower, Flusher() as flusher, ThreadPoolExecutor(1) as disk:
+            followers = [flusher.note, follower.note] if options.verify else [flusher.note]
+            transfer.write(options.layout, folder, partial(_tell, followers))
             copy_companions(source_path, folder, plan.model, options.layout)
             syncing = disk.submit(sync, folder)  # while all is read back
             hashed = _verify(folder, target_path, transfer, follower) if options.verify else {}
@@ -115,8 +117,9 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
     )
 
 
-def _ignore(_path: Path, _end: int) -> None:
-    pass
+def _tell(followers: list[Final], path: Path, end: int) -> None:
+    for follow in followers:
+        follow(path, end)
 
 
 def _plan(source: StoredSource, options: ConvertOptions) -> Plan:

@@ -9,10 +9,13 @@ With more tensor-parallel ranks than query groups, megatron-core gathers the QKV
 slices them again, so its pieces stay plain row ranges (same function, steps 1 to 4).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.names import Cut
+from glm3cli.checkpoint.scratch import Cat
 from glm3cli.config.model import ModelConfig
 
 
@@ -39,23 +42,32 @@ def from_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
 
 def cut(tensor: Tensor, how: Cut, tp: int, model: ModelConfig) -> list[Tensor]:
     """The `tp` pieces of a canonical tensor; some may be views of it."""
-    if how is Cut.WHOLE:
-        return [tensor] * tp
-    if how is Cut.GATED:
+    return list(pieces_of(tensor, how, tp, model))
+
+
+def pieces_of(
+    tensor: Tensor, how: Cut, tp: int, model: ModelConfig, cat: Cat = torch.cat
+) -> Iterator[Tensor]:
+    """The pieces one after the other; `cat` may use the memory of one for the next."""
+    if how is Cut.WHOLE or (tp == 1 and how is Cut.GATED):
+        yield from [tensor] * tp
+    elif how is Cut.GATED:
         gate, up = (half.chunk(tp) for half in tensor.chunk(2))
-        return [tensor] if tp == 1 else [torch.cat(pair) for pair in zip(gate, up, strict=True)]
-    dim = 1 if how is Cut.COLS else 0
-    return list(to_megatron(tensor, how, model).chunk(tp, dim=dim))
+        for pair in zip(gate, up, strict=True):
+            yield cat(pair, 0)
+    else:
+        dim = 1 if how is Cut.COLS else 0
+        yield from to_megatron(tensor, how, model).chunk(tp, dim=dim)
 
 
-def join(pieces: list[Tensor], how: Cut, model: ModelConfig) -> Tensor:
+def join(pieces: list[Tensor], how: Cut, model: ModelConfig, cat: Cat = torch.cat) -> Tensor:
     """The canonical tensor of its pieces (of the first one where every rank has a copy)."""
     if how is Cut.WHOLE or len(pieces) == 1:
         return from_megatron(pieces[0], how, model)
     if how is Cut.GATED:
         gate, up = zip(*(piece.chunk(2) for piece in pieces), strict=True)
-        return torch.cat([*gate, *up])
-    return from_megatron(torch.cat(pieces, dim=1 if how is Cut.COLS else 0), how, model)
+        return cat([*gate, *up], 0)
+    return from_megatron(cat(pieces, 1 if how is Cut.COLS else 0), how, model)
 
 
 def piece_shape(shape: tuple[int, ...], how: Cut, tp: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from glm3cli.checkpoint.hf_writer import bytes_of
 from glm3cli.checkpoint.names import Slot, slots
 from glm3cli.checkpoint.pace import Pace
+from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.source import StoredSource
 
 _BLOCK = 2**22
@@ -112,6 +113,7 @@ def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
 
     Of a new model that is larger than the page cache, the end is still there.
     """
+    source.cat = Scratch().cat  # a digest is all that is kept of a tensor
 
     def measure(slot: Slot) -> tuple[Slot, str, int]:
         tensor = source.read(*slot)
@@ -130,6 +132,7 @@ def all_digests(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot
     The files are hashed by a second thread, which is about where the tensors are read from: what
     one of the two reads from the disk, the other finds in memory.
     """
+    source.cat = Scratch().cat
     pace = Pace(source.reading_order(), lambda path, _start, end: files.advance(path, end))
     with ThreadPoolExecutor(1) as pool:
         for weight, layer in slots(source.model.num_layers):

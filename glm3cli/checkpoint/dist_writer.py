@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from glm3cli.checkpoint.cuts import to_megatron
+from glm3cli.checkpoint.hf_writer import bytes_of
 from glm3cli.checkpoint.names import Slot, Stage, slots
 from glm3cli.checkpoint.writers import Final, Plan, Produce
 
@@ -119,7 +120,14 @@ class _Planner(DefaultSavePlanner):
         self._between()
         slot = self._slots[write_item.index]
         tensor = to_megatron(self._produce(*slot), slot[0].cut, self._plan.model)
-        # torch.save writes the whole storage: a view of a mapped file must become a tensor.
-        owned = tensor.untyped_storage().nbytes() == tensor.nbytes
-        tensor = tensor if owned else tensor.clone()
+        # torch.save writes the whole storage, which may be a mapped file or a buffer.
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = _alone(tensor)
         return tensor if slot[1] is None else tensor.unsqueeze(0)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor whose storage is just that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.frombuffer(bytes_of(tensor), dtype=tensor.dtype).view(tensor.shape)

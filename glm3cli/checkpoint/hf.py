@@ -130,7 +130,7 @@ class HfSource(StoredSource):
         """The tensor; a view of the mapped file, where it is one tensor there."""
         names = weight.parts(self.layout, self.model, layer)
         parts = [self._place[name].read(name) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else self.cat(parts, 0)
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
         """The stored type; of parts that differ, the type that holds them all."""

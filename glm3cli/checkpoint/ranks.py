@@ -130,7 +130,7 @@ class RanksSource(StoredSource):
                     f"{weight.logical}" + ("" if layer is None else f" of layer {layer}"),
                     "the files come from different checkpoints; fetch them again",
                 )
-        return join(pieces, weight.cut, self.model)
+        return join(pieces, weight.cut, self.model, self.cat)
 
     def _pieces(self, weight: Weight, layer: int | None) -> list[Tensor]:
         if weight.stage is Stage.FIRST:

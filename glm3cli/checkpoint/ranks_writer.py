@@ -13,10 +13,11 @@ import torch
 
 from glm3cli.checkpoint.archive import Archive
 from glm3cli.checkpoint.arguments import arguments_of
-from glm3cli.checkpoint.cuts import cut, piece_shape
+from glm3cli.checkpoint.cuts import piece_shape, pieces_of
 from glm3cli.checkpoint.locate import TRACKER
 from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
 from glm3cli.checkpoint.ranks import FILE
+from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.writers import Final, Plan, Produce
 
 # Megatron takes a model of iteration 0 for an unfinished one; ModelLink's converter writes 1.
@@ -25,7 +26,7 @@ _ITERATION = 1
 
 def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
     """Writes the tracker file and one file per tensor- and pipeline-parallel rank."""
-    parallel = plan.parallel
+    parallel, scratch = plan.parallel, Scratch()
     (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
     with ExitStack() as files:
         archives: dict[tuple[int, int], Archive] = {}
@@ -40,10 +41,11 @@ def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce, fina
                 archives[t, p] = files.enter_context(Archive(path, content))
         for weight, layer in slots(plan.model.num_layers):
             p, number = numbers[weight, layer]
-            pieces = cut(produce(weight, layer), weight.cut, parallel.tp, plan.model)
+            tensor = produce(weight, layer)
+            pieces = pieces_of(tensor, weight.cut, parallel.tp, plan.model, scratch.cat)
             for t, piece in enumerate(pieces):
                 archive = archives[t, p]
-                archive.fill(number, piece)
+                archive.fill(number, scratch.contiguous(piece))
                 final(archive.path, archive.final)
 
 

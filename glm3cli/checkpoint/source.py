@@ -14,6 +14,7 @@ from torch import Tensor
 from glm3cli.checkpoint.headers import Problem, refuse
 from glm3cli.checkpoint.locate import Location, locate
 from glm3cli.checkpoint.names import Layout, Weight
+from glm3cli.checkpoint.scratch import Cat
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 
@@ -40,6 +41,8 @@ class StoredSource(ABC):
         iteration: The training iteration, where the folder tells it.
         parallel: How the files are cut.
         problems: What is missing, unknown or of a wrong shape, found in the files' headers.
+        cat: Joins the parts of a tensor; one that uses memory again makes what `read` gives
+            short-lived.
     """
 
     layout: Layout
@@ -51,6 +54,7 @@ class StoredSource(ABC):
         self.model = model
         self.parallel = ParallelConfig()
         self.problems: list[Problem] = []
+        self.cat: Cat = torch.cat
 
     @abstractmethod
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:

@@ -5,14 +5,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from glm3cli.checkpoint.adapter_config import CONFIG as ADAPTER_CONFIG
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.signals import signals_held
 from glm3cli.errors import CheckpointError, ConfigError
 
+_FLUSHED_BYTES = 2**27
 _log = logging.getLogger(__name__)
 
 
@@ -152,6 +155,29 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
         raise
     _sync_one(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+class Flusher:
+    """Sends files to the disk while they are being written; a context manager.
+
+    Left alone, the kernel begins late, and most of the waiting comes at the end.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[Path, int] = {}
+        self._pool = ThreadPoolExecutor(1)
+
+    def note(self, path: Path, end: int) -> None:
+        """Notes that the bytes of a file before `end` have their final values."""
+        if end - self._sent.get(path, 0) >= _FLUSHED_BYTES:
+            self._sent[path] = end
+            self._pool.submit(_sync_one, path)  # an error comes again when all is synced
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def sync(folder: Path) -> None:

@@ -16,6 +16,7 @@ from glm3cli.checkpoint.digests import digest
 from glm3cli.checkpoint.lora import Adapter
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
+from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.checkpoint.writers import Final, Plan, write
 
@@ -48,6 +49,7 @@ class Transfer:
         self.digests: dict[Slot, str] = {}
         self.non_finite = 0
         self.memory = PrivateMemory()
+        source.cat = Scratch(2).cat  # for the tensor that is written, and the next
         self._progress = Progress(plan.total_bytes, "converting")
         self._order = slots(plan.model.num_layers)
         self._pool = ThreadPoolExecutor(1)

@@ -58,9 +58,7 @@ def adapter(config: AdapterOptions) -> None:
         paths = {"source": str(config.source), "target": str(config.target)}
         typer.echo(json.dumps(paths | {"layout": config.layout, "modules": modules}))
         return
-    typer.echo(
-        f"{config.target}: an adapter of {modules} modules with the names of {config.layout}"
-    )
+    typer.echo(f"{config.target}: an adapter of {modules} modules, named as in {config.layout}")
 
 
 @command(app, InspectConfig, "inspect")

@@ -1,0 +1,53 @@
+"""Memory that is used again and again.
+
+A fresh piece of memory for every joined or cut tensor would have to be cleared by the operating
+system first, which takes longer than filling it.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# As torch.cat: joins tensors along a dimension.
+Cat = Callable[[Sequence[Tensor], int], Tensor]
+# The embedding and the output layer of a large model are as good as alone above it.
+_MOST_BYTES = 2**28
+
+
+class Scratch:
+    """A few buffers for each thread, taken in turn.
+
+    A tensor of it is good until the same thread has asked for `count` more.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._of_thread = threading.local()
+
+    def cat(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """As torch.cat."""
+        shape = list(tensors[0].shape)
+        shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
+        dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        return torch.cat(list(tensors), dim=dim, out=self._take(shape, dtype))
+
+    def contiguous(self, tensor: Tensor) -> Tensor:
+        """The tensor itself if it is contiguous, else a copy that is."""
+        if tensor.is_contiguous():
+            return tensor
+        return self._take(list(tensor.shape), tensor.dtype).copy_(tensor)
+
+    def _take(self, shape: list[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        if size > _MOST_BYTES:
+            return torch.empty(shape, dtype=dtype)
+        buffers: list[Tensor] = self._of_thread.__dict__.setdefault("buffers", [])
+        buffer = buffers.pop(0) if len(buffers) == self._count else torch.empty(0)
+        if buffer.nbytes < size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        buffers.append(buffer)
+        return buffer[:size].view(dtype).view(shape)
