@@ -8,6 +8,7 @@ and a manifest is added (see `manifest`).
 
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -117,7 +118,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
     )
 
 
-def _tell(followers: list[Final], path: Path, end: int) -> None:
+def _tell(followers: Sequence[Final], path: Path, end: int) -> None:
     for follow in followers:
         follow(path, end)
 

@@ -54,7 +54,7 @@ def pieces_of(
     elif how is Cut.GATED:
         gate, up = (half.chunk(tp) for half in tensor.chunk(2))
         for pair in zip(gate, up, strict=True):
-            yield cat(pair, 0)
+            yield cat(list(pair), 0)
     else:
         dim = 1 if how is Cut.COLS else 0
         yield from to_megatron(tensor, how, model).chunk(tp, dim=dim)

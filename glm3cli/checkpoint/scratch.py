@@ -7,13 +7,13 @@ system first, which takes longer than filling it.
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 # As torch.cat: joins tensors along a dimension.
-Cat = Callable[[Sequence[Tensor], int], Tensor]
+Cat = Callable[[list[Tensor], int], Tensor]
 # The embedding and the output layer of a large model are as good as alone above it.
 _MOST_BYTES = 2**28
 
@@ -28,12 +28,12 @@ class Scratch:
         self._count = count
         self._of_thread = threading.local()
 
-    def cat(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    def cat(self, tensors: list[Tensor], dim: int = 0) -> Tensor:
         """As torch.cat."""
         shape = list(tensors[0].shape)
         shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
         dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
-        return torch.cat(list(tensors), dim=dim, out=self._take(shape, dtype))
+        return torch.cat(tensors, dim=dim, out=self._take(shape, dtype))
 
     def contiguous(self, tensor: Tensor) -> Tensor:
         """The tensor itself if it is contiguous, else a copy that is."""

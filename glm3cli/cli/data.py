@@ -26,11 +26,12 @@ def register(app: typer.Typer) -> None:
         """Turn raw data into the token files that pretrain and finetune read.
 
         Reads parquet, jsonl, json, csv, arrow and txt (also .gz and .zst): files, folders, globs.
+        A run that was killed goes on where it was when the same is run again.
         """
         from glm3cli.data import preprocess as core
 
         if config.preview:
-            _show(core.preview(config))
+            (_show_json if config.as_json else _show)(core.preview(config))
             return
         with _reporter(config) as report:
             summary = core.preprocess(config, report)
@@ -44,10 +45,13 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(vars(summary), ensure_ascii=False))
         return
-    skipped = f", {summary.skipped:,} skipped" if summary.skipped else ""
+    more = f", {summary.skipped:,} skipped" if summary.skipped else ""
+    more += f", {summary.truncated:,} cut" if summary.truncated else ""
+    more += f", packs {summary.fill_rate:.2%} full" if summary.fill_rate else ""
+    when = "before" if summary.repeated else f"in {summary.seconds:.1f} s"
     typer.echo(
         f"{summary.documents:,} documents, {summary.tokens:,} tokens, "
-        f"{summary.bytes / 1e6:,.2f} MB of text in {summary.seconds:.1f} s{skipped}"
+        f"{summary.bytes / 1e6:,.2f} MB of text {when}{more}"
     )
     for path in summary.files:
         typer.echo(path)
@@ -77,20 +81,41 @@ def _line_reporter(interval: int) -> "Callable[[Progress], None]":
     def report(progress: "Progress") -> None:
         nonlocal due, last
         # A line per interval, but at fast speeds not more than one a second.
-        if progress.documents >= due and time.monotonic() - last >= 1:
-            due, last = progress.documents + interval, time.monotonic()
-            typer.echo(f"{progress.done:4.0%}  {_speed(progress)}", err=True)
+        if progress.counts.documents >= due and time.monotonic() - last >= 1:
+            due, last = progress.counts.documents + interval, time.monotonic()
+            typer.echo(f"{progress.done:4.0%}  {_speed(progress)}{_left(progress)}", err=True)
 
     return report
 
 
+def _left(progress: "Progress") -> str:
+    """The time until all is read, at the speed so far."""
+    if not progress.begun < progress.done < 1:
+        return ""
+    seconds = progress.seconds * (1 - progress.done) / (progress.done - progress.begun)
+    return f"  {seconds:,.0f} s left"
+
+
 def _speed(progress: "Progress") -> str:
-    seconds = max(progress.seconds, 1e-9)
+    if progress.packed is not None:
+        return f"packing: {progress.packed:.0%}"
+    seconds, now, before = max(progress.seconds, 1e-9), progress.counts, progress.before
     text = (
-        f"{progress.documents:,} documents  {progress.documents / seconds:,.0f} docs/s  "
-        f"{progress.bytes / seconds / 1e6:.1f} MB/s  {progress.tokens / seconds:,.0f} tokens/s"
+        f"{now.documents:,} documents  "
+        f"{(now.documents - before.documents) / seconds:,.0f} docs/s  "
+        f"{(now.bytes - before.bytes) / seconds / 1e6:.1f} MB/s  "
+        f"{(now.tokens - before.tokens) / seconds:,.0f} tokens/s"
     )
-    return text + (f"  {progress.skipped:,} skipped" if progress.skipped else "")
+    return text + (f"  {now.skipped:,} skipped" if now.skipped else "")
+
+
+def _show_json(samples: "Iterator[Shown]") -> None:
+    """Prints samples as JSON, one a line."""
+    for sample in samples:
+        tokens = [
+            {"token": name, "id": token, "label": label} for name, token, label in sample.tokens
+        ]
+        typer.echo(json.dumps({"where": sample.where, "tokens": tokens}, ensure_ascii=False))
 
 
 def _show(samples: "Iterator[Shown]") -> None:

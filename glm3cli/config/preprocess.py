@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from glm3cli.config.base import Flag, Settings
 
+PIPE = Path("-")  # standard input
 TEXT, PACKED = "Text", "Instruction and chat"
 
 # Every handler by name, with what it makes: one text per row, or a conversation per row.
@@ -32,7 +33,8 @@ class PreprocessConfig(Settings):
     """What to read, how to turn it into tokens, and where to write them."""
 
     input: Annotated[list[Path], Flag(metavar="PATH")] = Field(
-        default=[], description="File, folder or quoted glob; may repeat."
+        default=[],
+        description="File, folder or quoted glob; may repeat. - is a pipe of JSON or text lines.",
     )
     more_input: Annotated[list[Path], Flag(positional=True, metavar="PATH")] = Field(
         default=[], description="Further inputs, so that --input takes several paths."
@@ -60,6 +62,9 @@ class PreprocessConfig(Settings):
     preview: int = Field(
         default=0, ge=0, description="Show this many samples token by token and write nothing."
     )
+    force: bool = Field(
+        default=False, description="Do it again even if the files are there, of the same input."
+    )
     log_interval: int = Field(default=1000, ge=1, description="Documents between progress lines.")
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="Print the result as one JSON object."
@@ -73,6 +78,11 @@ class PreprocessConfig(Settings):
     )
     seq_length: Annotated[int | None, Flag(panel=PACKED)] = Field(
         default=None, ge=8, description="Cut samples to this many tokens, keeping the end token."
+    )
+    pack: Annotated[bool, Flag(panel=PACKED)] = Field(
+        default=False,
+        description="Put several samples into a sequence of --seq-length tokens; attention_mask "
+        "counts them.",
     )
 
     @field_validator("handler")
@@ -100,11 +110,15 @@ class PreprocessConfig(Settings):
             raise ValueError(
                 f"--output-prefix {self.output_prefix} is a folder: add the start of a file name"
             )
-        if self.kind == "text" and (self.seq_length or self.template):
+        if self.kind == "text" and (self.seq_length or self.template or self.pack):
             raise ValueError(
-                "--seq-length and --template go with the handlers instruction and chat; "
+                "--seq-length, --template and --pack go with the handlers instruction and chat; "
                 "training cuts text by itself"
             )
+        if self.pack and not self.seq_length:
+            raise ValueError("--pack needs --seq-length, the size of a pack")
+        if self.inputs.count(PIPE) > 1:
+            raise ValueError("--input - can be read once only")
         return self
 
     @property

@@ -17,8 +17,7 @@ from typing import Any
 
 import sentencepiece
 
-from glm3cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from glm3cli.data.word_cache import SPACE, keeps_text
+from glm3cli.data.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer, keeps_text
 from glm3cli.errors import DataError
 
 _WORDS = tuple(name for name in SPECIAL_TOKENS if name.isalpha())

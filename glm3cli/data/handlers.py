@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data import rows
-from glm3cli.data.chat import Message, Sample, Template, build_sample, truncate
+from glm3cli.data.chat import Message, Template, build_sample, truncate
 from glm3cli.data.rows import Row, RowError
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
 PACKED_KEYS = ("input_ids", "attention_mask", "labels")
 
+Ids = list[int] | np.ndarray
 Conversations = Callable[[Row], list[list[Message]]]
 
 
@@ -24,11 +27,13 @@ class Document:
         sequences: By output key, the sequences of token ids; a key without any has no document.
         text_bytes: Size of the text that was encoded, in UTF-8.
         num_dropped: Samples that --seq-length leaves no answer of.
+        num_truncated: Samples that --seq-length has cut.
     """
 
-    sequences: dict[str, list[list[int]]] = field(default_factory=dict)
+    sequences: dict[str, list[Ids]] = field(default_factory=dict)
     text_bytes: int = 0
     num_dropped: int = 0
+    num_truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class TextHandler:
         compose: Makes the text of the only key from the whole row, where it isn't one column.
         columns: The columns that `compose` needs.
         marker: What stands between the output prefix and the key.
+        side_keys: Keys whose tokens go with those of another key.
     """
 
     tokenizer: Tokenizer
@@ -48,6 +54,7 @@ class TextHandler:
     compose: Callable[[Row], str] | None = None
     columns: frozenset[str] = frozenset()
     marker: str = ""
+    side_keys: frozenset[str] = frozenset()
 
     @property
     def optional(self) -> frozenset[str]:
@@ -69,11 +76,10 @@ class TextHandler:
         for key in self.keys:
             text = self.compose(row) if self.compose else rows.text_of(row, key)
             if text:
-                ids = [*self.tokenizer.prefix, *self.tokenizer.encode(text)]
-                if self.append_eod:
-                    ids.append(self.tokenizer.eos_id)
-                document.sequences[key] = [ids]
-                document.text_bytes += len(text.encode("utf-8", "replace"))
+                ids = self.tokenizer.encode_array(text)
+                end = [self.tokenizer.eos_id] if self.append_eod else []
+                document.sequences[key] = [np.concatenate([self.tokenizer.prefix, ids, end])]
+                document.text_bytes += utf8_size(text)
         return document
 
 
@@ -96,6 +102,7 @@ class ConversationHandler:
     seq_length: int | None
     keys: tuple[str, ...] = PACKED_KEYS
     marker: str = "_packed"
+    side_keys: frozenset[str] = frozenset({"attention_mask", "labels"})
     optional: frozenset[str] = frozenset({"input", "system", "history", "tools"})
 
     def encode(self, row: Row) -> Document:
@@ -108,22 +115,22 @@ class ConversationHandler:
         for messages in self.conversations(row):
             if not any(m.role == "assistant" and m.loss for m in messages):
                 raise RowError("row", "expected at least one assistant turn to train on")
-            document.text_bytes += sum(len(m.text.encode("utf-8", "replace")) for m in messages)
-            sample = self.sample(messages)
+            document.text_bytes += sum(utf8_size(message.text) for message in messages)
+            whole = build_sample(self.tokenizer, messages, self.template, self.append_eod)
+            sample = truncate(self.tokenizer, whole, self.seq_length) if self.seq_length else whole
             if sample is None:
                 document.num_dropped += 1
                 continue
+            document.num_truncated += sample is not whole
             parts = (sample.input_ids, [1] * len(sample.input_ids), sample.labels)
             for key, ids in zip(PACKED_KEYS, parts, strict=True):
                 document.sequences.setdefault(key, []).append(ids)
         return document
 
-    def sample(self, messages: Sequence[Message]) -> Sample | None:
-        """The sample of a conversation, cut to the sequence length; None if nothing is left."""
-        sample = build_sample(self.tokenizer, messages, self.template, self.append_eod)
-        if self.seq_length:
-            return truncate(self.tokenizer, sample, self.seq_length)
-        return sample
+
+def utf8_size(text: str) -> int:
+    """Bytes of a text; half a surrogate pair counts as one."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 Handler = TextHandler | ConversationHandler

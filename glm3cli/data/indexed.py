@@ -2,16 +2,14 @@
 
 PREFIX.bin holds the tokens of all sequences as int32; PREFIX.idx their lengths and byte offsets,
 and which sequences make a document (source of the format: MMIDIDX of Megatron-LM's
-indexed_dataset.py). A writer of our own, because importing megatron takes seconds.
-
-Both files grow under hidden names beside their target, so a run that dies leaves nothing behind
-that could be taken for a result.
+indexed_dataset.py). A writer of our own, because importing megatron takes seconds, and because
+this one can be taken up again where it was left, and keeps nothing in memory.
 """
 
 import os
 import struct
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,74 +20,110 @@ _VERSION = 1
 # int32 always: uint16, which megatron would take for small vocabularies, can't hold -100.
 _INT32_CODE = 4
 _INT32_SIZE = 4
+_INT64_SIZE = 8
+_BLOCK = 1 << 20  # numbers
 
 
-def aside(path: Path) -> Path:
-    """The hidden name under which `path` is written until it is complete."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@dataclass(frozen=True)
+class Mark:
+    """How far a writer is: numbers of tokens, of sequences, and of documents."""
+
+    tokens: int = 0
+    sequences: int = 0
+    documents: int = 0
 
 
 class IndexedWriter:
-    """Writes one pair of files; `finish`, then `publish`, or else `discard`."""
+    """Writes one pair of files, and beside them two more, of which `finish` makes the index.
 
-    def __init__(self, prefix: Path) -> None:
-        self.bin_path = prefix.with_name(f"{prefix.name}.bin")
-        self.idx_path = prefix.with_name(f"{prefix.name}.idx")
-        self._lengths = array("i")
-        self._documents = array("q", [0])
-        self._bin: BinaryIO = aside(self.bin_path).open("wb")
+    Attributes:
+        bin_path: The tokens.
+        idx_path: The index; there once the pair is finished.
+    """
 
-    @property
-    def num_documents(self) -> int:
-        """Documents added so far."""
-        return len(self._documents) - 1
+    def __init__(self, prefix: Path, mark: Mark = Mark()) -> None:
+        """Begins a pair, or goes on where `mark` says.
 
-    def add(self, tokens: bytes | bytearray, lengths: Sequence[int], sizes: Iterable[int]) -> None:
+        Raises:
+            ValueError: What was marked isn't there any more.
+        """
+        self.bin_path, self.idx_path, self._lengths_path, self._documents_path = (
+            prefix.with_name(f"{prefix.name}.{kind}")
+            for kind in ("bin", "idx", "lengths", "documents")
+        )
+        self._mark = mark
+        self._bin = _reopened(self.bin_path, mark.tokens * _INT32_SIZE)
+        self._lengths = _reopened(self._lengths_path, mark.sequences * _INT32_SIZE)
+        self._documents = _reopened(self._documents_path, mark.documents * _INT64_SIZE)
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> None:
         """Appends documents.
 
         Args:
             tokens: All tokens of all sequences, int32.
-            lengths: Tokens of each sequence.
+            lengths: Tokens of each sequence, int32.
             sizes: Sequences of each document.
         """
-        self._bin.write(tokens)
-        self._lengths.extend(lengths)
-        last = self._documents[-1]
-        for size in sizes:
-            last += size
-            self._documents.append(last)
+        ends = self._mark.sequences + np.cumsum(sizes, dtype=np.int64)
+        self._bin.write(tokens.data)
+        self._lengths.write(lengths.data)
+        self._documents.write(ends.data)
+        self._mark = Mark(
+            self._mark.tokens + len(tokens),
+            self._mark.sequences + len(lengths),
+            self._mark.documents + len(sizes),
+        )
+
+    def mark(self) -> Mark:
+        """How far it is, once all of that is on the disk."""
+        for file in (self._bin, self._lengths, self._documents):
+            file.flush()
+            os.fsync(file.fileno())
+        return self._mark
 
     def finish(self) -> None:
-        """Completes both files, still under their hidden names."""
-        _sync(self._bin)
-        lengths = np.array(self._lengths, dtype=np.int32)
-        ends = np.cumsum(lengths, dtype=np.int64) * _INT32_SIZE
-        header = struct.pack("<QBQQ", _VERSION, _INT32_CODE, len(lengths), len(self._documents))
-        with aside(self.idx_path).open("wb") as file:
+        """Completes the pair."""
+        self.mark()
+        self.close()
+        sequences, documents = self._mark.sequences, self._mark.documents
+        with self.idx_path.open("wb") as file:
+            header = struct.pack("<QBQQ", _VERSION, _INT32_CODE, sequences, documents + 1)
             file.write(_MAGIC + header)
-            file.write(lengths.tobytes())
-            file.write((ends - lengths.astype(np.int64) * _INT32_SIZE).tobytes())
-            file.write(np.array(self._documents, dtype=np.int64).tobytes())
-            _sync(file)
+            for lengths in _blocks(self._lengths_path, np.int32):
+                file.write(lengths.data)
+            end = 0
+            for lengths in _blocks(self._lengths_path, np.int32):
+                offsets = np.cumsum(lengths, dtype=np.int64) * _INT32_SIZE + end
+                file.write((offsets - lengths.astype(np.int64) * _INT32_SIZE).data)
+                end = int(offsets[-1])
+            file.write(bytes(_INT64_SIZE))
+            for ends in _blocks(self._documents_path, np.int64):
+                file.write(ends.data)
+            file.flush()
+            os.fsync(file.fileno())
 
-    def discard(self) -> None:
-        """Removes the hidden files."""
-        self._bin.close()
-        aside(self.bin_path).unlink(missing_ok=True)
-        aside(self.idx_path).unlink(missing_ok=True)
+    def close(self) -> None:
+        """Lets go of the files."""
+        for file in (self._bin, self._lengths, self._documents):
+            file.close()
+
+    def forget_marks(self) -> None:
+        """Removes what a finished pair doesn't need any more."""
+        self._lengths_path.unlink(missing_ok=True)
+        self._documents_path.unlink(missing_ok=True)
 
 
-def publish(writers: Sequence[IndexedWriter]) -> list[Path]:
-    """Gives finished files their names, the .idx last: where it is, its .bin is too."""
-    for writer in writers:
-        writer.idx_path.unlink(missing_ok=True)  # of an earlier run: it won't fit the new .bin
-    files = [w.bin_path for w in writers] + [w.idx_path for w in writers]
-    for path in files:
-        aside(path).replace(path)
-    return files
+def _reopened(path: Path, size: int) -> BinaryIO:
+    """The file without what was written to it after it had `size` bytes."""
+    if size and (not path.exists() or path.stat().st_size < size):
+        raise ValueError(f"{path} has lost what it held")
+    file = path.open("r+b" if size else "wb")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
+def _blocks(path: Path, dtype: type[np.generic]) -> Iterator[np.ndarray]:
+    with path.open("rb") as file:
+        while len(numbers := np.fromfile(file, dtype, _BLOCK)):
+            yield numbers

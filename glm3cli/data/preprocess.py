@@ -1,25 +1,42 @@
 """`preprocess`: reads raw data, tokenizes it, and writes what training reads."""
 
 import contextlib
-import json
+import itertools
+import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.handlers import Handler, build_handler, choose_columns
-from glm3cli.data.indexed import IndexedWriter, aside, publish
+from glm3cli.data.job import Job
+from glm3cli.data.output import Counts, Output, Place, finished
+from glm3cli.data.packing import pack_files
 from glm3cli.data.rows import RowError
 from glm3cli.data.sources import Chunk, find_files, read_chunks
+from glm3cli.data.statistics import statistics
 from glm3cli.data.tokenizer import Tokenizer
-from glm3cli.data.workers import Encoded, Encoder, Problem, encode_all
+from glm3cli.data.workers import (
+    SHOWN_PROBLEMS,
+    Encoded,
+    Encoder,
+    Problem,
+    bad_rows_error,
+    encode_all,
+    problem_of,
+)
 from glm3cli.errors import DataError, StoppedError
+
+# After the first bad row, how many chunks are searched for more to show.
+_MORE_CHUNKS = 8
+_SAMPLES = "samples"  # of which packs are made
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -27,37 +44,39 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        documents: Rows that became a document.
-        tokens: Tokens written, labels and masks not counted.
-        bytes: Text encoded, as UTF-8.
-        skipped: Bad rows left out, and samples of which --seq-length left no answer.
-        done: Share of the input that was read, 0 to 1.
+        counts: What was read and written.
+        before: What of it was there when the run began.
+        seconds: Since the run began.
+        done: Share of the input that was read, 0 to 1; 0 for a pipe.
+        begun: Share that had been read when the run began.
+        packed: Share of the samples that are packed, once all input is read.
     """
 
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    skipped: int = 0
+    counts: Counts
+    before: Counts
     seconds: float = 0.0
     done: float = 0.0
-
-    def add(self, encoded: Encoded) -> None:
-        """Counts a chunk."""
-        self.documents += encoded.num_documents
-        self.tokens += encoded.num_tokens
-        self.bytes += encoded.text_bytes
-        self.skipped += len(encoded.problems) + encoded.num_dropped
+    begun: float = 0.0
+    packed: float | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of a run; `seconds` is its wall time, `files` what it wrote."""
+    """The result of a run; `seconds` is its wall time, `files` what it wrote.
+
+    Attributes:
+        repeated: Whether an earlier run had done it all.
+    """
 
     documents: int
     tokens: int
     bytes: int
     seconds: float
     skipped: int
+    truncated: int
+    fill_rate: float | None
+    stats: str
+    repeated: bool = False
     files: list[str] = field(default_factory=list)
 
 
@@ -72,35 +91,100 @@ def preprocess(
 
     Raises:
         DataError: The input is missing or bad, or the output can't be written.
-        StoppedError: SIGTERM came; nothing is left behind.
+        StoppedError: SIGTERM came.
     """
     start = time.perf_counter()
     tokenizer = Tokenizer.load(config.tokenizer)
     handler = build_handler(config, tokenizer)
     files = find_files(config.inputs)
-    progress = Progress()
-    with _stoppable(), _Output(config, handler) as output:
-        sizes = _Sizes(files)
-        chunks = _read(files, handler)
-        with contextlib.closing(encode_all(config, tokenizer, chunks)) as encoded_chunks:
-            for encoded in encoded_chunks:
-                if encoded.problems and config.on_error == "stop":
-                    raise encoded.problems[0].error()
-                output.add(encoded)
-                progress.add(encoded)
-                progress.seconds = time.perf_counter() - start
-                progress.done = max(progress.done, sizes.share(encoded))
-                report(progress)
-        if not progress.documents:
-            raise DataError(
-                f"the input has no document to write ({progress.skipped} rows skipped)",
-                "check --input, --handler and --seq-length",
-            )
-        written = output.publish()
-    counts = asdict(progress)
-    del counts["done"]
-    counts["seconds"] = time.perf_counter() - start
-    return Summary(**counts, files=[str(path) for path in written])
+    job = Job.of(config, files, tokenizer)
+    names = _names(config, handler)
+    skips_bad = config.on_error == "skip"
+    if not config.force:
+        stats = finished(config.output_prefix, job, skips_bad=skips_bad)
+        if stats is not None:
+            _log.warning("%s is there already, of the same input", config.output_prefix)
+            return _summary(config, stats, time.perf_counter() - start, repeated=True)
+    samples = {key: f"{_SAMPLES}.{key}" for key in ("input_ids", "labels")} if config.pack else {}
+    with (
+        _stoppable(),
+        Output(config.output_prefix, names, samples or names, job, skips_bad=skips_bad) as output,
+    ):
+        if not output.is_finished:
+            progress = Progress(output.counts, output.counts.copy())
+            _encode(config, tokenizer, files, handler, output, progress, report, start)
+            if not output.counts.documents:
+                raise DataError(
+                    f"the input has no document to write ({output.counts.skipped} rows skipped)",
+                    "check --input, --handler and --seq-length",
+                )
+            paths = output.finish()
+            room = config.seq_length if config.pack else None
+            if room:
+                for progress.packed in pack_files(output.folder, paths, room, names):
+                    report(progress)
+            stats = statistics(job, output.counts, paths, names, output.folder, room)
+            output.complete(stats)
+        stats = output.publish()
+    return _summary(config, stats, time.perf_counter() - start)
+
+
+def _encode(
+    config: PreprocessConfig,
+    tokenizer: Tokenizer,
+    files: list[Path],
+    handler: Handler,
+    output: Output,
+    progress: Progress,
+    report: Callable[[Progress], None],
+    start: float,
+) -> None:
+    """Fills the output with all that isn't in it yet."""
+    sizes = _Sizes(files)
+    after: deque[Place] = deque()  # where the input is after each of the chunks on their way
+    chunks = _read_from(files, handler, output.place, after)
+    with contextlib.closing(encode_all(config, tokenizer, chunks)) as encoded_chunks:
+        for encoded in encoded_chunks:
+            if encoded.problems and config.on_error == "stop":
+                raise bad_rows_error(_first_problems(encoded, encoded_chunks))
+            output.add(encoded, after.popleft())
+            progress.seconds = time.perf_counter() - start
+            progress.done = max(progress.done, sizes.share(encoded))
+            if not progress.begun and progress.before.documents:
+                progress.begun = progress.done
+            report(progress)
+
+
+def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[Problem]:
+    problems = list(encoded.problems)
+    with contextlib.suppress(DataError):  # the input's own damage, further on
+        for more in itertools.islice(following, _MORE_CHUNKS):
+            if len(problems) >= SHOWN_PROBLEMS:
+                break
+            problems += more.problems
+    return problems
+
+
+def _names(config: PreprocessConfig, handler: Handler) -> dict[str, str]:
+    """The names of the files, without their endings, by output key."""
+    name = f"{config.output_prefix.name}{handler.marker}"
+    return {key: f"{name}_{key}_document" for key in handler.keys}
+
+
+def _summary(
+    config: PreprocessConfig, stats: dict, seconds: float, repeated: bool = False
+) -> Summary:
+    prefix = config.output_prefix
+    counts = {name: stats[name] for name in ("documents", "tokens", "bytes", "truncated")}
+    return Summary(
+        **counts,
+        seconds=seconds,
+        skipped=stats["bad_rows"] + stats["dropped"],
+        fill_rate=stats["fill_rate"],
+        stats=str(prefix.with_name(f"{prefix.name}.stats.json")),
+        repeated=repeated,
+        files=[str(prefix.with_name(name)) for name in stats["files"]],
+    )
 
 
 @dataclass(frozen=True)
@@ -120,27 +204,37 @@ def preview(config: PreprocessConfig) -> Iterator[Shown]:
     tokenizer = Tokenizer.load(config.tokenizer)
     encoder = Encoder(config, tokenizer)
     left = config.preview
-    for chunk in _read(find_files(config.inputs), encoder.handler):
+    for chunk in _read_from(find_files(config.inputs), encoder.handler, Place(), deque()):
         for index, raw in enumerate(chunk.rows):
             try:
                 document = encoder.document(chunk, raw)
             except RowError as error:
-                raise Problem(chunk.where(index), error.field, error.problem).error() from None
+                raise bad_rows_error([problem_of(chunk, index, raw, error)]) from None
             sequences = document.sequences if document else {}
             ids = sequences.get("input_ids") if encoder.handler.marker else None
             labels = sequences.get("labels") if encoder.handler.marker else None
             for i, sequence in enumerate(ids or [s for key in sequences.values() for s in key]):
                 if not left:
                     return
-                trained: list[int] | list[None] = labels[i] if labels else [None] * len(sequence)
-                names = [tokenizer.token_name(token) for token in sequence]
-                yield Shown(chunk.where(index), list(zip(names, sequence, trained, strict=True)))
+                numbers = [int(token) for token in sequence]
+                trained: list = list(labels[i]) if labels else [None] * len(numbers)
+                spelled = [tokenizer.token_name(token) for token in numbers]
+                yield Shown(chunk.where(index), list(zip(spelled, numbers, trained, strict=True)))
                 left -= 1
 
 
-def _read(files: list[Path], handler: Handler) -> Iterator[Chunk]:
-    for path in files:
-        yield from read_chunks(path, partial(choose_columns, handler))
+def _read_from(
+    files: list[Path], handler: Handler, place: Place, after: deque[Place]
+) -> Iterator[Chunk]:
+    """The chunks from `place` on; appends to `after` where the input is after each."""
+    skipped = place.chunk
+    for i, path in enumerate(files[place.file :], start=place.file):
+        chunks = read_chunks(path, partial(choose_columns, handler))
+        for number, chunk in enumerate(chunks, start=1):
+            if number > skipped:
+                after.append(Place(i, number))
+                yield chunk
+        skipped = 0
 
 
 class _Sizes:
@@ -151,79 +245,12 @@ class _Sizes:
         self._total = 0
         for path in files:
             self._before.setdefault(str(path), self._total)
-            self._total += path.stat().st_size
+            self._total += path.stat().st_size if path.is_file() else 0
 
     def share(self, encoded: Encoded) -> float:
-        return (self._before[encoded.source] + encoded.position) / max(self._total, 1)
-
-
-class _Output:
-    """All files of a run, under hidden names until they are complete."""
-
-    def __init__(self, config: PreprocessConfig, handler: Handler) -> None:
-        prefix = config.output_prefix
-        self._names = {
-            key: prefix.with_name(f"{prefix.name}{handler.marker}_{key}_document")
-            for key in handler.keys
-        }
-        self._writers: dict[str, IndexedWriter] = {}
-        self._errors_path = prefix.with_name(f"{prefix.name}.errors.jsonl")
-        self._errors: TextIO | None = None
-
-    def __enter__(self) -> "_Output":
-        with self._disk_errors_named():
-            try:
-                self._errors_path.parent.mkdir(parents=True, exist_ok=True)
-                for key, name in self._names.items():
-                    self._writers[key] = IndexedWriter(name)
-            except BaseException:
-                self._discard()
-                raise
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._discard()
-
-    def add(self, encoded: Encoded) -> None:
-        """Appends what a chunk became."""
-        with self._disk_errors_named():
-            for key, sequences in encoded.keys.items():
-                self._writers[key].add(sequences.tokens, sequences.lengths, sequences.sizes)
-            for problem in encoded.problems:
-                if self._errors is None:
-                    self._errors = aside(self._errors_path).open("w", encoding="utf-8")
-                self._errors.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
-
-    def publish(self) -> list[Path]:
-        """Gives all files their names."""
-        with self._disk_errors_named():
-            for writer in self._writers.values():
-                writer.finish()
-            if self._errors is not None:
-                self._errors.close()
-                aside(self._errors_path).replace(self._errors_path)
-            else:
-                self._errors_path.unlink(missing_ok=True)  # of an earlier run
-            return publish(list(self._writers.values()))
-
-    def _discard(self) -> None:
-        """Removes what has only a hidden name."""
-        for writer in self._writers.values():
-            writer.discard()
-        if self._errors is not None:
-            self._errors.close()
-            aside(self._errors_path).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _disk_errors_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            folder = self._errors_path.parent
-            raise DataError(
-                f"can't write {error.filename or folder}: {error.strerror}",
-                "choose another --output-prefix, or make room there",
-            ) from None
+        if not self._total:
+            return 0.0
+        return min(1.0, (self._before[encoded.source] + encoded.position) / self._total)
 
 
 @contextlib.contextmanager
@@ -234,7 +261,7 @@ def _stoppable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("preprocess was stopped by SIGTERM", "nothing was written; run it again")
+        raise StoppedError("preprocess was stopped by SIGTERM", "run the same again to go on")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from zlib_ng import gzip_ng, zlib_ng
+
+from glm3cli.config.preprocess import PIPE
 from glm3cli.data.json_array import read_json_array
 from glm3cli.errors import DataError
 
@@ -30,6 +33,7 @@ FORMATS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
+_ZLIB_NG_ERROR: Any = zlib_ng.error
 _COMPRESSED = (".gz", ".zst")
 # Enough text for a worker to be busy some 50 ms, so that handing it over costs next to nothing.
 CHUNK_BYTES = 1 << 18
@@ -71,7 +75,8 @@ def find_files(inputs: Iterable[Path]) -> list[Path]:
     """
     files = [file for path in inputs for file in _expand(path)]
     for file in files:
-        format_of(file)
+        if file != PIPE:
+            format_of(file)
     return files
 
 
@@ -94,22 +99,26 @@ def read_chunks(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
     Raises:
         DataError: The file is damaged, cut short, or lacks columns.
     """
-    kind = format_of(path)
+    kind = None if path == PIPE else format_of(path)
     if kind in ("parquet", "arrow"):
         yield from _read_tables(path, kind, choose)
         return
     with _damage_named(path), _opened(path) as (raw, stream):
+        if kind is None:
+            kind = "json" if _starts(stream, b"[", b"{") else "text"
         if kind == "csv":
             yield from _gather(path, raw, _csv_rows(path, stream, choose))
         elif kind == "text":
             yield from _line_chunks(path, raw, stream, "text")
-        elif _starts_array(stream):
+        elif _starts(stream, b"["):
             yield from _gather(path, raw, read_json_array(stream, str(path)))
         else:
             yield from _line_chunks(path, raw, stream, "json")
 
 
 def _expand(path: Path) -> list[Path]:
+    if path == PIPE:
+        return [path]
     if path.is_dir():
         return _folder_files(path)
     if path.exists():
@@ -164,6 +173,7 @@ def _damage_named(path: Path, *also: type[Exception]) -> Iterator[None]:
     damage: tuple[type[Exception], ...] = (
         EOFError,
         zlib.error,
+        _ZLIB_NG_ERROR,
         csv.Error,
         UnicodeDecodeError,
         gzip.BadGzipFile,
@@ -182,21 +192,45 @@ def _damage_named(path: Path, *also: type[Exception]) -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     """Opens a file; gives the file itself (for its position) and its unpacked content."""
+    if path == PIPE:
+        yield _open_pipe()
+        return
     with path.open("rb") as raw:
         if path.suffix.lower() == ".gz":
-            yield raw, io.BufferedReader(gzip.GzipFile(fileobj=raw), CHUNK_BYTES)
+            yield raw, _unzipped(raw)
         elif path.suffix.lower() == ".zst":
-            import pyarrow
-
-            unpacked = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
-            yield raw, io.BufferedReader(unpacked, CHUNK_BYTES)
+            yield raw, _unpacked(raw)
         else:
             yield raw, raw
 
 
-def _starts_array(stream: BinaryIO) -> bool:
+def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input, which has no position, and its content, unpacked by its first bytes."""
+    raw, pipe = io.BytesIO(), io.BufferedReader(io.FileIO(0, closefd=False), CHUNK_BYTES)
+    head = pipe.peek(4)[:4]
+    if head.startswith(b"\x1f\x8b"):
+        return raw, _unzipped(pipe)
+    if head == b"\x28\xb5\x2f\xfd":
+        return raw, _unpacked(pipe)
+    return raw, pipe
+
+
+def _unzipped(raw: BinaryIO) -> BinaryIO:
+    # Three times as fast as Python's own gzip.
+    stream: Any = gzip_ng.open(raw, "rb")  # type: ignore[no-untyped-call]
+    return io.BufferedReader(stream, CHUNK_BYTES)
+
+
+def _unpacked(raw: BinaryIO) -> BinaryIO:
+    import pyarrow
+
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+    return io.BufferedReader(stream, CHUNK_BYTES)
+
+
+def _starts(stream: BinaryIO, *marks: bytes) -> bool:
     head = stream.peek(64).lstrip(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
-    return head.startswith(b"[")
+    return head.startswith(marks)
 
 
 def _line_chunks(

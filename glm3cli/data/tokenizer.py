@@ -6,13 +6,14 @@ stays text; only `special` and the prompt builder in `chat` yield their ids.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
-from glm3cli.data.word_cache import SPACE, WordCache
+from glm3cli.data.fast_encoder import FastEncoder
 from glm3cli.errors import DataError
 
 FILE_NAME = "tokenizer.model"
@@ -27,6 +28,9 @@ SPECIAL_TOKENS = (
     "<|assistant|>",
     "<|observation|>",
 )
+SPACE = "\u2581"  # how sentencepiece writes a space
+# Any normalisation would change one of these.
+_UNCHANGED = "\u3000\uff41 \ufb01\t\u2460\x1f\u00a0 x"
 _NO_CHARACTER = "\ufffd"
 
 
@@ -50,7 +54,7 @@ class Tokenizer:
     def __init__(self, path: Path, pieces: sentencepiece.SentencePieceProcessor) -> None:
         self.path = path
         self._pieces = pieces
-        self._encode: Callable[[str], list[int]] = pieces.EncodeAsIds
+        self._fast: FastEncoder | None = None
         self._num_pieces: int = pieces.get_piece_size()
         self._special = {name: self._num_pieces + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.vocab_size = self._num_pieces + len(SPECIAL_TOKENS)
@@ -111,17 +115,27 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without the prefix."""
+        ids = self._fast.encode(text) if self._fast else None
+        return self._encode(text) if ids is None else ids.tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `text`, without the prefix, as int32."""
+        ids = self._fast.encode(text) if self._fast else None
+        return np.array(self._encode(text), dtype=np.int32) if ids is None else ids
+
+    def _encode(self, text: str) -> list[int]:
+        """The ids that sentencepiece gives, which are the reference."""
         try:
-            return self._encode(text)
+            ids: list[int] = self._pieces.EncodeAsIds(text)
         except (RuntimeError, UnicodeEncodeError):
             # Half a surrogate pair (JSON can spell one) is no character: show it as unknown.
             whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            return self._encode(whole)
+            ids = self._pieces.EncodeAsIds(whole)
+        return ids
 
-    def remember_words(self) -> None:
-        """Makes `encode` faster for much text, at the price of some memory."""
-        if WordCache.fits(self._pieces):
-            self._encode = WordCache(self._pieces).encode
+    def hurry(self) -> None:
+        """Makes encoding faster for much text, at the price of a second and some memory."""
+        self._fast = FastEncoder.of(self._pieces)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; special tokens vanish, or show as their names."""
@@ -225,3 +239,9 @@ def _character_size(first: int) -> int:
     if 0xE0 <= first < 0xF0:
         return 3
     return 4 if 0xF0 <= first < 0xF5 else 0
+
+
+def keeps_text(pieces: sentencepiece.SentencePieceProcessor) -> bool:
+    """Whether all that a model does to a text is to put one space in front."""
+    unchanged = pieces.decode(pieces.encode(_UNCHANGED)) == _UNCHANGED
+    return unchanged and pieces.decode_pieces([SPACE, SPACE]) == " "

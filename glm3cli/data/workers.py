@@ -5,11 +5,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from array import array
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.handlers import Document, Handler, build_handler
+from glm3cli.data.handlers import Document, Handler, Ids, build_handler
 from glm3cli.data.rows import RowError
 from glm3cli.data.sources import Chunk, parse_line
 from glm3cli.data.tokenizer import Tokenizer
@@ -25,39 +25,68 @@ from glm3cli.errors import DataError
 
 # Chunks under way per worker: enough that none waits, few enough to bound the memory.
 _AHEAD = 4
+SHOWN_PROBLEMS = 5
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that didn't fit."""
+    """A row that didn't fit, and its beginning."""
 
     where: str
     field: str
     problem: str
+    row: str
 
-    def error(self) -> DataError:
-        """The error that ends the run."""
+    def __str__(self) -> str:
         named = f"{self.field} " if self.field else ""
-        return DataError(
-            f"{self.where}: {named}{self.problem}",
-            "mend the row, or leave such rows out with --on-error skip",
-        )
+        return f"{self.where}: {named}{self.problem}"
+
+
+def bad_rows_error(problems: Sequence[Problem]) -> DataError:
+    """The error that ends a run; shows the first few of the bad rows."""
+    shown = "".join(f"\n  {problem}\n    {problem.row}" for problem in problems[:SHOWN_PROBLEMS])
+    return DataError(
+        f"{problems[0]}; the first bad rows are:{shown}\n",
+        "mend the rows, or leave such rows out with --on-error skip",
+    )
 
 
 @dataclass
-class Sequences:
-    """What one output key gets: tokens (int32), their lengths, and sequences per document."""
+class Part:
+    """What a chunk adds to one output key.
 
-    tokens: bytearray = field(default_factory=bytearray)
-    lengths: array = field(default_factory=lambda: array("i"))
-    sizes: array = field(default_factory=lambda: array("i"))
+    Attributes:
+        tokens: Of all sequences, int32.
+        lengths: Of each sequence, int32.
+        sizes: Sequences of each document.
+    """
 
-    def add(self, document: list[list[int]]) -> None:
+    tokens: np.ndarray
+    lengths: np.ndarray
+    sizes: np.ndarray
+
+
+class _Sequences:
+    """Collects the sequences of one output key."""
+
+    def __init__(self) -> None:
+        self._tokens: list[np.ndarray] = []
+        self._sizes: list[int] = []
+
+    def add(self, document: Sequence[Ids]) -> None:
         """Appends one document."""
-        for ids in document:
-            self.tokens += np.array(ids, dtype=np.int32).tobytes()
-            self.lengths.append(len(ids))
-        self.sizes.append(len(document))
+        self._tokens += [np.asarray(ids, dtype=np.int32) for ids in document]
+        self._sizes.append(len(document))
+
+    def part(self) -> Part:
+        """All of it."""
+        nothing = np.empty(0, dtype=np.int32)
+        return Part(
+            np.concatenate([nothing, *self._tokens]),
+            np.array([len(ids) for ids in self._tokens], dtype=np.int32),
+            np.array(self._sizes, dtype=np.int64),
+        )
 
 
 @dataclass
@@ -66,11 +95,12 @@ class Encoded:
 
     source: str
     position: int
-    keys: dict[str, Sequences]
+    keys: dict[str, Part] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     num_documents: int = 0
     num_tokens: int = 0
     num_dropped: int = 0
+    num_truncated: int = 0
     text_bytes: int = 0
 
 
@@ -78,25 +108,29 @@ class Encoder:
     """Turns chunks of rows into tokens."""
 
     def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer) -> None:
-        tokenizer.remember_words()
+        tokenizer.hurry()
         self.handler: Handler = build_handler(config, tokenizer)
         self._stop = config.on_error == "stop"
 
     def encode(self, chunk: Chunk) -> Encoded:
-        """Encodes a chunk; ends at its first bad row where that ends the run anyway."""
-        keys = {key: Sequences() for key in self.handler.keys}
-        encoded = Encoded(chunk.source, chunk.position, keys)
+        """Encodes a chunk; ends early where enough bad rows were found to end the run."""
+        keys = {key: _Sequences() for key in self.handler.keys}
+        encoded = Encoded(chunk.source, chunk.position)
         for index, raw in enumerate(chunk.rows):
             try:
                 document = self.document(chunk, raw)
             except RowError as error:
-                problem = Problem(chunk.where(index), error.field, error.problem)
-                encoded.problems.append(problem)
-                if self._stop:
+                encoded.problems.append(problem_of(chunk, index, raw, error))
+                if self._stop and len(encoded.problems) == SHOWN_PROBLEMS:
                     break
                 continue
             if document is not None:
-                self._add(encoded, document)
+                _count(encoded, document)
+                for key, sequences in document.sequences.items():
+                    keys[key].add(sequences)
+        encoded.keys = {key: sequences.part() for key, sequences in keys.items()}
+        main = [part for key, part in encoded.keys.items() if key not in self.handler.side_keys]
+        encoded.num_tokens = sum(len(part.tokens) for part in main)
         return encoded
 
     def document(self, chunk: Chunk, raw: Any) -> Document | None:
@@ -112,14 +146,19 @@ class Encoder:
             raise RowError("", f"expected an object with columns, got {type(row).__name__}")
         return self.handler.encode(row)
 
-    def _add(self, encoded: Encoded, document: Document) -> None:
-        encoded.num_documents += bool(document.sequences)
-        encoded.num_dropped += document.num_dropped
-        encoded.text_bytes += document.text_bytes
-        for key, sequences in document.sequences.items():
-            encoded.keys[key].add(sequences)
-            if key not in ("attention_mask", "labels") or not self.handler.marker:
-                encoded.num_tokens += sum(map(len, sequences))
+
+def problem_of(chunk: Chunk, index: int, raw: Any, error: RowError) -> Problem:
+    """What is told of a bad row."""
+    text = raw.decode("utf-8", "backslashreplace").strip() if isinstance(raw, bytes) else repr(raw)
+    row = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    return Problem(chunk.where(index), error.field, error.problem, row)
+
+
+def _count(encoded: Encoded, document: Document) -> None:
+    encoded.num_documents += bool(document.sequences)
+    encoded.num_dropped += document.num_dropped
+    encoded.num_truncated += document.num_truncated
+    encoded.text_bytes += document.text_bytes
 
 
 def _parsed(chunk: Chunk, line: bytes) -> Any:
@@ -177,10 +216,13 @@ class _Workers:
         # Started from a clean process: this one may have threads and torch in it.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", __name__])
+        resource_tracker.ensure_running()  # whose start would let interrupts through
+        with _interrupts_held():  # what is started so never gets any: Ctrl-C is ours to answer
+            forkserver.ensure_running()
         self._lock = threading.Lock()
         self._processes: list[tuple[BaseProcess, Connection]] = []
         self._of_thread = threading.local()
-        self._threads = ThreadPoolExecutor(num_workers, initializer=self._start)
+        self._threads = ThreadPoolExecutor(num_workers)
 
     def __enter__(self) -> "_Workers":
         return self
@@ -205,6 +247,9 @@ class _Workers:
             self._of_thread.connection = ours
 
     def _encode(self, chunk: Chunk) -> Encoded:
+        # Not as the pool's initializer: one that fails may leave shutdown waiting for ever.
+        if not hasattr(self._of_thread, "connection"):
+            self._start()
         try:
             self._of_thread.connection.send(chunk)
             encoded: Encoded = self._of_thread.connection.recv()
@@ -216,9 +261,18 @@ class _Workers:
         return encoded
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: "Connection", config: PreprocessConfig, tokenizer: Tokenizer) -> None:
     """The life of a worker: encodes what comes until nothing can come any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # if the server of processes was there before
     encoder = Encoder(config, tokenizer)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:

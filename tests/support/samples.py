@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glm3cli.data.indexed import IndexedWriter, publish
+from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.prefixes import instruction_file
 
 
@@ -13,10 +13,10 @@ def write_documents(prefix: Path | str, documents: Sequence[Sequence[int]]) -> s
     """One sequence a document."""
     writer = IndexedWriter(Path(prefix))
     for document in documents:
-        tokens = np.array(document, dtype=np.int32).tobytes()
-        writer.add(tokens, [len(document)], [1])
+        tokens = np.array(document, dtype=np.int32)
+        writer.add(tokens, np.array([len(document)], dtype=np.int32), np.array([1]))
     writer.finish()
-    publish([writer])
+    writer.forget_marks()
     return str(prefix)
 
 

@@ -155,18 +155,19 @@ def test_texts_made_of_several_columns():
     row = {"title": "t", "question_body": "q", "answer_body": "a"}
     text = rows.stack_overflow_text(row)
     assert text == "In python, t\n### Question:\nq\n### Response:\na\n"
-    ids = handler("StackOverflowPythonPretrainHandler").encode(row).sequences["text"]
+    [ids] = handler("StackOverflowPythonPretrainHandler").encode(row).sequences["text"]
     tokenizer = tiny_tokenizer()
-    assert ids == [[*tokenizer.prefix, *tokenizer.encode(text)]]
+    assert list(ids) == [*tokenizer.prefix, *tokenizer.encode(text)]
     assert "None" not in rows.alpaca_text({"instruction": "a", "input": "", "output": "b"})
 
 
 def test_text_gets_prefix_and_end_and_an_empty_text_nothing():
     tokenizer = tiny_tokenizer()
     ids = [*tokenizer.prefix, *tokenizer.encode("the fox")]
-    assert handler("text").encode({"text": "the fox"}).sequences == {"text": [ids]}
-    ended = handler("text", append_eod=True).encode({"text": "the fox"}).sequences
-    assert ended == {"text": [[*ids, 2]]}
+    [plain] = handler("text").encode({"text": "the fox"}).sequences["text"]
+    assert list(plain) == ids
+    [ended] = handler("text", append_eod=True).encode({"text": "the fox"}).sequences["text"]
+    assert list(ended) == [*ids, 2]
     assert handler("text", append_eod=True).encode({"text": ""}).sequences == {}
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data import sources
-from glm3cli.data.indexed import IndexedWriter, publish
+from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess import Progress, Summary, preprocess, preview
 from glm3cli.errors import ConfigError, DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
@@ -91,11 +91,11 @@ def test_files_are_those_of_megatrons_builder(tmp_path_factory, documents):
         for sequence in document:
             builder.add_item(torch.tensor(sequence, dtype=torch.int32))
         builder.end_document()
-        tokens = b"".join(np.array(sequence, dtype=np.int32).tobytes() for sequence in document)
-        writer.add(tokens, [len(sequence) for sequence in document], [len(document)])
+        tokens = np.array([token for sequence in document for token in sequence], dtype=np.int32)
+        lengths = np.array([len(sequence) for sequence in document], dtype=np.int32)
+        writer.add(tokens, lengths, np.array([len(document)]))
     builder.finalize(str(folder / "theirs.idx"))
     writer.finish()
-    publish([writer])
     for suffix in (".bin", ".idx"):
         ours, theirs = (folder / f"{name}{suffix}" for name in ("ours", "theirs"))
         assert ours.read_bytes() == theirs.read_bytes()
@@ -209,7 +209,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, many_rows, worker
     seen: list[tuple[int, float]] = []
 
     def report(progress: Progress) -> None:
-        seen.append((progress.documents, progress.done))
+        seen.append((progress.counts.documents, progress.done))
 
     one = run(many_rows, tmp_path / "one" / "out")
     more = run(many_rows, tmp_path / "more" / "out", report, workers=workers)

@@ -6,12 +6,10 @@ import subprocess
 import sys
 
 import pytest
-import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from glm3cli.data.word_cache import WordCache
 from glm3cli.errors import DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
@@ -128,43 +126,6 @@ def test_half_a_surrogate_pair_is_an_unknown_character():
     tokenizer = tiny_tokenizer()
     assert tokenizer.encode("a \ud800 b") == tokenizer.encode("a \ufffd b")
     assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")
-
-
-@settings(max_examples=500, deadline=None)
-@given(text=texts)
-def test_encoding_by_words_gives_the_same_ids(text):
-    pieces = tiny_tokenizer()._pieces
-    assert WordCache.fits(pieces)
-    assert WordCache(pieces).encode(text) == pieces.encode(text)
-
-
-@needs_shared
-def test_encoding_by_words_gives_the_same_ids_on_real_text(chatglm):
-    assert WordCache.fits(chatglm._pieces)
-    cache = WordCache(chatglm._pieces, max_characters=2000)  # emptied many times
-    for name in ("c4.jsonl", "wiki.txt", "alpaca_zh_1k.json"):
-        for line in (SHARED / "data" / name).read_text("utf-8").splitlines()[:100]:
-            assert cache.encode(line) == chatglm.encode(line)
-
-
-def test_a_vocabulary_with_pieces_across_words_is_not_encoded_by_words(tmp_path):
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["new york is in new york state"] * 50),
-        model_prefix=str(tmp_path / "tokenizer"),
-        model_type="bpe",
-        vocab_size=300,
-        byte_fallback=True,
-        split_by_whitespace=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    tokenizer = Tokenizer.load(tmp_path)
-    assert not WordCache.fits(tokenizer._pieces)
-    before = tokenizer.encode("new york is in")
-    tokenizer.remember_words()
-    assert tokenizer.encode("new york is in") == before
 
 
 def test_a_pickled_tokenizer_is_the_same():
