@@ -209,10 +209,10 @@ class Output:
 
     def _leave(self) -> None:
         """Lets go of all files; removes them unless a later run can go on with them."""
-        for writer in self._writers.values():
-            writer.close()
-        if self._errors is not None:
-            self._errors.close()
+        files = [*self._writers.values(), *([self._errors] if self._errors else [])]
+        for file in files:
+            with contextlib.suppress(OSError):  # what isn't noted is written again
+                file.close()
         if (self.folder / _NOTE).is_file():
             documents = (_Note.read(self.folder / _NOTE) or self._note).counts.documents
             _log.warning("%s documents are kept: run the same again to go on", f"{documents:,}")

@@ -1,5 +1,6 @@
 """`glm3 preprocess` from the outside: its options, what it prints, and how it stops."""
 
+import gzip
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -105,6 +107,55 @@ def test_a_preview_prints_tokens_and_writes_nothing(app, tmp_path):
     assert f"{source}:1" in result.stdout
     assert "-100  '<|assistant|>'" in result.stdout
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_preview_as_json(app, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"messages": [{"role": "assistant", "content": "the fox"}]}\n')
+    options = ["--handler", "chat", "--preview", 1, "--json"]
+    result = call(app, "--input", source, *common(tmp_path), *options)
+    shown = json.loads(result.stdout)
+    assert shown["where"] == f"{source}:1"
+    names = [token["token"] for token in shown["tokens"]]
+    assert names[:3] == ["[gMASK]", "sop", "<|assistant|>"]
+    assert shown["tokens"][2]["label"] == -100
+    assert shown["tokens"][-1] == {"token": "</s>", "id": 2, "label": 2}
+
+
+LINES = b'{"text": "the fox"}\n{"text": "a lazy dog"}\n'
+PIPES = {
+    "lines": LINES,
+    "an array": b'[{"text": "the fox"}, {"text": "a lazy dog"}]',
+    "gzip": gzip.compress(LINES, mtime=0),
+    "zstd": pyarrow.compress(LINES, "zstd", asbytes=True),
+    "text": b"the fox\na lazy dog\n",
+}
+
+
+@pytest.mark.parametrize("content", PIPES.values(), ids=PIPES)
+def test_a_pipe_is_read(app, tmp_path, source, content):
+    call(app, "--input", source, *common(tmp_path))
+    (tmp_path / "piped").mkdir()
+    process = program(
+        *("--input", "-", "--tokenizer", tiny_tokenizer_folder(), "--json"),
+        *("--output-prefix", tmp_path / "piped/out"),
+        stdin=subprocess.PIPE,
+    )
+    process.stdin.buffer.write(content)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout.splitlines()[0])["documents"] == 2
+    for name in ("out_text_document.bin", "out_text_document.idx"):
+        assert (tmp_path / "piped" / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert json.loads((tmp_path / "piped/out.stats.json").read_text())["job"]["inputs"] is None
+
+
+def test_the_same_again_is_said_to_be_there(app, tmp_path, source):
+    call(app, "--input", source, *common(tmp_path))
+    result = call(app, "--input", source, *common(tmp_path))
+    assert result.stdout.startswith("2 documents, ")
+    assert "MB of text before" in result.stdout
+    assert json.loads(call(app, "--input", source, *common(tmp_path), "--json").stdout)["repeated"]
 
 
 def test_wrong_usage_is_a_sentence(app, tmp_path, source):

@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data import sources
 from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess import Progress, Summary, preprocess, preview
+from glm3cli.data.statistics import histogram
 from glm3cli.errors import ConfigError, DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
@@ -301,6 +303,60 @@ def test_skipped_rows_are_listed(tmp_path, workers, monkeypatch):
     write_lines(tmp_path / "in.jsonl", [{"text": "the fox"}])
     run(tmp_path / "in.jsonl", tmp_path / "out", on_error="skip")
     assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_the_first_bad_rows_are_shown(tmp_path, monkeypatch):
+    """Also those of the chunks that follow, five in all, each with what it holds."""
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 2)
+    (tmp_path / "in.jsonl").write_text("\n".join([*BAD_ROWS, '{"text": null}', '{"text": 1}']))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "in.jsonl", tmp_path / "out")
+    message = caught.value.message
+    where = str(tmp_path / "in.jsonl")
+    assert message.startswith(f"{where}:2: text expected a string, got int 5; the first bad rows")
+    assert message.count(where) == 6
+    for number, row in ((2, '{"text": 5}'), (3, '{"text": "broken'), (4, "[1]"), (8, "null}")):
+        assert re.search(rf"\n  {where}:{number}: .*\n    .*{re.escape(row)}", message), number
+    assert f"{where}:9" not in message
+
+
+def test_statistics(tmp_path):
+    rows = [
+        {"instruction": "the fox", "output": "dog"},
+        {"instruction": "the fox", "output": "the lazy dog " * 50},
+        {"instruction": "the fox " * 50, "output": "over"},
+        {"instruction": 5},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    summary = run(source, tmp_path / "out", handler="chat", seq_length=32, on_error="skip")
+    stats = json.loads((tmp_path / "out.stats.json").read_text())
+    assert summary.stats == str(tmp_path / "out.stats.json")
+    counted = {name: stats[name] for name in ("documents", "bad_rows", "dropped", "truncated")}
+    assert counted == {"documents": 2, "bad_rows": 1, "dropped": 1, "truncated": 1}
+    lengths = np.fromfile(tmp_path / "out_packed_input_ids_document.bin", dtype=np.int32)
+    assert stats["tokens"] == len(lengths) == summary.tokens
+    first = stats["tokens"] - 32
+    assert 8 <= first < 16
+    histogram = {"8-15": 1, "32-63": 1}
+    assert stats["length_histogram"] == dict.fromkeys(
+        ("input_ids", "attention_mask", "labels"), histogram
+    )
+    assert stats["bytes"] == sum(len(r["instruction"] + r["output"]) for r in rows[:3])
+    assert stats["tokens_per_byte"] == stats["tokens"] / stats["bytes"]
+    assert stats["job"]["settings"]["seq_length"] == 32
+    assert stats["job"]["inputs"][0][0] == str(source)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([], {}),
+        ([0, 1, 1, 2, 3, 4, 7, 8], {"0": 1, "1-1": 2, "2-3": 2, "4-7": 2, "8-15": 1}),
+        ([8191, 8192], {"4096-8191": 1, "8192-16383": 1}),
+    ],
+)
+def test_a_histogram_counts_by_powers_of_two(lengths, expected):
+    assert histogram(np.array(lengths, dtype=np.int32)) == expected
 
 
 def test_a_preview_shows_ids_and_labels_and_writes_nothing(tmp_path):
