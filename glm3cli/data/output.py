@@ -209,8 +209,8 @@ class Output:
 
     def _leave(self) -> None:
         """Lets go of all files; removes them unless a later run can go on with them."""
-        files = [*self._writers.values(), *([self._errors] if self._errors else [])]
-        for file in files:
+        files: list[IndexedWriter | TextIO] = [*self._writers.values()]
+        for file in [*files, self._errors] if self._errors else files:
             with contextlib.suppress(OSError):  # what isn't noted is written again
                 file.close()
         if (self.folder / _NOTE).is_file():
