@@ -38,7 +38,35 @@ def register(app: typer.Typer) -> None:
         errors = config.output_prefix.with_name(f"{config.output_prefix.name}.errors.jsonl")
         if config.on_error == "skip" and errors.exists():
             typer.echo(f"bad rows are listed in {errors}", err=True)
+        if config.build_index:
+            _build_indices(config, summary)
         _print_summary(summary, config.as_json)
+
+
+def _build_indices(config: PreprocessConfig, summary: "Summary") -> None:
+    """Builds the sample indices of every text file."""
+    from pathlib import Path
+
+    from glm3cli.data.datasets import DataSpec, build_index
+    from glm3cli.data.prefixes import Blend
+    from glm3cli.data.tokenizer import Tokenizer
+
+    assert config.seq_length is not None  # the config has checked it
+    assert config.train_iters is not None
+    for file in summary.files:
+        if file.endswith(".idx"):
+            spec = DataSpec(
+                blend=Blend((str(Path(file).with_suffix("")),), None),
+                split=config.split,
+                seq_length=config.seq_length,
+                seed=config.seed,
+                num_train=config.train_iters * config.global_batch_size,
+                num_valid=config.eval_iters * config.global_batch_size
+                if config.eval_interval
+                else 0,
+            )
+            folder = build_index(spec, Tokenizer.load(config.tokenizer))
+            typer.echo(f"sample indices are in {folder}", err=True)
 
 
 def _print_summary(summary: "Summary", as_json: bool) -> None:

@@ -11,7 +11,7 @@ from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Kind, parse_blend
+from glm3cli.data.prefixes import Blend, Kind, parse_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.plan import describe
 
@@ -43,17 +43,26 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     config.check_plan(model)
     _check_tokenizer(config)
     _check_save(config.save)
-    parse_blend(config.data, kind)
+    blend = parse_blend(config.data, kind)
     if config.dry_run:
-        typer.echo(describe(config, model))
+        typer.echo(f"{describe(config, model)}\n{_sources(config, kind, blend)}")
         return
     if not run_here(config):
         return
+    if is_speaker():
+        typer.echo(_sources(config, kind, blend), err=True)
     from glm3cli.train.run import run_training
 
     state = run_training(config, kind, model)
     if is_speaker():
         typer.echo(str(config.save / f"iter_{state.iteration:07d}"))
+
+
+def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> str:
+    from glm3cli.data.blend_table import sources_of, table
+
+    samples = config.train_iters * config.global_batch_size
+    return table(sources_of(blend, kind, config.split, config.seq_length, samples))
 
 
 def _shape(config: TrainConfig) -> ModelConfig:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from glm3cli.config.base import Flag, Settings
 
 PIPE = Path("-")  # standard input
-TEXT, PACKED = "Text", "Instruction and chat"
+TEXT, PACKED, INDEX = "Text", "Instruction and chat", "Sample indices"
 
 # Every handler by name, with what it makes: one text per row, or a conversation per row.
 HANDLERS: dict[str, Literal["text", "instruction", "chat"]] = {
@@ -85,6 +85,32 @@ class PreprocessConfig(Settings):
         "counts them.",
     )
 
+    build_index: Annotated[bool, Flag(panel=INDEX)] = Field(
+        default=False,
+        description="Then build the sample indices of a pretraining that is told the same "
+        "--seq-length and the following.",
+    )
+    train_iters: Annotated[int | None, Flag(panel=INDEX)] = Field(
+        default=None, ge=1, description="Optimizer steps."
+    )
+    global_batch_size: Annotated[int, Flag(panel=INDEX)] = Field(
+        default=8, ge=1, description="Samples of one optimizer step."
+    )
+    split: Annotated[str, Flag(panel=INDEX)] = Field(
+        default="949,50,1",
+        pattern=r"^\d+(\.\d+)?(,\d+(\.\d+)?){2}$",
+        description="Proportions of training, validation, and test documents.",
+    )
+    seed: Annotated[int, Flag(panel=INDEX)] = Field(
+        default=1234, ge=0, description="Seed of the data order."
+    )
+    eval_interval: Annotated[int | None, Flag(panel=INDEX)] = Field(
+        default=None, ge=1, description="Steps between validations."
+    )
+    eval_iters: Annotated[int, Flag(panel=INDEX)] = Field(
+        default=10, ge=1, description="Batches of one validation."
+    )
+
     @field_validator("handler")
     @classmethod
     def _check_handler(cls, name: str) -> str:
@@ -110,7 +136,12 @@ class PreprocessConfig(Settings):
             raise ValueError(
                 f"--output-prefix {self.output_prefix} is a folder: add the start of a file name"
             )
-        if self.kind == "text" and (self.seq_length or self.template or self.pack):
+        if self.build_index and (self.kind != "text" or not (self.seq_length and self.train_iters)):
+            raise ValueError(
+                "--build-index goes with texts, and needs --seq-length and --train-iters"
+            )
+        cuts = self.seq_length and not self.build_index
+        if self.kind == "text" and (cuts or self.template or self.pack):
             raise ValueError(
                 "--seq-length, --template and --pack go with the handlers instruction and chat; "
                 "training cuts text by itself"

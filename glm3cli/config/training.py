@@ -54,7 +54,9 @@ class DataOptions(Settings):
     """What is read, and how much of it a step takes."""
 
     data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
-        min_length=1, description="Prefix of preprocessed files; repeat as WEIGHT:PREFIX to blend."
+        min_length=1,
+        description="Prefix of preprocessed files; repeat as WEIGHT:PREFIX to blend, or give a "
+        "YAML file with a list of these.",
     )
     split: Annotated[str, Flag(panel=DATA)] = Field(
         default="949,50,1",

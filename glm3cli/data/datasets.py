@@ -4,9 +4,10 @@ A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32),
 """
 
 import logging
+import shutil
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from glm3cli.data.index_cache import index_folder
 from glm3cli.data.prefixes import INSTRUCTION_KEYS, Blend, instruction_file
+from glm3cli.data.splits import document_ranges
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
@@ -59,15 +62,49 @@ def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset |
     Raises:
         DataError: A split has no document.
     """
+    # Indices stay in memory, unless `preprocess --build-index` has built just these. As files
+    # beside the data they would be taken even after the data was preprocessed again, and on a
+    # machine whose disk isn't rank 0's they would be missing.
+    folder = _index_folder(spec, tokenizer)
+    return _build_text(spec, tokenizer, str(folder) if folder and folder.is_dir() else "")
+
+
+def build_index(spec: DataSpec, tokenizer: Tokenizer) -> Path:
+    """Builds the sample indices of one text file beside it, for trainings told the same.
+
+    Raises:
+        DataError: A split has no document.
+    """
+    folder = _index_folder(spec, tokenizer)
+    assert folder is not None, "a blend has no indices of its own"
+    if not folder.is_dir():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _build_text(spec, tokenizer, str(partial))
+        partial.rename(folder)
+    return folder
+
+
+def _index_folder(spec: DataSpec, tokenizer: Tokenizer) -> Path | None:
+    """Where built indices of a text file are; None for a blend, which has no one place."""
+    if len(spec.blend.prefixes) > 1:
+        return None
+    told = {name: value for name, value in asdict(spec).items() if name != "blend"}
+    told["tokenizer"] = tokenizer.unique_identifiers
+    return index_folder(spec.blend.prefixes[0], told)
+
+
+def _build_text(
+    spec: DataSpec, tokenizer: Tokenizer, path_to_cache: str
+) -> tuple[Dataset, Dataset | None]:
     logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
     config = GPTDatasetConfig(
         random_seed=spec.seed,
         sequence_length=spec.seq_length,
         blend=_text_blend(spec),
         split=spec.split,
-        # Indices stay in memory. As files beside the data they would be taken even after the data
-        # was preprocessed again, and on a machine whose disk isn't rank 0's they would be missing.
-        path_to_cache="",
+        path_to_cache=path_to_cache,
         tokenizer=tokenizer,
         reset_position_ids=False,
         reset_attention_mask=False,
@@ -93,9 +130,9 @@ def _text_blend(spec: DataSpec) -> tuple[list[str], list[float] | None]:
     num_tokens = []
     for prefix in spec.blend.prefixes:
         file = _open(prefix)
-        train, _ = _document_ranges(len(file), spec, prefix)
+        train, _ = document_ranges(len(file), spec.split, prefix, needs_valid=bool(spec.num_valid))
         num_tokens.append(float(file.sequence_lengths[train.start : train.stop].sum()))
-    prefixes = list(spec.blend.prefixes)
+    prefixes = [str(Path(prefix).absolute()) for prefix in spec.blend.prefixes]
     if len(prefixes) == 1:
         return prefixes, None
     return prefixes, list(spec.blend.weights or num_tokens)
@@ -132,7 +169,9 @@ def _instruction_pair(
             f"{lengths[1][first]} labels",
             _AGAIN,
         )
-    train, valid = _document_ranges(sizes["input_ids"], spec, prefix)
+    train, valid = document_ranges(
+        sizes["input_ids"], spec.split, prefix, needs_valid=bool(spec.num_valid)
+    )
     tokens, labels = files["input_ids"], files["labels"]
     return (
         InstructionDataset(tokens, labels, train, spec.seq_length, spec.seed, pad_id),
@@ -155,22 +194,6 @@ def _open(prefix: str) -> IndexedDataset:
             _AGAIN,
         )
     return file
-
-
-def _document_ranges(num_documents: int, spec: DataSpec, prefix: str) -> tuple[range, range]:
-    """Documents of the training and validation splits (megatron-core's rounding)."""
-    shares = np.cumsum([0.0, *(float(part) for part in spec.split.split(","))])
-    edges = [round(share / shares[-1] * num_documents) for share in shares.tolist()]
-    train, valid = range(edges[0], edges[1]), range(edges[1], edges[2])
-    for name, part, needed in (("training", train, True), ("validation", valid, spec.num_valid)):
-        if needed and not part:
-            raise DataError(
-                f"--data {prefix}: --split {spec.split} of {num_documents} document(s) leaves "
-                f"none for {name}",
-                "give that part a larger share in --split"
-                + (", or drop --eval-interval" if name == "validation" else ""),
-            )
-    return train, valid
 
 
 class InstructionDataset:

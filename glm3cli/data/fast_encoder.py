@@ -12,7 +12,7 @@ import sentencepiece
 
 # Its memory of words grows by about 2 bytes for every character of new text, without a limit.
 _CHARACTERS_BETWEEN_RENEWALS = 128 << 20
-_PROBED_PIECES = 500
+_PROBED_PIECES = 10_000
 # What a normalisation, or another idea of white space, would treat otherwise.
 _PROBE = "  a\tb\r\n\n  \u3000\uff41 \ufb01 \u2460\x1f\u00a0 \0 e\u0301 \u2581x  y\u200d\U0001f600 "
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class FastEncoder:
             self._renew()
         try:
             ids: np.ndarray = self._encode(text)
-        except UnicodeEncodeError:  # half a surrogate pair
+        except (TypeError, UnicodeEncodeError):  # half a surrogate pair
             return None
         return ids.view(np.int32)
 
@@ -68,8 +68,7 @@ class FastEncoder:
 
 
 def _probes(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """Texts of all the model's pieces, and an awkward one."""
-    names = [pieces.id_to_piece(i) for i in range(pieces.get_piece_size())]
-    starts = range(0, len(names), _PROBED_PIECES)
-    joined = ["".join(names[start : start + _PROBED_PIECES]) for start in starts]
-    return [_PROBE, *joined, *(text.replace("\u2581", " ") for text in joined)]
+    """Texts of pieces from all over the vocabulary, and an awkward one."""
+    ids = range(0, pieces.get_piece_size(), max(1, pieces.get_piece_size() // _PROBED_PIECES))
+    joined = "".join(pieces.id_to_piece(i) for i in ids)
+    return [_PROBE, joined, joined.replace("\u2581", " ")]

@@ -15,7 +15,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from glm3cli.errors import DataError
+
 _MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<QBQQ")  # version, type, sequences, documents and 1
 _VERSION = 1
 # int32 always: uint16, which megatron would take for small vocabularies, can't hold -100.
 _INT32_CODE = 4
@@ -87,7 +90,7 @@ class IndexedWriter:
         self.close()
         sequences, documents = self._mark.sequences, self._mark.documents
         with self.idx_path.open("wb") as file:
-            header = struct.pack("<QBQQ", _VERSION, _INT32_CODE, sequences, documents + 1)
+            header = _HEADER.pack(_VERSION, _INT32_CODE, sequences, documents + 1)
             file.write(_MAGIC + header)
             for lengths in _blocks(self._lengths_path, np.int32):
                 file.write(lengths.data)
@@ -111,6 +114,28 @@ class IndexedWriter:
         """Removes what a finished pair doesn't need any more."""
         self._lengths_path.unlink(missing_ok=True)
         self._documents_path.unlink(missing_ok=True)
+
+
+def read_lengths(prefix: str, named: str) -> np.ndarray:
+    """Tokens of every sequence of a pair of files, mapped.
+
+    Args:
+        prefix: Of the files.
+        named: What the user has called them.
+
+    Raises:
+        DataError: The index is damaged.
+    """
+    path = Path(f"{prefix}.idx")
+    with path.open("rb") as file:
+        head = file.read(len(_MAGIC) + _HEADER.size)
+    is_ours = head.startswith(_MAGIC) and len(head) == len(_MAGIC) + _HEADER.size
+    sequences = _HEADER.unpack(head[len(_MAGIC) :])[2] if is_ours else 0
+    if not is_ours or path.stat().st_size < len(head) + sequences * (_INT32_SIZE + _INT64_SIZE):
+        raise DataError(f"--data {named}: {path} is damaged", "run `glm3 preprocess` again")
+    if not sequences:
+        return np.empty(0, dtype=np.int32)
+    return np.memmap(path, np.int32, "r", offset=len(head), shape=(sequences,))
 
 
 def _reopened(path: Path, size: int) -> BinaryIO:

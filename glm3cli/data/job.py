@@ -42,7 +42,11 @@ class Job:
             version=__version__,
             inputs=inputs if len(stats) == len(files) else None,
             tokenizer=hashlib.sha256(tokenizer.path.read_bytes()).hexdigest(),
-            settings=config.model_dump(mode="json", include=_SETTINGS),
+            settings=config.model_dump(
+                mode="json",
+                # There the length is that of training, and cuts nothing.
+                include=_SETTINGS - {"seq_length"} if config.kind == "text" else _SETTINGS,
+            ),
         )
 
     def equals(self, noted: object) -> bool:

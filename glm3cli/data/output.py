@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from glm3cli.data.index_cache import indices_of
 from glm3cli.data.indexed import IndexedWriter, Mark
 from glm3cli.data.job import Job
 from glm3cli.data.workers import Encoded, Problem
@@ -278,6 +279,7 @@ class Output:
                 continue
             if target.suffix == ".bin":  # of an earlier run: it won't fit the new .bin
                 target.with_suffix(".idx").unlink(missing_ok=True)
+                shutil.rmtree(indices_of(target.with_suffix("")), ignore_errors=True)
             source.replace(target)
         if self._note.counts.bad_rows and (self.folder / _ERRORS).exists():
             (self.folder / _ERRORS).replace(self._errors_path)

@@ -33,10 +33,14 @@ def instruction_file(prefix: str, key: str) -> str:
 def parse_blend(data: list[str], kind: Kind) -> Blend:
     """Reads `WEIGHT:PREFIX` or `PREFIX` items and checks that their files are there.
 
+    An item may be a YAML file with a list of such items; its paths begin at its folder.
+
     Raises:
-        ConfigError: Only some items have a weight, or all weights are 0.
+        ConfigError: Only some items have a weight, or all weights are 0; or a YAML file has
+            something else in it.
         DataError: A file is missing.
     """
+    data = [part for item in data for part in _expanded(item)]
     matches = [_WEIGHTED.fullmatch(item) for item in data]
     if any(matches) != all(matches):
         raise ConfigError(
@@ -55,6 +59,31 @@ def parse_blend(data: list[str], kind: Kind) -> Blend:
         raise ConfigError(f"--data {' '.join(data)}: all weights are 0", "give one above 0")
     prefixes, weights = zip(*parts, strict=True)
     return Blend(prefixes, weights if all(matches) else None)
+
+
+def _expanded(item: str) -> list[str]:
+    path = Path(item)
+    if path.suffix not in (".yaml", ".yml"):
+        return [item]
+    import yaml
+
+    if not path.is_file():
+        raise DataError(f"--data {item} does not exist", "give a YAML file with a list of prefixes")
+    try:
+        parts = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = str(error).replace("\n", " ")
+        raise ConfigError(f"--data {item} is no YAML file: {problem}", "mend it") from None
+    if not (isinstance(parts, list) and parts and all(isinstance(part, str) for part in parts)):
+        raise ConfigError(
+            f"--data {item} holds no list of prefixes", "write a line '- WEIGHT:PREFIX' for each"
+        )
+    found = []
+    for part in parts:
+        match = _WEIGHTED.fullmatch(part)
+        weight, prefix = (f"{match[1]}:", match[2]) if match else ("", part)
+        found.append(f"{weight}{path.parent / prefix}")
+    return found
 
 
 def _check(prefix: str, kind: Kind) -> None:

@@ -5,6 +5,7 @@ tokenization_chatglm.py, whose ids and decodings these are). Text that looks lik
 stays text; only `special` and the prompt builder in `chat` yield their ids.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ class Tokenizer:
         return OrderedDict(
             {
                 "class": type(self).__name__,
-                "tokenizer_path": [str(self.path)],
+                "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
                 "vocab_size": self.vocab_size,
             }
         )

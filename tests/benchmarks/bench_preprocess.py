@@ -1,22 +1,26 @@
 """How fast text is preprocessed, beside the plain way and ModelLink's, in one run.
 
-    python tests/benchmarks/bench_preprocess.py --tokenizer DIR --chinese FILE.json --rounds 3
+    apt-get download manpages-zh debian-reference-zh-cn libreoffice-help-zh-cn ...
+    for package in *.deb; do dpkg -x $package chinese; done; gunzip -rf chinese
+    python tests/benchmarks/bench_preprocess.py --tokenizer DIR --chinese chinese --rounds 3
 
 gathers text of this machine that doesn't repeat (documentation, licences, source: --text FOLDER
-...) and Chinese text made character by character after the statistics of FILE, and turns it into
-tokens: by `glm3 preprocess` with one worker and with all cores; by sentencepiece, one call per
-document, and megatron-core's IndexedDatasetBuilder (the plain way); and by a slow tokenizer of
-transformers that does what ChatGLM3's remote code does, as ModelLink 1.1 calls it. The files are
-compared: all must be equal. Times are those of reading, encoding and writing, without imports.
+...) and Chinese documentation, and turns it into tokens: by `glm3 preprocess` with one worker and
+with all cores; by sentencepiece, one call per document, and megatron-core's IndexedDatasetBuilder
+(the plain way); and by a slow tokenizer of transformers that does what ChatGLM3's remote code does,
+as ModelLink 1.1 calls it. The files are compared: all must be equal. Times are those of reading,
+encoding and writing, without imports.
 
 --memory-mb 2000 makes an input of that size instead and samples the memory of all processes.
 """
 
 import argparse
+import html
 import json
 import multiprocessing
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -55,30 +59,21 @@ def english(folders: list[Path], num_bytes: int) -> Iterator[str]:
                 return
 
 
-def chinese(file: Path, num_bytes: int) -> Iterator[str]:
-    """New text with the triples of characters of a file."""
-    following: dict[str, list[str]] = defaultdict(list)
-    text = "\n".join(_strings(json.loads(file.read_text("utf-8"))))
-    for i in range(len(text) - 2):
-        following[text[i : i + 2]].append(text[i + 2])
-    pairs, choose = list(following), random.Random(1)
-    size = 0
-    while size < num_bytes:
-        characters = list(choose.choice(pairs))
-        for _ in range(choose.randint(100, 2000)):
-            known = following.get("".join(characters[-2:]))
-            characters += choose.choice(known) if known else choose.choice(pairs)
-        made = "".join(characters)
-        size += len(made.encode())
-        yield made
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
+def chinese(folders: list[Path]) -> Iterator[str]:
+    """The text of all files that are Chinese for a fifth at least, without mark-up."""
+    seen = set()
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if not path.is_file() or path.stat().st_size > 5e6:
+            continue
+        try:
+            text = path.read_text("utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        text = re.sub(r"\n\s*\n+", "\n\n", html.unescape(re.sub(r"<[^>]*>", "", text)))
+        share = len(re.findall("[\u4e00-\u9fff]", text)) / max(len(text), 1)
+        if share >= 0.2 and len(text) >= 100 and hash(text) not in seen:
+            seen.add(hash(text))
+            yield text
 
 
 def make_input(path: Path, texts: list[str], num_bytes: int) -> int:
@@ -213,17 +208,16 @@ def compare(folder: Path, names: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder")
-    parser.add_argument("--chinese", type=Path, required=True, help="a JSON file of Chinese texts")
+    parser.add_argument("--chinese", type=Path, nargs="+", required=True, help="folders")
     paths = [sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/share"]
     parser.add_argument("--text", type=Path, nargs="+", default=[Path(path) for path in paths])
     parser.add_argument("--mb", type=float, default=120)
-    parser.add_argument("--chinese-share", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-mb", type=float)
     options = parser.parse_args()
-    chinese_bytes = int(options.mb * 1e6 * options.chinese_share)
-    texts = list(english(options.text, int(options.mb * 1e6) - chinese_bytes))
-    texts += chinese(options.chinese, chinese_bytes)
+    texts = list(chinese(options.chinese))
+    chinese_bytes = sum(len(text.encode()) for text in texts)
+    texts += english(options.text, int(options.mb * 1e6) - chinese_bytes)
     random.Random(0).shuffle(texts)
     with tempfile.TemporaryDirectory(prefix="bench-preprocess-") as name:
         folder = Path(name)
@@ -231,7 +225,10 @@ def main() -> None:
         wanted = options.memory_mb or sum(len(text.encode()) for text in texts) / 1e6
         megabytes = make_input(source, texts, int(wanted * 1e6)) / 1e6
         cores = os.cpu_count() or 1
-        say(f"{len(texts):,} texts, {megabytes:.1f} MB, {cores} cores")
+        say(
+            f"{len(texts):,} texts, {megabytes:.1f} MB, {chinese_bytes / 1e6:.1f} MB of them "
+            f"Chinese, {cores} cores"
+        )
         if options.memory_mb:
             for workers in (1, cores):
                 peak = [0]

@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from megatron.core.datasets.gpt_dataset import GPTDataset
 
-from glm3cli.data.datasets import Dataset, DataSpec, build_instruction, build_text
+from glm3cli.data.datasets import (
+    Dataset,
+    DataSpec,
+    build_index,
+    build_instruction,
+    build_text,
+)
 from glm3cli.data.prefixes import Blend
 from glm3cli.errors import DataError
 from tests.support.samples import write_documents, write_instructions
@@ -221,6 +228,52 @@ def test_reading_text_leaves_no_file_beside_the_data(tmp_path):
     build_text(spec(*prefixes, weights=(0.5, 0.5)), tiny_tokenizer())
     build_text(spec(prefixes[0]), tiny_tokenizer())
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- indices built beforehand ---
+
+
+def shown(parts) -> list[list[str]]:
+    return [list(map(str, part[index].values())) for part in parts for index in range(4)]
+
+
+def test_indices_built_beforehand_are_used(tmp_path, monkeypatch):
+    prefix = write_documents(tmp_path / "a", some_documents())
+    what = spec(prefix, split="8,2,0", num_train=30, num_valid=4)
+    plain = [
+        list(map(str, part[i].values()))
+        for part in build_text(what, tiny_tokenizer())
+        for i in range(4)
+    ]
+    folder = build_index(what, tiny_tokenizer())
+    assert folder.parent == tmp_path / "a.samples"
+    assert len(list(folder.glob("*.npy"))) == 6
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(GPTDataset, "_get_num_epochs", lambda *_arguments: pytest.fail("built"))
+    assert shown(build_text(what, tiny_tokenizer())) == plain
+    assert build_index(what, tiny_tokenizer()) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 5}, {"num_train": 31}, {"seq_length": 9}, {"split": "7,3,0"}], ids=str
+)
+def test_indices_of_other_settings_are_not(tmp_path, changes):
+    prefix = write_documents(tmp_path / "a", some_documents())
+    what = {"split": "8,2,0", "num_train": 30, "num_valid": 4}
+    build_index(spec(prefix, **what), tiny_tokenizer())
+    before = sorted(tmp_path.rglob("*"))
+    train, _ = build_text(spec(prefix, **what | changes), tiny_tokenizer())
+    assert len(train[0]["tokens"]) == changes.get("seq_length", 8)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_indices_of_files_that_were_written_again_are_not(tmp_path):
+    prefix = write_documents(tmp_path / "a", [[10] * 20, [11] * 20])
+    build_index(spec(prefix), tiny_tokenizer())
+    write_documents(tmp_path / "a", [[20] * 9, [21] * 9, [22] * 9, [23] * 9])
+    train, _ = build_text(spec(prefix), tiny_tokenizer())
+    assert seen(train, 8) == {20, 21, 22, 23}
 
 
 # --- blends ---

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.config.training import TrainConfig
 from glm3cli.data import sources
 from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess import Progress, Summary, preprocess, preview
@@ -463,3 +464,9 @@ def test_an_error_keeps_the_files_of_an_earlier_run(tmp_path):
     with pytest.raises(DataError):
         run(source, tmp_path / "out")
     assert outputs(tmp_path) == before
+
+
+def test_indices_are_by_default_those_of_a_default_training():
+    for name in ("global_batch_size", "split", "seed", "eval_interval", "eval_iters"):
+        fields = (PreprocessConfig.model_fields[name], TrainConfig.model_fields[name])
+        assert fields[0].default == fields[1].default, name
