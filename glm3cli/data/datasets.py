@@ -1,12 +1,13 @@
 """Training samples: megatron-core's GPTDataset for text, and instruction samples of our own.
 
-A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32), each [seq_length].
+A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32), each [seq_length];
+those of instructions have `numbers` (int64), which count the samples of a pack from 1.
 """
 
 import logging
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,21 +162,21 @@ def _instruction_pair(
         raise DataError(
             f"--data {prefix}: its files have different numbers of samples: {sizes}", _AGAIN
         )
-    lengths = [files[key].sequence_lengths for key in ("input_ids", "labels")]
-    if not np.array_equal(*lengths):
-        first = int(np.flatnonzero(lengths[0] != lengths[1])[0])
-        raise DataError(
-            f"--data {prefix}: sample {first} has {lengths[0][first]} tokens but "
-            f"{lengths[1][first]} labels",
-            _AGAIN,
-        )
+    for key, named in {"labels": "labels", "attention_mask": "mask values"}.items():
+        lengths = [files[name].sequence_lengths for name in ("input_ids", key)]
+        if not np.array_equal(*lengths):
+            first = int(np.flatnonzero(lengths[0] != lengths[1])[0])
+            raise DataError(
+                f"--data {prefix}: sample {first} has {lengths[0][first]} tokens but "
+                f"{lengths[1][first]} {named}",
+                _AGAIN,
+            )
     train, valid = document_ranges(
         sizes["input_ids"], spec.split, prefix, needs_valid=bool(spec.num_valid)
     )
-    tokens, labels = files["input_ids"], files["labels"]
     return (
-        InstructionDataset(tokens, labels, train, spec.seq_length, spec.seed, pad_id),
-        InstructionDataset(tokens, labels, valid, spec.seq_length, spec.seed, pad_id),
+        InstructionDataset(files, train, spec.seq_length, spec.seed, pad_id),
+        InstructionDataset(files, valid, spec.seq_length, spec.seed, pad_id),
     )
 
 
@@ -205,15 +206,14 @@ class InstructionDataset:
 
     def __init__(
         self,
-        tokens: IndexedDataset,
-        labels: IndexedDataset,
+        files: Mapping[str, IndexedDataset],
         documents: range,
         seq_length: int,
         seed: int,
         pad_id: int,
     ) -> None:
         self.documents = documents
-        self._tokens, self._labels = tokens, labels
+        self._files = files
         self._seq_length, self._pad_id = seq_length, pad_id
         self._random = np.random.RandomState(seed)
         self._orders: list[np.ndarray] = []
@@ -228,17 +228,20 @@ class InstructionDataset:
             self._random.shuffle(order)
             self._orders.append(order)
         document = int(self._orders[epoch][place])
-        tokens = np.asarray(self._tokens[document][:-1][: self._seq_length], dtype=np.int64)
-        labels = np.asarray(self._labels[document][1:][: self._seq_length], dtype=np.int64)
-        missing = self._seq_length - len(tokens)
-        tokens = np.pad(tokens, (0, missing), constant_values=self._pad_id)
-        labels = np.pad(labels, (0, missing), constant_values=IGNORED_LABEL)
+        tokens = self._padded(self._files["input_ids"][document][:-1], self._pad_id)
+        labels = self._padded(self._files["labels"][document][1:], IGNORED_LABEL)
+        numbers = self._padded(self._files["attention_mask"][document][:-1], 0)
         mask = labels != IGNORED_LABEL
         return {
             "tokens": tokens,
+            "numbers": numbers,
             "labels": np.where(mask, labels, 0),
             "loss_mask": mask.astype(np.float32),
         }
+
+    def _padded(self, values: np.ndarray, filler: int) -> np.ndarray:
+        cut = np.asarray(values[: self._seq_length], dtype=np.int64)
+        return np.pad(cut, (0, self._seq_length - len(cut)), constant_values=filler)
 
 
 class BlendedSamples:

@@ -16,11 +16,17 @@ from glm3cli.errors import DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: `tokens` and `labels` (int64) and `loss_mask` (float32), each [b, s]."""
+    """One micro-batch: `tokens` and `labels` (int64) and `loss_mask` (float32), each [b, s].
+
+    Attributes:
+        numbers: Which sample of its pack each position belongs to, from 1 (0 for padding); None
+            where no sequence is a pack of several.
+    """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
+    numbers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,11 @@ class Loader:
 
     def _batch(self, indices: range) -> Batch:
         samples = [self.dataset[index] for index in indices]
+        keys = ["tokens", "labels", "loss_mask"]
+        if any(int(sample["numbers"].max()) > 1 for sample in samples if "numbers" in sample):
+            keys.append("numbers")
         tensors = {
-            key: torch.stack([torch.as_tensor(sample[key]) for sample in samples])
-            for key in ("tokens", "labels", "loss_mask")
+            key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys
         }
         largest = max(int(tensors["tokens"].max()), int(tensors["labels"].max()))
         if largest >= self.vocab_size:

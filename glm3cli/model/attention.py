@@ -77,11 +77,22 @@ class CoreAttention(torch.nn.Module):
         self.cache: KVCache | None = None
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **_megatron: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **_megatron: Any,
     ) -> Tensor:
-        """Attends: query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+        """Attends: query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d].
+
+        `attention_mask` holds the number of each position's sample, [b, s], where a sequence is a
+        pack of several; each sees itself only.
+        """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask, is_causal = None, query.size(2) > 1
+        if attention_mask is not None:
+            mask, is_causal = _within_samples(attention_mask), False
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
             mask = self.cache.window.mask(query.size(2))
@@ -96,3 +107,12 @@ class CoreAttention(torch.nn.Module):
             enable_gqa=query.size(1) != key.size(1),
         )
         return context.permute(2, 0, 1, 3).flatten(2)
+
+
+def _within_samples(numbers: Tensor) -> Tensor:
+    """What each position of packs sees, [b, 1, s, s]: earlier ones of the same sample.
+
+    The positions needn't begin anew with every sample: rotation depends on distances alone.
+    """
+    same = numbers.unsqueeze(2) == numbers.unsqueeze(1)
+    return same.tril().unsqueeze(1)

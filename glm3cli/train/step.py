@@ -155,7 +155,7 @@ def _forward(
     divisor: float, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Losses]]]:
     batch = next(batches)
-    output = model(batch.tokens, None, None, labels=batch.labels)
+    output = model(batch.tokens, None, batch.numbers, labels=batch.labels)
     return output, partial(_loss, divisor, batch.loss_mask)
 
 

@@ -57,7 +57,9 @@ def test_a_sample_is_shifted_by_one_and_padded_on_the_right(tmp_path):
     assert sample["labels"].tolist() == [0, 0, 21, 22, 2, 0, 0, 0]
     assert sample["loss_mask"].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
     types = {key: value.dtype.name for key, value in sample.items()}
-    assert types == {"tokens": "int64", "labels": "int64", "loss_mask": "float32"}
+    assert types.pop("loss_mask") == "float32"
+    assert types == dict.fromkeys(("tokens", "labels", "numbers"), "int64")
+    assert sample["numbers"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
     assert valid is None
 
 
