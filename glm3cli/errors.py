@@ -15,6 +15,10 @@ class Glm3Error(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type["Glm3Error"], tuple[str, str]]:
+        """So that it also reaches another process whole."""
+        return type(self), (self.message, self.hint)
+
 
 class ConfigError(Glm3Error):
     """Wrong usage, option or configuration file."""

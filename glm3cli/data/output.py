@@ -37,7 +37,8 @@ class Counts:
         documents: Rows that became a document.
         tokens: Tokens written, labels and masks not counted.
         bytes: Text encoded, as UTF-8.
-        bad_rows: Bad rows left out.
+        empty: Rows without any text.
+        bad_rows: Bad rows, and rests of damaged files, left out.
         dropped: Samples of which --seq-length left no answer.
         truncated: Samples that --seq-length cut.
     """
@@ -45,6 +46,7 @@ class Counts:
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
+    empty: int = 0
     bad_rows: int = 0
     dropped: int = 0
     truncated: int = 0
@@ -63,6 +65,7 @@ class Counts:
         self.documents += encoded.num_documents
         self.tokens += encoded.num_tokens
         self.bytes += encoded.text_bytes
+        self.empty += encoded.num_empty
         self.bad_rows += len(encoded.problems)
         self.dropped += encoded.num_dropped
         self.truncated += encoded.num_truncated

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.handlers import Handler, build_handler, choose_columns
 from glm3cli.data.job import Job
 from glm3cli.data.output import Counts, Output, Place, finished
 from glm3cli.data.packing import pack_files
 from glm3cli.data.rows import RowError
-from glm3cli.data.sources import Chunk, find_files, read_chunks
+from glm3cli.data.sources import Chunk, Damage, find_files, read_chunks
 from glm3cli.data.statistics import statistics
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.data.workers import (
@@ -31,7 +32,7 @@ from glm3cli.data.workers import (
     encode_all,
     problem_of,
 )
-from glm3cli.errors import DataError, StoppedError
+from glm3cli.errors import CheckpointError, DataError, StoppedError
 
 # After the first bad row, how many chunks are searched for more to show.
 _MORE_CHUNKS = 8
@@ -97,6 +98,7 @@ def preprocess(
     tokenizer = Tokenizer.load(config.tokenizer)
     handler = build_handler(config, tokenizer)
     files = find_files(config.inputs)
+    _check_vocabulary(config, tokenizer)
     job = Job.of(config, files, tokenizer)
     names = _names(config, handler)
     skips_bad = config.on_error == "skip"
@@ -129,6 +131,22 @@ def preprocess(
     return _summary(config, stats, time.perf_counter() - start)
 
 
+def _check_vocabulary(config: PreprocessConfig, tokenizer: Tokenizer) -> None:
+    """Checks that the model in the tokenizer's folder, if there is one, has a row for every id."""
+    if not (config.tokenizer / "config.json").is_file():
+        return
+    try:
+        model = ModelConfig.from_file(config.tokenizer)
+    except CheckpointError:  # the tokenizer is all that is needed of the folder
+        return
+    if tokenizer.vocab_size > model.padded_vocab_size:
+        raise DataError(
+            f"{tokenizer.path} has {tokenizer.vocab_size:,} ids, but the model beside it a "
+            f"vocabulary of {model.padded_vocab_size:,}",
+            "give the tokenizer that belongs to the model",
+        )
+
+
 def _encode(
     config: PreprocessConfig,
     tokenizer: Tokenizer,
@@ -145,8 +163,13 @@ def _encode(
     chunks = _read_from(files, handler, output.place, after)
     with contextlib.closing(encode_all(config, tokenizer, chunks)) as encoded_chunks:
         for encoded in encoded_chunks:
-            if encoded.problems and config.on_error == "stop":
-                raise bad_rows_error(_first_problems(encoded, encoded_chunks))
+            if config.on_error == "stop":
+                if encoded.problems:
+                    raise bad_rows_error(_first_problems(encoded, encoded_chunks))
+                if encoded.damage:
+                    raise encoded.damage
+            elif encoded.damage:
+                encoded.problems.append(Problem(encoded.source, "", encoded.damage.message, ""))
             output.add(encoded, after.popleft())
             progress.seconds = time.perf_counter() - start
             progress.done = max(progress.done, sizes.share(encoded))
@@ -205,7 +228,7 @@ def preview(config: PreprocessConfig) -> Iterator[Shown]:
     encoder = Encoder(config, tokenizer)
     left = config.preview
     for chunk in _read_from(find_files(config.inputs), encoder.handler, Place(), deque()):
-        for index, raw in enumerate(chunk.rows):
+        for index, raw in enumerate(chunk.read()):
             try:
                 document = encoder.document(chunk, raw)
             except RowError as error:
@@ -229,12 +252,20 @@ def _read_from(
     """The chunks from `place` on; appends to `after` where the input is after each."""
     skipped = place.chunk
     for i, path in enumerate(files[place.file :], start=place.file):
-        chunks = read_chunks(path, partial(choose_columns, handler))
+        chunks = _with_damage(path, read_chunks(path, partial(choose_columns, handler)))
         for number, chunk in enumerate(chunks, start=1):
             if number > skipped:
                 after.append(Place(i, number))
                 yield chunk
         skipped = 0
+
+
+def _with_damage(path: Path, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """The chunks of a file, and one that tells of its damage in its turn."""
+    try:
+        yield from chunks
+    except DataError as error:
+        yield Damage(str(path), 1, "row", [], 0, error)
 
 
 class _Sizes:

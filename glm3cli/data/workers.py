@@ -91,15 +91,21 @@ class _Sequences:
 
 @dataclass
 class Encoded:
-    """What a chunk became."""
+    """What a chunk became.
+
+    Attributes:
+        damage: What is wrong with the file, of which this chunk is the last.
+    """
 
     source: str
     position: int
     keys: dict[str, Part] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    damage: DataError | None = None
     num_documents: int = 0
     num_tokens: int = 0
     num_dropped: int = 0
+    num_empty: int = 0
     num_truncated: int = 0
     text_bytes: int = 0
 
@@ -116,7 +122,7 @@ class Encoder:
         """Encodes a chunk; ends early where enough bad rows were found to end the run."""
         keys = {key: _Sequences() for key in self.handler.keys}
         encoded = Encoded(chunk.source, chunk.position)
-        for index, raw in enumerate(chunk.rows):
+        for index, raw in enumerate(self._read(chunk, encoded)):
             try:
                 document = self.document(chunk, raw)
             except RowError as error:
@@ -133,13 +139,21 @@ class Encoder:
         encoded.num_tokens = sum(len(part.tokens) for part in main)
         return encoded
 
+    @staticmethod
+    def _read(chunk: Chunk, encoded: Encoded) -> list[Any]:
+        try:
+            return chunk.read()
+        except DataError as error:
+            encoded.damage = error
+            return []
+
     def document(self, chunk: Chunk, raw: Any) -> Document | None:
         """Encodes one row of a chunk; None for a blank line.
 
         Raises:
             RowError: The row isn't readable or doesn't fit.
         """
-        row = raw if chunk.kind == "row" else _parsed(chunk, raw)
+        row = _parsed(chunk, raw) if chunk.kind in ("json", "text") else raw
         if row is None and chunk.kind == "json":
             return None
         if not isinstance(row, dict):
@@ -156,6 +170,7 @@ def problem_of(chunk: Chunk, index: int, raw: Any, error: RowError) -> Problem:
 
 def _count(encoded: Encoded, document: Document) -> None:
     encoded.num_documents += bool(document.sequences)
+    encoded.num_empty += not document.sequences and not document.num_dropped
     encoded.num_dropped += document.num_dropped
     encoded.num_truncated += document.num_truncated
     encoded.text_bytes += document.text_bytes

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from glm3cli.data.preprocess import Progress, Summary, preprocess, preview
 from glm3cli.data.statistics import histogram
 from glm3cli.errors import ConfigError, DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
+from tests.support.tiny import TINY
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
 
 TEXTS = ["the quick brown fox", "你好 世界", "over\na lazy dog", "", 'a "quoted", text'] * 7
@@ -53,6 +55,21 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {
         p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".idx")
     }
+
+
+def bad(path: Path, name: str, content: bytes) -> Path:
+    (path / name).write_bytes(content)
+    return path / name
+
+
+def parquet_bytes(column: str = "body", damaged: bool = False) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({column: ["a"] * 99}), file, write_page_checksum=True)
+    content = bytearray(file.getvalue())
+    if damaged:
+        start = pq.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
+        content[start : start + 8] = bytes(8)
+    return bytes(content)
 
 
 # ---- golden
@@ -321,6 +338,80 @@ def test_the_first_bad_rows_are_shown(tmp_path, monkeypatch):
     assert f"{where}:9" not in message
 
 
+GOOD = b'{"text": "the fox"}\n' * 50
+DAMAGED = {
+    "cut gzip": ("in.jsonl.gz", gzip.compress(GOOD * 200, mtime=0)[:-9], "damaged or cut short"),
+    "cut array": ("in.json", b'[{"text": "the fox"}, {"text": "a', "ends within the array"),
+    "cut parquet": ("in.parquet", parquet_bytes("text")[:-40], "damaged or cut short"),
+    "a parquet page": ("in.parquet", parquet_bytes("text", damaged=True), "in.parquet is damaged"),
+    "no column": ("in.parquet", parquet_bytes("body"), "needs the column text, but has body"),
+    "bad CSV": ("in.csv", b'text\nfox\n"a', "damaged or cut short"),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("name", "content", "problem"), DAMAGED.values(), ids=DAMAGED)
+def test_the_rest_of_a_damaged_file_can_be_skipped(tmp_path, name, content, problem, workers):
+    """What stands before the damage, and the other files, are there."""
+    damaged = bad(tmp_path, name, content)
+    other = bad(tmp_path, "other.jsonl", GOOD)
+    options = {"workers": workers, "on_error": "skip"}
+    summary = run([damaged, other], tmp_path / "out", **options)
+    [listed] = [
+        json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()
+    ][-1:]
+    assert (listed["where"], summary.skipped >= 1) == (str(damaged), True)
+    assert problem in listed["problem"]
+    before = {"in.jsonl.gz": 9900, "in.json": 1, "in.csv": 1}.get(name, 0)
+    assert summary.documents >= 50 + before
+    with pytest.raises(DataError, match=problem):
+        run([damaged, other], tmp_path / "out", workers=workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_row_groups_of_any_size_give_the_same_files(tmp_path, many_rows, workers, monkeypatch):
+    rows = [json.loads(line) for line in many_rows.read_text("utf-8").splitlines()]
+    run(many_rows, tmp_path / "lines")
+    table = pa.Table.from_pylist([{"id": i, **row} for i, row in enumerate(rows)])
+    monkeypatch.setattr(sources, "_GROUP_BYTES", 100_000)  # between those of the two files
+    for name, size in (("small", 300), ("large", 2500)):
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=size)
+        run(tmp_path / f"{name}.parquet", tmp_path / name, workers=workers)
+        for kind in ("bin", "idx"):
+            files = [tmp_path / f"{stem}_text_document.{kind}" for stem in (name, "lines")]
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_bad_row_of_a_row_group_has_its_number_in_the_file(tmp_path):
+    texts = ["a"] * 25 + [None] + ["b"] * 5
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet", row_group_size=10)
+    with pytest.raises(DataError, match=r"in\.parquet row 26: text expected a string"):
+        run(tmp_path / "in.parquet", tmp_path / "out", workers=2)
+
+
+def test_a_very_long_line(tmp_path):
+    rows = [{"text": "a dog"}, {"text": "the fox 你好 " * 1_500_000}, {"text": "a dog"}]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    summary = run(source, tmp_path / "out", workers=2)
+    tokens = np.fromfile(tmp_path / "out_text_document.bin", dtype=np.int32)
+    one = len(tiny_tokenizer().encode("a dog")) + 2
+    assert summary.documents == 3
+    assert (tokens[:one] == tokens[-one:]).all()
+    again = tiny_tokenizer().decode(tokens[one + 2 : -one].tolist())
+    assert again == rows[1]["text"]
+
+
+def test_a_vocabulary_that_the_model_lacks_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(tiny_tokenizer_folder() / "tokenizer.model", folder)
+    model = TINY.model_copy(update={"padded_vocab_size": 128})
+    (folder / "config.json").write_text(json.dumps(model.to_hf()))
+    source = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    with pytest.raises(DataError, match="ids, but the model beside it a vocabulary of 128"):
+        run(source, tmp_path / "out", tokenizer=folder)
+
+
 def test_statistics(tmp_path):
     rows = [
         {"instruction": "the fox", "output": "dog"},
@@ -334,6 +425,7 @@ def test_statistics(tmp_path):
     assert summary.stats == str(tmp_path / "out.stats.json")
     counted = {name: stats[name] for name in ("documents", "bad_rows", "dropped", "truncated")}
     assert counted == {"documents": 2, "bad_rows": 1, "dropped": 1, "truncated": 1}
+    assert stats["empty"] == 0
     lengths = np.fromfile(tmp_path / "out_packed_input_ids_document.bin", dtype=np.int32)
     assert stats["tokens"] == len(lengths) == summary.tokens
     first = stats["tokens"] - 32
@@ -381,17 +473,6 @@ def test_a_preview_shows_ids_and_labels_and_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def bad(path: Path, name: str, content: bytes) -> Path:
-    (path / name).write_bytes(content)
-    return path / name
-
-
-def parquet_bytes() -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table({"body": ["a"] * 99}), file)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "options", "sentence"),
     [
@@ -402,6 +483,7 @@ def parquet_bytes() -> bytes:
         ("in.jsonl", b'{"text": "a"}\n{"text": "b"\n', {}, "in.jsonl:2: is not valid JSON"),
         ("in.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', {}, "in.jsonl:2: is not UTF-8"),
         ("in.jsonl", b'{"text": "a"}\n{"text": 7}\n', {}, "in.jsonl:2: text expected a string"),
+        ("in.jsonl", b'{"text": NaN}\n', {}, "text expected a string, got float nan"),
         ("in.jsonl", b'{"body": "a"}\n', {}, "in.jsonl:1: text is missing; the row has body"),
         ("in.jsonl", b"\n\n", {}, "no document to write"),
         ("in.json", b'[{"text": "a"}, {"text": "b"', {}, "ends within the array, at element 2"),
