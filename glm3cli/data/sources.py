@@ -249,8 +249,12 @@ def _unpacked(raw: BinaryIO) -> BinaryIO:
 
 
 def _starts(stream: BinaryIO, *marks: bytes) -> bool:
-    head = stream.peek(64).lstrip(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
-    return head.startswith(marks)
+    try:
+        head = stream.peek(64)  # type: ignore[attr-defined]
+    except _DAMAGE:  # who reads it meets that again
+        return False
+    start: bytes = head.lstrip(b"\xef\xbb\xbf").lstrip()
+    return start.startswith(marks)
 
 
 def _line_chunks(
