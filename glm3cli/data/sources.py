@@ -277,7 +277,8 @@ def _blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
         try:
             lines = stream.readlines(CHUNK_BYTES)
         except _DAMAGE:
-            yield _lines_before_damage(stream, position)
+            if lines := _lines_before_damage(stream, position):
+                yield lines
             raise
         if not lines:
             return
