@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ _COMPANION_BYTES = 16 * 2**20
 # The tensor as it was read, cast, and cut or joined, and the parts of one of these in a buffer.
 _COPIES = 4
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,46 @@ def _available_memory() -> int | None:
 
 
 def _cgroup_memory() -> int | None:
-    """What the limit of a container leaves; its page cache can be dropped and doesn't count."""
+    """What the limits of a container leave; its page cache can be dropped and doesn't count."""
+    left = [
+        amount
+        for folder, limit, used in _cgroup_folders()
+        if (amount := _left_in(folder, limit, used)) is not None
+    ]
+    return min(left, default=None)
+
+
+def _cgroup_folders() -> Iterator[tuple[Path, str, str]]:
+    """This process's control groups for memory and those around them, of version 2 and of 1.
+
+    Each with the name of the file with its limit, and of the amount in memory.stat that is used.
+    """
     try:
-        limit = int((_CGROUP / "memory.max").read_text("ascii"))
-        stat = (_CGROUP / "memory.stat").read_text("ascii")
-        used = next(line for line in stat.splitlines() if line.startswith("anon "))
-    except (OSError, ValueError, StopIteration):  # no container, or without a limit
+        lines = _OWN_CGROUPS.read_text("ascii").splitlines()
+    except OSError:  # not Linux
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            root, names = _CGROUP, ("memory.max", "anon")
+        elif "memory" in controllers.split(","):
+            root, names = _CGROUP / "memory", ("memory.limit_in_bytes", "total_rss")
+        else:
+            continue
+        # In a container the path may be that of the host, of which only the root is seen.
+        inner = root / path.lstrip("/")
+        for folder in dict.fromkeys((inner, *inner.parents)):
+            if folder.is_relative_to(root):
+                yield folder, *names
+
+
+def _left_in(folder: Path, limit: str, used: str) -> int | None:
+    try:
+        most = int((folder / limit).read_text("ascii"))
+        stat = (folder / "memory.stat").read_text("ascii")
+        line = next(line for line in stat.splitlines() if line.startswith(f"{used} "))
+    except (OSError, ValueError, StopIteration):  # no such group, or one without a limit
         return None
-    return limit - int(used.split()[1])
+    return most - int(line.split()[1])
 
 
 def _existing_parent(path: Path) -> Path:
