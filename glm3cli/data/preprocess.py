@@ -15,12 +15,14 @@ from types import FrameType
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.data.chunks import Chunk, Damage
+from glm3cli.data.files import find_files
 from glm3cli.data.handlers import Handler, build_handler, choose_columns
 from glm3cli.data.job import Job
 from glm3cli.data.output import Counts, Output, Place, finished
 from glm3cli.data.packing import pack_files
 from glm3cli.data.rows import RowError
-from glm3cli.data.sources import Chunk, Damage, find_files, read_chunks
+from glm3cli.data.sources import read_chunks, rows_of
 from glm3cli.data.statistics import statistics
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.data.workers import (
@@ -228,7 +230,7 @@ def preview(config: PreprocessConfig) -> Iterator[Shown]:
     encoder = Encoder(config, tokenizer)
     left = config.preview
     for chunk in _read_from(find_files(config.inputs), encoder.handler, Place(), deque()):
-        for index, raw in enumerate(chunk.read()):
+        for index, raw in enumerate(rows_of(chunk)):
             try:
                 document = encoder.document(chunk, raw)
             except RowError as error:

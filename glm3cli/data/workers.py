@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.data.chunks import Chunk
 from glm3cli.data.handlers import Document, Handler, Ids, build_handler
 from glm3cli.data.rows import RowError
-from glm3cli.data.sources import Chunk, parse_line
+from glm3cli.data.sources import parse_line, rows_of
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
@@ -142,7 +143,7 @@ class Encoder:
     @staticmethod
     def _read(chunk: Chunk, encoded: Encoded) -> list[Any]:
         try:
-            return chunk.read()
+            return rows_of(chunk)
         except DataError as error:
             encoded.damage = error
             return []

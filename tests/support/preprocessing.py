@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data import output, sources
+from glm3cli.data import chunks, output
 from glm3cli.data.preprocess import preprocess
 from glm3cli.errors import Glm3Error
 
@@ -14,7 +14,7 @@ from glm3cli.errors import Glm3Error
 def main(values: dict[str, Any], limit: int | None) -> None:
     """Runs with the options `values`; no file may have more than `limit` bytes."""
     output._SECONDS_BETWEEN_NOTES = 0.0
-    sources.CHUNK_BYTES, sources.CHUNK_ROWS = 20_000, 50
+    chunks.CHUNK_BYTES, chunks.CHUNK_ROWS = 20_000, 50
     if limit is not None:
         import resource
         import signal

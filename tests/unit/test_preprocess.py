@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data import sources
+from glm3cli.data import chunks, tables
+from glm3cli.data.files import find_files
 from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess import Progress, Summary, preprocess, preview
 from glm3cli.data.statistics import histogram
@@ -205,9 +206,9 @@ def test_folders_and_globs_are_read_in_order(tmp_path):
     (folder / "README.txt").write_text("not data")
     (folder / ".hidden.jsonl").write_text("not data")
     files = [folder / name for name in ("a.jsonl", "b.jsonl", "sub/c.jsonl")]
-    assert sources.find_files([folder]) == files
-    assert sources.find_files([folder / "*.jsonl"]) == files[:2]
-    assert sources.find_files([folder / "**" / "c.*", folder / "a.jsonl"]) == [files[2], files[0]]
+    assert find_files([folder]) == files
+    assert find_files([folder / "*.jsonl"]) == files[:2]
+    assert find_files([folder / "**" / "c.*", folder / "a.jsonl"]) == [files[2], files[0]]
 
 
 # ---- workers
@@ -309,7 +310,7 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_skipped_rows_are_listed(tmp_path, workers, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     (tmp_path / "in.jsonl").write_text("\n".join(BAD_ROWS))
     summary = run(tmp_path / "in.jsonl", tmp_path / "out", on_error="skip", workers=workers)
     assert (summary.documents, summary.skipped) == (2, 4)
@@ -325,7 +326,7 @@ def test_skipped_rows_are_listed(tmp_path, workers, monkeypatch):
 
 def test_the_first_bad_rows_are_shown(tmp_path, monkeypatch):
     """Also those of the chunks that follow, five in all, each with what it holds."""
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     (tmp_path / "in.jsonl").write_text("\n".join([*BAD_ROWS, '{"text": null}', '{"text": 1}']))
     with pytest.raises(DataError) as caught:
         run(tmp_path / "in.jsonl", tmp_path / "out")
@@ -373,7 +374,7 @@ def test_row_groups_of_any_size_give_the_same_files(tmp_path, many_rows, workers
     rows = [json.loads(line) for line in many_rows.read_text("utf-8").splitlines()]
     run(many_rows, tmp_path / "lines")
     table = pa.Table.from_pylist([{"id": i, **row} for i, row in enumerate(rows)])
-    monkeypatch.setattr(sources, "_GROUP_BYTES", 100_000)  # between those of the two files
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 100_000)  # between those of the two files
     for name, size in (("small", 300), ("large", 2500)):
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=size)
         run(tmp_path / f"{name}.parquet", tmp_path / name, workers=workers)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.data import chunks
 from glm3cli.data import output as output_module
-from glm3cli.data import sources
 from glm3cli.data.preprocess import Progress, preprocess
 from glm3cli.errors import DataError
 from tests.support import preprocessing
@@ -189,7 +189,7 @@ def test_rows_that_were_skipped_are_not_accepted_by_a_run_that_stops(small, tmp_
 @pytest.fixture
 def noted(monkeypatch):
     monkeypatch.setattr(output_module, "_SECONDS_BETWEEN_NOTES", 0.0)
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 50)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 50)
 
 
 class Stopped(Exception):
