@@ -57,7 +57,12 @@ def hand_over(error: Glm3Error) -> bool:
         return False
     # The form that torch's launcher reads (torch/distributed/elastic/multiprocessing/errors).
     told = {"py_callstack": error.message, "timestamp": str(int(time.time()))}
-    message = {"message": error.message, "hint": error.hint, "extraInfo": told}
+    message = {
+        "message": error.message,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+        "extraInfo": told,
+    }
     Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
     return _OURS in os.environ
 
@@ -101,13 +106,13 @@ def _launch(nproc: int) -> None:
 def _end_as(failures: list[Any]) -> None:
     # A rank that only lost its peer hands nothing over: the one that did is the cause.
     failure = min(failures, key=lambda one: (_told(one) is None, one.timestamp))
-    code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     told = _told(failure)
     if told is None:
-        sys.exit(code)
-    raise RankError(told["message"], told["hint"], code)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    # Not the exit code of its process, which may have been stopped on its way out.
+    raise RankError(told["message"], told["hint"], told["exit_code"])
 
 
-def _told(failure: Any) -> dict[str, str] | None:
+def _told(failure: Any) -> dict[str, Any] | None:
     message = failure.error_file_data["message"]
     return message if isinstance(message, dict) and "hint" in message else None

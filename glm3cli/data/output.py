@@ -161,13 +161,7 @@ class Output:
         with self._disk_errors_named(), contextlib.ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = stack.enter_context((self.folder / _LOCK).open("w"))
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(
-                    f"another glm3 preprocess is writing {self._prefix}",
-                    "wait for it, or choose another --output-prefix",
-                ) from None
+            _lock(self._lock, self._prefix)
             try:
                 self._go_on()
             except BaseException:
@@ -301,6 +295,18 @@ class Output:
                 f"can't write {error.filename or folder}: {error.strerror}",
                 "choose another --output-prefix, or make room there",
             ) from None
+
+
+def _lock(file: TextIO, prefix: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(
+            f"another glm3 preprocess is writing {prefix}",
+            "wait for it, or choose another --output-prefix",
+        ) from None
+    except OSError as error:  # some network file systems know no locks
+        _log.warning("%s can't be locked (%s): don't write it twice at a time", prefix, error)
 
 
 def finished(prefix: Path, job: Job, *, skips_bad: bool) -> dict[str, Any] | None:
