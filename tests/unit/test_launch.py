@@ -1,0 +1,40 @@
+"""What the launcher ends with when ranks fail."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from glm3cli.cli.launch import RankError, _end_as, hand_over
+from glm3cli.errors import DataError
+
+
+@dataclass
+class Failure:
+    exitcode: int
+    timestamp: float
+    error_file_data: dict[str, Any] = field(default_factory=lambda: {"message": "<none>"})
+
+
+def told(monkeypatch, tmp_path, error):
+    """What torch's launcher reads of a rank's error."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    hand_over(error)
+    return json.loads((tmp_path / "error.json").read_text())
+
+
+def test_the_rank_with_a_sentence_is_the_cause(monkeypatch, tmp_path):
+    """Though another failed first, and it was itself stopped on its way out."""
+    data = told(monkeypatch, tmp_path, DataError("no such row", "mend it"))
+    with pytest.raises(RankError) as caught:
+        _end_as([Failure(1, 1.0), Failure(-15, 2.0, data)])
+    error = caught.value
+    assert (error.message, error.hint, error.exit_code) == ("no such row", "mend it", 3)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (-9, 137)])
+def test_without_a_sentence_the_first_failure_counts(code, expected):
+    with pytest.raises(SystemExit) as caught:
+        _end_as([Failure(7, 2.0), Failure(code, 1.0)])
+    assert caught.value.code == expected
