@@ -9,7 +9,6 @@ and a manifest is added (see `manifest`).
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from glm3cli.checkpoint.names import Layout, slots
 from glm3cli.checkpoint.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.preflight import check_legacy
 from glm3cli.checkpoint.progress import Progress
+from glm3cli.checkpoint.signals import started_pool
 from glm3cli.checkpoint.source import StoredSource, open_source
 from glm3cli.checkpoint.staging import Flusher, check_target, remove_stale, staged, sync
 from glm3cli.checkpoint.transfer import Transfer, label
@@ -93,7 +93,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
     check_needs(target_path, _needs(source, plan, adapter))
     with staged(target_path, force=options.force) as folder:
         transfer = Transfer(source, plan, adapter)
-        with Follower() as follower, Flusher() as flusher, ThreadPoolExecutor(1) as disk:
+        with Follower() as follower, Flusher() as flusher, started_pool() as disk:
             followers = [flusher.note, follower.note] if options.verify else [flusher.note]
             transfer.write(options.layout, folder, partial(_tell, followers))
             copy_companions(source_path, folder, plan.model, options.layout)

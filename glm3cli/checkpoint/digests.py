@@ -7,7 +7,7 @@ and XXH3 finds them at the speed of the memory. A file's is for whoever gets the
 import hashlib
 import mmap
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from glm3cli.checkpoint.hf_writer import bytes_of
 from glm3cli.checkpoint.names import Slot, slots
 from glm3cli.checkpoint.pace import Pace
 from glm3cli.checkpoint.scratch import Scratch
+from glm3cli.checkpoint.signals import started_pool
 from glm3cli.checkpoint.source import StoredSource
 
 _BLOCK = 2**22
@@ -85,7 +86,7 @@ class Follower:
 
     def __init__(self) -> None:
         self._digests = FileDigests()
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = started_pool()
         self._hashing: list[Future[None]] = []
 
     def note(self, path: Path, end: int) -> None:
@@ -119,7 +120,7 @@ def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
         tensor = source.read(*slot)
         return slot, digest(tensor), tensor.nbytes
 
-    pool = ThreadPoolExecutor(2)
+    pool = started_pool(2)
     try:
         yield from pool.map(measure, reversed(list(slots(source.model.num_layers))))
     finally:
@@ -134,7 +135,7 @@ def all_digests(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot
     """
     source.cat = Scratch().cat
     pace = Pace(source.reading_order(), lambda path, _start, end: files.advance(path, end))
-    with ThreadPoolExecutor(1) as pool:
+    with started_pool() as pool:
         for weight, layer in slots(source.model.num_layers):
             tensor = source.read(weight, layer)
             hashing = pool.submit(pace.advance, tensor.nbytes)

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 
@@ -48,3 +49,16 @@ def signals_held() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+def started_pool(count: int = 1) -> ThreadPoolExecutor:
+    """A pool whose threads run already.
+
+    One that is started later may be interrupted by a signal's exception, and then prints a
+    traceback of its own.
+    """
+    pool, together = ThreadPoolExecutor(count), threading.Barrier(count)
+    with signals_held():
+        for waiting in [pool.submit(together.wait) for _ in range(count)]:
+            waiting.result()
+    return pool

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from glm3cli.checkpoint.adapter_config import CONFIG as ADAPTER_CONFIG
 from glm3cli.checkpoint.locate import locate
-from glm3cli.checkpoint.signals import signals_held
+from glm3cli.checkpoint.signals import signals_held, started_pool
 from glm3cli.errors import CheckpointError, ConfigError
 
 _FLUSHED_BYTES = 2**27
@@ -165,7 +164,7 @@ class Flusher:
 
     def __init__(self) -> None:
         self._sent: dict[Path, int] = {}
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = started_pool()
 
     def note(self, path: Path, end: int) -> None:
         """Notes that the bytes of a file before `end` have their final values."""

@@ -5,7 +5,7 @@ hashes, and looks for values that are not finite.
 """
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from glm3cli.checkpoint.lora import Adapter
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.scratch import Scratch
+from glm3cli.checkpoint.signals import started_pool
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.checkpoint.writers import Final, Plan, write
 
@@ -52,7 +53,7 @@ class Transfer:
         source.cat = Scratch(2).cat  # for the tensor that is written, and the next
         self._progress = Progress(plan.total_bytes, "converting")
         self._order = slots(plan.model.num_layers)
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = started_pool()
         self._coming: tuple[Slot, Future[_Prepared]] | None = None
 
     def write(self, layout: Layout, folder: Path, final: Final) -> None:
