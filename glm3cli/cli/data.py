@@ -55,16 +55,8 @@ def _build_indices(config: PreprocessConfig, summary: "Summary") -> None:
     assert config.train_iters is not None
     for file in summary.files:
         if file.endswith(".idx"):
-            spec = DataSpec(
-                blend=Blend((str(Path(file).with_suffix("")),), None),
-                split=config.split,
-                seq_length=config.seq_length,
-                seed=config.seed,
-                num_train=config.train_iters * config.global_batch_size,
-                num_valid=config.eval_iters * config.global_batch_size
-                if config.eval_interval
-                else 0,
-            )
+            blend = Blend((str(Path(file).with_suffix("")),), None)
+            spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
             folder = build_index(spec, Tokenizer.load(config.tokenizer))
             typer.echo(f"sample indices are in {folder}", err=True)
 
@@ -109,7 +101,7 @@ def _line_reporter(interval: int) -> "Callable[[Progress], None]":
     def report(progress: "Progress") -> None:
         nonlocal due, last
         # A line per interval, but at fast speeds not more than one a second.
-        if progress.counts.documents >= due and time.monotonic() - last >= 1:
+        if (progress.counts.documents >= due or progress.packed) and time.monotonic() - last >= 1:
             due, last = progress.counts.documents + interval, time.monotonic()
             typer.echo(f"{progress.done:4.0%}  {_speed(progress)}{_left(progress)}", err=True)
 

@@ -140,6 +140,8 @@ class PreprocessConfig(Settings):
             raise ValueError(
                 "--build-index goes with texts, and needs --seq-length and --train-iters"
             )
+        if self.train_iters and not self.build_index:
+            raise ValueError("--train-iters goes with --build-index")
         cuts = self.seq_length and not self.build_index
         if self.kind == "text" and (cuts or self.template or self.pack):
             raise ValueError(

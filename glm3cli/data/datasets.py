@@ -39,6 +39,30 @@ class Dataset(Protocol):
         """One sample."""
 
 
+class SampleOptions(Protocol):
+    """What the configs of training and of preprocess tell alike of samples."""
+
+    @property
+    def split(self) -> str:
+        """Proportions of training, validation, and test documents."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order."""
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of one optimizer step."""
+
+    @property
+    def eval_interval(self) -> int | None:
+        """Steps between validations."""
+
+    @property
+    def eval_iters(self) -> int:
+        """Batches of one validation."""
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What the samples are made of.
@@ -55,6 +79,19 @@ class DataSpec:
     seed: int
     num_train: int
     num_valid: int
+
+    @classmethod
+    def of(cls, config: SampleOptions, blend: Blend, seq_length: int, steps: int) -> "DataSpec":
+        """What `steps` optimizer steps and their validations read."""
+        valid = config.eval_iters * config.global_batch_size if config.eval_interval else 0
+        return cls(
+            blend=blend,
+            split=config.split,
+            seq_length=seq_length,
+            seed=config.seed,
+            num_train=steps * config.global_batch_size,
+            num_valid=valid,
+        )
 
 
 def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:

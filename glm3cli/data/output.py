@@ -3,7 +3,8 @@
 They grow in a hidden folder beside their target. Every few seconds a run notes how far all of them
 are, once that is on the disk; what was written after the last note is cut off when a run that was
 killed is started again. The finished files get their names one by one, the .idx after their .bin
-and PREFIX.stats.json last: where it is, everything is.
+and a hidden record of the run last: where it is, everything is. Folder and record are named after
+the first of the files, for texts and conversations may have the same prefix.
 """
 
 import contextlib
@@ -14,10 +15,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from glm3cli.data.counts import Counts
 from glm3cli.data.index_cache import indices_of
 from glm3cli.data.indexed import IndexedWriter, Mark
 from glm3cli.data.job import Job
@@ -25,50 +27,8 @@ from glm3cli.data.workers import Encoded, Problem
 from glm3cli.errors import DataError
 
 _SECONDS_BETWEEN_NOTES = 10.0
-_ERRORS, _NOTE, _STATS, _LOCK = "errors.jsonl", "note.json", "stats.json", "lock"
+_ERRORS, _NOTE, _RECORD, _LOCK = "errors.jsonl", "note.json", "record.json", "lock"
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Counts:
-    """What was read and written.
-
-    Attributes:
-        documents: Rows that became a document.
-        tokens: Tokens written, labels and masks not counted.
-        bytes: Text encoded, as UTF-8.
-        empty: Rows without any text.
-        bad_rows: Bad rows, and rests of damaged files, left out.
-        dropped: Samples of which --seq-length left no answer.
-        truncated: Samples that --seq-length cut.
-    """
-
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    empty: int = 0
-    bad_rows: int = 0
-    dropped: int = 0
-    truncated: int = 0
-
-    @property
-    def skipped(self) -> int:
-        """Rows and samples that were left out."""
-        return self.bad_rows + self.dropped
-
-    def copy(self) -> "Counts":
-        """The counts as they are now."""
-        return replace(self)
-
-    def add(self, encoded: Encoded) -> None:
-        """Counts a chunk."""
-        self.documents += encoded.num_documents
-        self.tokens += encoded.num_tokens
-        self.bytes += encoded.text_bytes
-        self.empty += encoded.num_empty
-        self.bad_rows += len(encoded.problems)
-        self.dropped += encoded.num_dropped
-        self.truncated += encoded.num_truncated
 
 
 @dataclass
@@ -110,7 +70,6 @@ class Output:
 
     Attributes:
         folder: Where they are until they have their names.
-        stats_path: PREFIX.stats.json.
     """
 
     def __init__(
@@ -132,14 +91,13 @@ class Output:
             job: What the run was told.
             skips_bad: Whether bad rows may have been left out.
         """
-        self.folder = _folder(prefix)
+        self.folder = _folder(prefix, names)
         self._prefix, self._names, self._growing, self._job = prefix, names, growing, job
         self._skips_bad = skips_bad
         self._writers: dict[str, IndexedWriter] = {}
         self._errors: TextIO | None = None
         self._noted = time.monotonic()
         self._note = _Note(asdict(job))
-        self.stats_path = prefix.with_name(f"{prefix.name}.{_STATS}")
         self._errors_path = prefix.with_name(f"{prefix.name}.{_ERRORS}")
 
     @property
@@ -158,7 +116,7 @@ class Output:
         return self._note.is_finished
 
     def __enter__(self) -> "Output":
-        with self._disk_errors_named(), contextlib.ExitStack() as stack:
+        with self.disk_errors_named(), contextlib.ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = stack.enter_context((self.folder / _LOCK).open("w"))
             _lock(self._lock, self._prefix)
@@ -173,8 +131,7 @@ class Output:
     def _go_on(self) -> None:
         """Opens the files where an earlier run left them, or anew."""
         note = _Note.read(self.folder / _NOTE)
-        usable = note and self._job.equals(note.job)
-        if usable and note and (self._skips_bad or not note.counts.bad_rows):
+        if note and self._can_go_on(note):
             try:
                 self._open(note)
             except ValueError as error:
@@ -185,10 +142,29 @@ class Output:
                     f"{note.counts.documents:,}",
                 )
                 return
+        if note:
+            _log.warning("an unfinished run of other inputs or settings is removed")
         for path in self.folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
         self._open(_Note(asdict(self._job)))
+
+    def _can_go_on(self, note: _Note) -> bool:
+        if not self._job.equals(note.job) or (note.counts.bad_rows and not self._skips_bad):
+            return False
+        return not note.is_finished or self._is_whole()
+
+    def _is_whole(self) -> bool:
+        """Whether every finished file is in the folder, or has its name already."""
+        try:
+            sizes = json.loads((self.folder / _RECORD).read_text())["files"]
+        except (OSError, ValueError, KeyError):
+            return False
+        places = {name: (self.folder / name, self._prefix.with_name(name)) for name in sizes}
+        return all(
+            any(path.exists() and path.stat().st_size == sizes[name] for path in paths)
+            for name, paths in places.items()
+        )
 
     def _open(self, note: _Note) -> None:
         self._note = note
@@ -220,13 +196,13 @@ class Output:
 
     def add(self, encoded: Encoded, after: Place) -> None:
         """Appends what a chunk became, after which the input is at `after`."""
-        with self._disk_errors_named():
+        with self.disk_errors_named():
             for key, writer in self._writers.items():
                 part = encoded.keys[key]
                 writer.add(part.tokens, part.lengths, part.sizes)
             for problem in encoded.problems:
                 self._write_problem(problem)
-            self._note.counts.add(encoded)
+            self._note.counts.add(encoded.counts)
             self._note.place = after
             if time.monotonic() - self._noted >= _SECONDS_BETWEEN_NOTES:
                 self._write_note()
@@ -248,7 +224,7 @@ class Output:
 
     def finish(self) -> dict[str, Path]:
         """Completes the growing files; the .bin of each by key."""
-        with self._disk_errors_named():
+        with self.disk_errors_named():
             self._write_note()
             for writer in self._writers.values():
                 writer.finish()
@@ -256,17 +232,17 @@ class Output:
 
     def complete(self, stats: dict[str, Any]) -> None:
         """Notes that all files are there, and what they are."""
-        with self._disk_errors_named():
-            write_json(self.folder / _STATS, stats)
+        with self.disk_errors_named():
+            write_json(self.folder / _RECORD, stats)
             self._note.is_finished = True
             self._note.write(self.folder / _NOTE)
 
     def publish(self) -> dict[str, Any]:
         """Gives all files their names; what they are."""
-        with self._disk_errors_named():
+        with self.disk_errors_named():
             self._move()
             shutil.rmtree(self.folder)
-            stats: dict[str, Any] = json.loads(self.stats_path.read_text("utf-8"))
+            stats: dict[str, Any] = json.loads(_record(self._prefix, self._names).read_text())
             return stats
 
     def _move(self) -> None:
@@ -282,11 +258,18 @@ class Output:
             (self.folder / _ERRORS).replace(self._errors_path)
         elif not self._note.counts.bad_rows:
             self._errors_path.unlink(missing_ok=True)  # of an earlier run
-        if (self.folder / _STATS).exists():
-            (self.folder / _STATS).replace(self.stats_path)
+        record = self.folder / _RECORD
+        if record.exists():
+            show_stats(self._prefix, json.loads(record.read_text()))
+            record.replace(_record(self._prefix, self._names))
 
     @contextlib.contextmanager
-    def _disk_errors_named(self) -> Iterator[None]:
+    def disk_errors_named(self) -> Iterator[None]:
+        """Makes a sentence of what goes wrong while a file is written in the folder.
+
+        Raises:
+            DataError: The disk is full or failing.
+        """
         try:
             yield
         except OSError as error:
@@ -309,24 +292,54 @@ def _lock(file: TextIO, prefix: Path) -> None:
         _log.warning("%s can't be locked (%s): don't write it twice at a time", prefix, error)
 
 
-def finished(prefix: Path, job: Job, *, skips_bad: bool) -> dict[str, Any] | None:
+def finished(
+    prefix: Path, names: Mapping[str, str], job: Job, *, skips_bad: bool
+) -> dict[str, Any] | None:
     """The statistics of a finished run of the same job, if all its files are as it left them."""
     try:
-        text = prefix.with_name(f"{prefix.name}.{_STATS}").read_text("utf-8")
-        stats: dict[str, Any] = json.loads(text)
+        stats: dict[str, Any] = json.loads(_record(prefix, names).read_text())
         sizes = {name: prefix.with_name(name).stat().st_size for name in stats["files"]}
         is_same = job.equals(stats["job"]) and sizes == stats["files"]
         is_same = is_same and (skips_bad or not stats["bad_rows"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if is_same:  # it may have been killed when only the folder was left
-        shutil.rmtree(_folder(prefix), ignore_errors=True)
+    if is_same:
+        _clear(_folder(prefix, names))
     return stats if is_same else None
 
 
-def _folder(prefix: Path) -> Path:
+def _clear(folder: Path) -> None:
+    """Removes what a run left that was killed when all its files had their names."""
+    note = _Note.read(folder / _NOTE)
+    if not folder.is_dir() or (note and not note.is_finished):
+        return
+    with contextlib.suppress(OSError), (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+
+
+def show_stats(prefix: Path, stats: dict[str, Any]) -> None:
+    """Writes PREFIX.stats.json, if it isn't there with just that."""
+    path = stats_path(prefix)
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(path.read_text("utf-8")) == stats:
+            return
+    write_json(path, stats)
+
+
+def stats_path(prefix: Path) -> Path:
+    """PREFIX.stats.json."""
+    return prefix.with_name(f"{prefix.name}.stats.json")
+
+
+def _folder(prefix: Path, names: Mapping[str, str]) -> Path:
     """Where a run keeps its files until they are complete."""
-    return prefix.with_name(f".{prefix.name}.unfinished")
+    return prefix.with_name(f".{next(iter(names.values()))}.unfinished")
+
+
+def _record(prefix: Path, names: Mapping[str, str]) -> Path:
+    """The statistics of the run that has written the files of these names."""
+    return prefix.with_name(f".{next(iter(names.values()))}.{_RECORD}")
 
 
 def write_json(path: Path, values: object) -> None:

@@ -16,10 +16,11 @@ from types import FrameType
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.chunks import Chunk, Damage
+from glm3cli.data.counts import Counts
 from glm3cli.data.files import find_files
 from glm3cli.data.handlers import Handler, build_handler, choose_columns
 from glm3cli.data.job import Job
-from glm3cli.data.output import Counts, Output, Place, finished
+from glm3cli.data.output import Output, Place, finished, show_stats, stats_path
 from glm3cli.data.packing import pack_files
 from glm3cli.data.rows import RowError
 from glm3cli.data.sources import read_chunks, rows_of
@@ -105,9 +106,10 @@ def preprocess(
     names = _names(config, handler)
     skips_bad = config.on_error == "skip"
     if not config.force:
-        stats = finished(config.output_prefix, job, skips_bad=skips_bad)
+        stats = finished(config.output_prefix, names, job, skips_bad=skips_bad)
         if stats is not None:
             _log.warning("%s is there already, of the same input", config.output_prefix)
+            show_stats(config.output_prefix, stats)  # texts may have followed, or conversations
             return _summary(config, stats, time.perf_counter() - start, repeated=True)
     samples = {key: f"{_SAMPLES}.{key}" for key in ("input_ids", "labels")} if config.pack else {}
     with (
@@ -124,10 +126,11 @@ def preprocess(
                 )
             paths = output.finish()
             room = config.seq_length if config.pack else None
-            if room:
-                for progress.packed in pack_files(output.folder, paths, room, names):
-                    report(progress)
-            stats = statistics(job, output.counts, paths, names, output.folder, room)
+            with output.disk_errors_named():
+                if room:
+                    for progress.packed in pack_files(output.folder, paths, room, names):
+                        report(progress)
+                stats = statistics(job, output.counts, paths, names, output.folder, room)
             output.complete(stats)
         stats = output.publish()
     return _summary(config, stats, time.perf_counter() - start)
@@ -172,6 +175,7 @@ def _encode(
                     raise encoded.damage
             elif encoded.damage:
                 encoded.problems.append(Problem(encoded.source, "", encoded.damage.message, ""))
+            encoded.counts.bad_rows = len(encoded.problems)
             output.add(encoded, after.popleft())
             progress.seconds = time.perf_counter() - start
             progress.done = max(progress.done, sizes.share(encoded))
@@ -206,7 +210,7 @@ def _summary(
         seconds=seconds,
         skipped=stats["bad_rows"] + stats["dropped"],
         fill_rate=stats["fill_rate"],
-        stats=str(prefix.with_name(f"{prefix.name}.stats.json")),
+        stats=str(stats_path(prefix)),
         repeated=repeated,
         files=[str(prefix.with_name(name)) for name in stats["files"]],
     )

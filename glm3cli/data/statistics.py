@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from glm3cli.data.counts import Counts
 from glm3cli.data.job import Job
-from glm3cli.data.output import Counts
 
 _FORMAT = 1
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.chunks import Chunk
+from glm3cli.data.counts import Counts
 from glm3cli.data.handlers import Document, Handler, Ids, build_handler
 from glm3cli.data.rows import RowError
 from glm3cli.data.sources import parse_line, rows_of
@@ -95,7 +96,8 @@ class Encoded:
     """What a chunk became.
 
     Attributes:
-        damage: What is wrong with the file, of which this chunk is the last.
+        damage: What is wrong with the file, if the chunk or all that follows can't be read.
+        counts: Of its rows, but for the bad ones, which are in `problems`.
     """
 
     source: str
@@ -103,12 +105,7 @@ class Encoded:
     keys: dict[str, Part] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     damage: DataError | None = None
-    num_documents: int = 0
-    num_tokens: int = 0
-    num_dropped: int = 0
-    num_empty: int = 0
-    num_truncated: int = 0
-    text_bytes: int = 0
+    counts: Counts = field(default_factory=Counts)
 
 
 class Encoder:
@@ -132,12 +129,12 @@ class Encoder:
                     break
                 continue
             if document is not None:
-                _count(encoded, document)
+                encoded.counts.add(_counts_of(document))
                 for key, sequences in document.sequences.items():
                     keys[key].add(sequences)
         encoded.keys = {key: sequences.part() for key, sequences in keys.items()}
         main = [part for key, part in encoded.keys.items() if key not in self.handler.side_keys]
-        encoded.num_tokens = sum(len(part.tokens) for part in main)
+        encoded.counts.tokens = sum(len(part.tokens) for part in main)
         return encoded
 
     @staticmethod
@@ -169,12 +166,14 @@ def problem_of(chunk: Chunk, index: int, raw: Any, error: RowError) -> Problem:
     return Problem(chunk.where(index), error.field, error.problem, row)
 
 
-def _count(encoded: Encoded, document: Document) -> None:
-    encoded.num_documents += bool(document.sequences)
-    encoded.num_empty += not document.sequences and not document.num_dropped
-    encoded.num_dropped += document.num_dropped
-    encoded.num_truncated += document.num_truncated
-    encoded.text_bytes += document.text_bytes
+def _counts_of(document: Document) -> Counts:
+    return Counts(
+        documents=bool(document.sequences),
+        bytes=document.text_bytes,
+        empty=not document.sequences and not document.num_dropped,
+        dropped=document.num_dropped,
+        truncated=document.num_truncated,
+    )
 
 
 def _parsed(chunk: Chunk, line: bytes) -> Any:

@@ -76,14 +76,8 @@ def _source(config: TrainConfig, model: ModelConfig) -> Source:
 def _loaders(
     config: TrainConfig, kind: Kind, model: ModelConfig, tokenizer: Tokenizer, grid: Grid
 ) -> tuple[Loader, Loader | None]:
-    spec = DataSpec(
-        blend=parse_blend(config.data, kind),
-        split=config.split,
-        seq_length=config.seq_length,
-        seed=config.seed,
-        num_train=config.train_iters * config.global_batch_size,
-        num_valid=config.eval_iters * config.global_batch_size if config.eval_interval else 0,
-    )
+    blend = parse_blend(config.data, kind)
+    spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
     build = build_text if kind == "pretrain" else build_instruction
     train, valid = build(spec, tokenizer)
     load = partial(

@@ -201,7 +201,7 @@ def test_an_interrupt_while_workers_start_ends_quietly(tmp_path, source):
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / ".out.unfinished").exists():
+    while not (tmp_path / ".out_text_document.unfinished").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
     time.sleep(0.1)

@@ -1,9 +1,11 @@
 """A run that was ended, however and whenever, goes on; one that is finished isn't done again."""
 
+import errno
 import fcntl
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -80,7 +82,8 @@ def test_kill_9_at_any_moment(inputs, tmp_path, options):
     assert expected
     (tmp_path / "new").mkdir()
     moments, kills = random.Random(6), 0
-    note = tmp_path / "new/.out.unfinished/note.json"
+    first = "text_document" if options["handler"] == "text" else "packed_input_ids_document"
+    note = tmp_path / "new" / f".out_{first}.unfinished/note.json"
     while kills < KILLS // len(CASES):
         process = program({**values, "output_prefix": tmp_path / "new/out"})
         process.stdout.readline()  # it begins
@@ -92,8 +95,9 @@ def test_kill_9_at_any_moment(inputs, tmp_path, options):
         kills += process.poll() is None
         process.kill()
         _, stderr = process.communicate(timeout=200)
-        if (tmp_path / "new/out.stats.json").exists():  # it was done: the next begins anew
-            assert outputs(tmp_path / "new") == expected
+        if (record := tmp_path / "new" / f".out_{first}.record.json").exists():
+            assert outputs(tmp_path / "new") == expected  # it was done: the next begins anew
+            record.unlink()
             for path in (tmp_path / "new").glob("out*"):
                 path.unlink()
         else:
@@ -103,7 +107,7 @@ def test_kill_9_at_any_moment(inputs, tmp_path, options):
     assert process.returncode == 0, stderr
     assert outputs(tmp_path / "new") == expected
     assert "going on with an unfinished run" in stderr
-    assert not [path for path in (tmp_path / "new").iterdir() if path.name.startswith(".")]
+    assert not list((tmp_path / "new").glob(".*.unfinished"))
 
 
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on(inputs, tmp_path):
@@ -114,7 +118,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on(inputs, tmp_path):
     assert process.returncode == 3, stderr
     assert "can't write" in stderr
     assert "File too large" in stderr
-    assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"]
+    assert [path.name for path in tmp_path.iterdir()] == [".out_text_document.unfinished"]
     process = program(values)
     _, stderr = process.communicate(timeout=100)
     assert process.returncode == 0
@@ -181,6 +185,39 @@ def test_what_makes_it_be_done_again(small, tmp_path, change, options):
     assert not run(small, tmp_path / "out", **options).repeated
 
 
+def test_texts_and_conversations_of_one_prefix_know_of_each_other(tmp_path):
+    """As the user guide has it: neither is done again, nor loses what the other has begun."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "the fox", "instruction": "a", "output": "b"}\n')
+    for repeated in (False, True):
+        for handler in ("text", "instruction"):
+            summary = run(source, tmp_path / "out", handler=handler)
+            assert summary.repeated is repeated
+            stats = json.loads((tmp_path / "out.stats.json").read_text())
+            assert stats["job"]["settings"]["handler"] == handler
+
+
+def test_what_is_left_of_a_finished_run_is_removed(small, tmp_path):
+    run(small, tmp_path / "out")
+    folder = tmp_path / ".out_text_document.unfinished"
+    folder.mkdir()
+    (folder / "samples.labels.idx").write_bytes(b"x")
+    assert run(small, tmp_path / "out").repeated
+    assert not folder.exists()
+
+
+def test_a_disk_that_is_full_while_packing(inputs, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    options = {"handler": "chat", "seq_length": 64, "pack": True}
+    with monkeypatch.context() as patched:
+        patched.setattr("glm3cli.data.preprocess.pack_files", full)
+        with pytest.raises(DataError, match=r"can't write .*: No space left on device"):
+            run(inputs[0], tmp_path / "out", **options)
+    assert run(inputs[0], tmp_path / "out", **options).fill_rate > 0.5
+
+
 def test_rows_that_were_skipped_are_not_accepted_by_a_run_that_stops(small, tmp_path):
     run(small, tmp_path / "out")
     with pytest.raises(DataError, match="expected a string"):
@@ -233,7 +270,7 @@ def test_what_makes_an_unfinished_run_begin_anew(inputs, tmp_path, noted, change
     with pytest.raises(Stopped):
         run(source, tmp_path / "out", stop_after(500))
     options = {"append_eod": change == "setting"}
-    folder = tmp_path / ".out.unfinished"
+    folder = tmp_path / ".out_text_document.unfinished"
     if change == "input":
         source.write_bytes(inputs[1].read_bytes())
     if change == "lost":
@@ -263,17 +300,24 @@ def test_names_that_a_killed_run_did_not_get_to(inputs, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             run(inputs[0], tmp_path / "out", **options)
     assert not (tmp_path / "out.stats.json").exists()
+    (tmp_path / "more").mkdir()  # the same, but that some of it is removed meanwhile
+    for path in tmp_path.glob("*out*"):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / "more" / path.name)
+    (tmp_path / "more/out_packed_labels_document.bin").unlink()
     seen = []
     run(inputs[0], tmp_path / "out", seen.append, **options)
     assert not seen
+    run(inputs[0], tmp_path / "more/out", **options)
+    assert outputs(tmp_path) == outputs(tmp_path / "more")
     (tmp_path / "whole").mkdir()
     run(inputs[0], tmp_path / "whole/out", **options)
     assert outputs(tmp_path) == outputs(tmp_path / "whole")
 
 
 def test_two_runs_do_not_write_the_same_files(small, tmp_path):
-    (tmp_path / ".out.unfinished").mkdir()
-    with (tmp_path / ".out.unfinished/lock").open("w") as lock:
+    folder = tmp_path / ".out_text_document.unfinished"
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another glm3 preprocess is writing"):
             run(small, tmp_path / "out")
