@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,8 @@ from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.data.chat import Message, build_prompt, call_text
 from glm3cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from tests.support import in_transformers as in_transformers_program
+from tests.support import in_transformers
+from tests.support.programs import printed
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 
 pytestmark = needs_shared
@@ -32,19 +31,6 @@ TOOLS = [
 ]
 AWKWARD = [" ", "  ", "   ", "▁", "a", "the", " the", "\n", "\t", "你", "好", "é", "😀", "23", "."]
 AWKWARD += ["\r", "\0", "\u3000", "\u200d", "<s>", "</s>", "<0x0A>", "[gMASK]", "<|user|>", "sop"]
-
-
-def in_transformers(*arguments):
-    """What a process of its own, without glm3, sees of a folder."""
-    done = subprocess.run(
-        [sys.executable, in_transformers_program.__file__, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +69,7 @@ def ours(exported):
 def test_logits_and_greedy_tokens_equal_the_original(tmp_path):
     convert(GOLDEN / "hf_tiny", tmp_path / "glm", ConvertOptions("glm", shard_bytes=200_000))
     assert len(list((tmp_path / "glm").glob("*.safetensors"))) > 1
-    seen = in_transformers(tmp_path / "glm", GOLDEN / "logits.safetensors")
+    seen = printed(in_transformers, tmp_path / "glm", GOLDEN / "logits.safetensors")
     assert seen["class"] == "transformers.models.glm.modeling_glm.GlmForCausalLM"
     assert seen["problems"] == []
     assert sorted(seen["golden"]) == ["len128", "len33", "len7"]
@@ -93,7 +79,7 @@ def test_logits_and_greedy_tokens_equal_the_original(tmp_path):
 
 
 def test_the_whole_folder_is_read(exported, fast, ours):
-    seen = in_transformers(exported)
+    seen = printed(in_transformers, exported)
     assert seen["problems"] == []
     assert seen["dtype"] == "torch.float16"
     rope = {"rope_type": "default", "rope_theta": 500_000.0, "partial_rotary_factor": 0.5}

@@ -1,8 +1,6 @@
 """An adapter under the other layout's names is the same adapter, to us and to PEFT."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from glm3cli.checkpoint.adapter_writer import convert_adapter
 from glm3cli.checkpoint.convert import convert
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.errors import CheckpointError, ConfigError
-from tests.support import in_peft as in_peft_program
+from tests.support import in_peft
 from tests.support.adapters import (
     ALPHA,
     RANK,
@@ -22,6 +20,7 @@ from tests.support.adapters import (
     write_adapter,
 )
 from tests.support.checkpoints import SMALL, random_weights, read_all, write_hf
+from tests.support.programs import printed
 
 # Sums of products of numbers around 1, in another order.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -129,15 +128,7 @@ def test_peft_gets_the_merged_model(tmp_path, names):
     convert_adapter(old, tmp_path / "new", base, "glm", force=False)
     convert(base, tmp_path / "merged", ConvertOptions(layout="glm", dtype="fp32", lora=old))
     folders = [tmp_path / name for name in ("glm", "new", "merged")]
-    done = subprocess.run(
-        [sys.executable, in_peft_program.__file__, *map(str, folders)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = printed(in_peft, *folders)
     assert found["change"] > 0.01
     assert found["difference"] < 1e-5
 

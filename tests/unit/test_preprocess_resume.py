@@ -20,6 +20,7 @@ from glm3cli.data import output as output_module
 from glm3cli.data.preprocess import Progress, preprocess
 from glm3cli.errors import DataError
 from tests.support import preprocessing
+from tests.support.preprocess_runs import outputs
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
 KILLS = 20
@@ -35,10 +36,6 @@ def program(values, limit=None, **popen):
         text=True,
         **popen,
     )
-
-
-def outputs(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".bin", ".idx")}
 
 
 @pytest.fixture(scope="module")
