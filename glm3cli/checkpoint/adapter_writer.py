@@ -32,7 +32,7 @@ def convert_adapter(
         CheckpointError: The adapter or the model is damaged, or they don't fit each other.
         ConfigError: The target may not be written.
     """
-    check_target(target, source, force=force)
+    check_target(target, source, force=force, kind="adapter")
     model = open_source(base, check=False).model
     adapter = open_adapter(source, model)
     with staged(target, force=force) as folder:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from glm3cli.checkpoint.adapter_config import CONFIG as ADAPTER_CONFIG
 from glm3cli.checkpoint.locate import locate
@@ -18,11 +18,14 @@ _FLUSHED_BYTES = 2**27
 _log = logging.getLogger(__name__)
 
 
-def check_target(target: Path, source: Path, *, force: bool) -> None:
-    """Checks that `target` may be written; free of side effects.
+Kind = Literal["model", "adapter"]
+
+
+def check_target(target: Path, source: Path, *, force: bool, kind: Kind = "model") -> None:
+    """Checks that a `kind` may be written to `target`; free of side effects.
 
     Raises:
-        ConfigError: It exists, overlaps the source, or holds something other than a model.
+        ConfigError: It exists, overlaps the source, or holds something of another kind.
     """
     new, old = target.resolve(), source.resolve()
     if new == old or new.is_relative_to(old) or old.is_relative_to(new):
@@ -32,25 +35,31 @@ def check_target(target: Path, source: Path, *, force: bool) -> None:
     if target.is_symlink() or target.exists():
         if not force:
             raise ConfigError(f"{target} exists", "choose another folder, or replace it by --force")
-        _check_replaceable(target)
+        _check_replaceable(target, kind)
     elif not _existing_parent(new).is_dir():
         raise ConfigError(f"{_existing_parent(new)} is a file", "give a folder elsewhere")
 
 
-def _check_replaceable(target: Path) -> None:
+def _check_replaceable(target: Path, kind: Kind) -> None:
     """--force removes what it replaces, so a mistyped path must not cost anyone's other files."""
     advice = "remove it yourself, or choose another folder"
     if target.is_symlink() or not target.is_dir():
         raise ConfigError(f"{target} is no folder, so --force doesn't replace it", advice)
-    if (target / ADAPTER_CONFIG).is_file():
-        return
-    try:
-        if any(target.iterdir()):
-            locate(target)
-    except CheckpointError:
+    if any(target.iterdir()) and _kind_of(target) != kind:
         raise ConfigError(
-            f"{target} holds something other than a model, so --force doesn't replace it", advice
-        ) from None
+            f"{target} holds something other than a model"
+            + (" adapter" if kind == "adapter" else "")
+            + ", so --force doesn't replace it",
+            advice,
+        )
+
+
+def _kind_of(folder: Path) -> Kind | None:
+    try:
+        locate(folder)
+    except CheckpointError:
+        return "adapter" if (folder / ADAPTER_CONFIG).is_file() else None
+    return "model"
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def adapter(config: AdapterOptions) -> None:
     from glm3cli.checkpoint.adapter_config import read_adapter_config
     from glm3cli.checkpoint.staging import check_target
 
-    check_target(config.target, config.source, force=config.force)
+    check_target(config.target, config.source, force=config.force, kind="adapter")
     read_adapter_config(config.source)
     from glm3cli.checkpoint.adapter_writer import convert_adapter
 

@@ -1,6 +1,7 @@
 """An adapter under the other layout's names is the same adapter, to us and to PEFT."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -149,6 +150,11 @@ def test_only_an_adapter_is_replaced(hf, tmp_path):
         convert_adapter(old, tmp_path / "new", hf, "chatglm", force=False)
     convert_adapter(old, tmp_path / "new", hf, "chatglm", force=True)
     assert any("query_key_value" in name for name in tensors_of(tmp_path / "new"))
+    shutil.copytree(hf, tmp_path / "model")
+    with pytest.raises(ConfigError, match="something other than a model adapter"):
+        convert_adapter(old, tmp_path / "model", hf, "glm", force=True)
+    with pytest.raises(ConfigError, match="something other than a model, so"):
+        convert(hf, tmp_path / "new", ConvertOptions(layout="mcore", force=True))
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/home.txt").write_text("dear")
     with pytest.raises(ConfigError, match="something other than a model"):
