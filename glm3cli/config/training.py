@@ -132,6 +132,9 @@ class OptimizerOptions(Settings):
 class EngineOptions(Settings):
     """How megatron-core spreads the work."""
 
+    cp: Annotated[int, Flag(("--context-parallel-size", "--context-parallel"), panel=PARALLEL)] = (
+        Field(default=1, ge=1, description="Context parallel size: ranks that share a sequence.")
+    )
     sequence_parallel: Annotated[bool, Flag(panel=PARALLEL)] = Field(
         default=True, description="Split activations between tensor parallel layers (tp > 1)."
     )
@@ -146,6 +149,14 @@ class EngineOptions(Settings):
     )
     recompute: Annotated[Literal["none", "selective", "full"], Flag(panel=PARALLEL)] = Field(
         default="none", description="Recompute attention, or whole layers, in the backward pass."
+    )
+    recompute_method: Annotated[Literal["uniform", "block"], Flag(panel=PARALLEL)] = Field(
+        default="uniform",
+        description="Of --recompute full: keep the input of every group of --recompute-num-layers "
+        "layers (uniform), or recompute that many layers of a stage and no more (block).",
+    )
+    recompute_num_layers: Annotated[int, Flag(panel=PARALLEL)] = Field(
+        default=1, ge=1, description="Layers of --recompute-method."
     )
 
     @model_validator(mode="after")
@@ -205,8 +216,8 @@ class TrainConfig(
 
     @property
     def dp(self) -> int:
-        """Data parallel size."""
-        return self.world_size // self.model_parallel_size
+        """Data parallel size: number of different micro-batches that run at a time."""
+        return self.world_size // (self.model_parallel_size * self.cp)
 
     @property
     def num_microbatches(self) -> int:
@@ -228,6 +239,7 @@ class TrainConfig(
         """
         self.check_fits(model)
         self.check_world(self.world_size)
+        self._check_context(model)
         step = self.micro_batch_size * self.dp
         if self.global_batch_size % step:
             raise ConfigError(
@@ -235,14 +247,33 @@ class TrainConfig(
                 f"--micro-batch-size {self.micro_batch_size} x data parallel size {self.dp}",
                 f"use a multiple of {step}",
             )
-        if self.sequence_parallel and self.seq_length % self.tp:
+        parts = (self.tp if self.sequence_parallel else 1) * self.cp
+        if self.seq_length % parts:
             raise ConfigError(
-                f"--seq-length {self.seq_length} is not divisible by --tp {self.tp}",
-                "use a multiple, or --no-sequence-parallel",
+                f"--seq-length {self.seq_length} is not divisible by --tp {self.tp}"
+                + (f" x --cp {self.cp}" if self.cp > 1 else ""),
+                f"use a multiple of {parts}"
+                + (", or --no-sequence-parallel" if self.tp > 1 else ""),
             )
         if self.vpp > 1 and self.num_microbatches % self.pp:
             raise ConfigError(
                 f"--vpp {self.vpp} needs a multiple of --pp {self.pp} micro-batches per step, "
                 f"not {self.num_microbatches}",
                 f"use a --global-batch-size that is a multiple of {step * self.pp}",
+            )
+
+    def _check_context(self, model: ModelConfig) -> None:
+        ranks = self.model_parallel_size * self.cp
+        if self.world_size % ranks:
+            raise ConfigError(
+                f"{self.world_size} rank(s) can't hold --tp {self.tp} x --pp {self.pp} x --cp "
+                f"{self.cp} = {ranks}",
+                f"start a multiple of {ranks} ranks, e.g. --nproc {ranks}",
+            )
+        heads = model.num_attention_heads // self.tp
+        if heads % self.cp:
+            raise ConfigError(
+                f"--cp {self.cp} does not divide the {heads} attention heads of a tensor parallel "
+                "rank",
+                "use a --cp that divides num_attention_heads / tp",
             )
