@@ -8,7 +8,7 @@ import typer
 
 from glm3cli import __version__
 from glm3cli.cli import convert, data, demo, doctor, evaluate, generate, train
-from glm3cli.cli.launch import hand_over, is_speaker
+from glm3cli.cli.launch import hand_over, is_alone, is_speaker
 from glm3cli.errors import Glm3Error
 
 app = typer.Typer(
@@ -53,8 +53,9 @@ def main() -> None:
 
 
 def _report(error: Glm3Error) -> None:
-    # One speaks: the launcher if it is ours, else rank 0; torchrun's summary has the others.
-    if hand_over(error) or not is_speaker():
+    # One speaks: the launcher if it is ours, else rank 0; torchrun's summary has the others, and
+    # without a launcher nobody has.
+    if hand_over(error) or not (is_speaker() or is_alone()):
         return
     typer.echo(f"error: {error.message}", err=True)
     if error.hint:

@@ -7,6 +7,7 @@ import yaml
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
+from glm3cli.data.identity import check_same_data
 from glm3cli.data.prefixes import Blend, Kind
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
@@ -49,6 +50,7 @@ def _run(
 ) -> State:
     if grid.rank == 0:
         write_run_file(config)
+    check_same_data(blend, kind)
     parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
     store = Store(config.save, model, companions, parts.tokenizer.path, config.keep_last)
