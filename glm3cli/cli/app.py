@@ -50,6 +50,21 @@ def main() -> None:
             traceback.print_exc()
         _report(error)
         sys.exit(error.exit_code)
+    except RuntimeError as error:  # of an accelerator: torch has nothing more exact
+        trouble = _explained(error)
+        if trouble is None:
+            raise
+        _report(trouble)
+        traceback.print_exc()
+        sys.exit(trouble.exit_code)
+
+
+def _explained(error: RuntimeError) -> Glm3Error | None:
+    if "torch" not in sys.modules:
+        return None
+    from glm3cli.device.codes import explain
+
+    return explain(f"{type(error).__name__}: {error}")
 
 
 def _report(error: Glm3Error) -> None:

@@ -131,6 +131,7 @@ class CpuDevice(Device):
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "gloo"
     stream_ordered: ClassVar[bool] = False
+    related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 
     def __init__(self) -> None:
         self._redirects = Redirects(_TABLE)

@@ -67,7 +67,7 @@ class Metrics:
     def event(self, event: str, **details: Any) -> None:
         """Reports a start, resume, save, skip, signal, or stop."""
         self._write({"event": event, "time": time.time(), **details})
-        told = ", ".join(f"{key} {value}" for key, value in details.items())
+        told = ", ".join(f"{key} {_told(value)}" for key, value in details.items())
         self.say(f"{event}: {told}" if told else event)
 
     def say(self, text: str) -> None:
@@ -94,6 +94,12 @@ class Metrics:
             for key, value in record.items():
                 if key != "iteration" and isinstance(value, int | float):
                     self._board.add_scalar(key, value, record["iteration"])
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_told(part)}" for key, part in value.items()) or "none"
+    return str(value)
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.identity import check_same_data
 from glm3cli.data.prefixes import Blend, Kind
+from glm3cli.device import require_active
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.flops import flops_per_token
@@ -62,6 +63,7 @@ def _run(
         pp=grid.pp_size,
         vpp=config.vpp,
         dp=grid.dp_size,
+        environment=require_active().settings(),
         **versions(),
     )
     state = State() if resume is None else store.load(resume, parts.trainer, metrics)
