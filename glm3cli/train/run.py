@@ -53,6 +53,7 @@ def _run(
         write_run_file(config)
     check_same_data(blend, kind)
     parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
+    metrics.sources = parts.train.consumed_by_source
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
     store = Store(config.save, model, companions, parts.tokenizer.path, config.keep_last)
     metrics.event(

@@ -98,6 +98,7 @@ def _loaders(
         dp_size=grid.dp_size,
         vocab_size=model.padded_vocab_size,
         device=require_active().torch_device(),
+        sources=blend.prefixes,
     )
     return load(train), None if valid is None else load(valid)
 

@@ -11,7 +11,7 @@ import pytest
 from glm3cli.config.training import TrainConfig
 from glm3cli.data import raw
 from glm3cli.data.preprocess import preprocess
-from tests.support.project import Ended, Project, call
+from tests.support.project import Ended, Project, call, events, steps
 from tests.support.train_command import losses, options, succeed
 
 BRIEF = {"train_iters": 2, "save_interval": None}
@@ -66,6 +66,28 @@ def test_a_blend_of_raw_and_preprocessed(project: Project, texts: Path, tmp_path
         return losses(tmp_path / name)
 
     assert blended("ours", texts, project.text) == blended("theirs", project.text, project.text)
+
+
+def test_what_each_source_has_given_is_told_and_stays_exact_after_a_resume(
+    project: Project, texts: Path, tmp_path: Path
+) -> None:
+    blended = ("--data", f"3:{texts}", "--data", f"1:{project.text}")
+    for name, lengths in (("resumed", (2, 4)), ("at once", (4,))):
+        for length in lengths:
+            changes = {"data": None, "train_iters": length, "data_cache": tmp_path / "cache"}
+            ended = succeed(*options(project, tmp_path / name, **changes), *blended)
+    resumed, at_once = (
+        [s["consumed_by_source"] for s in steps(tmp_path / name)] for name in ("resumed", "at once")
+    )
+    assert resumed == at_once
+    (cached,) = (tmp_path / "cache").glob("*.bin")
+    total = {
+        str(cached.with_suffix("")): {"samples": 12, "tokens": 192},
+        str(project.text): {"samples": 4, "tokens": 64},
+    }
+    assert resumed[-1] == total
+    assert events(tmp_path / "resumed", "stop")[-1]["consumed_by_source"] == total
+    assert f"{project.text} samples 4; tokens 64" in ended.err
 
 
 def prepared(project: Project, data: Path, save: Path, kind: Any = "pretrain") -> raw.RawData:
