@@ -2,7 +2,7 @@
 
 import os
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -50,19 +50,50 @@ def test_the_missing_ranks_and_the_hosts_of_the_others_are_named(rank: Any) -> N
     assert "GLM3_START_TIMEOUT" in caught.value.hint
 
 
+def together(numbers: list[int], world_size: int, seconds: float = 1.0) -> list[Any]:
+    """What each of these ranks gets, each in a thread and with a client of its own."""
+
+    def start(number: int) -> Any:
+        try:
+            store = joining._open_store(number, world_size, seconds)
+            return joining._meet(store, number, world_size, seconds)
+        except DeviceError as error:
+            return error.message
+
+    server = joining._open_store(0, world_size, seconds)  # outlives all of them, as torchrun's
+    with ThreadPoolExecutor(len(numbers)) as threads:
+        found = list(threads.map(start, numbers))
+    del server
+    return found
+
+
 def test_some_ranks_are_there(rank: Any) -> None:
     rank(0, 5)
-    store = joining._open_store(0, 5, 1)
-    others = [
-        threading.Thread(target=pytest.raises, args=(DeviceError, joining._meet, store, n, 5, 1))
-        for n in (1, 3)
-    ]
-    for other in others:
-        other.start()
-    with pytest.raises(DeviceError, match=r"2 of 5 .* 2, 4 \(here are 0-1, 3 on "):
-        joining._meet(store, 0, 5, 1)
-    for other in others:
-        other.join()
+    said = together([0, 1, 3], 5)
+    assert f"2 of 5 ranks have not started within 1 s: 2, 4 (here are 0-1, 3 on {HOST})" in said
+
+
+def test_rank_0_is_missing_where_torchrun_holds_the_store(rank: Any) -> None:
+    rank(1, 2)
+    (said,) = together([1], 2)
+    assert said.startswith(f"rank 0 of 2 has not started within 1 s; rank 1 waits for it on {HOST}")
+
+
+def test_a_rank_that_was_started_twice(rank: Any) -> None:
+    rank(0, 3)
+    assert f"rank 1 was started twice: on {HOST} and on {HOST}" in together([0, 1, 1], 3)
+
+
+def test_what_an_earlier_start_has_left_is_no_answer(rank: Any) -> None:
+    """Whichever ranks came then, and whichever come first now."""
+    rank(0, 3)
+    server = joining._open_store(0, 3, 1)
+    assert all("have not started" in said for said in together([0, 1], 3, seconds=0.5))
+    assert "rank 0 of 3 has not started" in together([2], 3, seconds=0.5)[0]
+    words = [together(numbers, 3, seconds=5) for numbers in ([0, 1, 2], [2, 1, 0])]
+    assert [len(set(found)) for found in words] == [1, 1]
+    assert words[0] != words[1]
+    del server
 
 
 def test_without_rank_0_the_others_say_where_it_should_be(rank: Any) -> None:
@@ -71,26 +102,6 @@ def test_without_rank_0_the_others_say_where_it_should_be(rank: Any) -> None:
         join("gloo", SHORT)
     place = f"127.0.0.1:{os.environ['MASTER_PORT']}"
     assert f"rank 1 of 2 on {HOST} has waited 1 s for rank 0 at {place}" in caught.value.message
-
-
-def test_a_rank_that_was_started_twice(rank: Any) -> None:
-    rank(0, 2)
-    store = joining._open_store(0, 2, 1)
-    store.add("starts/1", 1)
-    store.set("host/1", "elsewhere")
-    with pytest.raises(DeviceError, match=f"rank 1 was started twice: on elsewhere and on {HOST}"):
-        joining._meet(store, 1, 2, 1)
-
-
-def test_ranks_of_a_second_attempt_do_not_meet_those_of_the_first(
-    rank: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rank(0, 1)
-    store = joining._open_store(0, 1, 1)
-    joining._meet(store, 0, 1, 1)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")  # the first one plays torchrun
-    joining._meet(joining._open_store(0, 1, 1), 0, 1, 1)
 
 
 @pytest.mark.parametrize("told", ["soon", "0", "-1"])
