@@ -55,8 +55,12 @@ class DataOptions(Settings):
 
     data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
         min_length=1,
-        description="Prefix of preprocessed files; repeat as WEIGHT:PREFIX to blend, or give a "
-        "YAML file with a list of these.",
+        description="Prefix of preprocessed files, or a raw file or folder (parquet, jsonl, json, "
+        "csv, arrow, txt); repeat as WEIGHT:PREFIX to blend, or give a YAML file with a list.",
+    )
+    data_cache: Annotated[Path | None, Flag(panel=DATA)] = Field(
+        default=None,
+        description="Folder for raw --data once it is preprocessed; default: data in --save.",
     )
     split: Annotated[str, Flag(panel=DATA)] = Field(
         default="949,50,1",

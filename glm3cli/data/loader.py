@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glm3cli.data.datasets import Dataset
+from glm3cli.data.datasets import Dataset, consumed_by_part
 from glm3cli.errors import DataError
 
 
@@ -34,6 +34,7 @@ class Loader:
     """Cuts global batches into this data parallel rank's micro-batches.
 
     Attributes:
+        sources: The prefixes that the samples come from.
         vocab_size: Rows of the embedding; a larger token id is an error, not a crash in a kernel.
     """
 
@@ -44,6 +45,15 @@ class Loader:
     dp_size: int
     vocab_size: int
     device: torch.device
+    sources: tuple[str, ...] = ("",)
+
+    def consumed_by_source(self, consumed: int) -> dict[str, int]:
+        """How many of the first `consumed` samples have come from each source."""
+        counts = consumed_by_part(self.dataset, len(self.sources), consumed)
+        total = dict.fromkeys(self.sources, 0)
+        for source, count in zip(self.sources, counts, strict=True):
+            total[source] += count
+        return total
 
     def microbatches(self, consumed: int) -> Iterator[Batch]:
         """The micro-batches of the step that starts after `consumed` samples.

@@ -156,6 +156,7 @@ class CpuDevice(Device):
     stream_ordered: ClassVar[bool] = False
     fuses_gradient_accumulation: ClassVar[bool] = True
     fuses_adamw: ClassVar[bool] = True
+    related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 
     def __init__(self) -> None:
         self._redirects = Redirects(_TABLE)

@@ -1,6 +1,5 @@
 """Starts torch.distributed and megatron-core's process groups, and tells this rank its place."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch.distributed as dist
 
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
-from glm3cli.errors import DeviceError
+from glm3cli.parallel.join import join
 
 # Long enough for one node to build a dataset index while the others wait.
 _TIMEOUT = timedelta(minutes=30)
@@ -66,7 +65,7 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     """
     from megatron.core import parallel_state
 
-    _join()
+    join(require_active().backend, _TIMEOUT)
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tp,
@@ -80,22 +79,6 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-def _join() -> None:
-    backend = require_active().backend
-    if "RANK" not in os.environ:
-        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
-        return
-    try:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
-    except (ValueError, RuntimeError) as error:
-        raise DeviceError(
-            f"rank {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')} can't join the others: "
-            f"{error}",
-            "start every rank with torchrun, with the same --rdzv-endpoint on every machine",
-        ) from error
 
 
 def _here(parallel_state: Any, closing: ExitStack) -> Grid:

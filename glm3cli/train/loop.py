@@ -41,7 +41,8 @@ def train(config: TrainConfig, parts: Parts, state: State, metrics: Metrics, sto
             break
     if saved != state.iteration:
         store.save(parts.trainer, state, metrics)
-    metrics.event("stop", iteration=state.iteration)
+    consumed = metrics.by_source(state.consumed_samples)
+    metrics.event("stop", iteration=state.iteration, consumed_by_source=consumed)
     if state.iteration < config.train_iters:
         raise StoppedError(
             f"stopped at iteration {state.iteration} of {config.train_iters} and saved",

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -13,7 +14,12 @@ from glm3cli.train.step import StepOutcome
 
 
 class Metrics:
-    """Writes to stderr, RUN/metrics.jsonl, and the tools of --report-to."""
+    """Writes to stderr, RUN/metrics.jsonl, and the tools of --report-to.
+
+    Attributes:
+        sources: How many of so many samples have come from each part of the data.
+        last: What was written last.
+    """
 
     def __init__(
         self, config: TrainConfig, *, is_speaker: bool, flops_per_token: float, world_size: int
@@ -23,6 +29,7 @@ class Metrics:
         self._world_size = world_size
         self._file: TextIO | None = None
         self._board: Any = None
+        self.sources: Callable[[int], dict[str, int]] = lambda _consumed: {}
         self.last: dict[str, Any] = {}
         if not is_speaker:
             return
@@ -37,7 +44,7 @@ class Metrics:
         """Reports one training step that took `seconds`."""
         tokens = self._config.global_batch_size * self._config.seq_length
         rate = tokens / seconds / self._world_size
-        record = {
+        record: dict[str, Any] = {
             "iteration": state.iteration,
             "consumed_samples": state.consumed_samples,
             "consumed_tokens": state.consumed_tokens,
@@ -54,9 +61,21 @@ class Metrics:
             "nan": state.nan,
             "peak_memory_bytes": peak_memory,
         }
+        is_shown = state.iteration % self._config.log_interval == 0
+        consumed = self.by_source(state.consumed_samples) if is_shown else {}
+        if len(consumed) > 1:
+            record["consumed_by_source"] = consumed
         self._write(record)
-        if state.iteration % self._config.log_interval == 0:
+        if is_shown:
             self.say(_step_line(record, self._config.train_iters))
+
+    def by_source(self, consumed: int) -> dict[str, dict[str, int]]:
+        """Samples of each part of the data among the first `consumed`, and their tokens."""
+        length = self._config.seq_length
+        return {
+            name: {"samples": samples, "tokens": samples * length}
+            for name, samples in self.sources(consumed).items()
+        }
 
     def validation(self, iteration: int, loss: float) -> None:
         """Reports a validation."""
@@ -67,7 +86,7 @@ class Metrics:
     def event(self, event: str, **details: Any) -> None:
         """Reports a start, resume, save, skip, signal, or stop."""
         self._write({"event": event, "time": time.time(), **details})
-        told = ", ".join(f"{key} {value}" for key, value in details.items())
+        told = ", ".join(f"{key} {_told(value)}" for key, value in details.items())
         self.say(f"{event}: {told}" if told else event)
 
     def say(self, text: str) -> None:
@@ -94,6 +113,12 @@ class Metrics:
             for key, value in record.items():
                 if key != "iteration" and isinstance(value, int | float):
                     self._board.add_scalar(key, value, record["iteration"])
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_told(part)}" for key, part in value.items()) or "none"
+    return str(value)
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import yaml
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Kind
+from glm3cli.data.identity import check_same_data
+from glm3cli.data.prefixes import Blend, Kind
+from glm3cli.device import require_active
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.flops import flops_per_token
@@ -18,8 +20,8 @@ from glm3cli.train.state import State
 from glm3cli.train.store import Store, find_resume
 
 
-def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
-    """Trains to the end and gives the final state.
+def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:
+    """Trains on `blend` to the end and gives the final state.
 
     Raises:
         Glm3Error: As its children say, each with the way out.
@@ -33,7 +35,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
             world_size=grid.world_size,
         )
         try:
-            return _run(config, kind, model, grid, metrics, resume)
+            return _run(config, kind, model, blend, grid, metrics, resume)
         finally:
             metrics.close()
 
@@ -42,13 +44,16 @@ def _run(
     config: TrainConfig,
     kind: Kind,
     model: ModelConfig,
+    blend: Blend,
     grid: Grid,
     metrics: Metrics,
     resume: Path | None,
 ) -> State:
     if grid.rank == 0:
         write_run_file(config)
-    parts = build_parts(config, kind, model, grid, with_weights=resume is None)
+    check_same_data(blend, kind)
+    parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
+    metrics.sources = parts.train.consumed_by_source
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
     store = Store(config.save, model, companions, parts.tokenizer.path, config.keep_last)
     metrics.event(
@@ -59,6 +64,7 @@ def _run(
         pp=grid.pp_size,
         vpp=config.vpp,
         dp=grid.dp_size,
+        environment=require_active().settings(),
         **versions(),
     )
     state = State() if resume is None else store.load(resume, parts.trainer, metrics)

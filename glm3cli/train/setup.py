@@ -20,7 +20,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.datasets import DataSpec, build_instruction, build_text
 from glm3cli.data.loader import Loader
-from glm3cli.data.prefixes import Kind, parse_blend
+from glm3cli.data.prefixes import Blend, Kind
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.model.build import TORCH_DTYPES, build_chunks, transformer_config, unwrap
@@ -40,7 +40,13 @@ class Parts:
 
 
 def build_parts(
-    config: TrainConfig, kind: Kind, model: ModelConfig, grid: Grid, *, with_weights: bool
+    config: TrainConfig,
+    kind: Kind,
+    model: ModelConfig,
+    blend: Blend,
+    grid: Grid,
+    *,
+    with_weights: bool,
 ) -> Parts:
     """Builds the run; without weights where a checkpoint is going to bring them.
 
@@ -49,7 +55,7 @@ def build_parts(
         DataError: The data doesn't fit.
     """
     tokenizer = load_tokenizer(config)
-    train, valid = _loaders(config, kind, model, tokenizer, grid)
+    train, valid = _loaders(config, kind, model, blend, tokenizer, grid)
     trainer = build_trainer(config, model, grid)
     if with_weights:
         gpts = [unwrap(chunk) for chunk in trainer.chunks]
@@ -74,9 +80,13 @@ def _source(config: TrainConfig, model: ModelConfig) -> Source:
 
 
 def _loaders(
-    config: TrainConfig, kind: Kind, model: ModelConfig, tokenizer: Tokenizer, grid: Grid
+    config: TrainConfig,
+    kind: Kind,
+    model: ModelConfig,
+    blend: Blend,
+    tokenizer: Tokenizer,
+    grid: Grid,
 ) -> tuple[Loader, Loader | None]:
-    blend = parse_blend(config.data, kind)
     spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
     build = build_text if kind == "pretrain" else build_instruction
     train, valid = build(spec, tokenizer)
@@ -88,6 +98,7 @@ def _loaders(
         dp_size=grid.dp_size,
         vocab_size=model.padded_vocab_size,
         device=require_active().torch_device(),
+        sources=blend.prefixes,
     )
     return load(train), None if valid is None else load(valid)
 

@@ -320,6 +320,27 @@ def test_the_npus_environment_is_the_users_where_it_is_set(ascend):
     assert variables["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
 
 
+def test_it_is_told_who_has_set_what(ascend):
+    theirs = {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_IF_IP": "10.0.0.1", "OMP_NUM_THREADS": "4"}
+    done = run(
+        """
+        import json
+        from glm3cli.device import select
+        select("npu").activate()
+        print(json.dumps(select("npu").settings()))
+        """,
+        ascend,
+        **theirs,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    for name, value in theirs.items():
+        assert told[name] == f"{value} (given)"
+    assert told["PYTORCH_NPU_ALLOC_CONF"] == "expandable_segments:True (default of glm3)"
+    assert told["CUDA_DEVICE_MAX_CONNECTIONS"] == "1 (default of glm3)"
+    assert "PATH" not in told
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
