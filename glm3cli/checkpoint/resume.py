@@ -141,7 +141,8 @@ def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 
 def _layout(grid: Grid, num_chunks: int) -> dict[str, int]:
-    return {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "vpp": num_chunks}
+    sizes = {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "cp": grid.cp_size}
+    return sizes | {"vpp": num_chunks}
 
 
 def _sharded_rng(grid: Grid) -> ShardedObject:
@@ -155,8 +156,8 @@ def _sharded_rng(grid: Grid) -> ShardedObject:
     return ShardedObject(
         "rng",
         state,
-        (grid.pp_size, grid.tp_size, grid.dp_size),
-        (grid.pp_rank, grid.tp_rank, grid.dp_rank),
+        (grid.pp_size, grid.tp_size, grid.dp_size, grid.cp_size),
+        (grid.pp_rank, grid.tp_rank, grid.dp_rank, grid.cp_rank),
         replica_id=0,
     )
 

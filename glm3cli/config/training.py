@@ -275,6 +275,13 @@ class TrainConfig(
                 f"start a multiple of {ranks} ranks, e.g. --nproc {ranks}",
             )
         heads = model.num_attention_heads // self.tp
+        groups = max(1, model.num_query_groups // self.tp)
+        if self.cp % groups and groups % self.cp:
+            raise ConfigError(
+                f"--cp {self.cp} and the {groups} query groups of a tensor parallel rank: one must "
+                "divide the other",
+                f"use a --cp that is a multiple of {groups}",
+            )
         if heads % self.cp:
             raise ConfigError(
                 f"--cp {self.cp} does not divide the {heads} attention heads of a tensor parallel "

@@ -18,9 +18,11 @@ from glm3cli.errors import DataError
 class Batch:
     """One micro-batch: `tokens` and `labels` (int64) and `loss_mask` (float32), each [b, s].
 
+    With context parallelism, s are this rank's positions.
+
     Attributes:
-        numbers: Which sample of its pack each position belongs to, from 1 (0 for padding); None
-            where no sequence is a pack of several.
+        numbers: Which sample of its pack each position of the whole sequence belongs to, from 1
+            (0 for padding); None where no sequence is a pack of several.
     """
 
     tokens: Tensor
@@ -45,6 +47,8 @@ class Loader:
     dp_size: int
     vocab_size: int
     device: torch.device
+    cp_rank: int = 0
+    cp_size: int = 1
     sources: tuple[str, ...] = ("",)
 
     def consumed_by_source(self, consumed: int) -> dict[str, int]:
@@ -81,4 +85,6 @@ class Loader:
                 f"{self.vocab_size} entries",
                 "preprocess the data with this model's tokenizer",
             )
+        for key in ("tokens", "labels", "loss_mask"):
+            tensors[key] = tensors[key].chunk(self.cp_size, dim=1)[self.cp_rank].contiguous()
         return Batch(**{key: tensor.to(self.device) for key, tensor in tensors.items()})

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
 from glm3cli.parallel.join import join
 
@@ -19,7 +20,7 @@ _TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Grid:
-    """This rank's coordinates on the tp x dp x pp grid, and the groups along its axes.
+    """This rank's coordinates on the tp x cp x dp x pp grid, and the groups along its axes.
 
     Attributes:
         closing: What must let go of the groups, called before they are destroyed.
@@ -33,6 +34,8 @@ class Grid:
     pp_size: int
     dp_rank: int
     dp_size: int
+    cp_rank: int
+    cp_size: int
     tp_group: Any
     pp_group: Any
     dp_group: Any
@@ -71,6 +74,7 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
             tensor_model_parallel_size=config.tp,
             pipeline_model_parallel_size=config.pp,
             virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
+            context_parallel_size=config.cp if isinstance(config, EngineOptions) else 1,
             create_gloo_process_groups=False,
         )
         _seed_everything(seed)
@@ -91,6 +95,8 @@ def _here(parallel_state: Any, closing: ExitStack) -> Grid:
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=parallel_state.get_context_parallel_world_size(),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),

@@ -96,6 +96,8 @@ def _loaders(
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,
         dp_size=grid.dp_size,
+        cp_rank=grid.cp_rank,
+        cp_size=grid.cp_size,
         vocab_size=model.padded_vocab_size,
         device=require_active().torch_device(),
         sources=blend.prefixes,
@@ -110,11 +112,12 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         config,
         config.dtype,
         sequence_parallel=config.sequence_parallel,
+        context_parallel_size=config.cp,
         deallocate_pipeline_outputs=require_active().stream_ordered,
         **_recompute(config),
     )
     # With one data parallel rank there is nothing to spread: only copies of whole buffers.
-    distributed = config.distributed_optimizer and grid.dp_size * config.cp > 1
+    distributed = config.distributed_optimizer and grid.dp_size * grid.cp_size > 1
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.overlap_grad_reduce,
@@ -147,8 +150,8 @@ def _recompute(config: TrainConfig) -> dict[str, Any]:
     if config.recompute == "full":
         return {
             "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
+            "recompute_method": config.recompute_method,
+            "recompute_num_layers": config.recompute_num_layers,
         }
     if config.recompute == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
