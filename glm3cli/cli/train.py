@@ -14,6 +14,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, parse_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.plan import describe
+from glm3cli.train.reporters import check_installed
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +44,7 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     config.check_plan(model)
     _check_tokenizer(config)
     _check_save(config.save)
+    check_installed(config.tools)
     blend = parse_blend(config.data, kind)
     if config.dry_run:
         typer.echo(f"{describe(config, model)}\n{_sources(config, kind, blend)}")

@@ -5,6 +5,7 @@ torch_npu's transfer_to_npu does for NPUs.
 """
 
 import functools
+import platform
 import resource
 import warnings
 from collections.abc import Callable
@@ -151,3 +152,7 @@ class CpuDevice(Device):
     def peak_memory(self) -> int:
         """Peak resident bytes of this process."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def chip(self) -> str:
+        """The processor's architecture: there is no table of processors."""
+        return platform.machine()
