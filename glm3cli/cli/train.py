@@ -17,6 +17,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.plan import describe
+from glm3cli.train.reporters import check_installed
 
 if TYPE_CHECKING:
     from glm3cli.data.raw import RawData
@@ -49,6 +50,7 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     config.check_plan(model)
     tokenizer = _find_tokenizer(config)
     _check_save(config.save)
+    check_installed(config.tools)
     raw = _raw_data(config, kind, tokenizer)
     if config.dry_run:
         typer.echo(f"{describe(config, model)}\n{_plan_of_data(config, kind, raw)}")

@@ -10,6 +10,7 @@ from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import PANEL as PARALLEL
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.reporting import ReportOptions
 from glm3cli.errors import ConfigError
 
 MODEL, DATA, OPTIMIZER, RUN = "Model", "Data", "Optimizer", "Run"
@@ -199,15 +200,13 @@ class RunOptions(Settings):
     log_interval: Annotated[int, Flag(panel=RUN)] = Field(
         default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
     )
-    report_to: Annotated[Literal["none", "tensorboard"], Flag(panel=RUN)] = Field(
-        default="none", description="Also write the metrics for this tool."
-    )
     dry_run: Annotated[bool, Flag(panel=RUN)] = Field(
         default=False, description="Check everything, print the plan, write nothing."
     )
 
 
 class TrainConfig(
+    ReportOptions,
     RunOptions,
     OptimizerOptions,
     EngineOptions,
@@ -244,6 +243,7 @@ class TrainConfig(
         self.check_fits(model)
         self.check_world(self.world_size)
         self._check_context(model)
+        self._check_profiled_steps()
         step = self.micro_batch_size * self.dp
         if self.global_batch_size % step:
             raise ConfigError(
@@ -264,6 +264,13 @@ class TrainConfig(
                 f"--vpp {self.vpp} needs a multiple of --pp {self.pp} micro-batches per step, "
                 f"not {self.num_microbatches}",
                 f"use a --global-batch-size that is a multiple of {step * self.pp}",
+            )
+
+    def _check_profiled_steps(self) -> None:
+        if self.profile_steps and self.profile_steps[-1] > self.train_iters:
+            raise ConfigError(
+                f"--profile {self.profile} goes beyond --train-iters {self.train_iters}",
+                f"give steps from 1 to {self.train_iters}",
             )
 
     def _check_context(self, model: ModelConfig) -> None:

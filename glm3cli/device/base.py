@@ -7,10 +7,11 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from glm3cli.device import peaks
 from glm3cli.errors import DeviceError
 
 _RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
@@ -91,6 +92,18 @@ class Device(ABC):
     @abstractmethod
     def peak_memory(self) -> int:
         """Peak bytes allocated by this process on the device since its start."""
+
+    @abstractmethod
+    def chip(self) -> str:
+        """What the driver calls the chip, e.g. NVIDIA A100-SXM4-80GB."""
+
+    def peak_tflops(self, dtype: str) -> float | None:
+        """Peak TFLOP/s of the chip, or None where it isn't known."""
+        return peaks.peak_tflops(self.chip(), dtype)
+
+    def profiler(self) -> Any:
+        """A torch profiler of the host and the chip, not yet started."""
+        return torch.profiler.profile()
 
 
 def require_active() -> Device:

@@ -6,6 +6,7 @@ torch_npu's transfer_to_npu does for NPUs.
 
 import ctypes
 import functools
+import platform
 import resource
 import sys
 import warnings
@@ -188,3 +189,7 @@ class CpuDevice(Device):
     def peak_memory(self) -> int:
         """Peak resident bytes of this process."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def chip(self) -> str:
+        """The processor's architecture: there is no table of processors."""
+        return platform.machine()

@@ -31,3 +31,7 @@ class CudaDevice(Device):
     def peak_memory(self) -> int:
         """Peak bytes of torch's allocator."""
         return torch.cuda.max_memory_allocated()
+
+    def chip(self) -> str:
+        """The GPU's name."""
+        return torch.cuda.get_device_name()

@@ -64,3 +64,13 @@ class NpuDevice(Device):
     def peak_memory(self) -> int:
         """Peak bytes of torch_npu's allocator."""
         return int(self._npu.max_memory_allocated())
+
+    def chip(self) -> str:
+        """The NPU's name, e.g. Ascend910B3."""
+        return str(self._npu.get_device_name())
+
+    def profiler(self) -> Any:
+        """torch_npu's own profiler: torch's doesn't see the NPU."""
+        profiler = self._import("torch_npu.profiler")
+        activities = profiler.ProfilerActivity
+        return profiler.profile(activities=[activities.CPU, activities.NPU])

@@ -1,20 +1,24 @@
 """`run_training`: the whole of a pretrain or finetune command on one rank."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
+from glm3cli.data.blend_table import sources_of
 from glm3cli.data.identity import check_same_data
 from glm3cli.data.prefixes import Blend, Kind
 from glm3cli.device import require_active
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
-from glm3cli.train.flops import flops_per_token
+from glm3cli.train.flops import Utilisation
 from glm3cli.train.loop import train
 from glm3cli.train.metrics import Metrics
+from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import build_parts
 from glm3cli.train.state import State
 from glm3cli.train.store import Store, find_resume
@@ -27,13 +31,16 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
         Glm3Error: As its children say, each with the way out.
     """
     resume = find_resume(config.save, config.resume)
+    utilisation = _utilisation(config, model)
     with open_grid(config, config.seed) as grid:
         metrics = Metrics(
             config,
             is_speaker=grid.rank == 0,
-            flops_per_token=flops_per_token(model, config.seq_length),
+            utilisation=utilisation,
             world_size=grid.world_size,
         )
+        metrics.say(utilisation.describe())
+        require_active().keep_freed_memory()
         try:
             return _run(config, kind, model, blend, grid, metrics, resume)
         finally:
@@ -64,12 +71,27 @@ def _run(
         pp=grid.pp_size,
         vpp=config.vpp,
         dp=grid.dp_size,
+        cp=grid.cp_size,
         environment=require_active().settings(),
         **versions(),
+        unsaid={"sources": _sources(config, kind, blend)},
     )
     state = State() if resume is None else store.load(resume, parts.trainer, metrics)
-    train(config, parts, state, metrics, store)
+    profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
+    train(config, parts, state, metrics, store, profiler)
     return state
+
+
+def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
+    device = require_active()
+    peak = config.peak_tflops or device.peak_tflops(config.dtype)
+    return Utilisation.of(model, config.seq_length, peak, device.chip())
+
+
+def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> list[dict[str, Any]]:
+    samples = config.train_iters * config.global_batch_size
+    found = sources_of(blend, kind, config.split, config.seq_length, samples)
+    return [asdict(source) for source in found]
 
 
 def write_run_file(config: TrainConfig) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from glm3cli.data.loader import Batch, Loader
+from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
+from glm3cli.train.phases import Phases
 
 Losses = dict[str, Tensor]
 
@@ -43,6 +45,7 @@ class Trainer:
 
     Attributes:
         chunks: Model chunks wrapped in megatron-core's DDP.
+        phases: The clock of the run's parts.
     """
 
     chunks: list[torch.nn.Module]
@@ -51,6 +54,7 @@ class Trainer:
     grid: Grid
     seq_length: int
     micro_batch_size: int
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def loss_divisor(self) -> float:
@@ -65,7 +69,10 @@ class Trainer:
     ) -> None:
         """Reduces the gradients and divides them by the tokens of the global batch."""
         count = None if num_tokens is None else num_tokens / self.loss_divisor
-        finalize_model_grads(chunks, count, **megatron)
+        # Where work is queued, it is only here that the host waits for the backward pass.
+        queued = require_active().stream_ordered
+        with self.phases.phase("forward_backward" if queued else "optimizer"):
+            finalize_model_grads(chunks, count, **megatron)
 
     def close(self) -> None:
         """Lets go of the model, which would keep the process groups and their threads alive.
@@ -82,10 +89,13 @@ class Trainer:
 
     def step(self, loader: Loader, consumed: int) -> StepOutcome:
         """Trains on the global batch that starts after `consumed` samples."""
-        loss, num_tokens = self.forward_backward(loader, consumed)
+        with self.phases.phase("forward_backward"):
+            loss, num_tokens = self.forward_backward(loader, consumed)
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
-        updated, grad_norm, _ = self.optimizer.step()
+        with self.phases.phase("optimizer"):
+            updated, grad_norm, _ = self.optimizer.step()
+            require_active().synchronize()
         if updated:
             self.scheduler.step(increment=loader.global_batch_size)
         return StepOutcome(
@@ -125,7 +135,7 @@ class Trainer:
         """Sum of the token losses and number of trained tokens, over all ranks."""
         num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
-        iterators = [loader.microbatches(consumed) for _ in self.chunks]
+        iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
         reports: list[Losses] = get_forward_backward_func()(
             forward_step_func=partial(_forward, self.loss_divisor),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
