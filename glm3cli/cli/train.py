@@ -13,7 +13,8 @@ from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, parse_blend
 from glm3cli.errors import ConfigError, DataError
-from glm3cli.train.plan import describe
+from glm3cli.train.layouts import check_memory
+from glm3cli.train.plan import advise, describe
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +47,10 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     blend = parse_blend(config.data, kind)
     if config.dry_run:
         typer.echo(f"{describe(config, model)}\n{_sources(config, kind, blend)}")
+        if config.device_memory or config.chip:
+            typer.echo(advise(config, model))
         return
+    check_memory(config, model)
     if not run_here(config):
         return
     if is_speaker():

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
-from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import PANEL as PARALLEL
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.planning import PlanOptions
 from glm3cli.errors import ConfigError
 
 MODEL, DATA, OPTIMIZER, RUN = "Model", "Data", "Optimizer", "Run"
@@ -198,9 +198,6 @@ class RunOptions(Settings):
     report_to: Annotated[Literal["none", "tensorboard"], Flag(panel=RUN)] = Field(
         default="none", description="Also write the metrics for this tool."
     )
-    dry_run: Annotated[bool, Flag(panel=RUN)] = Field(
-        default=False, description="Check everything, print the plan, write nothing."
-    )
 
 
 class TrainConfig(
@@ -210,7 +207,7 @@ class TrainConfig(
     ParallelConfig,
     DataOptions,
     StartOptions,
-    LaunchConfig,
+    PlanOptions,
 ):
     """A training run, pretraining or finetuning."""
 
