@@ -16,19 +16,17 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
 from glm3cli.checkpoint.locate import kind_of
+from glm3cli.checkpoint.moments import common_state, load_moments, sharded_moments
 from glm3cli.errors import CheckpointError
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
 
-# Optimizer state in the shape of the parameters, so that any data parallel size can read it.
-_SHARDING = "fully_reshardable"
-# What a new run may set differently from the one that it continues.
-_OPTIMIZER_SETTINGS = ("lr", "max_lr", "min_lr", "weight_decay", "wd_mult", "betas", "eps")
+# Megatron-core adds the process group of a run to it: a copy for every call.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 def save_training(
@@ -40,12 +38,12 @@ def save_training(
     grid: Grid,
 ) -> None:
     """Writes the whole state of the run into the empty `folder`; every rank must call it."""
-    _allocate_moments(optimizer)  # they are still missing where every step so far was skipped
-    state = _sharded_state(chunks, optimizer, is_loading=False)
+    state = _sharded_weights(chunks)
+    state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
+    state["optimizer_common"] = common_state(optimizer)
     state["progress"] = progress
     state["schedule_steps"] = scheduler.num_steps
     state["grid"] = _layout(grid, len(chunks))
-    state["optimizer_kind"] = _kind(optimizer)
     state["rng"] = _sharded_rng(grid)
     _keep_queue_from_signals()
     dist_checkpointing.save(state, str(folder), ("torch_dist", 1))
@@ -78,19 +76,11 @@ def load_training(
         CheckpointError: The folder holds no training state, or is damaged.
     """
     common = _load_common(folder)
-    if common["optimizer_kind"] != _kind(optimizer):
-        wanted = "--no-" if common["optimizer_kind"] == "replicated" else "--"
-        raise CheckpointError(
-            f"{folder} was saved with a {common['optimizer_kind']} optimizer, this run has a "
-            f"{_kind(optimizer)} one",
-            f"resume with {wanted}distributed-optimizer",
-        )
     same_layout = common.get("grid") == _layout(grid, len(chunks))
-    _allocate_moments(optimizer)
-    state = _sharded_state(chunks, optimizer, is_loading=True)
+    state = _sharded_weights(chunks)
+    state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=True)
     if same_layout:
         state["rng"] = _sharded_rng(grid)
-    settings = [_settings(group) for group in optimizer.param_groups]
     try:
         loaded = dist_checkpointing.load(state, str(folder))
     except (Exception, CheckpointException) as error:  # damaged files raise nearly anything
@@ -100,9 +90,7 @@ def load_training(
         ) from error
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         unwrap(chunk).load_state_dict(loaded[name])
-    _load_optimizer(optimizer, loaded["optimizer"])
-    for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values)
+    load_moments(optimizer, loaded["optimizer"], common["optimizer_common"])
     scheduler.num_steps = int(common["schedule_steps"])
     scheduler.step(increment=0)
     if same_layout:
@@ -126,7 +114,7 @@ def _load_common(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / 'common.pt'} is damaged: {_reason(error)}", older
         ) from error
-    if "progress" not in common:
+    if "optimizer_common" not in common:
         raise CheckpointError(
             f"{folder} holds weights without training state",
             "start a new run from it with --model instead of --resume",
@@ -145,74 +133,11 @@ def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
     return ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
 
 
-def _sharded_state(
-    chunks: Sequence[torch.nn.Module], optimizer: Any, *, is_loading: bool
-) -> dict[str, Any]:
-    # Megatron-core adds the process group of this run to it: a new one for every call.
-    metadata = {"distrib_optim_sharding_type": _SHARDING, "chained_optim_avoid_prefix": True}
-    state: dict[str, Any] = {
-        name: unwrap(chunk).sharded_state_dict(metadata=metadata)
+def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+    return {
+        name: unwrap(chunk).sharded_state_dict(metadata=dict(_METADATA))
         for name, chunk in zip(_names(chunks), chunks, strict=True)
     }
-    state["optimizer"] = optimizer.sharded_state_dict(
-        state, is_loading=is_loading, metadata=metadata
-    )
-    return state
-
-
-def _load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
-    """Loads the optimizer, around a gap upstream.
-
-    Megatron-core's distributed optimizer expects of a fully reshardable checkpoint every entry of
-    AdamW's state, and leaves torch's `step` out of it (optimizer/distrib_optimizer.py 0.16.1,
-    _set_main_param_and_optimizer_states); so the step counts stand aside for a moment. They come
-    back as copies: upstream gives all parameters one tensor, which each of them would increment.
-    """
-    moments = state.pop("param_state", None)
-    if moments is None:
-        # Upstream leaves out a step count of 0 (optimizer/optimizer.py 0.16.1: `if step`).
-        inner = state.get("optimizer", state)
-        inner["state"].setdefault("common_step", torch.tensor(0.0))
-        optimizer.load_state_dict(state)
-        return
-    optimizer.load_state_dict(state)
-    [part] = optimizer.chained_optimizers
-    states = part.optimizer.state
-    steps = {parameter: values.pop("step", None) for parameter, values in states.items()}
-    part.load_parameter_state_from_fully_reshardable(moments)
-    for parameter, step in steps.items():
-        if step is not None:
-            states[parameter]["step"] = step.clone()
-
-
-def _kind(optimizer: Any) -> str:
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return "distributed" if isinstance(parts[0], DistributedOptimizer) else "replicated"
-
-
-def _allocate_moments(optimizer: Any) -> None:
-    """Gives torch's AdamW the state that it would make in its first step, where it has none yet.
-
-    Megatron-core's distributed optimizer reads the step count of every parameter when it is asked
-    what it saves or wants to load (optimizer/distrib_optimizer.py 0.16.1, state_dict).
-    """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = part.optimizer
-        if not isinstance(inner, torch.optim.AdamW):
-            continue
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                if inner.state[parameter]:
-                    continue
-                inner.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: group[key] for key in _OPTIMIZER_SETTINGS if key in group}
 
 
 def _layout(grid: Grid, num_chunks: int) -> dict[str, int]:

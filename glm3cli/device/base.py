@@ -23,11 +23,16 @@ class Device(ABC):
         backend: torch.distributed's collective backend.
         stream_ordered: Whether memory that is freed waits for the work queued before. Without
             streams, a send that is still under way would read what comes there next.
+        fuses_gradient_accumulation: Whether there is a kernel that adds a weight's gradient to
+            megatron-core's `main_grad` where it is computed.
+        fuses_adamw: Whether torch has its fused AdamW for this chip.
     """
 
     name: ClassVar[str]
     backend: ClassVar[str]
     stream_ordered: ClassVar[bool] = True
+    fuses_gradient_accumulation: ClassVar[bool] = False
+    fuses_adamw: ClassVar[bool] = False
 
     def activate(self) -> None:
         """Prepares torch and megatron-core for this chip; a second call does nothing.
@@ -58,6 +63,9 @@ class Device(ABC):
     def torch_device(self) -> torch.device:
         """The device of this process's tensors; LOCAL_RANK picks the card."""
         return torch.device(self.name, int(os.environ.get("LOCAL_RANK", "0")))
+
+    def keep_freed_memory(self) -> None:  # noqa: B027 - most allocators do
+        """Lets the allocator keep what training frees, which asks for the same every step."""
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -4,11 +4,14 @@ This is how glm3 runs on a laptop and how everything is tested. It does for the 
 torch_npu's transfer_to_npu does for NPUs.
 """
 
+import ctypes
 import functools
 import resource
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -125,12 +128,34 @@ _TABLE = (
 )
 
 
+# malloc.h's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
+_MALLOC = {-1: 2**31 - 1, -2: 2**26, -4: 0}
+# Apex's extension, by which megatron-core's linear layers add to `main_grad` (layers.py 0.16.1).
+_APEX = "fused_weight_gradient_mlp_cuda"
+
+
+def _gradient_accumulation() -> ModuleType:
+    module = ModuleType(_APEX)
+    module.wgrad_gemm_accum_fp32 = _accumulate  # type: ignore[attr-defined]
+    return module
+
+
+def _accumulate(inputs: torch.Tensor, grads: torch.Tensor, main_grad: torch.Tensor) -> None:
+    """Adds grads^T inputs to `main_grad`; [n, in], [n, out] and [out, in]."""
+    if inputs.dtype == main_grad.dtype:
+        main_grad.addmm_(grads.t(), inputs)
+    else:
+        main_grad.add_(grads.t().matmul(inputs))
+
+
 class CpuDevice(Device):
     """The embedded default: every machine has one."""
 
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "gloo"
     stream_ordered: ClassVar[bool] = False
+    fuses_gradient_accumulation: ClassVar[bool] = True
+    fuses_adamw: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._redirects = Redirects(_TABLE)
@@ -139,11 +164,22 @@ class CpuDevice(Device):
         # Advice about GPUs (Apex, Transformer Engine, launch order) that a CPU has no use for.
         warnings.filterwarnings("ignore", module=r"megatron\.")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        sys.modules.setdefault(_APEX, _gradient_accumulation())
         self._redirects.apply()
 
     def torch_device(self) -> torch.device:
         """The one CPU, for every rank."""
         return _CPU
+
+    def keep_freed_memory(self) -> None:
+        """Tells glibc to keep freed memory, and to map none for a single tensor.
+
+        Each large tensor would otherwise be mapped anew, and its pages zeroed one fault at a time.
+        """
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # another libc has its own way
+            for option, value in _MALLOC.items():
+                libc.mallopt(option, value)
 
     def synchronize(self) -> None:
         """The CPU is never behind."""

@@ -14,6 +14,7 @@ class CudaDevice(Device):
 
     name: ClassVar[str] = "cuda"
     backend: ClassVar[str] = "nccl"
+    fuses_adamw: ClassVar[bool] = True
 
     def _prepare(self) -> None:
         if not torch.cuda.is_available():

@@ -170,13 +170,11 @@ class Engine:
         """Gives every layer a KV cache for `capacity` slots, and takes it away again."""
         window = Window(padding=padding)
         attentions = [layer.self_attention.core_attention for layer in self._gpt.decoder.layers]
-        self._gpt.rotary_pos_emb.window = window
         for attention in attentions:
             attention.cache = KVCache(window, capacity)
         try:
             yield window
         finally:
-            self._gpt.rotary_pos_emb.window = None
             for attention in attentions:
                 attention.cache = None
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from glm3cli.device import require_active
+from glm3cli.model.rotary import Rotation, rotate, rotation_at, rotation_of_sequence
 
 
 @dataclass
@@ -70,11 +71,14 @@ class CoreAttention(torch.nn.Module):
     `cache` is set by the inference engine; it is None in training.
     """
 
-    def __init__(self, config: Any, layer_number: int, **_megatron: Any) -> None:
+    def __init__(
+        self, config: Any, layer_number: int, rotary_base: float, **_megatron: Any
+    ) -> None:
         super().__init__()
         self.layer_number = layer_number
         self.scale = config.kv_channels**-0.5
         self.cache: KVCache | None = None
+        self._rotary_base = rotary_base
 
     def forward(
         self,
@@ -89,6 +93,8 @@ class CoreAttention(torch.nn.Module):
         `attention_mask` holds the number of each position's sample, [b, s], where a sequence is a
         pack of several; each sees itself only.
         """
+        rotation = self._rotation(query)
+        query, key = rotate(query, rotation), rotate(key, rotation)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask, is_causal = None, query.size(2) > 1
         if attention_mask is not None:
@@ -107,6 +113,13 @@ class CoreAttention(torch.nn.Module):
             enable_gqa=query.size(1) != key.size(1),
         )
         return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _rotation(self, query: Tensor) -> Rotation:
+        length, width = query.size(0), query.size(-1)
+        if self.cache is None:
+            return rotation_of_sequence(length, width, self._rotary_base, query.dtype, query.device)
+        positions = self.cache.window.positions(length)
+        return rotation_at(positions, width, self._rotary_base, query.dtype)
 
 
 def _within_samples(numbers: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -22,9 +21,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
+from glm3cli.model.activation import SwiGLU
 from glm3cli.model.attention import CoreAttention
+from glm3cli.model.loss import ChatGLM
 from glm3cli.model.norm import RMSNorm
-from glm3cli.model.rotary import use_rotary
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -53,17 +53,16 @@ def transformer_config(
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
+        use_te_activation_func=True,  # an activation of the layer spec; ours
         add_bias_linear=False,
         add_qkv_bias=True,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        rotary_interleaved=True,
-        apply_rope_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=require_active().fuses_gradient_accumulation,
         params_dtype=TORCH_DTYPES[dtype],
         pipeline_dtype=TORCH_DTYPES[dtype],
         fp16=dtype == "fp16",
@@ -94,7 +93,7 @@ def _pipeline_layout(parallel: ParallelConfig) -> list[list[str]] | None:
     return stages
 
 
-def layer_spec() -> ModuleSpec:
+def layer_spec(model: ModelConfig) -> ModuleSpec:
     """One ChatGLM3 layer out of megatron-core's local (Transformer Engine free) parts."""
     return ModuleSpec(
         module=TransformerLayer,
@@ -105,7 +104,9 @@ def layer_spec() -> ModuleSpec:
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=tensor_parallel.ColumnParallelLinear,
-                    core_attention=CoreAttention,
+                    core_attention=ModuleSpec(
+                        module=CoreAttention, params={"rotary_base": model.rotary_base}
+                    ),
                     linear_proj=tensor_parallel.RowParallelLinear,
                 ),
             ),
@@ -116,6 +117,7 @@ def layer_spec() -> ModuleSpec:
                 submodules=MLPSubmodules(
                     linear_fc1=tensor_parallel.ColumnParallelLinear,
                     linear_fc2=tensor_parallel.RowParallelLinear,
+                    activation_func=SwiGLU,
                 ),
             ),
             mlp_bda=get_bias_dropout_add,
@@ -144,10 +146,10 @@ def _build_chunk(
 ) -> torch.nn.Module:
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
-    gpt = GPTModel(
+    gpt = ChatGLM(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec()] * num_layers, layer_norm=RMSNorm
+            layer_specs=[layer_spec(model)] * num_layers, layer_norm=RMSNorm
         ),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.seq_length,
@@ -155,19 +157,16 @@ def _build_chunk(
         post_process=pp_rank == parallel.pp - 1 and chunk == parallel.vpp - 1,
         parallel_output=True,
         share_embeddings_and_output_weights=False,
-        position_embedding_type="rope",
-        rotary_percent=0.5,
-        rotary_base=model.rotary_base,
+        position_embedding_type="none",  # core attention rotates
         vp_stage=chunk if parallel.vpp > 1 else None,
     )
-    use_rotary(gpt, model.rotary_base)
     gpt.model_type = ModelType.encoder_or_decoder
     _mark_pieces(gpt)
     gpt.to(require_active().torch_device())
     return Float16Module(config, gpt) if config.fp16 or config.bf16 else gpt
 
 
-def _mark_pieces(gpt: GPTModel) -> None:
+def _mark_pieces(gpt: ChatGLM) -> None:
     """Marks the weights that are cut over tensor parallel ranks.
 
     Upstream does it while initialising; without the mark the gradient norm would take them for
@@ -182,9 +181,9 @@ def _mark_pieces(gpt: GPTModel) -> None:
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
 
 
-def unwrap(module: torch.nn.Module) -> GPTModel:
-    """The GPTModel inside of its wrappers (DDP, 16 bit)."""
+def unwrap(module: torch.nn.Module) -> ChatGLM:
+    """The ChatGLM inside of its wrappers (DDP, 16 bit)."""
     inner: Any = module
-    while not isinstance(inner, GPTModel):
+    while not isinstance(inner, ChatGLM):
         inner = inner.module
     return inner

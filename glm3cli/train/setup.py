@@ -102,8 +102,8 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         deallocate_pipeline_outputs=require_active().stream_ordered,
         **_recompute(config),
     )
-    # Also with one data parallel rank: its checkpoints can be resumed with more.
-    distributed = config.distributed_optimizer
+    # With one data parallel rank there is nothing to spread: only copies of whole buffers.
+    distributed = config.distributed_optimizer and grid.dp_size * config.cp > 1
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.overlap_grad_reduce,
@@ -117,6 +117,8 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
     optimizer = get_megatron_optimizer(
         _optimizer_config(config, distributed=distributed), chunks, use_gloo_process_groups=False
     )
+    if require_active().fuses_adamw:
+        _fuse_adamw(optimizer)
     trainer = Trainer(
         chunks=chunks,
         optimizer=optimizer,
@@ -161,6 +163,13 @@ def _optimizer_config(config: TrainConfig, *, distributed: bool) -> OptimizerCon
         use_distributed_optimizer=distributed,
         overlap_param_gather=config.overlap_param_gather and distributed,
     )
+
+
+def _fuse_adamw(optimizer: Any) -> None:
+    """Lets torch's AdamW update a weight in one pass; megatron-core doesn't ask for it."""
+    for part in optimizer.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            group["fused"] = True
 
 
 def _connect(mcore: Any, trainer: Trainer, ddp: DistributedDataParallelConfig) -> None:

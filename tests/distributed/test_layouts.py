@@ -46,6 +46,8 @@ RESUMES = [
     ("dp2", "dp4"),
     ("dp4", "tp2 pp2 uneven"),
     ("dp2 replicated", "tp2 replicated"),
+    ("dp2 replicated", "dp4"),
+    ("dp2", "dp2 replicated"),
 ]
 RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),

@@ -312,7 +312,7 @@ def test_ranks_and_batch_give_the_rest_of_the_plan():
         (
             {"nproc": 2, "tp": 2, "seq_length": 33},
             "--seq-length 33 is not divisible by --tp 2",
-            "use a multiple, or --no-sequence-parallel",
+            "use a multiple of 2, or --no-sequence-parallel",
         ),
         (
             {"nproc": 2, "pp": 2, "vpp": 2, "global_batch_size": 3},

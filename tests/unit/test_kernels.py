@@ -1,0 +1,79 @@
+"""The parts of the model that we compute ourselves, against what defines them."""
+
+import torch
+
+from glm3cli.device import select
+
+select("cpu").activate()
+
+from glm3cli.model.activation import swiglu  # noqa: E402
+from glm3cli.model.loss import cross_entropy  # noqa: E402
+from glm3cli.model.rotary import rotate, rotation_at, rotation_of_sequence  # noqa: E402
+
+
+def leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def test_swiglu_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    values = leaf(3, 2, 10)
+    gate, up = values.detach().chunk(2, dim=-1)
+    torch.testing.assert_close(swiglu(values).detach(), gate * gate.sigmoid() * up)
+    assert torch.autograd.gradcheck(swiglu, values)
+
+
+def test_rotation_and_its_gradient() -> None:
+    """Pair (2i, 2i + 1) of the first half turns by position / base^(4i / width)."""
+    torch.manual_seed(0)
+    heads = leaf(5, 2, 3, 8)
+    rotation = rotation_of_sequence(5, 8, 10_000.0, torch.float64, torch.device("cpu"))
+    found = rotate(heads, rotation).detach()
+    assert torch.equal(found[..., 4:], heads[..., 4:])
+    pairs = torch.view_as_complex(heads.detach()[..., :4].reshape(5, 2, 3, 2, 2))
+    angles = torch.arange(5).double().unsqueeze(1) * torch.tensor([1.0, 10_000.0**-0.5]).double()
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None, None]
+    expected = torch.view_as_real(turned).reshape(5, 2, 3, 4)
+    torch.testing.assert_close(found[..., :4], expected, rtol=0, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotation), heads)
+
+
+def test_positions_of_rows_are_their_own() -> None:
+    positions = torch.tensor([[0, 1, 2], [0, 0, 1]])
+    cosines, sines = rotation_at(positions, 8, 10_000.0, torch.float32)
+    assert cosines.shape == (3, 2, 1, 2)
+    assert torch.equal(cosines[2, 1], cosines[1, 0])
+    assert torch.equal(sines[1, 1], sines[0, 0])
+    whole = rotation_of_sequence(3, 8, 10_000.0, torch.float32, torch.device("cpu"))
+    assert torch.equal(cosines[:, :1], whole[0])
+
+
+def test_cross_entropy_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 7, (4, 3))
+    ours, theirs = (torch.randn(4, 3, 7, requires_grad=True) for _ in range(2))
+    with torch.no_grad():
+        theirs.copy_(ours)
+        ours[0, 0, 0] = theirs[0, 0, 0] = 200.0  # whose others' probability is 0 in fp32
+    weights = torch.randn(4, 3)
+    losses = cross_entropy(ours, labels)
+    expected = torch.nn.functional.cross_entropy(
+        theirs.flatten(0, 1), labels.flatten(), reduction="none"
+    ).view(4, 3)
+    torch.testing.assert_close(losses, expected)
+    (losses * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_cross_entropy_of_16_bit_logits_is_computed_in_fp32() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 11, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.randint(0, 11, (5,))
+    losses = cross_entropy(logits, labels)
+    assert losses.dtype == torch.float32
+    expected = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
