@@ -16,7 +16,8 @@ from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
-from glm3cli.train.plan import describe
+from glm3cli.train.layouts import check_memory
+from glm3cli.train.plan import advise, describe
 from glm3cli.train.reporters import check_installed
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     raw = _raw_data(config, kind, tokenizer)
     if config.dry_run:
         typer.echo(f"{describe(config, model)}\n{_plan_of_data(config, kind, raw)}")
+        if config.device_memory or config.chip:
+            typer.echo(advise(config, model))
         return
+    check_memory(config, model)
     # By the one process that starts the ranks, where --nproc does; they find it done.
     prepared = {item: _prepare(data) for item, data in raw.items()}
     blend = parse_blend(config.data, kind, prepared)

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
-from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import PANEL as PARALLEL
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.planning import PlanOptions
 from glm3cli.config.reporting import ReportOptions
 from glm3cli.errors import ConfigError
 
@@ -200,9 +200,6 @@ class RunOptions(Settings):
     log_interval: Annotated[int, Flag(panel=RUN)] = Field(
         default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
     )
-    dry_run: Annotated[bool, Flag(panel=RUN)] = Field(
-        default=False, description="Check everything, print the plan, write nothing."
-    )
 
 
 class TrainConfig(
@@ -213,7 +210,7 @@ class TrainConfig(
     ParallelConfig,
     DataOptions,
     StartOptions,
-    LaunchConfig,
+    PlanOptions,
 ):
     """A training run, pretraining or finetuning."""
 

@@ -2,37 +2,8 @@
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-
-_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-
-def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
-    """Weights on one tensor parallel rank of stage `pp_rank`."""
-    h, tp = model.hidden_size, config.tp
-    rows = (model.query_size + 2 * model.kv_size) // tp
-    layer = 2 * h + rows * (h + 1) + (model.query_size * h + 3 * model.ffn_hidden_size * h) // tp
-    chunks = range(config.vpp)
-    layers = sum(len(config.layers_of(model.num_layers, pp_rank, chunk)) for chunk in chunks)
-    vocab = model.padded_vocab_size * h // tp
-    first, last = pp_rank == 0, pp_rank == config.pp - 1
-    return layers * layer + first * vocab + last * (vocab + h)
-
-
-def memory_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> dict[str, int]:
-    """Bytes of weights, gradients, and optimizer state on one rank of stage `pp_rank`.
-
-    Gradients are fp32. The optimizer holds two fp32 moments, and an fp32 copy of 16-bit weights;
-    the distributed optimizer shares them out over the data parallel ranks.
-    """
-    count = parameters_of_rank(config, model, pp_rank)
-    shares = config.dp if config.distributed_optimizer else 1
-    # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
-    copy = 0 if config.dtype == "fp32" else 4
-    return {
-        "weights": count * _BYTES[config.dtype],
-        "gradients": count * 4,
-        "optimizer": count * (8 + copy) // shares,
-    }
+from glm3cli.train.layouts import fits, peak_of, search, shortage, table, way_out
+from glm3cli.train.memory import BYTES, StageMemory, memory_of_stage
 
 
 def describe(config: TrainConfig, model: ModelConfig) -> str:
@@ -46,16 +17,52 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
         f"{config.micro_batch_size} x {config.seq_length} tokens per data parallel rank",
         f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens",
     ]
-    for pp_rank in range(config.pp):
-        parts = memory_of_rank(config, model, pp_rank)
-        told = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
-        total = sum(parts.values()) / 2**30
-        lines.append(f"stage {pp_rank}: {told}, together {total:.2f} GiB without activations")
+    lines += [_stage(config, model, pp_rank) for pp_rank in range(config.pp)]
     lines.append(f"checkpoint: {checkpoint_bytes(config, model) / 2**30:.2f} GiB")
     return "\n".join(lines)
+
+
+def _stage(config: TrainConfig, model: ModelConfig, pp_rank: int) -> str:
+    memory = memory_of_stage(config, model, pp_rank)
+    told = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in _parts(memory).items())
+    return f"stage {pp_rank}: {told}; peak {memory.peak / 2**30:.2f} GiB"
+
+
+def _parts(memory: StageMemory) -> dict[str, int]:
+    """What the peak is made of: that of the last forward pass, or of the optimizer step."""
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+    }
+    if memory.step > memory.activations + memory.work:
+        return {**parts, "optimizer step": memory.step}
+    return {
+        **parts,
+        "activations": memory.activations,
+        "working memory": memory.work + memory.buffers,
+    }
+
+
+def advise(config: TrainConfig, model: ModelConfig) -> str:
+    """Whether the run fits into the device that is planned for, and which layouts do.
+
+    Raises:
+        ConfigError: The chip is not known.
+    """
+    from glm3cli.device.catalog import find_chip  # imports torch: only those wait who ask
+
+    found = search(config, model, config.device_bytes, find_chip(config.chip))
+    lines = []
+    if not fits(peak_of(config, model), found.memory):
+        lines.append(
+            f"does not fit: {shortage(config, model, found.memory)}; "
+            + way_out(config, model, found.memory)
+        )
+    return "\n".join([*lines, table(found)])
 
 
 def checkpoint_bytes(config: TrainConfig, model: ModelConfig) -> int:
     """Bytes of one checkpoint: weights, moments, and the fp32 copy of 16-bit weights."""
     copy = 0 if config.dtype == "fp32" else 4
-    return model.num_parameters * (_BYTES[config.dtype] + 8 + copy)
+    return model.num_parameters * (BYTES[config.dtype] + 8 + copy)

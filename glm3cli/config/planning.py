@@ -1,0 +1,60 @@
+"""`PlanOptions`: `--dry-run`, and the devices that it plans for, which needn't be here."""
+
+import re
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from glm3cli.config.base import Flag
+from glm3cli.config.launch import LaunchConfig
+
+PANEL = "Planning"
+
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class PlanOptions(LaunchConfig):
+    """Whether a run fits into its devices, and which layout would be the fastest."""
+
+    dry_run: Annotated[bool, Flag(panel=PANEL)] = Field(
+        default=False, description="Check everything, print the plan, write nothing."
+    )
+    device_memory: Annotated[str | None, Flag(panel=PANEL, metavar="SIZE")] = Field(
+        default=None,
+        pattern=r"^(?i:\d+(\.\d+)?([KMGT]i?B)?)$",
+        description="Memory of a device, such as 64GB (powers of 1000) or 64GiB: what doesn't fit "
+        "isn't started, and --dry-run lists the layouts that fit.",
+    )
+    planned_world_size: Annotated[int | None, Flag(name="world_size", panel=PANEL)] = Field(
+        default=None,
+        ge=1,
+        description="Ranks to plan for; default: those that would be started.",
+    )
+    chip: Annotated[str | None, Flag(panel=PANEL)] = Field(
+        default=None, description="Device to plan for, for its speed and memory; default: 910B."
+    )
+
+    @model_validator(mode="after")
+    def _check_planning(self) -> Self:
+        if not self.dry_run and self.planned_world_size is not None:
+            raise ValueError(
+                "--world-size is for --dry-run; ranks are started with --nproc or torchrun"
+            )
+        if not self.dry_run and self.chip is not None:
+            raise ValueError("--chip is for --dry-run; training runs on --device")
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: those planned for, else those that would be started."""
+        return self.planned_world_size or super().world_size
+
+    @property
+    def device_bytes(self) -> int | None:
+        """`device_memory` in bytes."""
+        if self.device_memory is None:
+            return None
+        parts = re.fullmatch(r"([\d.]+)([KMGT]?)(I?)B?", self.device_memory.upper())
+        assert parts is not None  # the field's pattern
+        number, unit, binary = parts.groups()
+        return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit])

@@ -1,0 +1,222 @@
+"""Memory of a training step on one rank, from shapes alone; imports nothing heavy.
+
+Weights, gradients, and optimizer state are exact. Activations are what autograd really keeps of
+our model, tensor by tensor (Korthikanti et al. 2022, "Reducing activation recomputation in large
+transformer models", do the sum for GPT-3); `saved_by_layer` is the table to adapt when the model's
+operations change. tests/distributed/test_memory.py compares all of it with measured peaks.
+
+Not counted: the driver, buffers of the communication library, and the allocator's fragmentation
+(`HEADROOM`), and the mask that keeps packed samples apart.
+"""
+
+from dataclasses import dataclass
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.training import TrainConfig
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Share of a device's memory that a plan leaves free, for what isn't counted.
+HEADROOM = 0.1
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on each rank of one pipeline stage.
+
+    Attributes:
+        buffers: Kept by tensor parallel layers for gathered inputs.
+        activations: Kept for the backward pass, of all micro-batches in flight.
+        work: The most that a backward pass or the loss holds beside these.
+        step: What the optimizer step holds beside weights, gradients, and its state.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    work: int
+    step: int
+
+    @property
+    def kept(self) -> int:
+        """What stays from step to step."""
+        return self.weights + self.gradients + self.optimizer + self.buffers
+
+    @property
+    def peak(self) -> int:
+        """The most at any time: in the last forward pass or in the optimizer step."""
+        return self.kept + max(self.activations + self.work, self.step)
+
+
+def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
+    """Weights on one tensor parallel rank of stage `pp_rank`."""
+    h, tp = model.hidden_size, config.tp
+    rows = (model.query_size + 2 * model.kv_size) // tp
+    layer = 2 * h + rows * (h + 1) + (model.query_size * h + 3 * model.ffn_hidden_size * h) // tp
+    chunks = range(config.vpp)
+    layers = sum(len(config.layers_of(model.num_layers, pp_rank, chunk)) for chunk in chunks)
+    vocab = model.padded_vocab_size * h // tp
+    first, last = pp_rank == 0, pp_rank == config.pp - 1
+    return layers * layer + first * vocab + last * (vocab + h)
+
+
+def memory_of_stage(config: TrainConfig, model: ModelConfig, pp_rank: int) -> StageMemory:
+    """What each rank of stage `pp_rank` holds at its peak.
+
+    Gradients are fp32. The optimizer holds two fp32 moments, and an fp32 copy of 16-bit weights;
+    the distributed optimizer shares them out over the data and context parallel ranks.
+    """
+    count = parameters_of_rank(config, model, pp_rank)
+    owned = count // (config.dp * config.cp) if config.distributed_optimizer else count
+    # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
+    copy = 0 if config.dtype == "fp32" else 4
+    sizes = _Sizes.of(config, model)
+    return StageMemory(
+        weights=count * BYTES[config.dtype],
+        gradients=count * 4,
+        optimizer=owned * (8 + copy),
+        buffers=int(sizes.gathered),
+        activations=int(_in_flight(config, pp_rank) * _saved_by_chunk(config, model, pp_rank)),
+        work=int(_work(config, model, pp_rank)),
+        # AdamW's root of the second moment, of all weights at once (torch's foreach loops).
+        step=4 * owned,
+    )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes of the tensors that the tables below are made of, on one rank.
+
+    Attributes:
+        tokens: Of a micro-batch on this rank.
+        hidden: Of one tensor of the residual stream, [s, b, h]; sequence parallelism cuts it.
+        whole: The same not cut by tensor parallelism.
+        gathered: Buffer for inputs that sequence parallel layers gather.
+        norm: What an RMSNorm keeps beside its output: fp32 input, normalised input, and 1/rms.
+    """
+
+    tokens: float
+    element: int
+    shards: int
+
+    hidden: float
+    whole: float
+    gathered: float
+    norm: float
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: ModelConfig) -> "_Sizes":
+        tokens = config.micro_batch_size * config.seq_length / config.cp
+        shards = config.tp if config.sequence_parallel else 1
+        element = BYTES[config.dtype]
+        whole = tokens * model.hidden_size * element
+        return cls(
+            tokens=tokens,
+            element=element,
+            shards=shards,
+            hidden=whole / shards,
+            whole=whole,
+            gathered=whole if shards > 1 else 0,
+            norm=tokens / shards * (2 * model.hidden_size + 1) * 4,
+        )
+
+
+def saved_by_layer(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
+    """Bytes that autograd keeps of one layer and micro-batch, tensor by tensor."""
+    sizes, tp = _Sizes.of(config, model), config.tp
+    each = sizes.tokens * sizes.element
+    query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
+    ffn = model.ffn_hidden_size / tp
+    # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
+    few_groups = tp > model.num_query_groups
+    qkv = model.query_size + 2 * model.kv_size if few_groups else query + 2 * kv
+    rotary = config.seq_length / config.cp * model.kv_channels / 2
+    saved = {
+        "norms": 2 * sizes.norm,
+        "norm outputs": 2 * sizes.hidden,
+        "qkv output": each * qkv,  # values are a view of it
+        "rotated queries": each * query,
+        "rotated keys": each * kv,
+        "rotary sines and cosines": 4 * rotary * sizes.element,
+        "attention statistics": sizes.tokens * model.num_attention_heads / tp * 4,
+        "attention context": each * query,
+        "fc1 output": each * 2 * ffn,
+        "silu output": each * ffn,
+        "gate's other half": each * ffn,  # megatron-core adds an offset of 0 to it
+        "fc2 input": each * ffn,
+    }
+    if config.recompute == "selective":
+        # A fused attention keeps nothing large in between: its inputs and its output stay.
+        del saved["attention statistics"]
+    return saved
+
+
+def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
+    return len(config.layers_of(model.num_layers, pp_rank))
+
+
+def _saved_by_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+    """Bytes kept of one micro-batch in one model chunk."""
+    sizes = _Sizes.of(config, model)
+    layers = _layers_of_chunk(config, model, pp_rank)
+    layer = sum(saved_by_layer(config, model).values())
+    kept = layers * layer
+    if config.recompute == "full":
+        group = min(config.recompute_num_layers, layers)
+        if config.recompute_method == "block":
+            kept = group * sizes.hidden + (layers - group) * layer
+        else:
+            kept = -(-layers // group) * sizes.hidden
+    if config.pp > 1:
+        # What was received (norms of 16-bit types keep a copy in fp32 instead) and what was sent
+        # (some devices must keep it until it has gone).
+        kept += sizes.hidden * (1 if config.dtype == "fp32" else 2)
+    return kept
+
+
+def _in_flight(config: TrainConfig, pp_rank: int) -> int:
+    """Most micro-batches, counted per chunk, between their forward and backward pass.
+
+    1F1B's warm-up and one more (Narayanan et al. 2021, "Efficient large-scale language model
+    training on GPU clusters"); megatron-core, schedules.py: get_pp_rank_microbatches.
+    """
+    after = config.pp - pp_rank - 1
+    if config.vpp == 1:
+        return min(after + 1, config.num_microbatches)
+    warm_up = 2 * after + (config.vpp - 1) * config.pp
+    return min(warm_up + 1, config.vpp * config.num_microbatches)
+
+
+def _work(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+    """Most bytes held for a moment beside what is kept for the backward pass."""
+    layer = _work_of_layer(config, model, pp_rank)
+    if pp_rank < config.pp - 1:
+        return layer
+    return max(layer, _work_of_loss(config, model))
+
+
+def _work_of_layer(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+    """The backward pass of a stage's last layer, which finds all others' activations there."""
+    sizes, layers = _Sizes.of(config, model), _layers_of_chunk(config, model, pp_rank)
+    ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
+    gradients = 2 * ffn + sizes.hidden  # of both halves of the gate, and of the layer's output
+    if config.recompute != "full":
+        return gradients
+    group = min(config.recompute_num_layers, layers)
+    if config.recompute_method == "block":
+        # The recomputed layers come first; when their turn is, the others have freed theirs.
+        group = 1 if group == layers else 0
+    return gradients + group * sum(saved_by_layer(config, model).values())
+
+
+def _work_of_loss(config: TrainConfig, model: ModelConfig) -> float:
+    """The last norm, the logits (fp32 for the loss), and their backward pass."""
+    sizes = _Sizes.of(config, model)
+    vocab = model.padded_vocab_size / config.tp
+    logits = sizes.tokens * vocab * sizes.element
+    loss = sizes.tokens * vocab * 4 + (0 if config.dtype == "fp32" else logits)
+    # Gradients of the output layer's weight and input; sequence parallelism scatters the latter.
+    weight = vocab * model.hidden_size * sizes.element
+    backward = logits + weight + sizes.whole + (sizes.gathered + sizes.hidden) * (sizes.shards > 1)
+    return sizes.norm + sizes.hidden + max(loss, backward)
