@@ -182,6 +182,22 @@ class RunOptions(Settings):
     save_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
         default=None, ge=1, description="Steps between checkpoints; one is written at the end too."
     )
+    async_save: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=True, description="Write checkpoints while training goes on."
+    )
+    exit_duration: Annotated[float | None, Flag(panel=RUN)] = Field(
+        default=None,
+        gt=0,
+        description="Minutes after which the run saves and ends (exit code 143).",
+    )
+    max_skipped: Annotated[int, Flag(panel=RUN)] = Field(
+        default=50, ge=1, description="Skipped steps in a row (overflow, NaN) that end the run."
+    )
+    rollback_on_nan: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=False,
+        description="Where a loss or gradient is NaN, go back to the newest checkpoint and leave "
+        "the batch out.",
+    )
     keep_last: Annotated[int | None, Flag(panel=RUN)] = Field(
         default=None, ge=1, description="Keep only this many newest checkpoints."
     )

@@ -16,12 +16,14 @@ from glm3cli.device import require_active
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.flops import Utilisation
-from glm3cli.train.loop import train
+from glm3cli.train.loop import Loop
 from glm3cli.train.metrics import Metrics
+from glm3cli.train.plan import checkpoint_bytes
 from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import build_parts
+from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
-from glm3cli.train.store import Store, find_resume
+from glm3cli.train.store import Store, choose, find_resume
 
 
 def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:
@@ -30,7 +32,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
     Raises:
         Glm3Error: As its children say, each with the way out.
     """
-    resume = find_resume(config.save, config.resume)
+    candidates = find_resume(config.save, config.resume)
     utilisation = _utilisation(config, model)
     with open_grid(config, config.seed) as grid:
         metrics = Metrics(
@@ -42,7 +44,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
         metrics.say(utilisation.describe())
         require_active().keep_freed_memory()
         try:
-            return _run(config, kind, model, blend, grid, metrics, resume)
+            return _run(config, kind, model, blend, grid, metrics, candidates)
         finally:
             metrics.close()
 
@@ -54,15 +56,26 @@ def _run(
     blend: Blend,
     grid: Grid,
     metrics: Metrics,
-    resume: Path | None,
+    candidates: list[Path],
 ) -> State:
+    stop = StopFlag(require_active().torch_device(), config.exit_duration)
     if grid.rank == 0:
         write_run_file(config)
     check_same_data(blend, kind)
+    resume = choose(candidates, grid, metrics)
     parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
     metrics.sources = parts.train.consumed_by_source
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
-    store = Store(config.save, model, companions, parts.tokenizer.path, config.keep_last)
+    store = Store(
+        config.save,
+        model,
+        companions,
+        parts.tokenizer.path,
+        config.keep_last,
+        checkpoint_bytes(config, model),
+        config.async_save,
+    )
+    store.check_space()
     metrics.event(
         "start",
         command=kind,
@@ -78,8 +91,7 @@ def _run(
     )
     state = State() if resume is None else store.load(resume, parts.trainer, metrics)
     profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
-    train(config, parts, state, metrics, store, profiler)
-    return state
+    return Loop(config, parts, state, metrics, store, profiler, stop).run()
 
 
 def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:

@@ -16,6 +16,7 @@ from glm3cli.data.loader import Batch, Loader
 from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.phases import Phases
+from glm3cli.train.signals import StopFlag
 
 Losses = dict[str, Tensor]
 
@@ -28,7 +29,8 @@ class StepOutcome:
         loss: Mean over all trained tokens of the global batch.
         num_tokens: Trained tokens of the global batch.
         grad_norm: Norm of the whole gradient before clipping.
-        skipped: Whether the optimizer refused the gradient (overflow in fp16).
+        skipped: Whether the weights stayed as they were.
+        is_overflow: Whether that was fp16's loss scale, which is tried anew with a smaller one.
     """
 
     loss: float
@@ -37,6 +39,21 @@ class StepOutcome:
     loss_scale: float
     lr: float
     skipped: bool
+    is_overflow: bool = False
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether the loss or the gradient is not a finite number, by itself."""
+        return not math.isfinite(self.loss) or (
+            not self.is_overflow and not math.isfinite(self.grad_norm)
+        )
+
+    @property
+    def reason(self) -> str:
+        """What was wrong with a skipped step, as in "its ..."."""
+        if not math.isfinite(self.loss):
+            return "loss is not a number"
+        return "gradient overflows" if self.is_overflow else "gradient is not a number"
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,10 @@ class Trainer:
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.phases.phase("optimizer"):
-            updated, grad_norm, _ = self.optimizer.step()
+            updated, grad_norm = False, math.nan
+            # fp16's loss scale has to see what overflows; others would update with it.
+            if self._has_loss_scale or (math.isfinite(loss) and self._is_gradient_finite()):
+                updated, grad_norm, _ = self.optimizer.step()
             require_active().synchronize()
         if updated:
             self.scheduler.step(increment=loader.global_batch_size)
@@ -105,7 +125,28 @@ class Trainer:
             loss_scale=loss_scale,
             lr=lr,
             skipped=not updated,
+            is_overflow=not updated and self._has_loss_scale and math.isfinite(loss),
         )
+
+    @property
+    def _has_loss_scale(self) -> bool:
+        """Whether the optimizer itself looks for numbers that are not finite (fp16)."""
+        return bool(self.optimizer.config.fp16)
+
+    def _is_gradient_finite(self) -> bool:
+        """Whether every number of the gradient is finite, on every rank alike.
+
+        A norm sees each number once; one that has overflowed by itself is looked into.
+        """
+        chunks: list[Any] = list(self.chunks)
+        gradients = [buffer.grad_data for chunk in chunks for buffer in chunk.buffers]
+        finite = all(
+            bool(gradient.norm().isfinite()) or bool(gradient.isfinite().all())
+            for gradient in gradients
+        )
+        flag = torch.tensor([not finite], dtype=torch.int, device=gradients[0].device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return not int(flag)
 
     def forward_backward(self, loader: Loader, consumed: int) -> tuple[float, int]:
         """Leaves the gradient of one global batch in the parameters' `main_grad`.
@@ -119,13 +160,20 @@ class Trainer:
         self.optimizer.zero_grad()
         return self._run(loader, consumed, forward_only=False)
 
-    def validate(self, loader: Loader, num_batches: int) -> float:
-        """Mean loss over the tokens of the first `num_batches` global batches of `loader`."""
+    def validate(
+        self, loader: Loader, num_batches: int, stop: StopFlag | None = None
+    ) -> float | None:
+        """Mean loss over the tokens of the first `num_batches` global batches of `loader`.
+
+        None where `stop` has asked to end before.
+        """
         for chunk in self.chunks:
             chunk.eval()
         total, num_tokens = 0.0, 0
         with torch.no_grad():
             for batch in range(num_batches):
+                if stop is not None and stop.is_ending():
+                    return None
                 consumed = batch * loader.global_batch_size
                 loss, tokens = self._run(loader, consumed, forward_only=True)
                 total, num_tokens = total + loss, num_tokens + tokens
