@@ -1,13 +1,14 @@
 """`ReportOptions`: what a training reports beside its log and metrics.jsonl."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from glm3cli.config.base import Flag, Settings
 
 Tool = Literal["tensorboard", "wandb", "swanlab"]
+TOOLS: tuple[Tool, ...] = get_args(Tool)
 REPORT = "Reports"
 _STEPS = re.compile(r"(\d{1,12}):(\d{1,12})")
 
@@ -15,8 +16,9 @@ _STEPS = re.compile(r"(\d{1,12}):(\d{1,12})")
 class ReportOptions(Settings):
     """Tools to report to, the peak that MFU goes by, and the steps to profile."""
 
+    # Typer takes no list of literals: the names are checked below.
     report_to: Annotated[
-        list[Literal["none", "tensorboard", "wandb", "swanlab"]], Flag(panel=REPORT)
+        list[str], Flag(panel=REPORT, metavar="none|tensorboard|wandb|swanlab")
     ] = Field(
         default=["none"],
         min_length=1,
@@ -34,7 +36,7 @@ class ReportOptions(Settings):
     @property
     def tools(self) -> list[Tool]:
         """The tools to report to."""
-        return [name for name in dict.fromkeys(self.report_to) if name != "none"]
+        return [tool for tool in TOOLS if tool in self.report_to]
 
     @property
     def profile_steps(self) -> range:
@@ -53,8 +55,12 @@ class ReportOptions(Settings):
                 raise ValueError("give START:STOP, two steps counted from 1, e.g. 10:12")
         return value
 
-    @model_validator(mode="after")
-    def _check_tools(self) -> Self:
-        if "none" in self.report_to and self.tools:
-            raise ValueError(f"give --report-to none, or --report-to {self.tools[0]}, not both")
-        return self
+    @field_validator("report_to")
+    @classmethod
+    def _check_tools(cls, names: list[str]) -> list[str]:
+        unknown = [name for name in names if name not in ("none", *TOOLS)]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not one of none, {', '.join(TOOLS)}")
+        if "none" in names and len(names) > 1:
+            raise ValueError("give none, or the names of tools, not both")
+        return names

@@ -7,7 +7,8 @@ line of step i takes back every line of step i and later.
 import json
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,7 @@ class History:
         for record in _records(file):
             at = int(record.get("iteration", at))
             if "event" in record:
-                details = {k: v for k, v in record.items() if k not in ("event", "time")}
-                history.events.append(Event(record["event"], at, record.get("time"), details))
+                history._add_event(record, at)
             elif "validation_loss" in record:
                 history.validations.cut(at)
                 history.validations.append(record)
@@ -109,11 +109,19 @@ class History:
                 history.steps.append(record)
         return history
 
+    def _add_event(self, record: dict[str, Any], at: int) -> None:
+        details = {k: v for k, v in record.items() if k not in ("event", "time")}
+        kind, last = record["event"], self.events[-1:]
+        if kind == "resume" and last and last[0].kind == "start":
+            # Only now is it known where that start goes on.
+            self.events[-1] = replace(last[0], iteration=at)
+        self.events.append(Event(kind, at, record.get("time"), details))
+
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     if not file.is_file():
         return
     with file.open(encoding="utf-8") as lines:
         for line in lines:
-            if line.endswith("}\n"):  # the last one of a killed run may be torn
+            with suppress(json.JSONDecodeError):  # a killed run may have left a torn line
                 yield json.loads(line)

@@ -131,8 +131,12 @@ class Metrics:
             reporter.close()
 
     def _write_report(self) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             write_report(self._config.save)
+        except OSError as error:  # a full disk: not worth the run
+            self.say(f"report.html is not written: {error.strerror}")
 
     def _write(self, record: dict[str, Any]) -> None:
         self.last = record

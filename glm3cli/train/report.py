@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
+from glm3cli.device.diagnose import versions
 from glm3cli.train.charts import Axis, Chart, Curve, number
 from glm3cli.train.history import Event, History
 from glm3cli.train.phases import STEP_PHASES
 
 MAX_EVENTS = 500
 MARKED = ("start", "resume", "save", "skip", "rollback", "signal", "stop")
-_VERSIONS = ("glm3", "torch", "megatron-core", "torch_npu")
 
 
 def write_report(run: Path) -> Path:
@@ -49,7 +49,7 @@ def build_report(name: str, history: History, settings: Mapping[str, Any]) -> st
         sources=_sources(details.get("sources", [])),
         events=_events(history.events),
         settings=_pairs(settings.items()),
-        versions=_pairs((key, details[key]) for key in _VERSIONS if key in details),
+        versions=_pairs((key, details[key]) for key in versions() if key in details),
     )
 
 
@@ -138,7 +138,7 @@ def _charts(history: History) -> str:
     everything = [*steps.iterations[:1], *steps.iterations[-1:], *validations.iterations]
     if not everything:
         return '<p class="none">No step yet.</p>'
-    iterations = Axis(min(everything), max(everything))
+    iterations = Axis(min(everything) - 1, max(everything))  # where the first step starts
     return "".join(chart.html(iterations) for chart in _all_charts(history))
 
 
@@ -150,7 +150,7 @@ def _all_charts(history: History) -> list[Chart]:
         values = history.steps.columns[column]
         if scale != 1.0:
             values = [None if value is None else value * scale for value in values]
-        return Curve(name or column, history.steps.iterations, values)
+        return Curve(name, history.steps.iterations, values)
 
     losses = [curve("loss", "training")]
     if validations:

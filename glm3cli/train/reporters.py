@@ -8,7 +8,9 @@ import importlib
 import importlib.util
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,14 +94,17 @@ class SwanLab:
         swanlab: Any = importlib.import_module("swanlab")
         errors: Any = importlib.import_module("swanlab.exceptions")
         try:
-            self._run = swanlab.init(
-                project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT),
-                name=os.environ.get("SWANLAB_EXP_NAME", run.name),
-                log_dir=str(run / "swanlab"),
-                config=dict(settings),
-                id=_run_id(run / "swanlab"),
-                resume="allow",
-            )
+            # It talks on stdout, which is for our result; the log that it keeps is our stderr.
+            with redirect_stdout(sys.stderr):
+                self._run = swanlab.init(
+                    project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT),
+                    name=os.environ.get("SWANLAB_EXP_NAME", run.name),
+                    log_dir=str(run / "swanlab"),
+                    config=dict(settings),
+                    id=_run_id(run / "swanlab"),
+                    resume="allow",
+                    settings=swanlab.Settings(terminal={"proxy_type": "stderr"}),
+                )
         # RuntimeError is how it says that nobody is logged in.
         except (RuntimeError, errors.ApiError, errors.AuthenticationError) as error:
             raise ConfigError(
@@ -112,7 +117,8 @@ class SwanLab:
 
     def close(self) -> None:
         """Waits until everything is written or sent."""
-        self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._run.finish()
 
 
 _TOOLS: dict[Tool, type[TensorBoard | Wandb | SwanLab]] = {
