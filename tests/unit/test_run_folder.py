@@ -11,6 +11,7 @@ import pytest
 
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.train.flops import Utilisation
+from glm3cli.train.history import History
 from glm3cli.train.metrics import Metrics
 from glm3cli.train.phases import Phase
 from glm3cli.train.run import write_run_file
@@ -304,6 +305,31 @@ def test_a_run_that_goes_on_adds_to_its_file(record):
     record(one_step)
     lines, _ = record(one_step)
     assert len(lines) == 2
+
+
+def test_the_page_is_written_at_a_save_and_at_the_end(record, tmp_path):
+    page, found = tmp_path / "run" / "report.html", []
+
+    def report(metrics: Metrics) -> None:
+        one_step(metrics)
+        found.append(page.exists())
+        metrics.event("save", iteration=2)
+        found.append(page.exists())
+        page.unlink()
+
+    record(report)
+    assert found == [False, True]
+    assert page.exists()
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run(record, monkeypatch):
+    def full(_run: Path, _history: History) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("glm3cli.train.metrics.write_report", full)
+    lines, log = record(one_step)
+    assert len(lines) == 1
+    assert log[-1].endswith("] report.html is not written: No space left on device")
 
 
 def test_only_one_rank_writes(record, tmp_path):
