@@ -10,6 +10,9 @@ def main() -> None:
     gc.disable()
     # Looking for plugins of pydantic, of which we have none, takes an import of email.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # The device layer imports torch's extensions itself, in its order; where their libraries are
+    # missing, importing torch would fail.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     from glm3cli.cli.app import main as run
 
     gc.freeze()

@@ -95,8 +95,10 @@ def test_every_option_named_in_the_text_exists():
         commands += getattr(command, "commands", {}).values()
         for parameter in command.params:
             known |= {*parameter.opts, *parameter.secondary_opts}
-    torchruns = {"--nproc_per_node", "--nnodes", "--node_rank", "--rdzv-endpoint", "--master_addr"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known | torchruns
+    torchruns = {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
+    torchruns |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
+    slurms = {"--nodes", "--ntasks-per-node", "--time", "--signal"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known | torchruns | slurms
 
 
 def test_the_two_commands_that_start_everything_are_there():

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import signal
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
+from glm3cli.checkpoint.durable import write_and_digest
 from glm3cli.checkpoint.locate import kind_of
 from glm3cli.checkpoint.moments import common_state, load_moments, sharded_moments
 from glm3cli.errors import CheckpointError
@@ -38,6 +41,22 @@ def save_training(
     grid: Grid,
 ) -> None:
     """Writes the whole state of the run into the empty `folder`; every rank must call it."""
+    save_request(folder, chunks, optimizer, scheduler, progress, grid).execute_sync()
+
+
+def save_request(
+    folder: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Any,
+    scheduler: Any,
+    progress: dict[str, int],
+    grid: Grid,
+) -> AsyncRequest:
+    """What writes the state of the run, as it is now, into the empty `folder`.
+
+    Every rank must call it and run the request, at once (`execute_sync`) or in a process of its own
+    (megatron-core's AsyncCallsQueue).
+    """
     state = _sharded_weights(chunks)
     state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
     state["optimizer_common"] = common_state(optimizer)
@@ -46,7 +65,11 @@ def save_training(
     state["grid"] = _layout(grid, len(chunks))
     state["rng"] = _sharded_rng(grid)
     _keep_queue_from_signals()
-    dist_checkpointing.save(state, str(folder), ("torch_dist", 1))
+    request = dist_checkpointing.save(
+        state, str(folder), ("torch_dist", 1), async_sharded_save=True
+    )
+    write = partial(write_and_digest, request.async_fn, folder, grid.rank)
+    return request._replace(async_fn=write)
 
 
 def _keep_queue_from_signals() -> None:
@@ -85,7 +108,7 @@ def load_training(
         loaded = dist_checkpointing.load(state, str(folder))
     except (Exception, CheckpointException) as error:  # damaged files raise nearly anything
         raise CheckpointError(
-            f"{folder} can't be resumed from: {_reason(error)}",
+            f"{folder} can't be resumed from: {reason(error)}",
             "resume from an older checkpoint, or with the model that it was saved with",
         ) from error
     for name, chunk in zip(_names(chunks), chunks, strict=True):
@@ -112,7 +135,7 @@ def _load_common(folder: Path) -> dict[str, Any]:
         common = dist_checkpointing.load_common_state_dict(str(folder))
     except Exception as error:  # a damaged pickle raises nearly anything
         raise CheckpointError(
-            f"{folder / 'common.pt'} is damaged: {_reason(error)}", older
+            f"{folder / 'common.pt'} is damaged: {reason(error)}", older
         ) from error
     if "optimizer_common" not in common:
         raise CheckpointError(
@@ -122,7 +145,7 @@ def _load_common(folder: Path) -> dict[str, Any]:
     return dict(common)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """Why, in one line; torch wraps the error of each rank together with its traceback."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
@@ -141,7 +164,8 @@ def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 
 def _layout(grid: Grid, num_chunks: int) -> dict[str, int]:
-    return {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "vpp": num_chunks}
+    sizes = {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "cp": grid.cp_size}
+    return sizes | {"vpp": num_chunks}
 
 
 def _sharded_rng(grid: Grid) -> ShardedObject:
@@ -155,8 +179,8 @@ def _sharded_rng(grid: Grid) -> ShardedObject:
     return ShardedObject(
         "rng",
         state,
-        (grid.pp_size, grid.tp_size, grid.dp_size),
-        (grid.pp_rank, grid.tp_rank, grid.dp_rank),
+        (grid.pp_size, grid.tp_size, grid.dp_size, grid.cp_size),
+        (grid.pp_rank, grid.tp_rank, grid.dp_rank, grid.cp_rank),
         replica_id=0,
     )
 

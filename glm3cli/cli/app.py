@@ -8,7 +8,7 @@ import typer
 
 from glm3cli import __version__
 from glm3cli.cli import convert, data, demo, doctor, evaluate, generate, train
-from glm3cli.cli.launch import hand_over, is_speaker
+from glm3cli.cli.launch import hand_over, is_alone, is_speaker
 from glm3cli.errors import Glm3Error
 
 app = typer.Typer(
@@ -50,11 +50,27 @@ def main() -> None:
             traceback.print_exc()
         _report(error)
         sys.exit(error.exit_code)
+    except RuntimeError as error:  # of an accelerator: torch has nothing more exact
+        trouble = _explained(error)
+        if trouble is None:
+            raise
+        _report(trouble)
+        traceback.print_exc()
+        sys.exit(trouble.exit_code)
+
+
+def _explained(error: RuntimeError) -> Glm3Error | None:
+    if "torch" not in sys.modules:
+        return None
+    from glm3cli.device.codes import explain
+
+    return explain(f"{type(error).__name__}: {error}")
 
 
 def _report(error: Glm3Error) -> None:
-    # One speaks: the launcher if it is ours, else rank 0; torchrun's summary has the others.
-    if hand_over(error) or not is_speaker():
+    # One speaks: the launcher if it is ours, else rank 0; torchrun's summary has the others, and
+    # without a launcher nobody has.
+    if hand_over(error) or not (is_speaker() or is_alone()):
         return
     typer.echo(f"error: {error.message}", err=True)
     if error.hint:

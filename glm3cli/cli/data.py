@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         if config.preview:
             (_show_json if config.as_json else _show)(core.preview(config))
             return
-        with _reporter(config) as report:
+        with progress_lines(config.log_interval) as report:
             summary = core.preprocess(config, report)
         errors = config.output_prefix.with_name(f"{config.output_prefix.name}.errors.jsonl")
         if config.on_error == "skip" and errors.exists():
@@ -78,10 +78,10 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
 
 
 @contextmanager
-def _reporter(config: PreprocessConfig) -> "Iterator[Callable[[Progress], None]]":
-    """Shows progress on stderr: a bar on a terminal, otherwise lines."""
+def progress_lines(interval: int = 1000) -> "Iterator[Callable[[Progress], None]]":
+    """Shows progress on stderr: a bar on a terminal, else a line every `interval` documents."""
     if not sys.stderr.isatty():
-        yield _line_reporter(config.log_interval)
+        yield _line_reporter(interval)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

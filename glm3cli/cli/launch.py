@@ -32,6 +32,11 @@ def is_speaker() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Whether no launcher waits for this process's errors."""
+    return _ERROR_FILE not in os.environ
+
+
 def run_here(config: LaunchConfig) -> bool:
     """Prepares the device and tells that the command runs in this process.
 
@@ -42,7 +47,7 @@ def run_here(config: LaunchConfig) -> bool:
         DeviceError: The device can't be used.
     """
     if config.nproc is not None and "RANK" not in os.environ:
-        _launch(config.nproc)
+        _launch(config.nproc, config.max_restarts)
         return False
     from glm3cli.device import select
 
@@ -67,7 +72,7 @@ def hand_over(error: Glm3Error) -> bool:
     return _OURS in os.environ
 
 
-def _launch(nproc: int) -> None:
+def _launch(nproc: int, max_restarts: int) -> None:
     """Runs this very command on `nproc` ranks; ends as the first that failed.
 
     Raises:
@@ -91,7 +96,7 @@ def _launch(nproc: int) -> None:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=max_restarts,
     )
     try:
         elastic_launch(ranks, sys.executable)("-m", "glm3cli", *sys.argv[1:])

@@ -1,20 +1,27 @@
 """`glm3 pretrain` and `glm3 finetune`: one config, one loop, two kinds of data."""
 
+import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.shape import read_shape
+from glm3cli.cli.data import progress_lines
 from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Blend, Kind, parse_blend
+from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.layouts import check_memory
 from glm3cli.train.plan import advise, describe
+from glm3cli.train.reporters import check_installed
+
+if TYPE_CHECKING:
+    from glm3cli.data.raw import RawData
 
 
 def register(app: typer.Typer) -> None:
@@ -42,24 +49,69 @@ def register(app: typer.Typer) -> None:
 def _run(config: TrainConfig, kind: Kind) -> None:
     model = _shape(config)
     config.check_plan(model)
-    _check_tokenizer(config)
+    tokenizer = _find_tokenizer(config)
     _check_save(config.save)
-    blend = parse_blend(config.data, kind)
+    check_installed(config.tools)
+    raw = _raw_data(config, kind, tokenizer)
     if config.dry_run:
-        typer.echo(f"{describe(config, model)}\n{_sources(config, kind, blend)}")
+        typer.echo(f"{describe(config, model)}\n{_plan_of_data(config, kind, raw)}")
         if config.device_memory or config.chip:
             typer.echo(advise(config, model))
         return
     check_memory(config, model)
+    # By the one process that starts the ranks, where --nproc does; they find it done.
+    prepared = {item: _prepare(data) for item, data in raw.items()}
+    blend = parse_blend(config.data, kind, prepared)
     if not run_here(config):
         return
     if is_speaker():
         typer.echo(_sources(config, kind, blend), err=True)
     from glm3cli.train.run import run_training
 
-    state = run_training(config, kind, model)
+    state = run_training(config, kind, model, blend)
     if is_speaker():
         typer.echo(str(config.save / f"iter_{state.iteration:07d}"))
+
+
+def _raw_data(config: TrainConfig, kind: Kind, tokenizer: Path) -> "dict[str, RawData]":
+    """What of `--data` is raw; the rest must be there already."""
+    raw = {}
+    for item in read_blend(config.data).prefixes:
+        if not is_raw(item, kind):
+            check_files(item, kind)
+            continue
+        from glm3cli.data.raw import RawData
+
+        raw[item] = RawData.of(item, kind, config, tokenizer)
+    return raw
+
+
+def _prepare(data: "RawData") -> str:
+    """The prefix of what preprocess makes, or has made, of raw data."""
+    if not is_speaker():
+        logging.getLogger("glm3cli.data").setLevel(logging.ERROR)
+    with progress_lines() as report:
+        done = data.prepare(report)
+    if is_speaker():
+        when = "was preprocessed before" if done.repeated else "is preprocessed"
+        typer.echo(
+            f"--data {data.item} {when}: {done.documents:,} documents, {done.tokens:,} tokens in "
+            f"{data.prefix}",
+            err=True,
+        )
+    return data.prefix
+
+
+def _plan_of_data(config: TrainConfig, kind: Kind, raw: "dict[str, RawData]") -> str:
+    waiting = [data for data in raw.values() if data.look() is None]
+    for data in waiting:
+        data.check_first()
+    if waiting:
+        return "\n".join(
+            f"data: {data.item} would be preprocessed into {data.prefix}" for data in waiting
+        )
+    prefixes = {item: data.prefix for item, data in raw.items()}
+    return _sources(config, kind, parse_blend(config.data, kind, prefixes))
 
 
 def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> str:
@@ -76,7 +128,7 @@ def _shape(config: TrainConfig) -> ModelConfig:
     return PRESETS.get(config.shape) or ModelConfig.from_file(Path(config.shape))
 
 
-def _check_tokenizer(config: TrainConfig) -> None:
+def _find_tokenizer(config: TrainConfig) -> Path:
     if config.tokenizer is None and config.from_scratch:
         raise ConfigError(
             "--from-scratch has no model folder to take the tokenizer from",
@@ -89,6 +141,7 @@ def _check_tokenizer(config: TrainConfig) -> None:
             f"tokenizer {file} does not exist",
             "give --tokenizer with a folder that has a tokenizer.model, or that file",
         )
+    return file
 
 
 def _check_save(save: Path) -> None:

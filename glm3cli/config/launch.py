@@ -20,6 +20,10 @@ class LaunchConfig(Settings):
         default=None, ge=1, description="Start this many local ranks (torchrun does it otherwise)."
     )
 
+    max_restarts: Annotated[int, Flag(panel=PANEL)] = Field(
+        default=0, ge=0, description="Of --nproc: how often all ranks start again if one dies."
+    )
+
     @property
     def world_size(self) -> int:
         """Number of ranks: those that torchrun started, else `nproc`, else one."""

@@ -10,6 +10,7 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import PANEL as PARALLEL
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.planning import PlanOptions
+from glm3cli.config.reporting import ReportOptions
 from glm3cli.errors import ConfigError
 
 MODEL, DATA, OPTIMIZER, RUN = "Model", "Data", "Optimizer", "Run"
@@ -55,8 +56,12 @@ class DataOptions(Settings):
 
     data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
         min_length=1,
-        description="Prefix of preprocessed files; repeat as WEIGHT:PREFIX to blend, or give a "
-        "YAML file with a list of these.",
+        description="Prefix of preprocessed files, or a raw file or folder (parquet, jsonl, json, "
+        "csv, arrow, txt); repeat as WEIGHT:PREFIX to blend, or give a YAML file with a list.",
+    )
+    data_cache: Annotated[Path | None, Flag(panel=DATA)] = Field(
+        default=None,
+        description="Folder for raw --data once it is preprocessed; default: data in --save.",
     )
     split: Annotated[str, Flag(panel=DATA)] = Field(
         default="949,50,1",
@@ -177,6 +182,22 @@ class RunOptions(Settings):
     save_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
         default=None, ge=1, description="Steps between checkpoints; one is written at the end too."
     )
+    async_save: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=True, description="Write checkpoints while training goes on."
+    )
+    exit_duration: Annotated[float | None, Flag(panel=RUN)] = Field(
+        default=None,
+        gt=0,
+        description="Minutes after which the run saves and ends (exit code 143).",
+    )
+    max_skipped: Annotated[int, Flag(panel=RUN)] = Field(
+        default=50, ge=1, description="Skipped steps in a row (overflow, NaN) that end the run."
+    )
+    rollback_on_nan: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=False,
+        description="Where a loss or gradient is NaN, go back to the newest checkpoint and leave "
+        "the batch out.",
+    )
     keep_last: Annotated[int | None, Flag(panel=RUN)] = Field(
         default=None, ge=1, description="Keep only this many newest checkpoints."
     )
@@ -195,12 +216,10 @@ class RunOptions(Settings):
     log_interval: Annotated[int, Flag(panel=RUN)] = Field(
         default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
     )
-    report_to: Annotated[Literal["none", "tensorboard"], Flag(panel=RUN)] = Field(
-        default="none", description="Also write the metrics for this tool."
-    )
 
 
 class TrainConfig(
+    ReportOptions,
     RunOptions,
     OptimizerOptions,
     EngineOptions,
@@ -237,6 +256,7 @@ class TrainConfig(
         self.check_fits(model)
         self.check_world(self.world_size)
         self._check_context(model)
+        self._check_profiled_steps()
         step = self.micro_batch_size * self.dp
         if self.global_batch_size % step:
             raise ConfigError(
@@ -259,6 +279,13 @@ class TrainConfig(
                 f"use a --global-batch-size that is a multiple of {step * self.pp}",
             )
 
+    def _check_profiled_steps(self) -> None:
+        if self.profile_steps and self.profile_steps[-1] > self.train_iters:
+            raise ConfigError(
+                f"--profile {self.profile} goes beyond --train-iters {self.train_iters}",
+                f"give steps from 1 to {self.train_iters}",
+            )
+
     def _check_context(self, model: ModelConfig) -> None:
         ranks = self.model_parallel_size * self.cp
         if self.world_size % ranks:
@@ -268,6 +295,13 @@ class TrainConfig(
                 f"start a multiple of {ranks} ranks, e.g. --nproc {ranks}",
             )
         heads = model.num_attention_heads // self.tp
+        groups = max(1, model.num_query_groups // self.tp)
+        if self.cp % groups and groups % self.cp:
+            raise ConfigError(
+                f"--cp {self.cp} and the {groups} query groups of a tensor parallel rank: one must "
+                "divide the other",
+                f"use a --cp that is a multiple of {groups}",
+            )
         if heads % self.cp:
             raise ConfigError(
                 f"--cp {self.cp} does not divide the {heads} attention heads of a tensor parallel "

@@ -288,18 +288,18 @@ class BlendedSamples:
         self, datasets: Sequence[Dataset], weights: Sequence[float], num_samples: int
     ) -> None:
         self._datasets = datasets
-        self._which = np.zeros(num_samples, dtype=np.int16)
+        self.dataset_index = np.zeros(num_samples, dtype=np.int16)
         self._place = np.zeros(num_samples, dtype=np.int64)
         shares = np.array(weights, dtype=np.float64) / sum(weights)
         helpers.build_blending_indices(
-            self._which, self._place, shares, len(datasets), num_samples, False
+            self.dataset_index, self._place, shares, len(datasets), num_samples, False
         )
 
     def __len__(self) -> int:
-        return len(self._which)
+        return len(self.dataset_index)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._datasets[self._which[index]][int(self._place[index])]
+        return self._datasets[self.dataset_index[index]][int(self._place[index])]
 
 
 def blend(datasets: Sequence[Any], weights: Sequence[float], num_samples: int) -> Dataset:
@@ -307,3 +307,12 @@ def blend(datasets: Sequence[Any], weights: Sequence[float], num_samples: int) -
     if len(datasets) == 1:
         return datasets[0]
     return BlendedSamples(datasets, weights, num_samples)
+
+
+def consumed_by_part(dataset: Dataset, num_parts: int, consumed: int) -> list[int]:
+    """How many of the first `consumed` samples of a blend each of its parts has given."""
+    if num_parts == 1:
+        return [consumed]
+    # Of megatron-core's BlendedDataset as of ours: the part that each sample comes from.
+    index: np.ndarray = getattr(dataset, "dataset_index")  # noqa: B009
+    return np.bincount(index[:consumed], minlength=num_parts).tolist()

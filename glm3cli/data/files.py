@@ -34,6 +34,11 @@ def find_files(inputs: Iterable[Path]) -> list[Path]:
     return files
 
 
+def has_format(path: Path) -> bool:
+    """Whether a file of that name can be read."""
+    return _format(path) is not None
+
+
 def format_of(path: Path) -> str:
     """The format of a file by its name.
 

@@ -1,6 +1,7 @@
 """What a run of `preprocess` is told: two runs with equal jobs write the same bytes."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ class Job:
                 include=_SETTINGS - {"seq_length"} if config.kind == "text" else _SETTINGS,
             ),
         )
+
+    @property
+    def key(self) -> str:
+        """A short name for the job, which no other has."""
+        told = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def equals(self, noted: object) -> bool:
         """Whether a job that was noted (as JSON) is this one and can be told from any other."""

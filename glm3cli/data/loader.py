@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glm3cli.data.datasets import Dataset
+from glm3cli.data.datasets import Dataset, consumed_by_part
 from glm3cli.errors import DataError
 
 
@@ -18,9 +18,11 @@ from glm3cli.errors import DataError
 class Batch:
     """One micro-batch: `tokens` and `labels` (int64) and `loss_mask` (float32), each [b, s].
 
+    With context parallelism, s are this rank's positions.
+
     Attributes:
-        numbers: Which sample of its pack each position belongs to, from 1 (0 for padding); None
-            where no sequence is a pack of several.
+        numbers: Which sample of its pack each position of the whole sequence belongs to, from 1
+            (0 for padding); None where no sequence is a pack of several.
     """
 
     tokens: Tensor
@@ -34,6 +36,7 @@ class Loader:
     """Cuts global batches into this data parallel rank's micro-batches.
 
     Attributes:
+        sources: The prefixes that the samples come from.
         vocab_size: Rows of the embedding; a larger token id is an error, not a crash in a kernel.
     """
 
@@ -44,6 +47,17 @@ class Loader:
     dp_size: int
     vocab_size: int
     device: torch.device
+    cp_rank: int = 0
+    cp_size: int = 1
+    sources: tuple[str, ...] = ("",)
+
+    def consumed_by_source(self, consumed: int) -> dict[str, int]:
+        """How many of the first `consumed` samples have come from each source."""
+        counts = consumed_by_part(self.dataset, len(self.sources), consumed)
+        total = dict.fromkeys(self.sources, 0)
+        for source, count in zip(self.sources, counts, strict=True):
+            total[source] += count
+        return total
 
     def microbatches(self, consumed: int) -> Iterator[Batch]:
         """The micro-batches of the step that starts after `consumed` samples.
@@ -71,4 +85,6 @@ class Loader:
                 f"{self.vocab_size} entries",
                 "preprocess the data with this model's tokenizer",
             )
+        for key in ("tokens", "labels", "loss_mask"):
+            tensors[key] = tensors[key].chunk(self.cp_size, dim=1)[self.cp_rank].contiguous()
         return Batch(**{key: tensor.to(self.device) for key, tensor in tensors.items()})

@@ -1,10 +1,12 @@
 """`--data`: weights and prefixes of preprocessed files, checked without opening anything heavy."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from glm3cli.data.files import has_format
 from glm3cli.errors import ConfigError, DataError
 
 Kind = Literal["pretrain", "finetune"]
@@ -30,15 +32,34 @@ def instruction_file(prefix: str, key: str) -> str:
     return f"{prefix}_packed_{key}_document"
 
 
-def parse_blend(data: list[str], kind: Kind) -> Blend:
+def parse_blend(data: list[str], kind: Kind, prepared: Mapping[str, str] | None = None) -> Blend:
     """Reads `WEIGHT:PREFIX` or `PREFIX` items and checks that their files are there.
 
     An item may be a YAML file with a list of such items; its paths begin at its folder.
+
+    Args:
+        data: The items.
+        kind: Of the training.
+        prepared: By the name of raw data, the prefix of the files that were made of it.
 
     Raises:
         ConfigError: Only some items have a weight, or all weights are 0; or a YAML file has
             something else in it.
         DataError: A file is missing.
+    """
+    named = read_blend(data)
+    blend = Blend(tuple((prepared or {}).get(name, name) for name in named.prefixes), named.weights)
+    for prefix in blend.prefixes:
+        check_files(prefix, kind)
+    return blend
+
+
+def read_blend(data: list[str]) -> Blend:
+    """Reads the items as `parse_blend` does, and looks for no files.
+
+    Raises:
+        ConfigError: As in `parse_blend`.
+        DataError: A YAML file is missing.
     """
     data = [part for item in data for part in _expanded(item)]
     matches = [_WEIGHTED.fullmatch(item) for item in data]
@@ -51,8 +72,6 @@ def parse_blend(data: list[str], kind: Kind) -> Blend:
         (match[2], float(match[1])) if match else (item, 1.0)
         for match, item in zip(matches, data, strict=True)
     ]
-    for prefix, _ in parts:
-        _check(prefix, kind)
     # Megatron-core's blending would take some samples of a part that weighs nothing.
     parts = [(prefix, weight) for prefix, weight in parts if weight]
     if not parts:
@@ -86,14 +105,28 @@ def _expanded(item: str) -> list[str]:
     return found
 
 
-def _check(prefix: str, kind: Kind) -> None:
-    for name in _files(prefix, kind):
+def check_files(prefix: str, kind: Kind) -> None:
+    """Checks that the files of a prefix are there.
+
+    Raises:
+        DataError: One is missing.
+    """
+    for name in file_names(prefix, kind):
         for suffix in (".idx", ".bin"):
             if not Path(name + suffix).is_file():
                 raise DataError(f"--data {prefix}: {name}{suffix} does not exist", _hint(prefix))
 
 
-def _files(prefix: str, kind: Kind) -> list[str]:
+def is_raw(item: str, kind: Kind) -> bool:
+    """Whether an item of `--data` is raw, not the prefix of files that preprocess has written."""
+    if any(Path(f"{name}.idx").exists() for name in file_names(item, kind)):
+        return False
+    path = Path(item)
+    return has_format(path) or path.is_dir()
+
+
+def file_names(prefix: str, kind: Kind) -> list[str]:
+    """The names of the files of a prefix, without `.bin` and `.idx`."""
     if kind == "pretrain":
         return [prefix]
     return [instruction_file(prefix, key) for key in INSTRUCTION_KEYS]
@@ -110,6 +143,6 @@ def _hint(prefix: str) -> str:
     if options:
         return "these are there: " + "; ".join(options)
     return (
-        "make the files with `glm3 preprocess --output-prefix` (--handler text for pretrain, "
-        "instruction or chat for finetune)"
+        "name raw data with its ending (.jsonl, .parquet), or make the files with `glm3 preprocess "
+        "--output-prefix` (--handler text for pretrain, instruction or chat for finetune)"
     )

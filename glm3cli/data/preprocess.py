@@ -136,6 +136,22 @@ def preprocess(
     return _summary(config, stats, time.perf_counter() - start)
 
 
+def finished_before(config: PreprocessConfig) -> Summary | None:
+    """The result of an earlier run that was told the same, if all its files are there.
+
+    Raises:
+        DataError: The input is missing.
+    """
+    start = time.perf_counter()
+    tokenizer = Tokenizer.load(config.tokenizer)
+    names = _names(config, build_handler(config, tokenizer))
+    job = Job.of(config, find_files(config.inputs), tokenizer)
+    stats = finished(config.output_prefix, names, job, skips_bad=config.on_error == "skip")
+    if stats is None:
+        return None
+    return _summary(config, stats, time.perf_counter() - start, repeated=True)
+
+
 def _check_vocabulary(config: PreprocessConfig, tokenizer: Tokenizer) -> None:
     """Checks that the model in the tokenizer's folder, if there is one, has a row for every id."""
     if not (config.tokenizer / "config.json").is_file():

@@ -6,12 +6,15 @@ Call `activate()` before the first import of megatron; `require_active()` guards
 import os
 import sys
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
+from glm3cli.device import peaks
 from glm3cli.errors import DeviceError
 
+_RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
 _active: "Device | None" = None
 
 
@@ -26,6 +29,8 @@ class Device(ABC):
         fuses_gradient_accumulation: Whether there is a kernel that adds a weight's gradient to
             megatron-core's `main_grad` where it is computed.
         fuses_adamw: Whether torch has its fused AdamW for this chip.
+        environment: Variables that are set unless the user has set them.
+        related: How further variables begin that change what the chip and its network do.
     """
 
     name: ClassVar[str]
@@ -33,6 +38,8 @@ class Device(ABC):
     stream_ordered: ClassVar[bool] = True
     fuses_gradient_accumulation: ClassVar[bool] = False
     fuses_adamw: ClassVar[bool] = False
+    environment: ClassVar[Mapping[str, str]] = {}
+    related: ClassVar[tuple[str, ...]] = ()
 
     def activate(self) -> None:
         """Prepares torch and megatron-core for this chip; a second call does nothing.
@@ -53,12 +60,23 @@ class Device(ABC):
                 "megatron was imported before the device was activated",
                 "call device.select(...).activate() before importing any part of the model",
             )
+        self._ours = {name for name in self.environment if name not in os.environ}
+        os.environ.update({name: self.environment[name] for name in self._ours})
         self._prepare()
         _active = self
 
     @abstractmethod
     def _prepare(self) -> None:
         """Imports and patches what the chip needs."""
+
+    def settings(self) -> dict[str, str]:
+        """The variables that matter to the chip, with their values and where these come from."""
+        names = {name for name in os.environ if name.startswith((*_RELATED, *self.related))}
+        return {
+            name: f"{os.environ[name]} ({'default of glm3' if name in self._ours else 'given'})"
+            for name in sorted({*self.environment, *names})
+            if name in os.environ
+        }
 
     def torch_device(self) -> torch.device:
         """The device of this process's tensors; LOCAL_RANK picks the card."""
@@ -74,6 +92,18 @@ class Device(ABC):
     @abstractmethod
     def peak_memory(self) -> int:
         """Peak bytes allocated by this process on the device since its start."""
+
+    @abstractmethod
+    def chip(self) -> str:
+        """What the driver calls the chip, e.g. NVIDIA A100-SXM4-80GB."""
+
+    def peak_tflops(self, dtype: str) -> float | None:
+        """Peak TFLOP/s of the chip, or None where it isn't known."""
+        return peaks.peak_tflops(self.chip(), dtype)
+
+    def profiler(self) -> Any:
+        """A torch profiler of the host and the chip, not yet started."""
+        return torch.profiler.profile()
 
 
 def require_active() -> Device:

@@ -6,6 +6,7 @@ torch_npu's transfer_to_npu does for NPUs.
 
 import ctypes
 import functools
+import platform
 import resource
 import sys
 import warnings
@@ -156,6 +157,7 @@ class CpuDevice(Device):
     stream_ordered: ClassVar[bool] = False
     fuses_gradient_accumulation: ClassVar[bool] = True
     fuses_adamw: ClassVar[bool] = True
+    related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 
     def __init__(self) -> None:
         self._redirects = Redirects(_TABLE)
@@ -187,3 +189,7 @@ class CpuDevice(Device):
     def peak_memory(self) -> int:
         """Peak resident bytes of this process."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def chip(self) -> str:
+        """The processor's architecture: there is no table of processors."""
+        return platform.machine()

@@ -1,6 +1,6 @@
 """CUDA, which megatron-core assumes: nothing to redirect."""
 
-import os
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,12 +15,13 @@ class CudaDevice(Device):
     name: ClassVar[str] = "cuda"
     backend: ClassVar[str] = "nccl"
     fuses_adamw: ClassVar[bool] = True
+    # Megatron's overlap of communication relies on the order of kernel launches.
+    environment: ClassVar[Mapping[str, str]] = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    related: ClassVar[tuple[str, ...]] = ("NCCL_", "CUDA_", "PYTORCH_CUDA_")
 
     def _prepare(self) -> None:
         if not torch.cuda.is_available():
             raise DeviceError("--device cuda: torch finds no GPU", "use --device cpu")
-        # Megatron's overlap of communication relies on the order of kernel launches.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.cuda.set_device(self.torch_device())
 
     def synchronize(self) -> None:
@@ -30,3 +31,7 @@ class CudaDevice(Device):
     def peak_memory(self) -> int:
         """Peak bytes of torch's allocator."""
         return torch.cuda.max_memory_allocated()
+
+    def chip(self) -> str:
+        """The GPU's name."""
+        return torch.cuda.get_device_name()

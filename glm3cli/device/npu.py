@@ -5,9 +5,8 @@ come before every import of megatron, and must not see our arguments.
 """
 
 import importlib
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -38,11 +37,11 @@ class NpuDevice(Device):
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
+    environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
+    related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
     _npu: Any  # torch_npu's counterpart of torch.cuda
 
     def _prepare(self) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         with _hidden_argv():
             torch_npu = self._import("torch_npu")
             self._import("torch_npu.contrib.transfer_to_npu")
@@ -65,3 +64,13 @@ class NpuDevice(Device):
     def peak_memory(self) -> int:
         """Peak bytes of torch_npu's allocator."""
         return int(self._npu.max_memory_allocated())
+
+    def chip(self) -> str:
+        """The NPU's name, e.g. Ascend910B3."""
+        return str(self._npu.get_device_name())
+
+    def profiler(self) -> Any:
+        """torch_npu's own profiler: torch's doesn't see the NPU."""
+        profiler = self._import("torch_npu.profiler")
+        activities = profiler.ProfilerActivity
+        return profiler.profile(activities=[activities.CPU, activities.NPU])

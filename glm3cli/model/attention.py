@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from glm3cli.device import require_active
+from glm3cli.model.context import to_heads, to_positions
 from glm3cli.model.rotary import Rotation, rotate, rotation_at, rotation_of_sequence
 
 
@@ -79,6 +81,8 @@ class CoreAttention(torch.nn.Module):
         self.scale = config.kv_channels**-0.5
         self.cache: KVCache | None = None
         self._rotary_base = rotary_base
+        is_shared = config.context_parallel_size > 1
+        self._sharers = parallel_state.get_context_parallel_group() if is_shared else None
 
     def forward(
         self,
@@ -90,9 +94,12 @@ class CoreAttention(torch.nn.Module):
     ) -> Tensor:
         """Attends: query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d].
 
-        `attention_mask` holds the number of each position's sample, [b, s], where a sequence is a
-        pack of several; each sees itself only.
+        With context parallelism, s are this rank's positions.
+        `attention_mask` holds the number of each position's sample, [b, whole s], where a sequence
+        is a pack of several; each sees itself only.
         """
+        if self._sharers is not None:
+            query, key, value = (to_heads(one, self._sharers) for one in (query, key, value))
         rotation = self._rotation(query)
         query, key = rotate(query, rotation), rotate(key, rotation)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
@@ -112,7 +119,10 @@ class CoreAttention(torch.nn.Module):
             scale=self.scale,
             enable_gqa=query.size(1) != key.size(1),
         )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        context = context.permute(2, 0, 1, 3)
+        if self._sharers is not None:
+            context = to_positions(context, self._sharers)
+        return context.flatten(2)
 
     def _rotation(self, query: Tensor) -> Rotation:
         length, width = query.size(0), query.size(-1)

@@ -1,6 +1,5 @@
 """Starts torch.distributed and megatron-core's process groups, and tells this rank its place."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ import torch
 import torch.distributed as dist
 
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
-from glm3cli.errors import DeviceError
+from glm3cli.parallel.join import join
 
 # Long enough for one node to build a dataset index while the others wait.
 _TIMEOUT = timedelta(minutes=30)
@@ -20,7 +20,7 @@ _TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Grid:
-    """This rank's coordinates on the tp x dp x pp grid, and the groups along its axes.
+    """This rank's coordinates on the tp x cp x dp x pp grid, and the groups along its axes.
 
     Attributes:
         closing: What must let go of the groups, called before they are destroyed.
@@ -34,6 +34,8 @@ class Grid:
     pp_size: int
     dp_rank: int
     dp_size: int
+    cp_rank: int
+    cp_size: int
     tp_group: Any
     pp_group: Any
     dp_group: Any
@@ -66,12 +68,13 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     """
     from megatron.core import parallel_state
 
-    _join()
+    join(require_active().backend, _TIMEOUT)
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tp,
             pipeline_model_parallel_size=config.pp,
             virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
+            context_parallel_size=config.cp if isinstance(config, EngineOptions) else 1,
             create_gloo_process_groups=False,
         )
         _seed_everything(seed)
@@ -80,22 +83,6 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-def _join() -> None:
-    backend = require_active().backend
-    if "RANK" not in os.environ:
-        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
-        return
-    try:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
-    except (ValueError, RuntimeError) as error:
-        raise DeviceError(
-            f"rank {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')} can't join the others: "
-            f"{error}",
-            "start every rank with torchrun, with the same --rdzv-endpoint on every machine",
-        ) from error
 
 
 def _here(parallel_state: Any, closing: ExitStack) -> Grid:
@@ -108,6 +95,8 @@ def _here(parallel_state: Any, closing: ExitStack) -> Grid:
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         dp_rank=parallel_state.get_data_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=parallel_state.get_context_parallel_world_size(),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),

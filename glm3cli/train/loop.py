@@ -1,52 +1,138 @@
 """The training loop, the same for pretrain and finetune."""
 
-import time
+from dataclasses import dataclass
 
 from glm3cli.config.training import TrainConfig
 from glm3cli.device import require_active
-from glm3cli.errors import StoppedError
+from glm3cli.errors import DataError, StoppedError
 from glm3cli.train.metrics import Metrics
+from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import Parts
-from glm3cli.train.signals import StopFlag
+from glm3cli.train.signals import SAVE, StopFlag, name_of
 from glm3cli.train.state import State
+from glm3cli.train.step import StepOutcome
 from glm3cli.train.store import Store
 
 
-def train(config: TrainConfig, parts: Parts, state: State, metrics: Metrics, store: Store) -> None:
+@dataclass
+class Loop:
     """Trains from `state` to the end, or to a stop signal; the last step is always saved.
 
-    Raises:
-        StoppedError: A signal came; the run was saved.
-        DataError: A sample doesn't fit the model.
+    Attributes:
+        stop: Whether a signal has come.
+        saved: Iteration of the newest checkpoint.
+        skipped_in_a_row: Steps since the weights last changed.
     """
-    device, stop = require_active(), StopFlag()
-    saved = state.iteration
-    while state.iteration < config.train_iters:
-        started = time.perf_counter()
-        outcome = parts.trainer.step(parts.train, state.consumed_samples)
-        device.synchronize()
+
+    config: TrainConfig
+    parts: Parts
+    state: State
+    metrics: Metrics
+    store: Store
+    profiler: Profiler
+    stop: StopFlag
+    saved: int = -1
+    skipped_in_a_row: int = 0
+
+    def run(self) -> State:
+        """Trains, and gives the final state.
+
+        Raises:
+            StoppedError: A signal came; the run was saved.
+            DataError: A sample doesn't fit the model, or too many steps in a row were skipped.
+            CheckpointError: A checkpoint can't be written.
+        """
+        self.saved, request = self.state.iteration, 0
+        while self.state.iteration < self.config.train_iters and request <= SAVE:
+            self._train_step()
+            request = self.stop.agreed()
+            if request == SAVE or _is_due(self.state.iteration, self.config.save_interval):
+                self._save()
+            if not request and _is_due(self.state.iteration, self.config.eval_interval):
+                request = self._validate()
+            self.store.poll()
+        if request > SAVE:
+            self.metrics.event("signal", number=request, name=name_of(request))
+        self._end()
+        return self.state
+
+    def _train_step(self) -> None:
+        config, state, phases = self.config, self.state, self.parts.trainer.phases
+        if state.consumed_samples in state.stepped_over:
+            state.step_over(config.global_batch_size, config.seq_length)
+            return
+        self.profiler.begin(state.iteration + 1)
+        phases.begin_step()
+        outcome = self.parts.trainer.step(self.parts.train, state.consumed_samples)
+        spent = phases.step()
+        first = state.consumed_samples
         state.advance(outcome, config.global_batch_size, config.seq_length)
-        metrics.step(state, outcome, time.perf_counter() - started, device.peak_memory())
+        seconds = sum(spent.values())
+        self.metrics.step(state, outcome, seconds, require_active().peak_memory(), spent)
+        self.profiler.end(state.iteration)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         if outcome.skipped:
-            metrics.event("skip", iteration=state.iteration, loss_scale=outcome.loss_scale)
-        if _is_due(state.iteration, config.save_interval):
-            saved = store.save(parts.trainer, state, metrics)
-        if parts.valid is not None and _is_due(state.iteration, config.eval_interval):
-            metrics.validation(
-                state.iteration, parts.trainer.validate(parts.valid, config.eval_iters)
-            )
-        signal_number = stop.agreed(device.torch_device())
-        if signal_number:
-            metrics.event("signal", number=signal_number)
-            break
-    if saved != state.iteration:
-        store.save(parts.trainer, state, metrics)
-    metrics.event("stop", iteration=state.iteration)
-    if state.iteration < config.train_iters:
-        raise StoppedError(
-            f"stopped at iteration {state.iteration} of {config.train_iters} and saved",
-            "run the same command again to go on",
+            self._skipped(outcome, first)
+
+    def _skipped(self, outcome: StepOutcome, first: int) -> None:
+        """Tells of a step that left the weights as they were, and ends what leads nowhere."""
+        iteration, last = self.state.iteration, self.state.consumed_samples - 1
+        self.metrics.event(
+            "skip",
+            iteration=iteration,
+            reason=outcome.reason,
+            samples=f"{first} to {last}",
+            loss_scale=outcome.loss_scale,
         )
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise DataError(
+                f"{self.skipped_in_a_row} steps in a row were skipped, the last one, {iteration}, "
+                f"because its {outcome.reason}; its samples are {first} to {last}",
+                "look at these samples; use a lower --lr, a longer --lr-warmup-iters, or --dtype "
+                "bf16; or allow more by --max-skipped",
+            )
+        if self.config.rollback_on_nan and not outcome.is_overflow:
+            self._roll_back(first)
+
+    def _roll_back(self, first: int) -> None:
+        """Goes back to the newest checkpoint; the batch that begins at `first` is left out."""
+        self.store.finish()
+        folder = self.store.newest()
+        if folder is None:
+            return
+        counted = self.state
+        self.state = self.store.load(folder, self.parts.trainer, self.metrics, event="rollback")
+        self.state.skipped, self.state.nan = counted.skipped, counted.nan
+        self.state.stepped_over = [*counted.stepped_over, first]
+
+    def _save(self) -> None:
+        with self.parts.trainer.phases.phase("save"):
+            self.saved = self.store.save(self.parts.trainer, self.state, self.metrics)
+
+    def _validate(self) -> int:
+        """Validates, unless a signal comes meanwhile, which it gives."""
+        if self.parts.valid is None:
+            return 0
+        trainer = self.parts.trainer
+        with trainer.phases.phase("validation"):
+            loss = trainer.validate(self.parts.valid, self.config.eval_iters, self.stop)
+        if loss is not None:
+            self.metrics.validation(self.state.iteration, loss)
+        return self.stop.agreed()
+
+    def _end(self) -> None:
+        self.profiler.close(self.state.iteration)
+        if self.saved != self.state.iteration:
+            self._save()
+        with self.parts.trainer.phases.phase("save"):
+            self.store.finish()
+        self.metrics.stop(self.state, self.parts.trainer.phases.totals())
+        if self.state.iteration < self.config.train_iters:
+            raise StoppedError(
+                f"stopped at iteration {self.state.iteration} of {self.config.train_iters} and "
+                "saved",
+                "run the same command again to go on",
+            )
 
 
 def _is_due(iteration: int, interval: int | None) -> bool:

@@ -63,6 +63,5 @@ def advise(config: TrainConfig, model: ModelConfig) -> str:
 
 
 def checkpoint_bytes(config: TrainConfig, model: ModelConfig) -> int:
-    """Bytes of one checkpoint: weights, moments, and the fp32 copy of 16-bit weights."""
-    copy = 0 if config.dtype == "fp32" else 4
-    return model.num_parameters * (BYTES[config.dtype] + 8 + copy)
+    """Bytes of one checkpoint: weights, and in fp32 their copies and two moments."""
+    return model.num_parameters * (BYTES[config.dtype] + 12)

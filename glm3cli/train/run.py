@@ -1,39 +1,50 @@
 """`run_training`: the whole of a pretrain or finetune command on one rank."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Kind
+from glm3cli.data.blend_table import sources_of
+from glm3cli.data.identity import check_same_data
+from glm3cli.data.prefixes import Blend, Kind
+from glm3cli.device import require_active
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
-from glm3cli.train.flops import flops_per_token
-from glm3cli.train.loop import train
+from glm3cli.train.flops import Utilisation
+from glm3cli.train.loop import Loop
 from glm3cli.train.metrics import Metrics
+from glm3cli.train.plan import checkpoint_bytes
+from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import build_parts
+from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
-from glm3cli.train.store import Store, find_resume
+from glm3cli.train.store import Store, choose, find_resume
 
 
-def run_training(config: TrainConfig, kind: Kind, model: ModelConfig) -> State:
-    """Trains to the end and gives the final state.
+def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:
+    """Trains on `blend` to the end and gives the final state.
 
     Raises:
         Glm3Error: As its children say, each with the way out.
     """
-    resume = find_resume(config.save, config.resume)
+    candidates = find_resume(config.save, config.resume)
+    utilisation = _utilisation(config, model)
     with open_grid(config, config.seed) as grid:
         metrics = Metrics(
             config,
             is_speaker=grid.rank == 0,
-            flops_per_token=flops_per_token(model, config.seq_length),
+            utilisation=utilisation,
             world_size=grid.world_size,
         )
+        metrics.say(utilisation.describe())
+        require_active().keep_freed_memory()
         try:
-            return _run(config, kind, model, grid, metrics, resume)
+            return _run(config, kind, model, blend, grid, metrics, candidates)
         finally:
             metrics.close()
 
@@ -42,15 +53,29 @@ def _run(
     config: TrainConfig,
     kind: Kind,
     model: ModelConfig,
+    blend: Blend,
     grid: Grid,
     metrics: Metrics,
-    resume: Path | None,
+    candidates: list[Path],
 ) -> State:
+    stop = StopFlag(require_active().torch_device(), config.exit_duration)
     if grid.rank == 0:
         write_run_file(config)
-    parts = build_parts(config, kind, model, grid, with_weights=resume is None)
+    check_same_data(blend, kind)
+    resume = choose(candidates, grid, metrics)
+    parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
+    metrics.sources = parts.train.consumed_by_source
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
-    store = Store(config.save, model, companions, parts.tokenizer.path, config.keep_last)
+    store = Store(
+        config.save,
+        model,
+        companions,
+        parts.tokenizer.path,
+        config.keep_last,
+        checkpoint_bytes(config, model),
+        config.async_save,
+    )
+    store.check_space()
     metrics.event(
         "start",
         command=kind,
@@ -59,11 +84,26 @@ def _run(
         pp=grid.pp_size,
         vpp=config.vpp,
         dp=grid.dp_size,
+        cp=grid.cp_size,
+        environment=require_active().settings(),
         **versions(),
+        unsaid={"sources": _sources(config, kind, blend)},
     )
     state = State() if resume is None else store.load(resume, parts.trainer, metrics)
-    train(config, parts, state, metrics, store)
-    return state
+    profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
+    return Loop(config, parts, state, metrics, store, profiler, stop).run()
+
+
+def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
+    device = require_active()
+    peak = config.peak_tflops or device.peak_tflops(config.dtype)
+    return Utilisation.of(model, config.seq_length, peak, device.chip())
+
+
+def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> list[dict[str, Any]]:
+    samples = config.train_iters * config.global_batch_size
+    found = sources_of(blend, kind, config.split, config.seq_length, samples)
+    return [asdict(source) for source in found]
 
 
 def write_run_file(config: TrainConfig) -> None:

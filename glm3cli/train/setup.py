@@ -20,7 +20,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.datasets import DataSpec, build_instruction, build_text
 from glm3cli.data.loader import Loader
-from glm3cli.data.prefixes import Kind, parse_blend
+from glm3cli.data.prefixes import Blend, Kind
 from glm3cli.data.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.model.build import TORCH_DTYPES, build_chunks, transformer_config, unwrap
@@ -40,7 +40,13 @@ class Parts:
 
 
 def build_parts(
-    config: TrainConfig, kind: Kind, model: ModelConfig, grid: Grid, *, with_weights: bool
+    config: TrainConfig,
+    kind: Kind,
+    model: ModelConfig,
+    blend: Blend,
+    grid: Grid,
+    *,
+    with_weights: bool,
 ) -> Parts:
     """Builds the run; without weights where a checkpoint is going to bring them.
 
@@ -49,7 +55,7 @@ def build_parts(
         DataError: The data doesn't fit.
     """
     tokenizer = load_tokenizer(config)
-    train, valid = _loaders(config, kind, model, tokenizer, grid)
+    train, valid = _loaders(config, kind, model, blend, tokenizer, grid)
     trainer = build_trainer(config, model, grid)
     if with_weights:
         gpts = [unwrap(chunk) for chunk in trainer.chunks]
@@ -74,9 +80,13 @@ def _source(config: TrainConfig, model: ModelConfig) -> Source:
 
 
 def _loaders(
-    config: TrainConfig, kind: Kind, model: ModelConfig, tokenizer: Tokenizer, grid: Grid
+    config: TrainConfig,
+    kind: Kind,
+    model: ModelConfig,
+    blend: Blend,
+    tokenizer: Tokenizer,
+    grid: Grid,
 ) -> tuple[Loader, Loader | None]:
-    blend = parse_blend(config.data, kind)
     spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
     build = build_text if kind == "pretrain" else build_instruction
     train, valid = build(spec, tokenizer)
@@ -86,8 +96,11 @@ def _loaders(
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,
         dp_size=grid.dp_size,
+        cp_rank=grid.cp_rank,
+        cp_size=grid.cp_size,
         vocab_size=model.padded_vocab_size,
         device=require_active().torch_device(),
+        sources=blend.prefixes,
     )
     return load(train), None if valid is None else load(valid)
 
@@ -99,11 +112,12 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         config,
         config.dtype,
         sequence_parallel=config.sequence_parallel,
+        context_parallel_size=config.cp,
         deallocate_pipeline_outputs=require_active().stream_ordered,
         **_recompute(config),
     )
     # With one data parallel rank there is nothing to spread: only copies of whole buffers.
-    distributed = config.distributed_optimizer and grid.dp_size * config.cp > 1
+    distributed = config.distributed_optimizer and grid.dp_size * grid.cp_size > 1
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.overlap_grad_reduce,
@@ -136,8 +150,8 @@ def _recompute(config: TrainConfig) -> dict[str, Any]:
     if config.recompute == "full":
         return {
             "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
+            "recompute_method": config.recompute_method,
+            "recompute_num_layers": config.recompute_num_layers,
         }
     if config.recompute == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from glm3cli.data.loader import Batch, Loader
+from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
+from glm3cli.train.phases import Phases
+from glm3cli.train.signals import StopFlag
 
 Losses = dict[str, Tensor]
 
@@ -26,7 +29,8 @@ class StepOutcome:
         loss: Mean over all trained tokens of the global batch.
         num_tokens: Trained tokens of the global batch.
         grad_norm: Norm of the whole gradient before clipping.
-        skipped: Whether the optimizer refused the gradient (overflow in fp16).
+        skipped: Whether the weights stayed as they were.
+        is_overflow: Whether that was fp16's loss scale, which is tried anew with a smaller one.
     """
 
     loss: float
@@ -35,6 +39,21 @@ class StepOutcome:
     loss_scale: float
     lr: float
     skipped: bool
+    is_overflow: bool = False
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether the loss or the gradient is not a finite number, by itself."""
+        return not math.isfinite(self.loss) or (
+            not self.is_overflow and not math.isfinite(self.grad_norm)
+        )
+
+    @property
+    def reason(self) -> str:
+        """What was wrong with a skipped step, as in "its ..."."""
+        if not math.isfinite(self.loss):
+            return "loss is not a number"
+        return "gradient overflows" if self.is_overflow else "gradient is not a number"
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Trainer:
 
     Attributes:
         chunks: Model chunks wrapped in megatron-core's DDP.
+        phases: The clock of the run's parts.
     """
 
     chunks: list[torch.nn.Module]
@@ -51,6 +71,7 @@ class Trainer:
     grid: Grid
     seq_length: int
     micro_batch_size: int
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def loss_divisor(self) -> float:
@@ -65,7 +86,10 @@ class Trainer:
     ) -> None:
         """Reduces the gradients and divides them by the tokens of the global batch."""
         count = None if num_tokens is None else num_tokens / self.loss_divisor
-        finalize_model_grads(chunks, count, **megatron)
+        # Where work is queued, it is only here that the host waits for the backward pass.
+        queued = require_active().stream_ordered
+        with self.phases.phase("forward_backward" if queued else "optimizer"):
+            finalize_model_grads(chunks, count, **megatron)
 
     def close(self) -> None:
         """Lets go of the model, which would keep the process groups and their threads alive.
@@ -82,10 +106,16 @@ class Trainer:
 
     def step(self, loader: Loader, consumed: int) -> StepOutcome:
         """Trains on the global batch that starts after `consumed` samples."""
-        loss, num_tokens = self.forward_backward(loader, consumed)
+        with self.phases.phase("forward_backward"):
+            loss, num_tokens = self.forward_backward(loader, consumed)
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
-        updated, grad_norm, _ = self.optimizer.step()
+        with self.phases.phase("optimizer"):
+            updated, grad_norm = False, math.nan
+            # fp16's loss scale has to see what overflows; others would update with it.
+            if self._has_loss_scale or (math.isfinite(loss) and self._is_gradient_finite()):
+                updated, grad_norm, _ = self.optimizer.step()
+            require_active().synchronize()
         if updated:
             self.scheduler.step(increment=loader.global_batch_size)
         return StepOutcome(
@@ -95,7 +125,28 @@ class Trainer:
             loss_scale=loss_scale,
             lr=lr,
             skipped=not updated,
+            is_overflow=not updated and self._has_loss_scale and math.isfinite(loss),
         )
+
+    @property
+    def _has_loss_scale(self) -> bool:
+        """Whether the optimizer itself looks for numbers that are not finite (fp16)."""
+        return bool(self.optimizer.config.fp16)
+
+    def _is_gradient_finite(self) -> bool:
+        """Whether every number of the gradient is finite, on every rank alike.
+
+        A norm sees each number once; one that has overflowed by itself is looked into.
+        """
+        chunks: list[Any] = list(self.chunks)
+        gradients = [buffer.grad_data for chunk in chunks for buffer in chunk.buffers]
+        finite = all(
+            bool(gradient.norm().isfinite()) or bool(gradient.isfinite().all())
+            for gradient in gradients
+        )
+        flag = torch.tensor([not finite], dtype=torch.int, device=gradients[0].device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return not int(flag)
 
     def forward_backward(self, loader: Loader, consumed: int) -> tuple[float, int]:
         """Leaves the gradient of one global batch in the parameters' `main_grad`.
@@ -109,13 +160,20 @@ class Trainer:
         self.optimizer.zero_grad()
         return self._run(loader, consumed, forward_only=False)
 
-    def validate(self, loader: Loader, num_batches: int) -> float:
-        """Mean loss over the tokens of the first `num_batches` global batches of `loader`."""
+    def validate(
+        self, loader: Loader, num_batches: int, stop: StopFlag | None = None
+    ) -> float | None:
+        """Mean loss over the tokens of the first `num_batches` global batches of `loader`.
+
+        None where `stop` has asked to end before.
+        """
         for chunk in self.chunks:
             chunk.eval()
         total, num_tokens = 0.0, 0
         with torch.no_grad():
             for batch in range(num_batches):
+                if stop is not None and stop.is_ending():
+                    return None
                 consumed = batch * loader.global_batch_size
                 loss, tokens = self._run(loader, consumed, forward_only=True)
                 total, num_tokens = total + loss, num_tokens + tokens
@@ -125,7 +183,7 @@ class Trainer:
         """Sum of the token losses and number of trained tokens, over all ranks."""
         num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
-        iterators = [loader.microbatches(consumed) for _ in self.chunks]
+        iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
         reports: list[Losses] = get_forward_backward_func()(
             forward_step_func=partial(_forward, self.loss_divisor),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

@@ -1,18 +1,25 @@
 """The folder of a run: its checkpoints as RUN/iter_0000030/, complete or absent."""
 
-import os
 import re
 import shutil
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint.api import CheckpointException
 
 from glm3cli.checkpoint.companions import copy_companions
-from glm3cli.checkpoint.resume import load_training, save_training
+from glm3cli.checkpoint.durable import damage, publish
+from glm3cli.checkpoint.resume import load_training, reason, save_request
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.parallel.groups import Grid
 from glm3cli.train.state import State
 from glm3cli.train.step import Trainer
 
@@ -29,8 +36,8 @@ def find_checkpoints(run: Path) -> list[Path]:
     return sorted(path for path in run.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
-def find_resume(run: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
+def find_resume(run: Path, resume: str) -> list[Path]:
+    """The checkpoints to go on from, the first choice first; none for a new run.
 
     Raises:
         ConfigError: `never`, but the run has checkpoints that would be mixed up with new ones.
@@ -38,14 +45,14 @@ def find_resume(run: Path, resume: str) -> Path | None:
     """
     checkpoints = find_checkpoints(run)
     if resume == "auto":
-        return checkpoints[-1] if checkpoints else None
+        return checkpoints[::-1]
     if resume == "never":
         if checkpoints:
             raise ConfigError(
                 f"--save {run} already holds {checkpoints[-1].name}",
                 "use --resume auto to go on, or another --save",
             )
-        return None
+        return []
     path = Path(resume)
     found = [path] if _NAME.fullmatch(path.name) and path.is_dir() else find_checkpoints(path)
     if not found:
@@ -53,17 +60,40 @@ def find_resume(run: Path, resume: str) -> Path | None:
             f"--resume {resume} is no checkpoint and has none in it",
             "give auto, never, or a folder such as RUN/iter_0000030",
         )
-    return found[-1]
+    return found[-1:] if found == [path] else found[::-1]
 
 
-@dataclass(frozen=True)
+def choose(candidates: Sequence[Path], grid: Grid, metrics: "Metrics") -> Path | None:
+    """The first candidate that is undamaged; those that are passed over are named.
+
+    Raises:
+        CheckpointError: All of them are damaged.
+    """
+    problems = []
+    for folder in candidates:
+        problem = damage(folder, grid)
+        if problem is None:
+            return folder
+        problems.append(f"{folder}: {problem}")
+        metrics.event("passed_over", path=str(folder), problem=problem)
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint is whole: {'; '.join(problems)}",
+            "give another one to --resume, or start a new run in another --save",
+        )
+    return None
+
+
+@dataclass
 class Store:
-    """Writes a run's checkpoints.
+    """Writes a run's checkpoints, at once or while training goes on.
 
     Attributes:
         companions: Where the remote code and other small files of a MODEL are copied from.
         tokenizer: The tokenizer.model that the run uses.
         keep_last: Number of newest checkpoints to keep, or None for all.
+        num_bytes: Of a checkpoint, about.
+        in_background: Whether training goes on while a checkpoint is written.
     """
 
     run: Path
@@ -71,48 +101,121 @@ class Store:
     companions: Path
     tokenizer: Path
     keep_last: int | None
+    num_bytes: int
+    in_background: bool
+    _queue: AsyncCallsQueue = field(default_factory=AsyncCallsQueue)
+
+    def check_space(self) -> None:
+        """Checks that a checkpoint fits on the disk.
+
+        Raises:
+            CheckpointError: It doesn't.
+        """
+        free = shutil.disk_usage(next(p for p in (self.run, *self.run.parents) if p.exists())).free
+        if free < self.num_bytes:
+            raise CheckpointError(
+                f"--save {self.run}: a checkpoint takes {self.num_bytes / 2**30:.1f} GiB, but "
+                f"{free / 2**30:.1f} GiB are free",
+                "free some space, keep fewer checkpoints (--keep-last), or choose another disk",
+            )
 
     def save(self, trainer: Trainer, state: State, metrics: "Metrics") -> int:
-        """Writes a checkpoint aside and publishes it by a rename; gives its iteration."""
+        """Begins to write a checkpoint, or writes it; gives its iteration."""
+        self.finish()  # one at a time
+        started = time.perf_counter()
         folder = self.run / f"iter_{state.iteration:07d}"
-        partial = self.run / f".{folder.name}.partial"
-        speaks = trainer.grid.rank == 0
-        if speaks:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        save_training(
-            partial,
-            trainer.chunks,
-            trainer.optimizer,
-            trainer.scheduler,
-            state.to_dict(),
-            trainer.grid,
-        )
-        dist.barrier()
-        if speaks:
-            copy_companions(self.companions, partial, self.model)
-            shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
-            _publish(partial, folder)
-            self._prune(folder)
-        dist.barrier()
-        metrics.event("save", iteration=state.iteration, path=str(folder))
+        partial = self._begin(folder, trainer.grid)
+        with _disk_trouble(folder):
+            request = save_request(
+                partial,
+                trainer.chunks,
+                trainer.optimizer,
+                trainer.scheduler,
+                state.to_dict(),
+                trainer.grid,
+            )
+        stall = 0.0
+
+        def publish() -> None:
+            self._publish(partial, folder, trainer.grid)
+            durable = time.perf_counter() - started
+            metrics.event(
+                "save",
+                iteration=int(folder.name.removeprefix("iter_")),
+                path=str(folder),
+                stall_seconds=stall if self.in_background else durable,
+                durable_seconds=durable,
+            )
+
+        request.add_finalize_fn(publish)
+        with _disk_trouble(folder):
+            if self.in_background:
+                self._queue.schedule_async_request(request)
+            else:
+                request.execute_sync()
+        stall = time.perf_counter() - started
         return state.iteration
 
-    def load(self, folder: Path, trainer: Trainer, metrics: "Metrics") -> State:
+    def poll(self) -> None:
+        """Publishes a checkpoint that has been written meanwhile; every rank must call it.
+
+        Raises:
+            CheckpointError: It couldn't be written.
+        """
+        with _disk_trouble(self.run):
+            self._queue.maybe_finalize_async_calls()
+
+    def finish(self) -> None:
+        """Waits for a checkpoint that is being written, and publishes it.
+
+        Raises:
+            CheckpointError: It couldn't be written.
+        """
+        with _disk_trouble(self.run):
+            self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint of the run."""
+        return next(reversed(find_checkpoints(self.run)), None)
+
+    def load(
+        self, folder: Path, trainer: Trainer, metrics: "Metrics", event: str = "resume"
+    ) -> State:
         """Restores a checkpoint into `trainer` and says what could not be restored."""
         progress, missing = load_training(
             folder, trainer.chunks, trainer.optimizer, trainer.scheduler, trainer.grid
         )
         state = State.from_dict(progress)
         metrics.event(
-            "resume",
+            event,
             path=str(folder),
             iteration=state.iteration,
-            restored="weights, optimizer, schedule, data position",
+            restored="weights, optimizer, schedule, data position"
+            + ("" if missing else ", random generators"),
             not_restored="; ".join(missing) or "nothing",
         )
         return state
+
+    def _begin(self, folder: Path, grid: Grid) -> Path:
+        """A new folder aside, whose name no process that outlived its run writes to."""
+        names = [f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"]
+        dist.broadcast_object_list(names, src=0)
+        partial = self.run / names[0]
+        if grid.rank == 0:
+            for stale in self.run.glob(".iter_*.*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            self.check_space()
+            partial.mkdir(parents=True)
+        dist.barrier()
+        return partial
+
+    def _publish(self, partial: Path, folder: Path, grid: Grid) -> None:
+        if grid.rank == 0:
+            copy_companions(self.companions, partial, self.model)
+            shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
+            publish(partial, folder, {"run": str(self.run), "iteration": folder.name})
+            self._prune(folder)
+        dist.barrier()
 
     def _prune(self, newest: Path) -> None:
         if self.keep_last is None:
@@ -126,18 +229,13 @@ class Store:
             shutil.rmtree(doomed)
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    for path in partial.iterdir():
-        _sync(path)
-    _sync(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _disk_trouble(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a sentence; the checkpoints before stay as they are."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except (OSError, CheckpointException) as error:
+        raise CheckpointError(
+            f"{folder} can't be written: {reason(error)}",
+            "free some space and run the same command again; it goes on from the checkpoint before",
+        ) from error

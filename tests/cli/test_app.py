@@ -173,10 +173,15 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path):
     assert "\nerror: " in done.stderr
 
 
-def test_only_the_first_rank_speaks():
-    done = run("pretrain", "--train-iters", "0", RANK="1")
+def test_only_the_first_rank_speaks_where_a_launcher_has_the_others(tmp_path):
+    launcher = {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}
+    done = run("pretrain", "--train-iters", "0", RANK="1", **launcher)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
-    assert "error: " in run("pretrain", "--train-iters", "0", RANK="0").stderr
+    assert "error: " in run("pretrain", "--train-iters", "0", RANK="0", **launcher).stderr
+
+
+def test_without_a_launcher_every_rank_speaks_for_itself():
+    assert "error: " in run("pretrain", "--train-iters", "0", RANK="1").stderr
 
 
 def test_a_bug_keeps_its_traceback():

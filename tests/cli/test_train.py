@@ -39,10 +39,16 @@ FIELDS = {
     "tokens_per_second",
     "tokens_per_second_per_device",
     "tflops_per_device",
+    "tflops_per_device_causal",
     "mfu",
+    "mfu_causal",
     "skipped",
     "nan",
     "peak_memory_bytes",
+    "data_wait_time",
+    "forward_backward_time",
+    "optimizer_time",
+    "other_time",
 }
 
 
@@ -51,7 +57,7 @@ def test_what_a_run_leaves(first: tuple[Path, Ended]) -> None:
     assert ended.out == f"{run / 'iter_0000006'}\n"
     assert "iteration        6/       6 | consumed samples           24 |" in ended.err
     names = {path.name for path in run.iterdir()}
-    assert names == {"run.yaml", "metrics.jsonl", "iter_0000003", "iter_0000006"}
+    assert names == {"run.yaml", "metrics.jsonl", "report.html", "iter_0000003", "iter_0000006"}
     told = [record["event"] for record in records(run) if "event" in record]
     assert told == ["start", "save", "save", "stop"]
     for number, record in enumerate(steps(run), 1):

@@ -33,6 +33,25 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2 overlapped": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
     "dp2 pp2 vpp2 overlapped": (4, {"pp": 2, "vpp": 2, "overlap_grad_reduce": True}),
     "dp2 tp2": (4, {"tp": 2, "micro_batch_size": 2}),
+    "cp2": (2, {"cp": 2}),
+    "cp4, more ranks than groups": (4, {"cp": 4, "micro_batch_size": 4}),
+    "cp2 tp2": (4, {"cp": 2, "tp": 2, "micro_batch_size": 2}),
+    "cp2 pp2": (4, {"cp": 2, "pp": 2, "micro_batch_size": 2}),
+    "cp2 dp2 overlapped": (
+        4,
+        {"cp": 2, "overlap_grad_reduce": True, "overlap_param_gather": True, "micro_batch_size": 2},
+    ),
+    "cp2 recompute full": (2, {"cp": 2, "recompute": "full", "micro_batch_size": 4}),
+    "tp2 pp2 vpp2": (4, {"tp": 2, "pp": 2, "vpp": 2, "micro_batch_size": 2}),
+    "pp3 uneven": (
+        3,
+        {"pp": 3, "layers_per_stage": "1,2,1", "micro_batch_size": 2},
+    ),
+    "recompute a block": (
+        1,
+        {"recompute": "full", "recompute_method": "block", "recompute_num_layers": 2},
+    ),
+    "recompute pairs": (1, {"recompute": "full", "recompute_num_layers": 2}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "recompute full": (1, {"recompute": "full"}),
     "recompute selective": (1, {"recompute": "selective"}),
@@ -48,6 +67,8 @@ RESUMES = [
     ("dp2 replicated", "tp2 replicated"),
     ("dp2 replicated", "dp4"),
     ("dp2", "dp2 replicated"),
+    ("cp2", "dp2"),
+    ("dp2", "cp2 tp2"),
 ]
 RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
@@ -55,6 +76,8 @@ RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
     "dp2": (2, {}),
     "dp4": (4, {}),
+    "cp2": (2, {"cp": 2}),
+    "cp2 tp2": (4, {"cp": 2, "tp": 2}),
     "dp2 replicated": (2, {"distributed_optimizer": False}),
     "tp2 replicated": (2, {"tp": 2, "distributed_optimizer": False}),
     "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),

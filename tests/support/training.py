@@ -26,6 +26,8 @@ def build(options: dict[str, Any], grid: Any) -> tuple[Any, Any, Any]:
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,
         dp_size=grid.dp_size,
+        cp_rank=grid.cp_rank,
+        cp_size=grid.cp_size,
         vocab_size=TINY.padded_vocab_size,
         device=require_active().torch_device(),
     )

@@ -15,6 +15,7 @@ from glm3cli.data.datasets import (
     build_index,
     build_instruction,
     build_text,
+    consumed_by_part,
 )
 from glm3cli.data.prefixes import Blend
 from glm3cli.errors import DataError
@@ -307,6 +308,20 @@ def test_one_weighted_part_is_the_part_alone(kind, tmp_path):
     build = build_text if kind == "text" else build_instruction
     train, _ = build(spec(prefix, weights=(0.3,), num_train=50), tiny_tokenizer())
     assert {origin(train[index]) for index in range(50)} == {10}
+
+
+@pytest.mark.parametrize("kind", ["text", "instruction"])
+def test_what_each_part_has_given_is_counted_without_reading_it(kind, tmp_path):
+    prefixes = blend_of(kind, tmp_path, sizes=(30, 10))
+    build = build_text if kind == "text" else build_instruction
+    train, _ = build(spec(*prefixes, weights=(2.0, 5.0), num_train=80), tiny_tokenizer())
+    longer, _ = build(spec(*prefixes, weights=(2.0, 5.0), num_train=200), tiny_tokenizer())
+    for consumed in (0, 1, 7, 80):
+        counted = Counter(origin(train[index]) for index in range(consumed))
+        assert consumed_by_part(train, 2, consumed) == [counted[10], counted[20]]
+        # A run that is made longer has read the same.
+        assert consumed_by_part(longer, 2, consumed) == [counted[10], counted[20]]
+    assert consumed_by_part(train, 1, 17) == [17]
 
 
 def blend_of(kind: str, folder: Path, sizes: tuple[int, int]) -> list[str]:

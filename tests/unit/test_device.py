@@ -263,6 +263,13 @@ TORCH_NPU = """
         set_device = classmethod(lambda cls, device: cls.devices.append(str(device)))
         synchronize = classmethod(lambda cls: cls.devices.append("synchronized"))
         max_memory_allocated = classmethod(lambda cls: 7)
+        get_device_name = classmethod(lambda cls: "Ascend910B3")
+"""
+PROFILER = """
+    class ProfilerActivity:
+        CPU, NPU = "host", "chip"
+    def profile(activities):
+        return activities
 """
 ACTIVATE = """
     import json, os, sys
@@ -275,6 +282,7 @@ ACTIVATE = """
         device = require_active()
         device.synchronize()
         said = [device.name, device.peak_memory(), sys.modules["torch_npu"].npu.devices]
+        said += [device.chip(), device.peak_tflops("bf16"), device.profiler()]
     except DeviceError as error:
         said = [error.message, error.hint]
     assert sys.argv is argv and sys.argv[1:] == ["pretrain", "--tp", "2"]
@@ -289,6 +297,7 @@ def ascend(tmp_path):
         tmp_path,
         torch=TORCH,
         recorder=RECORDER,
+        torch_npu__profiler=PROFILER,
         torch_npu__contrib__transfer_to_npu="import recorder; recorder.note('transfer_to_npu')",
         torch_npu=TORCH_NPU,
         mindspeed__megatron_adaptor="import recorder; recorder.note('megatron_adaptor')",
@@ -309,7 +318,8 @@ def test_the_npus_packages_come_in_order_and_do_not_see_our_arguments(ascend):
         ["transfer_to_npu", [], False],
         ["megatron_adaptor", [], False],
     ]
-    assert said == ["npu", 7, ["npu:3", "synchronized"]]
+    assert said[:3] == ["npu", 7, ["npu:3", "synchronized"]]
+    assert said[3:] == ["Ascend910B3", 354.0, ["host", "chip"]]
     assert {name: variables[name] for name in ENVIRONMENT} == ENVIRONMENT
 
 
@@ -318,6 +328,27 @@ def test_the_npus_environment_is_the_users_where_it_is_set(ascend):
     _, _, variables = activate_npu(ascend, **theirs)
     assert {name: variables[name] for name in theirs} == theirs
     assert variables["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+
+
+def test_it_is_told_who_has_set_what(ascend):
+    theirs = {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_IF_IP": "10.0.0.1", "OMP_NUM_THREADS": "4"}
+    done = run(
+        """
+        import json
+        from glm3cli.device import select
+        select("npu").activate()
+        print(json.dumps(select("npu").settings()))
+        """,
+        ascend,
+        **theirs,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    for name, value in theirs.items():
+        assert told[name] == f"{value} (given)"
+    assert told["PYTORCH_NPU_ALLOC_CONF"] == "expandable_segments:True (default of glm3)"
+    assert told["CUDA_DEVICE_MAX_CONNECTIONS"] == "1 (default of glm3)"
+    assert "PATH" not in told
 
 
 @pytest.mark.parametrize(

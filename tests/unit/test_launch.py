@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from glm3cli.cli.launch import RankError, _end_as, hand_over
+from glm3cli.cli.launch import RankError, _end_as, hand_over, run_here
+from glm3cli.config.launch import LaunchConfig
 from glm3cli.errors import DataError
 
 
@@ -38,3 +39,17 @@ def test_without_a_sentence_the_first_failure_counts(code, expected):
     with pytest.raises(SystemExit) as caught:
         _end_as([Failure(7, 2.0), Failure(code, 1.0)])
     assert caught.value.code == expected
+
+
+def test_ranks_and_restarts_are_what_the_launcher_is_told(monkeypatch):
+    from torch.distributed.launcher import api
+
+    monkeypatch.delenv("RANK", raising=False)
+    for name in ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "GLM3_LAUNCHED"):
+        monkeypatch.setenv(name, "1")  # whatever is set, the test takes back
+    told = []
+    monkeypatch.setattr(
+        api, "elastic_launch", lambda ranks, _program: told.append(ranks) or (lambda *_command: {})
+    )
+    assert not run_here(LaunchConfig.parse({"nproc": 3, "max_restarts": 2}))
+    assert [(ranks.nproc_per_node, ranks.max_restarts) for ranks in told] == [(3, 2)]

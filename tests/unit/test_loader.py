@@ -1,5 +1,7 @@
 """This rank's batches at any place of the sample stream."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,14 @@ def loader(dataset=None, *, dp_rank=0, dp_size=1, micro=2, batch=8, vocab_size=5
         vocab_size=vocab_size,
         device=torch.device("cpu"),
     )
+
+
+def test_a_source_that_is_named_twice_is_counted_once():
+    class Blended(Numbered):
+        dataset_index = np.array([0, 1, 2, 0, 1, 2])
+
+    named = replace(loader(Blended()), sources=("a", "b", "a"))
+    assert named.consumed_by_source(5) == {"a": 3, "b": 2}
 
 
 def numbers(batch: Batch) -> list[int]:

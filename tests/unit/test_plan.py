@@ -4,7 +4,7 @@ import pytest
 
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.model import PRESETS, ModelConfig
-from glm3cli.train.flops import flops_per_token
+from glm3cli.train.flops import Utilisation, flops_per_token
 from glm3cli.train.plan import checkpoint_bytes, describe, memory_of_rank, parameters_of_rank
 from tests.support.tiny import TINY, train_config
 
@@ -92,12 +92,32 @@ def test_operations_are_six_per_weight_and_the_attention():
     # Per token and layer: scores and their use, 2 x 2 x heads x head size x length, three times.
     attention = 3 * (3 * 4 * 16 * 32)
     assert flops_per_token(model, 32) == 6 * weights + attention
+    assert flops_per_token(model, 32, "causal") == 6 * weights + attention / 2
 
 
 def test_operations_of_the_6b_model():
     assert flops_per_token(SIX_B, 8192) == pytest.approx(
         6 * 5.977e9 + 12 * 28 * 4096 * 8192, rel=1e-4
     )
+
+
+def test_utilisation_of_a_published_run():
+    # ModelLink's reference for 8K sequences, 4,297 tokens/s per device: 50.4 % causal, 57.2 % full.
+    utilisation = Utilisation.of(SIX_B, 8192, 354.0, "a chip")
+    fields = utilisation.of_rate(4297)
+    assert fields["mfu"] == pytest.approx(0.572, abs=5e-4)
+    assert fields["mfu_causal"] == pytest.approx(0.504, abs=5e-4)
+    assert fields["tflops_per_device"] == pytest.approx(0.572 * 354, rel=1e-3)
+    assert utilisation.describe() == (
+        "FLOPs per token: full 6N + 12*L*h*s = 4.7138e+10 (TFLOP/s and MFU go by it), "
+        "causal 6N + 6*L*h*s = 4.1501e+10 | peak 354 TFLOP/s (a chip)"
+    )
+
+
+def test_without_a_peak_there_is_no_utilisation():
+    utilisation = Utilisation.of(SIX_B, 8192, None, "x86_64")
+    assert utilisation.of_rate(1.0)["mfu"] is utilisation.of_rate(1.0)["mfu_causal"] is None
+    assert utilisation.describe().endswith("| peak unknown for x86_64 (give --peak-tflops)")
 
 
 def test_the_description_has_all_that_one_decides_by():

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.train.flops import Utilisation
 from glm3cli.train.metrics import Metrics
+from glm3cli.train.phases import Phase
 from glm3cli.train.run import write_run_file
 from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
@@ -29,11 +31,23 @@ STEP_FIELDS = [
     "tokens_per_second",
     "tokens_per_second_per_device",
     "tflops_per_device",
+    "tflops_per_device_causal",
     "mfu",
+    "mfu_causal",
     "skipped",
     "nan",
     "peak_memory_bytes",
+    "data_wait_time",
+    "forward_backward_time",
+    "optimizer_time",
+    "other_time",
 ]
+SPENT: dict[Phase, float] = {
+    "data_wait": 0.1,
+    "forward_backward": 0.25,
+    "optimizer": 0.1,
+    "other": 0.05,
+}
 
 
 def outcome(**changes: Any) -> StepOutcome:
@@ -154,9 +168,12 @@ def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(make_run):
 def record(tmp_path, capsys):
     """Reports to a fresh run; gives the lines of metrics.jsonl and of stderr."""
 
-    def record(report: Any, *, is_speaker: bool = True, **options: Any) -> tuple[list, list[str]]:
+    def record(
+        report: Any, *, is_speaker: bool = True, peak: float | None = None, **options: Any
+    ) -> tuple[list, list[str]]:
         config = train_config(save=tmp_path / "run", seq_length=32, global_batch_size=8, **options)
-        metrics = Metrics(config, is_speaker=is_speaker, flops_per_token=1e9, world_size=4)
+        utilisation = Utilisation(full=1e9, causal=0.75e9, peak_tflops=peak, chip="a chip")
+        metrics = Metrics(config, is_speaker=is_speaker, utilisation=utilisation, world_size=4)
         report(metrics)
         metrics.close()
         file = tmp_path / "run" / "metrics.jsonl"
@@ -167,7 +184,7 @@ def record(tmp_path, capsys):
 
 
 def one_step(metrics: Metrics) -> None:
-    metrics.step(State(2, 16, 512, skipped=1), outcome(loss=1 / 3), 0.5, 3 * 2**20)
+    metrics.step(State(2, 16, 512, skipped=1), outcome(loss=1 / 3), 0.5, 3 * 2**20, SPENT)
 
 
 def test_a_step_is_one_object_with_all_fields(record):
@@ -185,10 +202,16 @@ def test_a_step_is_one_object_with_all_fields(record):
         "tokens_per_second": 512.0,
         "tokens_per_second_per_device": 128.0,
         "tflops_per_device": 0.128,
+        "tflops_per_device_causal": 0.096,
         "mfu": None,
+        "mfu_causal": None,
         "skipped": 1,
         "nan": 0,
         "peak_memory_bytes": 3 * 2**20,
+        "data_wait_time": 0.1,
+        "forward_backward_time": 0.25,
+        "optimizer_time": 0.1,
+        "other_time": 0.05,
     }
 
 
@@ -213,10 +236,31 @@ def test_a_step_is_one_line_in_the_log(record):
     ]
 
 
+def test_mfu_is_told_by_both_conventions_where_the_peak_is_known(record):
+    (step,), (line,) = record(one_step, peak=0.2)
+    assert step["mfu"] == pytest.approx(0.128 / 0.2)
+    assert step["mfu_causal"] == pytest.approx(0.096 / 0.2)
+    assert " | MFU 64.0% full, 48.0% causal | " in line
+
+
+def test_the_end_tells_where_the_time_went(record):
+    totals: dict[Phase, float] = {**SPENT, "save": 0.5}
+    (stop,), log = record(lambda metrics: metrics.stop(7, totals))
+    assert (stop["event"], stop["iteration"], stop["seconds"]) == ("stop", 7, totals)
+    assert "time: data wait 0.1 s (10.0%) | forward backward 0.2 s (25.0%)" in log[0]
+    assert log[1].endswith("] stop: iteration 7")
+
+
+def test_tables_of_an_event_are_not_in_the_log(record):
+    (start,), (line,) = record(lambda metrics: metrics.event("start", tp=2, sources=[]))
+    assert start["sources"] == []
+    assert line.endswith("] start: tp 2")
+
+
 def test_the_log_may_be_sparser_than_the_file(record):
     def steps(metrics: Metrics) -> None:
         for iteration in range(1, 8):
-            metrics.step(State(iteration), outcome(), 0.5, 0)
+            metrics.step(State(iteration), outcome(), 0.5, 0, SPENT)
 
     lines, log = record(steps, log_interval=3)
     assert [line["iteration"] for line in lines] == list(range(1, 8))
