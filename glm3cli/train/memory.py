@@ -45,8 +45,13 @@ class StageMemory:
 
     @property
     def peak(self) -> int:
-        """The most at any time: in the last forward pass or in the optimizer step."""
+        """The most at any time: when a backward pass begins, or in the optimizer step."""
         return self.kept + max(self.activations + self.work, self.step)
+
+    @property
+    def at_peak(self) -> str:
+        """What runs when the peak is reached."""
+        return "optimizer step" if self.step > self.activations + self.work else "backward pass"
 
 
 def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
@@ -125,29 +130,38 @@ class _Sizes:
 
 def saved_by_layer(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
     """Bytes that autograd keeps of one layer and micro-batch, tensor by tensor."""
-    sizes, tp = _Sizes.of(config, model), config.tp
+    sizes = _Sizes.of(config, model)
+    ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
+    return {
+        "norms": 2 * sizes.norm,
+        "norm outputs": 2 * sizes.hidden,
+        **_saved_by_attention(config, model),
+        "fc1 output": 2 * ffn,
+        "fc2 input": ffn,
+    }
+
+
+def _saved_by_attention(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
+    sizes, tp, cp = _Sizes.of(config, model), config.tp, config.cp
     each = sizes.tokens * sizes.element
     query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
-    ffn = model.ffn_hidden_size / tp
     # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
     few_groups = tp > model.num_query_groups
     qkv = model.query_size + 2 * model.kv_size if few_groups else query + 2 * kv
-    saved = {
-        "norms": 2 * sizes.norm,
-        "norm outputs": 2 * sizes.hidden,
-        "qkv output": each * qkv,  # values are a view of it
-        "rotated queries": each * query,
-        "rotated keys": each * kv,
-        "attention statistics": sizes.tokens * model.num_attention_heads / tp * 4,
-        "attention context": each * query,
-        "fc1 output": each * 2 * ffn,
-        "fc2 input": each * ffn,
-    }
     if config.recompute == "selective":
-        # A fused attention keeps nothing large in between: what goes in and comes out stays, with
-        # the queries as they were before the rotation.
-        del saved["rotated keys"], saved["attention statistics"]
-    return saved
+        # A fused attention keeps nothing large in between: what goes in and comes out stays.
+        return {"qkv output": each * qkv, "queries": each * query, "context": each * query}
+    # A context parallel rank has one group at least, of all positions.
+    shared = each * max(kv, cp * model.kv_channels) if cp > 1 else each * kv
+    saved = {
+        "rotated queries": each * query,
+        "rotated keys": shared,
+        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * 4,
+        "context": each * query,
+    }
+    if cp > 1:
+        return {**saved, "exchanged values": shared, "exchanged context": each * query}
+    return {**saved, "qkv output": each * qkv}  # values are a view of it
 
 
 def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:

@@ -124,7 +124,8 @@ def _messages(config: TrainConfig, model: ModelConfig, chip: "Chip", pp_rank: in
     if pp > 1:
         shards = tp if config.sequence_parallel else 1
         size = each * model.hidden_size / shards
-        seconds += 2 * config.vpp * size / chip.bandwidth(2, tp * cp * config.dp + 1)
+        # Chunks send while others work: their further messages cost nothing.
+        seconds += 2 * size / chip.bandwidth(2, tp * cp * config.dp + 1)
     return seconds
 
 
