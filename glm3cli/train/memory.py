@@ -45,8 +45,13 @@ class StageMemory:
 
     @property
     def peak(self) -> int:
-        """The most at any time: in the last forward pass or in the optimizer step."""
+        """The most at any time: when a backward pass begins, or in the optimizer step."""
         return self.kept + max(self.activations + self.work, self.step)
+
+    @property
+    def at_peak(self) -> str:
+        """What runs when the peak is reached."""
+        return "optimizer step" if self.step > self.activations + self.work else "backward pass"
 
 
 def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
@@ -68,7 +73,8 @@ def memory_of_stage(config: TrainConfig, model: ModelConfig, pp_rank: int) -> St
     the distributed optimizer shares them out over the data and context parallel ranks.
     """
     count = parameters_of_rank(config, model, pp_rank)
-    owned = count // (config.dp * config.cp) if config.distributed_optimizer else count
+    ranks = config.dp * config.cp if config.distributed_optimizer else 1
+    owned = count // ranks
     # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
     copy = 0 if config.dtype == "fp32" else 4
     sizes = _Sizes.of(config, model)
@@ -124,32 +130,38 @@ class _Sizes:
 
 def saved_by_layer(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
     """Bytes that autograd keeps of one layer and micro-batch, tensor by tensor."""
-    sizes, tp = _Sizes.of(config, model), config.tp
+    sizes = _Sizes.of(config, model)
+    ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
+    return {
+        "norms": 2 * sizes.norm,
+        "norm outputs": 2 * sizes.hidden,
+        **_saved_by_attention(config, model),
+        "fc1 output": 2 * ffn,
+        "fc2 input": ffn,
+    }
+
+
+def _saved_by_attention(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
+    sizes, tp, cp = _Sizes.of(config, model), config.tp, config.cp
     each = sizes.tokens * sizes.element
     query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
-    ffn = model.ffn_hidden_size / tp
     # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
     few_groups = tp > model.num_query_groups
     qkv = model.query_size + 2 * model.kv_size if few_groups else query + 2 * kv
-    rotary = config.seq_length / config.cp * model.kv_channels / 2
-    saved = {
-        "norms": 2 * sizes.norm,
-        "norm outputs": 2 * sizes.hidden,
-        "qkv output": each * qkv,  # values are a view of it
-        "rotated queries": each * query,
-        "rotated keys": each * kv,
-        "rotary sines and cosines": 4 * rotary * sizes.element,
-        "attention statistics": sizes.tokens * model.num_attention_heads / tp * 4,
-        "attention context": each * query,
-        "fc1 output": each * 2 * ffn,
-        "silu output": each * ffn,
-        "gate's other half": each * ffn,  # megatron-core adds an offset of 0 to it
-        "fc2 input": each * ffn,
-    }
     if config.recompute == "selective":
-        # A fused attention keeps nothing large in between: its inputs and its output stay.
-        del saved["attention statistics"]
-    return saved
+        # A fused attention keeps nothing large in between: what goes in and comes out stays.
+        return {"qkv output": each * qkv, "queries": each * query, "context": each * query}
+    # A context parallel rank has one group at least, of all positions.
+    shared = each * max(kv, cp * model.kv_channels) if cp > 1 else each * kv
+    saved = {
+        "rotated queries": each * query,
+        "rotated keys": shared,
+        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * 4,
+        "context": each * query,
+    }
+    if cp > 1:
+        return {**saved, "exchanged values": shared, "exchanged context": each * query}
+    return {**saved, "qkv output": each * qkv}  # values are a view of it
 
 
 def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
@@ -200,7 +212,8 @@ def _work_of_layer(config: TrainConfig, model: ModelConfig, pp_rank: int) -> flo
     """The backward pass of a stage's last layer, which finds all others' activations there."""
     sizes, layers = _Sizes.of(config, model), _layers_of_chunk(config, model, pp_rank)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
-    gradients = 2 * ffn + sizes.hidden  # of both halves of the gate, and of the layer's output
+    # Of the layer's output, of fc2's input (which is gone by then), and of fc1's output in pieces.
+    gradients = sizes.hidden + 3 * ffn
     if config.recompute != "full":
         return gradients
     group = min(config.recompute_num_layers, layers)
@@ -215,7 +228,8 @@ def _work_of_loss(config: TrainConfig, model: ModelConfig) -> float:
     sizes = _Sizes.of(config, model)
     vocab = model.padded_vocab_size / config.tp
     logits = sizes.tokens * vocab * sizes.element
-    loss = sizes.tokens * vocab * 4 + (0 if config.dtype == "fp32" else logits)
+    # Megatron-core's loss over tensor parallel ranks works in place where logits are fp32.
+    loss = sizes.tokens * vocab * 4 + (logits if config.tp == 1 or config.dtype != "fp32" else 0)
     # Gradients of the output layer's weight and input; sequence parallelism scatters the latter.
     weight = vocab * model.hidden_size * sizes.element
     backward = logits + weight + sizes.whole + (sizes.gathered + sizes.hidden) * (sizes.shards > 1)

@@ -3,7 +3,7 @@
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.train.layouts import fits, peak_of, search, shortage, table, way_out
-from glm3cli.train.memory import BYTES, StageMemory, memory_of_stage
+from glm3cli.train.memory import BYTES, memory_of_stage
 
 
 def describe(config: TrainConfig, model: ModelConfig) -> str:
@@ -24,24 +24,16 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
 
 def _stage(config: TrainConfig, model: ModelConfig, pp_rank: int) -> str:
     memory = memory_of_stage(config, model, pp_rank)
-    told = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in _parts(memory).items())
-    return f"stage {pp_rank}: {told}; peak {memory.peak / 2**30:.2f} GiB"
-
-
-def _parts(memory: StageMemory) -> dict[str, int]:
-    """What the peak is made of: that of the last forward pass, or of the optimizer step."""
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
-    }
-    if memory.step > memory.activations + memory.work:
-        return {**parts, "optimizer step": memory.step}
-    return {
-        **parts,
         "activations": memory.activations,
-        "working memory": memory.work + memory.buffers,
+        "backward pass": memory.work + memory.buffers,
+        "optimizer step": memory.step,
     }
+    told = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
+    return f"stage {pp_rank}: {told}; peak {memory.peak / 2**30:.2f} GiB in the {memory.at_peak}"
 
 
 def advise(config: TrainConfig, model: ModelConfig) -> str:

@@ -1,9 +1,9 @@
 """A simple model of step time, to compare layouts before any runs; imports nothing heavy.
 
-Operations at one fixed share of the peak, the pipeline's bubble, and messages at the bandwidth of
-their links, none of them hidden behind operations unless an option overlaps them. It leaves out
-latencies, small kernels, and the embedding's and the loss's messages: good for an order of
-layouts, and within some 20 % for the time itself.
+Matrix products at one fixed share of the peak, weights and their gradients at the memory's
+bandwidth, the pipeline's bubble, and messages at the bandwidth of their links, none of them hidden
+behind operations unless an option overlaps them. It leaves out latencies, small kernels, and the
+embedding's and the loss's messages: it is made for the order of layouts, not for the time itself.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Share of the 16-bit peak that a stage reaches while it works. Makes a step of ChatGLM3-6B (8
 # devices, tp 1, pp 2, 8,192 tokens) as fast as ModelLink's 4,611 tokens/s per device on 910B.
-EFFICIENCY = 0.58
+EFFICIENCY = 0.61
 # Bytes that AdamW reads and writes per weight: gradient, two moments and fp32 weight there and
 # back, and the root of the second moment.
 _ADAM_BYTES = 4 + 2 * 12 + 8
@@ -43,6 +43,7 @@ def predict(config: TrainConfig, model: ModelConfig, chip: "Chip") -> StepTime:
     """The step time of a layout."""
     stage = max(
         _operations(config, model, pp_rank) / (chip.peak_tflops * 1e12 * EFFICIENCY)
+        + _weights(config, model, pp_rank) / chip.memory_bandwidth
         + _messages(config, model, chip, pp_rank)
         for pp_rank in range(config.pp)
     )
@@ -89,6 +90,16 @@ def _operations(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
     return forward * _tokens(config) / config.tp
 
 
+def _weights(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+    """Bytes of weights and gradients that one rank moves for a micro-batch, however small.
+
+    The weights are read in both passes, their gradients are written, read, and added in fp32.
+    """
+    each = (2 + _share(config, model, pp_rank)) * BYTES[config.dtype]
+    each += 2 * BYTES[config.dtype] + 2 * 4
+    return parameters_of_rank(config, model, pp_rank) * each
+
+
 def _tokens(config: TrainConfig) -> float:
     return config.micro_batch_size * config.seq_length / config.cp
 
@@ -113,7 +124,8 @@ def _messages(config: TrainConfig, model: ModelConfig, chip: "Chip", pp_rank: in
     if pp > 1:
         shards = tp if config.sequence_parallel else 1
         size = each * model.hidden_size / shards
-        seconds += 2 * config.vpp * size / chip.bandwidth(2, tp * cp * config.dp + 1)
+        # Chunks send while others work: their further messages cost nothing.
+        seconds += 2 * size / chip.bandwidth(2, tp * cp * config.dp + 1)
     return seconds
 
 

@@ -5,7 +5,8 @@ import pytest
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.train.flops import Utilisation, flops_per_token
-from glm3cli.train.plan import checkpoint_bytes, describe, memory_of_rank, parameters_of_rank
+from glm3cli.train.memory import memory_of_stage, parameters_of_rank
+from glm3cli.train.plan import checkpoint_bytes, describe
 from tests.support.tiny import TINY, train_config
 
 SIX_B = PRESETS["6b"]
@@ -65,12 +66,11 @@ def test_the_plan_of_a_rank_is_the_model_that_it_builds(stage):
 def test_memory_is_bytes_per_parameter(dtype, distributed, weights, optimizer):
     config = train_config(nproc=4, dtype=dtype, distributed_optimizer=distributed)
     count = TINY.num_parameters
-    assert memory_of_rank(config, TINY, 0) == {
-        "weights": weights * count,
-        "gradients": 4 * count,
-        "optimizer": optimizer * count,
-    }
-    moments_and_copy = {"bf16": 14, "fp16": 14, "fp32": 12}[dtype]
+    memory = memory_of_stage(config, TINY, 0)
+    assert memory.weights == weights * count
+    assert memory.gradients == 4 * count
+    assert memory.optimizer == optimizer * count
+    moments_and_copy = {"bf16": 14, "fp16": 14, "fp32": 16}[dtype]
     assert checkpoint_bytes(config, TINY) == moments_and_copy * count
 
 
@@ -131,7 +131,8 @@ def test_the_description_has_all_that_one_decides_by():
     ]
     assert [line.split(":")[0] for line in lines[4:]] == ["stage 0", "stage 1", "checkpoint"]
     assert "optimizer 5." in lines[4]
-    assert lines[4].endswith("GiB without activations")
+    assert ", activations 0.26 GiB, backward pass 0.01 GiB, " in lines[4]
+    assert lines[4].endswith("; peak 20.35 GiB in the optimizer step")
 
 
 def test_the_description_tells_chunks():

@@ -1,0 +1,254 @@
+"""Planning for devices that aren't here: which layouts fit, and which would be the fastest."""
+
+from typing import Any
+
+import pytest
+
+from glm3cli.config.model import PRESETS
+from glm3cli.config.training import TrainConfig
+from glm3cli.device.catalog import CHIPS, Chip, find_chip
+from glm3cli.errors import ConfigError
+from glm3cli.train.layouts import (
+    check_memory,
+    fits,
+    flags,
+    least_recomputing,
+    none_fits,
+    peak_of,
+    search,
+    table,
+)
+from glm3cli.train.memory import memory_of_stage, saved_by_layer
+from glm3cli.train.plan import advise
+from glm3cli.train.timing import predict
+from tests.support.tiny import train_config
+
+SIX_B = PRESETS["6b"]
+CARD = find_chip("910b")
+MEMORY = 64 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    """As if no torchrun had started this process."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def planned(**changes: Any) -> TrainConfig:
+    """The 6B model on eight devices, with sequences of 8,192 tokens."""
+    options = {
+        "planned_world_size": 8,
+        "dry_run": True,
+        "seq_length": 8192,
+        "global_batch_size": 128,
+        "dtype": "bf16",
+        **changes,
+    }
+    return train_config(**options)
+
+
+# --- options ---
+
+
+def test_the_planned_ranks_are_the_world():
+    assert planned(pp=2).dp == 4
+    assert train_config(nproc=2).world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("64GB", 64 * 10**9), ("64GiB", 64 * 2**30), ("1.5gb", 1.5e9), ("100", 100), ("8TiB", 2**43)],
+)
+def test_sizes_of_memory(size, expected):
+    assert planned(device_memory=size).device_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("device_memory", "64 GB"), ("device_memory", "lots")]
+)
+def test_what_is_no_size_is_refused(option, value):
+    with pytest.raises(ConfigError, match="--device-memory"):
+        planned(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"planned_world_size": 8}, "--world-size is for --dry-run"),
+        ({"chip": "910B"}, "--chip is for --dry-run"),
+    ],
+)
+def test_what_only_plans_needs_a_dry_run(option, message):
+    with pytest.raises(ConfigError, match=message):
+        train_config(**option)
+
+
+def test_an_unknown_chip_is_a_sentence_with_the_known_ones():
+    with pytest.raises(ConfigError, match="--chip 910Z is not known") as caught:
+        find_chip("910Z")
+    assert caught.value.hint == "use one of 910B, A100, H100"
+
+
+# --- memory ---
+
+
+def test_a_sequence_parallel_layer_keeps_its_share_of_everything():
+    whole, half = (sum(saved_by_layer(planned(tp=tp), SIX_B).values()) for tp in (1, 2))
+    assert half == pytest.approx(whole / 2)
+    held = sum(saved_by_layer(planned(tp=2, sequence_parallel=False), SIX_B).values())
+    assert held > half
+
+
+def test_the_first_stage_has_the_most_micro_batches_in_flight():
+    activations = [memory_of_stage(planned(pp=4), SIX_B, stage).activations for stage in range(4)]
+    assert activations == pytest.approx(
+        [4 * activations[3], 3 * activations[3], 2 * activations[3], activations[3]]
+    )
+    # There are no more than the step has.
+    few = planned(pp=4, global_batch_size=4)
+    assert few.num_microbatches == 2
+    assert memory_of_stage(few, SIX_B, 0).activations == activations[2]
+
+
+def test_recomputing_more_layers_needs_less():
+    peaks = [
+        peak_of(
+            planned(pp=2, recompute="full", recompute_method="block", recompute_num_layers=n), SIX_B
+        )
+        for n in range(1, 14)
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peak_of(planned(pp=2), SIX_B) > peaks[0]
+    assert peak_of(planned(pp=2, recompute="full"), SIX_B) < peaks[-1]
+
+
+def test_no_more_is_recomputed_than_must_be():
+    config = least_recomputing(planned(pp=2), SIX_B, MEMORY)
+    number = config.recompute_num_layers
+    assert fits(peak_of(config, SIX_B), MEMORY)
+    fewer = config.model_copy(update={"recompute_num_layers": number - 1})
+    assert not fits(peak_of(fewer, SIX_B), MEMORY)
+    assert least_recomputing(planned(pp=2), SIX_B, 10 * MEMORY).recompute == "none"
+    assert least_recomputing(planned(), SIX_B, 1).recompute_method == "uniform"
+
+
+# --- time ---
+
+
+def test_the_time_of_the_6b_model_is_what_was_measured():
+    # ModelLink's README gives 4,297 and, later, 4,611 tokens/s per device.
+    time = predict(planned(pp=2, dtype="fp16"), SIX_B, CARD)
+    assert 4297 < time.tokens_per_second < 4700
+    assert time.bubble == pytest.approx(1 / 33)
+    assert time.seconds == pytest.approx(128 * 8192 / 8 / time.tokens_per_second)
+
+
+@pytest.mark.parametrize(
+    ("faster", "slower"),
+    [
+        ({}, {"recompute": "full"}),
+        ({"recompute": "selective"}, {"recompute": "full"}),
+        ({"pp": 4, "vpp": 7}, {"pp": 4}),
+        ({}, {"tp": 8}),
+        ({"tp": 2}, {"tp": 2, "planned_world_size": 16, "global_batch_size": 128}),
+        ({"overlap_grad_reduce": True}, {}),
+        ({"micro_batch_size": 2}, {"micro_batch_size": 1}),
+    ],
+    ids=str,
+)
+def test_layouts_are_in_the_order_that_one_knows(faster, slower):
+    fast, slow = (predict(planned(**options), SIX_B, CARD) for options in (faster, slower))
+    assert fast.tokens_per_second > slow.tokens_per_second
+
+
+def test_messages_go_through_the_links_of_a_server_or_the_network():
+    chip = Chip("x", 1, 1, 1, link_bandwidth=10, num_links=7, network_bandwidth=3)
+    assert [chip.bandwidth(ranks, ranks) for ranks in (2, 4, 8)] == [10, 30, 70]
+    assert chip.bandwidth(2, 16) == 3
+
+
+# --- the search ---
+
+
+def test_what_fits_is_in_order_and_does_fit():
+    found = search(planned(), SIX_B, MEMORY, CARD)
+    assert len(found.fitting) > 20
+    assert found.others
+    seconds = [layout.time.seconds for layout in found.fitting]
+    assert seconds == sorted(seconds)
+    for layout in found.fitting:
+        layout.config.check_plan(SIX_B)
+        assert fits(layout.peak, MEMORY)
+        # The options that a user copies give the same plan.
+        words = flags(layout.config).replace("--", "").replace("-", "_").split()
+        values = dict(zip(words[::2], words[1::2], strict=True))
+        numbers = {name: int(value) for name, value in values.items() if value.isdigit()}
+        assert peak_of(planned(**(values | numbers)), SIX_B) == layout.peak
+
+
+def test_the_table_has_the_fastest_layouts_and_counts_the_others():
+    found = search(planned(), SIX_B, MEMORY, CARD)
+    lines = table(found).splitlines()
+    assert lines[0].startswith("layouts for 910B with 59.60 GiB, of which 10% stays free")
+    assert "worst stage" in lines[1]
+    assert len(lines) == 2 + 12 + 2
+    assert lines[-2] == f"{len(found.fitting) - 12} more layouts fit"
+    assert lines[-1] == f"{len(found.others)} layouts don't fit"
+
+
+def test_where_nothing_fits_a_sentence_says_by_how_much():
+    found = search(planned(), SIX_B, 8 * 10**9, CARD)
+    assert not found.fitting
+    peak = found.others[0][0]
+    missing = (peak - 0.9 * 8e9) / 2**30
+    assert none_fits(found).startswith(
+        f"none of {len(found.others)} layouts fits; the smallest, --tp"
+    )
+    assert none_fits(found).endswith(f"{missing:.2f} GiB too much")
+    assert none_fits(found) in table(found)
+
+
+def test_a_batch_that_no_layout_can_share_out_is_told():
+    found = search(planned(global_batch_size=1, seq_length=8191), SIX_B, MEMORY, CARD)
+    assert none_fits(found) == "no layout is possible with this --global-batch-size"
+
+
+def test_a_chip_alone_brings_its_memory():
+    assert "layouts for H100 with 80.00 GiB" in advise(planned(chip="h100"), SIX_B)
+    assert all(chip.memory_bytes > 2**30 for chip in CHIPS)
+
+
+# --- refusals ---
+
+
+def test_a_run_that_fits_goes_on():
+    check_memory(planned(pp=2, device_memory="100GB"), SIX_B)
+    check_memory(planned(), SIX_B)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_nearest_that_does():
+    with pytest.raises(ConfigError, match=r"--tp 1 --pp 2 .* of a device") as caught:
+        check_memory(planned(pp=2, device_memory="64GB"), SIX_B)
+    hint = caught.value.hint
+    assert hint.startswith("use --tp 1 --pp 2 --micro-batch-size 1 --recompute full")
+
+
+def test_if_recomputing_does_not_help_another_layout_is_named():
+    with pytest.raises(ConfigError) as caught:
+        check_memory(planned(micro_batch_size=8, device_memory="32GB"), SIX_B)
+    assert caught.value.hint.startswith("use --tp ")
+    assert "--tp 1 --pp 1 --micro-batch-size 8" not in caught.value.hint
+
+
+def test_if_nothing_helps_it_is_said():
+    with pytest.raises(ConfigError) as caught:
+        check_memory(planned(device_memory="2GB"), SIX_B)
+    assert caught.value.hint.endswith("; use more devices, or shorter sequences")
+    assert "GiB too much" in caught.value.hint
+
+
+def test_a_plan_that_does_not_fit_says_so_first():
+    first, *rest = advise(planned(pp=2, device_memory="64GB"), SIX_B).splitlines()
+    assert first.startswith("does not fit: --tp 1 --pp 2")
+    assert "; use --tp 1 --pp 2 --micro-batch-size 1 --recompute full" in first
+    assert rest[0].startswith("layouts for 910B")
