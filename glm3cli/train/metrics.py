@@ -5,10 +5,12 @@ The tools of `--report-to` get the same numbers, and RUN/report.html is made of 
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from glm3cli.config.training import TrainConfig
@@ -44,6 +46,7 @@ class Metrics:
             return
         config.save.mkdir(parents=True, exist_ok=True)
         file = config.save / "metrics.jsonl"
+        _end_with_a_whole_line(file)
         self._history = History.read(file)
         self._file = file.open("a", encoding="utf-8")
         self._reporters = open_reporters(config.tools, config.save, config.to_options())
@@ -153,6 +156,19 @@ class Metrics:
             values = {k: v for k, v in record.items() if k != "iteration" and _is_number(v)}
             for reporter in self._reporters:
                 reporter.log(record["iteration"], values)
+
+
+def _end_with_a_whole_line(file: Path) -> None:
+    """Removes a last line that a killed run has left unfinished."""
+    if not file.is_file():
+        return
+    with file.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        start = max(0, end - 2**20)
+        stream.seek(start)
+        whole = stream.read().rfind(b"\n") + 1
+        if start + whole < end:
+            stream.truncate(start + whole)
 
 
 def _is_number(value: Any) -> bool:

@@ -119,12 +119,15 @@ def glm3(log: Path, *arguments: object) -> Ended:
     return end(start(log, *arguments), log)
 
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
 def call(*arguments: object, stdin: str = "") -> Ended:
     """Runs the program in this process, which saves the seconds that importing torch takes."""
     from glm3cli.cli.app import main
 
     out, err = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     code = 0
     try:
         with (

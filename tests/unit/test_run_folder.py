@@ -272,6 +272,16 @@ def test_tables_of_an_event_are_not_in_the_log(record):
     assert line.endswith("] start: tp 2")
 
 
+def test_a_line_that_a_killed_run_left_unfinished_is_removed(record, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n{"itera')
+    lines, _ = record(lambda metrics: metrics.validation(2, 1.5))
+    assert lines == [
+        {"iteration": 1, "loss": 2.0},
+        {"iteration": 2, "validation_loss": 1.5},
+    ]
+
+
 def test_the_log_may_be_sparser_than_the_file(record):
     def steps(metrics: Metrics) -> None:
         for iteration in range(1, 8):

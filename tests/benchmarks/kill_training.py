@@ -1,0 +1,80 @@
+"""Kills a training at random moments until it has ended, and compares it with one left alone.
+
+python -m tests.benchmarks.kill_training --kills 20 --steps 200
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def kill_at_random(
+    command: Sequence[Any], run: Path, *, kills: int, longest: float, seed: int
+) -> int:
+    """Runs a training command again and again; gives how often it was killed while it trained.
+
+    Args:
+        command: What follows `glm3`.
+        run: Its folder.
+        kills: Number of times to kill it, with all processes that it has started.
+        longest: Seconds of training before a kill, at most.
+        seed: Of the moments.
+    """
+    moments, done = random.Random(seed), 0
+    arguments = [sys.executable, "-m", "glm3cli", *(str(word) for word in command)]
+    log = run.with_name(f"{run.name}.log")
+    while True:
+        before = _size(run)
+        with log.open("w") as stream:
+            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=stream)
+        if done < kills:
+            while process.poll() is None and _size(run) <= before:
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, longest))
+        if done < kills and process.poll() is None:
+            process.kill()
+            process.wait()
+            done += 1
+            continue
+        if process.wait():
+            raise RuntimeError(f"exit code {process.returncode}: {log.read_text()[-2000:]}")
+        return done
+
+
+def _size(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.stat().st_size if file.exists() else 0
+
+
+def main() -> None:
+    """Prints both final losses and how often the run was killed."""
+    from tests.support.project import make_project, steps
+    from tests.support.train_command import options, succeed
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        project = make_project(root)
+        changes = {"train_iters": given.steps, "save_interval": 10, "keep_last": 2}
+        succeed(*options(project, root / "whole", **changes))
+        command = options(project, root / "killed", **changes)
+        kills = kill_at_random(
+            command, root / "killed", kills=given.kills, longest=1.5, seed=given.seed
+        )
+        whole, killed = (steps(root / name)[-1]["loss"] for name in ("whole", "killed"))
+        print(f"killed {kills} times; final loss {killed!r}, left alone {whole!r}")
+        sys.exit(whole != killed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What happens to a run that is killed, damaged, full, asked to stop, or started twice."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.kill_training import kill_at_random
+from tests.support.project import Ended, Project, call, end, events, start, steps
+from tests.support.train_command import checkpoints, losses, options, succeed
+
+pytestmark = pytest.mark.slow
+
+
+def weights_of(checkpoint: Path) -> Path:
+    return max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    run: Path, project: Project, first: tuple[Path, Ended]
+) -> None:
+    damaged = weights_of(run / "iter_0000006")
+    flip_a_byte(damaged)
+    succeed(*options(project, run))
+    [passed] = events(run, "passed_over")
+    assert passed["path"] == str(run / "iter_0000006")
+    assert passed["problem"] == f"{damaged.name} differs from what was written"
+    assert events(run, "resume")[0]["iteration"] == 3
+    assert losses(run)[-3:] == losses(first[0])[3:]
+    succeed("convert", "inspect", run / "iter_0000006", "--check")
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_start_anew(run: Path, project: Project) -> None:
+    for name in ("iter_0000003", "iter_0000006"):
+        file = weights_of(run / name)
+        os.truncate(file, file.stat().st_size - 1)
+    ended = call(*options(project, run))
+    assert ended.code == 3
+    assert "error: no checkpoint is whole: " in ended.err
+    assert "bytes instead of" in ended.err
+
+
+def test_a_file_that_cannot_be_written_leaves_the_checkpoints_before(
+    run: Path, project: Project
+) -> None:
+    """A limit on the size of files stands for a disk that is full."""
+    limit = weights_of(run / "iter_0000006").stat().st_size // 2
+    command = [str(word) for word in options(project, run, train_iters=7)]
+    done = subprocess.run(
+        [sys.executable, "-m", "glm3cli", *command],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "iter_0000007" in done.stderr or str(run) in done.stderr
+    assert "can't be written: " in done.stderr
+    assert checkpoints(run) == ["iter_0000003", "iter_0000006"]
+    succeed(*options(project, run, train_iters=7))
+    assert events(run, "resume")[-1]["iteration"] == 6
+    assert not list(run.glob(".iter_*"))
+
+
+def wait_until(condition, process) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def has_steps(run: Path, number: int) -> bool:
+    file = run / "metrics.jsonl"
+    return file.exists() and file.read_text().count('"loss"') >= number
+
+
+def test_usr1_saves_and_goes_on_and_nobody_else_may_write_there(
+    project: Project, tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    endless = options(project, run, train_iters=100_000, save_interval=None)
+    process = start(log, *endless)
+    wait_until(lambda: has_steps(run, 2), process)
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: checkpoints(run), process)
+    [name] = checkpoints(run)
+    wait_until(lambda: has_steps(run, int(name.removeprefix("iter_")) + 2), process)
+    second = call(*endless)
+    assert second.code == 2
+    assert f"error: --save {run}: another run is writing there (process " in second.err
+    process.send_signal(signal.SIGTERM)
+    assert end(process, log).code == 143
+    assert len(checkpoints(run)) == 2
+
+
+def test_the_end_of_its_time_saves(project: Project, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = {"train_iters": 100_000, "save_interval": None, "exit_duration": 0.05}
+    ended = call(*options(project, run, **changes))
+    assert ended.code == 143
+    last = steps(run)[-1]["iteration"]
+    assert checkpoints(run) == [f"iter_{last:07d}"]
+    assert events(run, "signal")[0]["name"] == "--exit-duration"
+
+
+def test_a_signal_in_validation_saves(project: Project, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    changes = {"eval_interval": 2, "eval_iters": 50_000, "save_interval": None}
+    process = start(log, *options(project, run, **changes))
+    wait_until(lambda: has_steps(run, 2), process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    ended = end(process, log)
+    assert ended.code == 143, ended.err
+    assert checkpoints(run) == ["iter_0000002"]
+
+
+def test_kill_9_at_random_moments(project: Project, tmp_path: Path) -> None:
+    """All twenty of two hundred steps: tests/benchmarks/kill_training.py."""
+    changes = {"save_interval": 3, "train_iters": 24, "keep_last": 2}
+    succeed(*options(project, tmp_path / "whole", **changes))
+    command = options(project, tmp_path / "killed", **changes)
+    kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=3.0, seed=1)
+    assert kills == 3
+    assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]
