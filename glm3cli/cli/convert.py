@@ -108,6 +108,8 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
 def _origin(manifest: dict[str, Any]) -> str:
     settings = {name: value for name, value in manifest["settings"].items() if value is not None}
     source, checked = manifest["source"], "read back" if manifest["verified"] else "not verified"
+    if "run" in source:
+        return f"saved by the training {source['run']} with glm3 {manifest['versions']['glm3']}"
     return (
         f"converted from {source['path']} ({source['layout']}) by glm3 "
         f"{manifest['versions']['glm3']} with "

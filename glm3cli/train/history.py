@@ -86,6 +86,7 @@ class History:
     steps: Series = field(default_factory=lambda: Series(COLUMNS))
     validations: Series = field(default_factory=lambda: Series(("validation_loss",)))
     events: list[Event] = field(default_factory=list)
+    _iteration: int = 0
 
     def last_event(self, kind: str) -> Event | None:
         """The newest event of a kind, if there is one."""
@@ -95,19 +96,22 @@ class History:
     def read(cls, file: Path) -> "History":
         """The history in a metrics.jsonl; an empty one where there is none."""
         history = cls()
-        at = 0
         for record in _records(file):
-            at = int(record.get("iteration", at))
-            if "event" in record:
-                history._add_event(record, at)
-            elif "validation_loss" in record:
-                history.validations.cut(at)
-                history.validations.append(record)
-            elif "loss" in record:
-                history.steps.cut(at)
-                history.validations.cut(at)
-                history.steps.append(record)
+            history.add(record)
         return history
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds a line of metrics.jsonl."""
+        at = self._iteration = int(record.get("iteration", self._iteration))
+        if "event" in record:
+            self._add_event(record, at)
+        elif "validation_loss" in record:
+            self.validations.cut(at)
+            self.validations.append(record)
+        elif "loss" in record:
+            self.steps.cut(at)
+            self.validations.cut(at)
+            self.steps.append(record)
 
     def _add_event(self, record: dict[str, Any], at: int) -> None:
         details = {k: v for k, v in record.items() if k not in ("event", "time")}

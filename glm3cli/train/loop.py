@@ -8,7 +8,7 @@ from glm3cli.errors import DataError, StoppedError
 from glm3cli.train.metrics import Metrics
 from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import Parts
-from glm3cli.train.signals import SAVE, StopFlag, name_of
+from glm3cli.train.signals import SAVE, StopFlag, described
 from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
 from glm3cli.train.store import Store
@@ -52,7 +52,7 @@ class Loop:
                 request = self._validate()
             self.store.poll()
         if request > SAVE:
-            self.metrics.event("signal", number=request, name=name_of(request))
+            self.metrics.event("signal", **described(request))
         self._end()
         return self.state
 

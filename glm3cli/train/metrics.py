@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from glm3cli.config.training import TrainConfig
 from glm3cli.train.flops import Utilisation
+from glm3cli.train.history import History
 from glm3cli.train.phases import Phase, describe
 from glm3cli.train.report import write_report
 from glm3cli.train.reporters import Reporter, open_reporters
@@ -36,12 +37,15 @@ class Metrics:
         self._world_size = world_size
         self._file: TextIO | None = None
         self.sources: Callable[[int], dict[str, int]] = lambda _consumed: {}
+        self._history = History()
         self._reporters: list[Reporter] = []
         self.last: dict[str, Any] = {}
         if not is_speaker:
             return
         config.save.mkdir(parents=True, exist_ok=True)
-        self._file = (config.save / "metrics.jsonl").open("a", encoding="utf-8")
+        file = config.save / "metrics.jsonl"
+        self._history = History.read(file)
+        self._file = file.open("a", encoding="utf-8")
         self._reporters = open_reporters(config.tools, config.save, config.to_options())
 
     def step(
@@ -134,7 +138,7 @@ class Metrics:
         if self._file is None:
             return
         try:
-            write_report(self._config.save)
+            write_report(self._config.save, self._history)
         except OSError as error:  # a full disk: not worth the run
             self.say(f"report.html is not written: {error.strerror}")
 
@@ -142,6 +146,7 @@ class Metrics:
         self.last = record
         if self._file is None:
             return
+        self._history.add(_finite(record))
         self._file.write(json.dumps(_finite(record)) + "\n")
         self._file.flush()
         if "event" not in record:

@@ -22,12 +22,16 @@ MAX_EVENTS = 500
 MARKED = ("start", "resume", "save", "skip", "rollback", "signal", "stop")
 
 
-def write_report(run: Path) -> Path:
-    """Writes the page of a run's folder aside and renames it; gives its path."""
+def write_report(run: Path, history: History | None = None) -> Path:
+    """Writes the page of a run's folder aside and renames it; gives its path.
+
+    `history` is what metrics.jsonl says, where that is known already.
+    """
     settings_file = run / "run.yaml"
     settings = yaml.safe_load(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
     partial, file = run / ".report.html.partial", run / "report.html"
-    page = build_report(run.resolve().name, History.read(run / "metrics.jsonl"), settings)
+    history = history or History.read(run / "metrics.jsonl")
+    page = build_report(run.resolve().name, history, settings)
     partial.write_text(page, "utf-8")
     partial.replace(file)
     return file

@@ -1,5 +1,7 @@
 """`run_training`: the whole of a pretrain or finetune command on one rank."""
 
+import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import build_parts
 from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
-from glm3cli.train.store import Store, choose, find_resume
+from glm3cli.train.store import Store, choose, claimed, find_resume
 
 
 def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:
@@ -34,7 +36,10 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
     """
     candidates = find_resume(config.save, config.resume)
     utilisation = _utilisation(config, model)
-    with open_grid(config, config.seed) as grid:
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":
+            stack.enter_context(claimed(config.save))
+        grid = stack.enter_context(open_grid(config, config.seed))
         metrics = Metrics(
             config,
             is_speaker=grid.rank == 0,

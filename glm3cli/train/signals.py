@@ -6,6 +6,7 @@ SIGTERM and SIGINT end the run after a save, SIGUSR1 saves and goes on.
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,8 @@ class StopFlag:
         return int(flag) > SAVE
 
 
-def name_of(request: int) -> str:
-    """What a request to end is called."""
-    return signal.Signals(request - _SIGNAL).name if request > _SIGNAL else "--exit-duration"
+def described(request: int) -> dict[str, Any]:
+    """The number of the signal that asks to end, and its name; the time has none."""
+    if request < _SIGNAL:
+        return {"number": 0, "name": "--exit-duration"}
+    return {"number": request - _SIGNAL, "name": signal.Signals(request - _SIGNAL).name}

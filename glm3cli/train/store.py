@@ -1,7 +1,11 @@
 """The folder of a run: its checkpoints as RUN/iter_0000030/, complete or absent."""
 
+import errno
+import fcntl
+import os
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -213,7 +217,7 @@ class Store:
         if grid.rank == 0:
             copy_companions(self.companions, partial, self.model)
             shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
-            publish(partial, folder, {"run": str(self.run), "iteration": folder.name})
+            publish(partial, folder, {"run": str(self.run)})
             self._prune(folder)
         dist.barrier()
 
@@ -227,6 +231,33 @@ class Store:
             doomed = old.with_name(f".{old.name}.removed")
             old.rename(doomed)
             shutil.rmtree(doomed)
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Keeps other runs out of the folder while this one lives.
+
+    Raises:
+        ConfigError: Another one lives in it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            # Unlike flock's, this lock isn't inherited by processes that outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                yield  # a file system without locks
+                return
+            file.seek(0)
+            raise ConfigError(
+                f"--save {run}: another run is writing there ({file.read() or 'unknown'})",
+                "wait for its end, stop it, or choose another --save",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 @contextmanager

@@ -323,6 +323,7 @@ def test_a_signal_to_all_its_processes_saves_and_the_next_run_goes_on(
     assert f"error: stopped at iteration {last} of 100000 and saved" in ended.err
     assert checkpoints(run)[-1] == f"iter_{last:07d}"
     assert [event["number"] for event in events(run, "signal")] == [signal.SIGTERM]
+    assert "stopped by signal 15" in (run / "report.html").read_text("utf-8")
     succeed(*options(project, run, train_iters=last + 1))
     assert events(run, "resume")[0]["iteration"] == last
     assert [record["iteration"] for record in steps(run)] == list(range(1, last + 2))

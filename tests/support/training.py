@@ -6,7 +6,9 @@ from typing import Any
 from tests.support.tiny import TINY, Samples, train_config
 
 
-def build(options: dict[str, Any], grid: Any) -> tuple[Any, Any, Any]:
+def build(
+    options: dict[str, Any], grid: Any, samples: type[Samples] = Samples
+) -> tuple[Any, Any, Any]:
     """Config, trainer, and loader of the tiny model on this rank."""
     from glm3cli.checkpoint.load import load_weights
     from glm3cli.checkpoint.random import RandomSource
@@ -21,7 +23,7 @@ def build(options: dict[str, Any], grid: Any) -> tuple[Any, Any, Any]:
     load_weights([unwrap(chunk) for chunk in trainer.chunks], source, config, grid)
     trainer.optimizer.reload_model_params()
     loader = Loader(
-        dataset=Samples(config.seq_length, TINY.padded_vocab_size),
+        dataset=samples(config.seq_length, TINY.padded_vocab_size),
         micro_batch_size=config.micro_batch_size,
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,

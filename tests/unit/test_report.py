@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from glm3cli.train.charts import HEIGHT, MAX_BUCKETS, WIDTH, Axis, Curve, number
+from glm3cli.train.charts import HEIGHT, MAX_BUCKETS, WIDTH, Axis, Chart, Curve, number
 from glm3cli.train.history import History
 from glm3cli.train.report import MAX_EVENTS, write_report
-from tests.support.report_page import Page, read_page
+from tests.support.report_page import Page, parse_page, read_page
 
 NASTY = '</script><img src=x onerror="boom()">&amp;$name'
 
@@ -281,6 +281,11 @@ def test_nothing_that_a_user_names_becomes_markup(make):
     assert page.text.count(NASTY) == 8
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert len([tag for tag, _ in page.tags if tag == "script"]) == 6  # one a chart, and ours
+
+
+def test_a_curves_name_does_not_end_its_script():
+    drawn = Chart(NASTY, [Curve(NASTY, [1], [2.0])]).html(Axis(0, 1))
+    assert parse_page(drawn).charts[NASTY][0]["name"] == NASTY
 
 
 def test_the_page_loads_nothing(make, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.train.flops import Utilisation
+from glm3cli.train.history import History
 from glm3cli.train.metrics import Metrics
 from glm3cli.train.phases import Phase
 from glm3cli.train.run import write_run_file
@@ -94,6 +96,10 @@ def make_run(tmp_path):
     return make
 
 
+def store(run: Path, keep_last: int | None = None, num_bytes: int = 0) -> Store:
+    return Store(run, TINY, run, run, keep_last, num_bytes, in_background=False)
+
+
 def names(paths: list[Path]) -> list[str]:
     return [path.name for path in paths]
 
@@ -113,22 +119,23 @@ def test_what_is_no_complete_checkpoint_is_not_found(make_run):
 
 
 def test_auto_goes_on_from_the_newest_or_starts_anew(make_run, tmp_path):
-    assert find_resume(tmp_path / "run", "auto") is None
+    assert find_resume(tmp_path / "run", "auto") == []
     run = make_run(10, 9)
-    assert find_resume(run, "auto") == run / "iter_0000010"
+    assert names(find_resume(run, "auto")) == ["iter_0000010", "iter_0000009"]
 
 
 def test_never_refuses_a_run_that_has_checkpoints(make_run, tmp_path):
-    assert find_resume(tmp_path / "run", "never") is None
+    assert find_resume(tmp_path / "run", "never") == []
     with pytest.raises(ConfigError, match="already holds iter_0000010"):
         find_resume(make_run(10), "never")
 
 
 def test_a_checkpoint_or_a_run_can_be_named(make_run, tmp_path):
     run = make_run(10, 20)
-    assert find_resume(tmp_path / "new", str(run / "iter_0000010")) == run / "iter_0000010"
-    assert find_resume(tmp_path / "new", f"{run}/iter_0000010/") == run / "iter_0000010"
-    assert find_resume(tmp_path / "new", str(run)) == run / "iter_0000020"
+    assert find_resume(tmp_path / "new", str(run / "iter_0000010")) == [run / "iter_0000010"]
+    assert find_resume(tmp_path / "new", f"{run}/iter_0000010/") == [run / "iter_0000010"]
+    found = find_resume(tmp_path / "new", str(run))
+    assert names(found) == ["iter_0000020", "iter_0000010"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "run/iter_0000011", "run"])
@@ -151,14 +158,22 @@ def test_only_the_newest_checkpoints_are_kept(keep_last, left, make_run):
     run = make_run(3, 20, 100)
     (run / "iter_0000003" / "weights").touch()
     (run / "metrics.jsonl").touch()
-    Store(run, TINY, run, run, keep_last)._prune(run / "iter_0000100")
+    store(run, keep_last)._prune(run / "iter_0000100")
     assert sorted(path.name for path in run.iterdir()) == sorted([*left, "metrics.jsonl"])
 
 
 def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(make_run):
     run = make_run(3, 10, 20, 100)
-    Store(run, TINY, run, run, 1)._prune(run / "iter_0000010")
+    store(run, 1)._prune(run / "iter_0000010")
     assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000020", "iter_0000100"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(make_run):
+    run = make_run(3)
+    free = shutil.disk_usage(run).free
+    with pytest.raises(CheckpointError, match=r"a checkpoint takes .* GiB, but .* GiB are free"):
+        store(run, num_bytes=free + 2**30).check_space()
+    store(run, num_bytes=1000).check_space()
 
 
 # --- metrics ---
@@ -245,14 +260,14 @@ def test_mfu_is_told_by_both_conventions_where_the_peak_is_known(record):
 
 def test_the_end_tells_where_the_time_went(record):
     totals: dict[Phase, float] = {**SPENT, "save": 0.5}
-    (stop,), log = record(lambda metrics: metrics.stop(7, totals))
+    (stop,), log = record(lambda metrics: metrics.stop(State(7), totals))
     assert (stop["event"], stop["iteration"], stop["seconds"]) == ("stop", 7, totals)
     assert "time: data wait 0.1 s (10.0%) | forward backward 0.2 s (25.0%)" in log[0]
-    assert log[1].endswith("] stop: iteration 7")
+    assert log[1].endswith("] stop: iteration 7, consumed_by_source none")
 
 
 def test_tables_of_an_event_are_not_in_the_log(record):
-    (start,), (line,) = record(lambda metrics: metrics.event("start", tp=2, sources=[]))
+    (start,), (line,) = record(lambda metrics: metrics.event("start", unsaid={"sources": []}, tp=2))
     assert start["sources"] == []
     assert line.endswith("] start: tp 2")
 
@@ -290,6 +305,31 @@ def test_a_run_that_goes_on_adds_to_its_file(record):
     record(one_step)
     lines, _ = record(one_step)
     assert len(lines) == 2
+
+
+def test_the_page_is_written_at_a_save_and_at_the_end(record, tmp_path):
+    page, found = tmp_path / "run" / "report.html", []
+
+    def report(metrics: Metrics) -> None:
+        one_step(metrics)
+        found.append(page.exists())
+        metrics.event("save", iteration=2)
+        found.append(page.exists())
+        page.unlink()
+
+    record(report)
+    assert found == [False, True]
+    assert page.exists()
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run(record, monkeypatch):
+    def full(_run: Path, _history: History) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("glm3cli.train.metrics.write_report", full)
+    lines, log = record(one_step)
+    assert len(lines) == 1
+    assert log[-1].endswith("] report.html is not written: No space left on device")
 
 
 def test_only_one_rank_writes(record, tmp_path):

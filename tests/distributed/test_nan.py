@@ -1,0 +1,141 @@
+"""Numbers that are none: decided by all ranks alike, skipped, told, stepped over, or the end."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glm3cli.errors import DataError
+from tests.support.ranks import RankPool
+from tests.support.tiny import TINY, Samples, train_config
+
+pytestmark = pytest.mark.dist
+
+BAD = 17  # a sample of the third batch, of the second data parallel rank where there are two
+
+
+class Poisoned(Samples):
+    """One sample whose loss is NaN."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        sample = super().__getitem__(index)
+        if index == BAD:
+            sample["loss_mask"] = sample["loss_mask"] * np.float32(np.nan)
+        return sample
+
+
+class Recorder:
+    """Stands for Metrics and for the profiler."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.losses: list[float] = []
+
+    def step(self, _state: Any, outcome: Any, *_rest: Any) -> None:
+        self.losses.append(outcome.loss)
+
+    def event(self, event: str, **details: Any) -> None:
+        self.events.append((event, details))
+
+    def stop(self, *_: Any) -> None:
+        pass
+
+    def begin(self, _iteration: int) -> None:
+        pass
+
+    end = close = begin
+
+
+def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], Any]:
+    """Six steps of the loop with a poisoned sample, for the pool of ranks."""
+    import torch
+
+    from glm3cli.parallel.groups import open_grid
+    from glm3cli.train.loop import Loop
+    from glm3cli.train.setup import Parts
+    from glm3cli.train.signals import StopFlag
+    from glm3cli.train.state import State
+    from glm3cli.train.store import Store
+    from tests.support.training import build
+
+    options = {"train_iters": 6, "save": save, "save_interval": 1, **options}
+    with open_grid(train_config(**options)) as grid:
+        config, trainer, loader = build(options, grid, Poisoned)
+        recorder: Any = Recorder()
+        (save / "companions").mkdir(parents=True, exist_ok=True)
+        (save / "companions/tokenizer.model").touch()
+        store = Store(
+            save, TINY, save / "companions", save / "companions/tokenizer.model", None, 0, False
+        )
+        parts = Parts(TINY, None, trainer, loader, None)  # type: ignore[arg-type]
+        state = State()
+        stop = StopFlag(torch.device("cpu"))
+        loop = Loop(config, parts, state, recorder, store, recorder, stop)
+        try:
+            state = loop.run()
+        except DataError as error:
+            recorder.events.append(("error", {"message": error.message}))
+        return recorder.losses, recorder.events, state
+
+
+def skips(events: list[Any]) -> list[Any]:
+    return [details for event, details in events if event == "skip"]
+
+
+@pytest.mark.parametrize("ranks_and_options", [(1, {}), (2, {}), (2, {"dtype": "bf16", "pp": 2})])
+def test_all_ranks_skip_the_same_step(
+    ranks: RankPool, tmp_path: Path, ranks_and_options: tuple[int, dict[str, Any]]
+) -> None:
+    number, options = ranks_and_options
+    for losses, events, state in ranks.run(number, train, options, tmp_path):
+        assert np.isnan(losses).tolist() == [False, False, True, False, False, False]
+        [skip] = skips(events)
+        assert (skip["iteration"], skip["samples"]) == (3, "16 to 23")
+        assert skip["reason"] == "loss is not a number"
+        assert (state.iteration, state.skipped, state.nan) == (6, 1, 1)
+
+
+def test_too_many_in_a_row_end_the_run(ranks: RankPool, tmp_path: Path) -> None:
+    [(_, events, _)] = ranks.run(1, train, {"max_skipped": 1}, tmp_path)
+    [error] = [details["message"] for event, details in events if event == "error"]
+    assert error == (
+        "1 steps in a row were skipped, the last one, 3, because its loss is not a number; its "
+        "samples are 16 to 23"
+    )
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_rollback_leaves_the_batch_out(ranks: RankPool, tmp_path: Path, number: int) -> None:
+    options = {"rollback_on_nan": True}
+    for losses, events, state in ranks.run(number, train, options, tmp_path):
+        # Back to the checkpoint of step 2; step 3 is left out, and 4 to 6 go on from there.
+        assert len(losses) == 6
+        assert [event for event, _ in events if event in ("skip", "rollback")] == [
+            "skip",
+            "rollback",
+        ]
+        assert state.stepped_over == [16]
+        assert (state.iteration, state.consumed_samples, state.nan) == (6, 48, 1)
+        assert np.isfinite(losses[3:]).all()
+
+
+def gradient_is_seen() -> list[bool]:
+    """Whether a NaN in one rank's gradient is seen by all."""
+    import torch
+
+    from glm3cli.parallel.groups import open_grid
+    from tests.support.training import build
+
+    with open_grid(train_config()) as grid:
+        _, trainer, loader = build({}, grid)
+        trainer.forward_backward(loader, 0)
+        found = [trainer._is_gradient_finite()]
+        if grid.rank == 1:
+            gradient = trainer.chunks[0].buffers[0].grad_data
+            gradient[0] = torch.nan
+        return [*found, trainer._is_gradient_finite()]
+
+
+def test_a_gradient_that_is_nan_on_one_rank_is_seen_by_all(ranks: RankPool) -> None:
+    assert ranks.run(2, gradient_is_seen) == [[True, False], [True, False]]
