@@ -1,0 +1,45 @@
+"""`--dry-run` for devices that aren't here, and runs that don't fit, as a user meets them."""
+
+from pathlib import Path
+
+from tests.support.project import Project, call
+from tests.support.train_command import options, succeed
+
+
+def test_a_plan_for_eight_cards_on_this_machine(project: Project, tmp_path: Path) -> None:
+    changes = {"dry_run": True, "device_memory": "64GB", "world_size": 8, "global_batch_size": 16}
+    ended = succeed(*options(project, tmp_path / "run", **changes))
+    assert "ranks: 8 = tp 1 x pp 1 x dp 8" in ended.out
+    assert "layouts for 910B with 59.60 GiB" in ended.out
+    assert "tokens/s/device" in ended.out
+    assert "does not fit" not in ended.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_does_not_fit_is_told_and_is_no_error(project: Project, tmp_path: Path) -> None:
+    changes = {"dry_run": True, "device_memory": "1MB"}
+    ended = succeed(*options(project, tmp_path / "run", **changes))
+    assert "does not fit: --tp 1 --pp 1 --micro-batch-size 2 needs" in ended.out
+    assert "layouts fits; the smallest, --tp" in ended.out
+
+
+def test_a_run_that_does_not_fit_is_not_started(project: Project, tmp_path: Path) -> None:
+    ended = call(*options(project, tmp_path / "run", device_memory="1MB"))
+    assert ended.code == 2
+    assert "error: --tp 1 --pp 1 --micro-batch-size 2 needs" in ended.err
+    assert "hint: none of" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_planned_ranks_are_not_started(project: Project, tmp_path: Path) -> None:
+    ended = call(*options(project, tmp_path / "run", world_size=8))
+    assert ended.code == 2
+    assert "error: --world-size is for --dry-run" in ended.err
+
+
+def test_a_chip_has_speed_and_memory(project: Project, tmp_path: Path) -> None:
+    ended = succeed(*options(project, tmp_path / "run", dry_run=True, chip="A100"))
+    assert "layouts for A100 with 80.00 GiB" in ended.out
+    ended = call(*options(project, tmp_path / "run", dry_run=True, chip="Z80"))
+    assert ended.code == 2
+    assert "error: --chip Z80 is not known" in ended.err
