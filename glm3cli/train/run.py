@@ -81,6 +81,7 @@ def _run(
         config.async_save,
     )
     store.check_space()
+    store.check_shared(grid)
     metrics.event(
         "start",
         command=kind,

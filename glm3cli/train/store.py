@@ -123,6 +123,29 @@ class Store:
                 "free some space, keep fewer checkpoints (--keep-last), or choose another disk",
             )
 
+    def check_shared(self, grid: Grid) -> None:
+        """Checks that all ranks have the same folder, into which each writes its part.
+
+        Raises:
+            CheckpointError: Some have another; they are named.
+        """
+        probe = self.run / ".probe"
+        if grid.rank == 0:
+            probe.touch()
+        dist.barrier()
+        found: list[bool] = [False] * grid.world_size
+        dist.all_gather_object(found, probe.exists())
+        if grid.rank == 0:
+            probe.unlink()
+        others = [str(rank) for rank, is_there in enumerate(found) if not is_there]
+        if others:
+            raise CheckpointError(
+                f"--save {self.run}: rank(s) {', '.join(others)} have another folder of that name "
+                "than rank 0",
+                "give a --save on a disk that all machines share; each rank writes its part of a "
+                "checkpoint there",
+            )
+
     def save(self, trainer: Trainer, state: State, metrics: "Metrics") -> int:
         """Begins to write a checkpoint, or writes it; gives its iteration."""
         self.finish()  # one at a time
