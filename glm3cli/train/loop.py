@@ -42,7 +42,7 @@ class Loop:
             DataError: A sample doesn't fit the model, or too many steps in a row were skipped.
             CheckpointError: A checkpoint can't be written.
         """
-        self.saved, request = self.state.iteration, 0
+        self.saved, request = self.state.iteration, self.stop.agreed()
         while self.state.iteration < self.config.train_iters and request <= SAVE:
             self._train_step()
             request = self.stop.agreed()
