@@ -83,7 +83,7 @@ def choose(candidates: Sequence[Path], grid: Grid, metrics: "Metrics") -> Path |
     if problems:
         raise CheckpointError(
             f"no checkpoint is whole: {'; '.join(problems)}",
-            "give another one to --resume, or start a new run in another --save",
+            "give an older checkpoint to --resume, or start a new run in another --save",
         )
     return None
 

@@ -337,14 +337,6 @@ def test_a_folder_without_checkpoints_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_another_kind_of_optimizer_is_refused(run: Path, project: Project) -> None:
-    ended = call(*options(project, run, train_iters=8), "--no-distributed-optimizer")
-    assert ended.code == 3, ended.err
-    assert "was saved with a distributed optimizer" in ended.err
-    assert "hint: resume with --distributed-optimizer" in ended.err
-    assert checkpoints(run) == ["iter_0000003", "iter_0000006"]
-
-
 def test_a_checkpoint_of_another_shape_is_refused(run: Path, project: Project) -> None:
     config = file_in(run.parent)
     values = json.loads((project.model / "config.json").read_text())
