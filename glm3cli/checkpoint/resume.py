@@ -3,10 +3,8 @@
 Weights, optimizer, schedule, and data position can be read back at any tp, pp, vpp, and dp.
 """
 
-import ctypes
 import multiprocessing
 import random
-import signal
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing.managers import SyncManager
@@ -25,11 +23,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from glm3cli.checkpoint.durable import write_and_digest
 from glm3cli.checkpoint.locate import kind_of
 from glm3cli.checkpoint.moments import common_state, load_moments, sharded_moments
+from glm3cli.checkpoint.queue_process import outlive_signals_alone
 from glm3cli.errors import CheckpointError
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Megatron-core adds the process group of a run to it: a copy for every call.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
@@ -83,16 +81,8 @@ def _keep_queue_from_signals() -> None:
     """
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-        manager.start(_outlive_signals_alone)
+        manager.start(outlive_signals_alone)
         filesystem_async._results_queue = manager.Queue()
-
-
-def _outlive_signals_alone() -> None:
-    """Ignores SIGTERM, but ends with the process that started this one, however that ends."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def load_training(
