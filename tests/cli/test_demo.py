@@ -10,6 +10,7 @@ STEPS = 10
 
 @pytest.mark.slow
 @pytest.mark.dist
+@pytest.mark.timeout(900)  # fourteen programs one after the other
 def test_the_demo_is_all_green(tmp_path):
     out, err = tmp_path / "stdout", tmp_path / "stderr"
     with out.open("w") as stdout, err.open("w") as stderr:
