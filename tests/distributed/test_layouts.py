@@ -16,33 +16,33 @@ pytestmark = pytest.mark.dist
 
 # Some in larger micro-batches: the same numbers in fewer messages, whose waiting costs most here.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "tp2": (2, {"tp": 2}),
+    "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
     "tp2 without sequence parallelism": (
         2,
         {"tp": 2, "sequence_parallel": False, "micro_batch_size": 4},
     ),
-    "tp4, more ranks than groups": (4, {"tp": 4, "micro_batch_size": 4}),
+    "tp4, more ranks than groups": (4, {"tp": 4, "micro_batch_size": 8}),
     "pp2": (2, {"pp": 2}),
     "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
     "pp2 uneven": (2, {"pp": 2, "layers_per_stage": "1,3"}),
     "pp4": (4, {"pp": 4}),
-    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
     "one rank, replicated optimizer": (1, {"distributed_optimizer": False}),
     "dp2": (2, {}),
     "dp2 replicated optimizer": (2, {"distributed_optimizer": False}),
     "dp2 overlapped": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
     "dp2 pp2 vpp2 overlapped": (4, {"pp": 2, "vpp": 2, "overlap_grad_reduce": True}),
-    "dp2 tp2": (4, {"tp": 2, "micro_batch_size": 2}),
-    "cp2": (2, {"cp": 2}),
-    "cp4, more ranks than groups": (4, {"cp": 4, "micro_batch_size": 4}),
-    "cp2 tp2": (4, {"cp": 2, "tp": 2, "micro_batch_size": 2}),
-    "cp2 pp2": (4, {"cp": 2, "pp": 2, "micro_batch_size": 2}),
+    "dp2 tp2": (4, {"tp": 2, "micro_batch_size": 4}),
+    "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
+    "cp4, more ranks than groups": (4, {"cp": 4, "micro_batch_size": 8}),
+    "cp2 tp2": (4, {"cp": 2, "tp": 2, "micro_batch_size": 8}),
+    "cp2 pp2": (4, {"cp": 2, "pp": 2, "micro_batch_size": 4}),
     "cp2 dp2 overlapped": (
         4,
         {"cp": 2, "overlap_grad_reduce": True, "overlap_param_gather": True, "micro_batch_size": 2},
     ),
     "cp2 recompute full": (2, {"cp": 2, "recompute": "full", "micro_batch_size": 4}),
-    "tp2 pp2 vpp2": (4, {"tp": 2, "pp": 2, "vpp": 2, "micro_batch_size": 2}),
+    "tp2 pp2 vpp2": (4, {"tp": 2, "pp": 2, "vpp": 2, "micro_batch_size": 4}),
     "pp3 uneven": (
         3,
         {"pp": 3, "layers_per_stage": "1,2,1", "micro_batch_size": 2},
@@ -72,16 +72,19 @@ RESUMES = [
 ]
 RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
-    "tp2": (2, {"tp": 2}),
-    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+    "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
     "dp2": (2, {}),
     "dp4": (4, {}),
-    "cp2": (2, {"cp": 2}),
-    "cp2 tp2": (4, {"cp": 2, "tp": 2}),
+    "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
+    "cp2 tp2": (4, {"cp": 2, "tp": 2, "micro_batch_size": 8}),
     "dp2 replicated": (2, {"distributed_optimizer": False}),
-    "tp2 replicated": (2, {"tp": 2, "distributed_optimizer": False}),
+    "tp2 replicated": (2, {"tp": 2, "distributed_optimizer": False, "micro_batch_size": 4}),
     "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
-    "tp2 pp2 uneven": (4, {"tp": 2, "pp": 2, "layers_per_stage": "1,3"}),
+    "tp2 pp2 uneven": (
+        4,
+        {"tp": 2, "pp": 2, "layers_per_stage": "1,3", "micro_batch_size": 4},
+    ),
 }
 
 
