@@ -5,7 +5,6 @@ them all. The folder gets its name when all of it is on the disk.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from glm3cli.checkpoint.digests import file_digest
 from glm3cli.checkpoint.manifest import MANIFEST, FileEntry, Manifest, read_manifest, versions
-from glm3cli.checkpoint.staging import sync
+from glm3cli.checkpoint.staging import sync, sync_one
 from glm3cli.errors import CheckpointError
 from glm3cli.parallel.groups import Grid
 
@@ -48,9 +47,18 @@ def publish(partial: Path, folder: Path, source: dict[str, Any]) -> None:
         tensors={},
     ).write(partial)
     sync(partial)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # of a run that has gone on from an earlier checkpoint
+        remove(folder)
     partial.rename(folder)
-    _sync(folder.parent)
+    sync_one(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint; what has the name of one is complete at every moment."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def damage(folder: Path, grid: Grid) -> str | None:
@@ -84,11 +92,3 @@ def _difference(path: Path, entry: FileEntry) -> str | None:
 
 def _entry(path: Path) -> tuple[int, str]:
     return path.stat().st_size, file_digest(path)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

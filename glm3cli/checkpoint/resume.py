@@ -32,18 +32,6 @@ from glm3cli.parallel.groups import Grid
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-def save_training(
-    folder: Path,
-    chunks: Sequence[torch.nn.Module],
-    optimizer: Any,
-    scheduler: Any,
-    progress: dict[str, int],
-    grid: Grid,
-) -> None:
-    """Writes the whole state of the run into the empty `folder`; every rank must call it."""
-    save_request(folder, chunks, optimizer, scheduler, progress, grid).execute_sync()
-
-
 def save_request(
     folder: Path,
     chunks: Sequence[torch.nn.Module],
@@ -88,7 +76,7 @@ def _keep_queue_from_signals() -> None:
 def load_training(
     folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any, grid: Grid
 ) -> tuple[dict[str, int], list[str]]:
-    """Restores what `save_training` wrote, at this run's layout.
+    """Restores what a `save_request` wrote, at this run's layout.
 
     The settings of the optimizer and of the schedule are this run's; their state is restored.
 

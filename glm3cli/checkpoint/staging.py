@@ -161,7 +161,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
         if old.exists():
             old.rename(target)
         raise
-    _sync_one(target.parent)
+    sync_one(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -179,7 +179,7 @@ class Flusher:
         """Notes that the bytes of a file before `end` have their final values."""
         if end - self._sent.get(path, 0) >= _FLUSHED_BYTES:
             self._sent[path] = end
-            self._pool.submit(_sync_one, path)  # an error comes again when all is synced
+            self._pool.submit(sync_one, path)  # an error comes again when all is synced
 
     def __enter__(self) -> Self:
         return self
@@ -191,11 +191,12 @@ class Flusher:
 def sync(folder: Path) -> None:
     """Waits until everything below `folder` is on the disk."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync_one(path)
-    _sync_one(folder)
+        sync_one(path)
+    sync_one(folder)
 
 
-def _sync_one(path: Path) -> None:
+def sync_one(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

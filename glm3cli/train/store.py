@@ -19,7 +19,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from torch.distributed.checkpoint.api import CheckpointException
 
 from glm3cli.checkpoint.companions import copy_companions
-from glm3cli.checkpoint.durable import damage, publish
+from glm3cli.checkpoint.durable import damage, publish, remove
 from glm3cli.checkpoint.resume import load_training, reason, save_request
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError, ConfigError
@@ -250,10 +250,7 @@ class Store:
         # Later ones are there where a run goes on from an earlier checkpoint: not ours to remove.
         checkpoints = [path for path in find_checkpoints(self.run) if path.name <= newest.name]
         for old in checkpoints[: -self.keep_last]:
-            # Renamed first: a folder under a checkpoint's name is always complete.
-            doomed = old.with_name(f".{old.name}.removed")
-            old.rename(doomed)
-            shutil.rmtree(doomed)
+            remove(old)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def run(
     """Trains as the loop does, and looks at the weights, for the pool of ranks."""
     import torch
 
-    from glm3cli.checkpoint.resume import load_training, save_training
+    from glm3cli.checkpoint.resume import load_training, save_request
     from glm3cli.parallel.groups import open_grid
     from glm3cli.train.state import State
 
@@ -76,7 +76,7 @@ def run(
                 Step(outcome.loss, outcome.loss_scale, outcome.skipped, state.skipped, change)
             )
         if save is not None:
-            save_training(save, *parts, state.to_dict(), grid)
+            save_request(save, *parts, state.to_dict(), grid).execute_sync()
         return found
 
 

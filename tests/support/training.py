@@ -44,7 +44,7 @@ def train_steps(
     load: Path | None = None,
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of the steps start..stop, from and to a checkpoint if given."""
-    from glm3cli.checkpoint.resume import load_training, save_training
+    from glm3cli.checkpoint.resume import load_training, save_request
     from glm3cli.parallel.groups import open_grid
 
     with open_grid(train_config(**options)) as grid:
@@ -58,12 +58,12 @@ def train_steps(
             trainer.step(loader, step * config.global_batch_size) for step in range(start, stop)
         ]
         if save is not None:
-            save_training(
+            save_request(
                 save,
                 trainer.chunks,
                 trainer.optimizer,
                 trainer.scheduler,
                 {"iteration": stop},
                 grid,
-            )
+            ).execute_sync()
         return [(outcome.loss, outcome.grad_norm) for outcome in outcomes]
