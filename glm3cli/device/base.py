@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device import peaks
+from glm3cli.device.kernels import Kernels
 from glm3cli.errors import DeviceError
 
 _RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
@@ -29,6 +30,7 @@ class Device(ABC):
         fuses_gradient_accumulation: Whether there is a kernel that adds a weight's gradient to
             megatron-core's `main_grad` where it is computed.
         fuses_adamw: Whether torch has its fused AdamW for this chip.
+        kernels: What computes the parts of a layer.
         environment: Variables that are set unless the user has set them.
         related: How further variables begin that change what the chip and its network do.
     """
@@ -40,6 +42,9 @@ class Device(ABC):
     fuses_adamw: ClassVar[bool] = False
     environment: ClassVar[Mapping[str, str]] = {}
     related: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        self.kernels = Kernels()
 
     def activate(self) -> None:
         """Prepares torch and megatron-core for this chip; a second call does nothing.

@@ -160,6 +160,7 @@ class CpuDevice(Device):
     related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 
     def __init__(self) -> None:
+        super().__init__()
         self._redirects = Redirects(_TABLE)
 
     def _prepare(self) -> None:

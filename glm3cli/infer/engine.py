@@ -20,8 +20,9 @@ from glm3cli.checkpoint.source import Source
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
+from glm3cli.device.window import Window
 from glm3cli.infer.sampling import Sampling, pick
-from glm3cli.model.attention import KVCache, Window
+from glm3cli.model.attention import KVCache
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.parallel.groups import Grid
 
@@ -157,16 +158,15 @@ class Engine:
         with self._cached(tokens.size(1), padding), self._keeping(tokens.size(1)):
             return self._forward(tokens)
 
-    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
-        """[b, longest] tokens, and the number of pads in front of each row if there are any."""
+    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, ...]]:
+        """[b, longest] tokens, and the number of pads in front of each row."""
         longest = max(len(prompt) for prompt in prompts)
         rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        counts = [longest - len(prompt) for prompt in prompts]
-        padding = torch.tensor(counts, device=self._device) if any(counts) else None
+        padding = tuple(longest - len(prompt) for prompt in prompts)
         return torch.tensor(rows, device=self._device), padding
 
     @contextmanager
-    def _cached(self, capacity: int, padding: Tensor | None) -> Iterator[Window]:
+    def _cached(self, capacity: int, padding: tuple[int, ...]) -> Iterator[Window]:
         """Gives every layer a KV cache for `capacity` slots, and takes it away again."""
         window = Window(padding=padding)
         attentions = [layer.self_attention.core_attention for layer in self._gpt.decoder.layers]

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
+
+from glm3cli.device import require_active
 
 
 class RMSNorm(torch.nn.Module):
@@ -22,4 +23,4 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[s, b, h] -> [s, b, h]."""
-        return rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        return require_active().kernels.rms_norm(hidden, self.weight, self.eps)

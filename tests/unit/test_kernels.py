@@ -6,9 +6,10 @@ from glm3cli.device import select
 
 select("cpu").activate()
 
-from glm3cli.model.activation import swiglu  # noqa: E402
-from glm3cli.model.loss import cross_entropy  # noqa: E402
-from glm3cli.model.rotary import rotate, rotation_at, rotation_of_sequence  # noqa: E402
+from glm3cli.device.kernels import Kernels  # noqa: E402
+from glm3cli.model.rotary import rotation_at, rotation_of_sequence  # noqa: E402
+
+KERNELS = Kernels()
 
 
 def leaf(*shape: int) -> torch.Tensor:
@@ -19,8 +20,8 @@ def test_swiglu_and_its_gradient() -> None:
     torch.manual_seed(0)
     values = leaf(3, 2, 10)
     gate, up = values.detach().chunk(2, dim=-1)
-    torch.testing.assert_close(swiglu(values).detach(), gate * gate.sigmoid() * up)
-    assert torch.autograd.gradcheck(swiglu, values)
+    torch.testing.assert_close(KERNELS.swiglu(values).detach(), gate * gate.sigmoid() * up)
+    assert torch.autograd.gradcheck(KERNELS.swiglu, values)
 
 
 def test_rotation_and_its_gradient() -> None:
@@ -28,14 +29,14 @@ def test_rotation_and_its_gradient() -> None:
     torch.manual_seed(0)
     heads = leaf(5, 2, 3, 8)
     rotation = rotation_of_sequence(5, 8, 10_000.0, torch.float64, torch.device("cpu"))
-    found = rotate(heads, rotation).detach()
+    found = KERNELS.rotate(heads, rotation).detach()
     assert torch.equal(found[..., 4:], heads[..., 4:])
     pairs = torch.view_as_complex(heads.detach()[..., :4].reshape(5, 2, 3, 2, 2))
     angles = torch.arange(5).double().unsqueeze(1) * torch.tensor([1.0, 10_000.0**-0.5]).double()
     turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None, None]
     expected = torch.view_as_real(turned).reshape(5, 2, 3, 4)
     torch.testing.assert_close(found[..., :4], expected, rtol=0, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda x: rotate(x, rotation), heads)
+    assert torch.autograd.gradcheck(lambda x: KERNELS.rotate(x, rotation), heads)
 
 
 def test_positions_of_rows_are_their_own() -> None:
@@ -56,7 +57,7 @@ def test_cross_entropy_and_its_gradient() -> None:
         theirs.copy_(ours)
         ours[0, 0, 0] = theirs[0, 0, 0] = 200.0  # whose others' probability is 0 in fp32
     weights = torch.randn(4, 3)
-    losses = cross_entropy(ours, labels)
+    losses = KERNELS.cross_entropy(ours, labels)
     expected = torch.nn.functional.cross_entropy(
         theirs.flatten(0, 1), labels.flatten(), reduction="none"
     ).view(4, 3)
@@ -70,7 +71,7 @@ def test_cross_entropy_of_16_bit_logits_is_computed_in_fp32() -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 11, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.randint(0, 11, (5,))
-    losses = cross_entropy(logits, labels)
+    losses = KERNELS.cross_entropy(logits, labels)
     assert losses.dtype == torch.float32
     expected = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     torch.testing.assert_close(losses, expected)

@@ -1,0 +1,166 @@
+"""The operations that chips have fused kernels for; here in plain torch, which defines them.
+
+The model calls these alone, as `require_active().kernels`. A chip's own kernels replace some.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+
+from glm3cli.device.window import Window
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class Kernels:
+    """Plain torch, for every chip."""
+
+    def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Hidden / rms(hidden) * weight over the last dim, computed in fp32."""
+        return rms_norm(hidden, weight.shape, weight, eps)
+
+    def swiglu(self, gate_and_up: Tensor) -> Tensor:
+        """silu(gate) * up of [..., gate and up one after the other] (Shazeer 2020)."""
+        return _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
+
+    def rotation(self, angles: Tensor, dtype: torch.dtype) -> Rotation:
+        """What `rotate` takes for angles [s, b or 1, 1, width / 4] in fp32."""
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def rotate(self, heads: Tensor, rotation: Rotation) -> Tensor:
+        """Turns the interleaved pairs of the first half of each head, [s, b, heads, width]."""
+        return _Rotate.apply(heads, *rotation)  # type: ignore[no-untyped-call]
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, numbers: Tensor | None
+    ) -> Tensor:
+        """Causal attention over grouped queries; K and V are not expanded to the heads.
+
+        Args:
+            query: [s, b, heads, d].
+            key: [s, b, groups, d], as `value`.
+            value: What is averaged.
+            scale: Of the scores.
+            numbers: The sample that each position of a pack belongs to, [b, s]; each sees its own
+                only. The positions of a pack may go on: rotation depends on distances alone.
+
+        Returns:
+            [s, b, heads, d].
+        """
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        mask = None if numbers is None else _within_samples(numbers)
+        return _attention(query, key, value, mask, scale).permute(2, 0, 1, 3)
+
+    def cached_attention(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: Window
+    ) -> Tensor:
+        """Attention of the last `s` slots over all slots so far.
+
+        Args:
+            query: [s, b, heads, d].
+            keys: The whole cache, [b, groups, capacity, d], as `values`.
+            values: What is averaged.
+            scale: Of the scores.
+            window: Where the pass begins, and what of each row is padding.
+
+        Returns:
+            [s, b, heads, d]; without meaning at pad slots.
+        """
+        length, end = query.size(0), window.start + query.size(0)
+        mask = window.mask(length, query.device)
+        query = query.permute(1, 2, 0, 3)
+        context = _attention(query, keys[:, :, :end], values[:, :, :end], mask, scale)
+        return context.permute(2, 0, 1, 3)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """-log softmax(logits)[label], in fp32; logits [..., vocabulary], labels [...]."""
+        return _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """[b, heads, s, d] each; causal where there is no mask."""
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and query.size(2) > 1,
+        scale=scale,
+        enable_gqa=query.size(1) != key.size(1),
+    )
+
+
+def _within_samples(numbers: Tensor) -> Tensor:
+    """What each position of packs sees, [b, 1, s, s]: earlier ones of the same sample."""
+    same = numbers.unsqueeze(2) == numbers.unsqueeze(1)
+    return same.tril().unsqueeze(1)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its input alone, and writes both halves of the gradient into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_and_up)
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Tensor:
+        [grad], [gate_and_up] = grads, ctx.saved_tensors
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_and_up)
+        of_gate, of_up = result.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=of_gate)
+        torch.mul(silu(gate), grad, out=of_up)
+        return result
+
+
+class _Rotate(torch.autograd.Function):
+    """Writes each half of the result once; the gradient is the rotation the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        ctx.rotation = cosines, sines
+        return _rotated(heads, cosines, sines, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        cosines, sines = ctx.rotation
+        return _rotated(grads[0], cosines, sines, -1), None, None
+
+
+def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor, sign: int) -> Tensor:
+    half = heads.size(-1) // 2
+    result = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
+    result[..., half:] = heads[..., half:]
+    (even, odd), (new_even, new_odd) = (
+        (tensor[..., 0:half:2], tensor[..., 1:half:2]) for tensor in (heads, result)
+    )
+    torch.mul(even, cosines, out=new_even).addcmul_(odd, sines, value=-sign)
+    torch.mul(odd, cosines, out=new_odd).addcmul_(even, sines, value=sign)
+    return result
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps the log-probabilities, and turns them into the gradient where they are."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        ctx.save_for_backward(log_probabilities, labels)
+        ctx.dtype = logits.dtype
+        return -log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        [grad], (log_probabilities, labels) = grads, ctx.saved_tensors
+        # The graph is run once, as every schedule of megatron-core does it.
+        result = log_probabilities.exp_()
+        ones = torch.ones_like(labels, dtype=result.dtype).unsqueeze(-1)
+        result.scatter_add_(-1, labels.unsqueeze(-1), -ones)
+        return result.mul_(grad.unsqueeze(-1)).to(ctx.dtype), None
