@@ -48,7 +48,7 @@ def test_a_server_fits_as_a_whole(tmp_path):
 
 def test_every_fault_has_a_sentence_and_a_way_out(tmp_path):
     machine = without(server(tmp_path), "ASCEND_HOME_PATH")
-    for package in ("torch", "megatron-core", "mindspeed", "triton-ascend", "pyarrow"):
+    for package in ("torch", "torch_npu", "megatron-core", "mindspeed", "triton-ascend", "pyarrow"):
         install(machine, package, None)
     machine.file("/dev/hisi_hdc").unlink()
     machine = with_environment(machine, HCCL_CONNECT_TIMEOUT="5", LOCAL_WORLD_SIZE="16")
