@@ -6,6 +6,7 @@ environment variables.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from glm3cli.device.machine import Finding, Machine
 from glm3cli.errors import DeviceError
@@ -48,14 +49,19 @@ def num_local_ranks(environment: Mapping[str, str]) -> int:
     return int(environment.get("LOCAL_WORLD_SIZE", rank + 1))
 
 
-def require_cards(machine: Machine | None = None) -> None:
+def require_cards(machine: Machine | None = None, num_ranks: int | None = None) -> None:
     """Refuses a start with more ranks than NPUs, or with NPUs that the user may not open.
+
+    Args:
+        machine: By default this one.
+        num_ranks: Ranks that are to run on it; by default as many as its launcher says.
 
     Raises:
         DeviceError: This machine's ranks can't each have an NPU.
     """
     machine = machine or Machine()
-    for finding in (_devices(machine), _permission(machine), _ranks(machine)):
+    num_ranks = num_ranks or num_local_ranks(machine.environment)
+    for finding in (_devices(machine), _permission(machine), _ranks(machine, num_ranks)):
         if finding.verdict == "wrong":
             raise DeviceError(f"--device npu: {finding.why}", finding.advice)
 
@@ -64,7 +70,8 @@ def check_cards(machine: Machine) -> list[Finding]:
     """The NPUs, who may use them, and the settings of their network."""
     findings = [_devices(machine)]
     if cards(machine):
-        findings += [f(machine) for f in (_permission, _visible, _passed, _ranks)]
+        findings += [check(machine) for check in (_permission, _visible, _passed)]
+        findings.append(_ranks(machine, num_local_ranks(machine.environment)))
     return [*findings, _npu_smi(machine), *_network(machine)]
 
 
@@ -83,13 +90,14 @@ def _devices(machine: Machine) -> Finding:
 
 
 def _permission(machine: Machine) -> Finding:
-    paths = [machine.file(f"/dev/davinci{card}") for card in cards(machine)]
+    names = (*_COMPANIONS, *(f"davinci{card}" for card in cards(machine)))
+    paths = filter(Path.exists, (machine.file(f"/dev/{name}") for name in names))
     closed = [f"/dev/{path.name}" for path in paths if not machine.may_open(path)]
     if not closed:
-        return Finding("permission", "the user may open the cards")
+        return Finding("permission", "the user may open the devices")
     why = f"the user may not open {', '.join(closed)}"
     advice = f"sudo usermod -aG {_GROUP} $USER, and log in again"
-    return Finding("permission", f"{len(closed)} card(s) closed", "wrong", why, advice)
+    return Finding("permission", f"{len(closed)} device(s) closed", "wrong", why, advice)
 
 
 def _visible(machine: Machine) -> Finding:
@@ -126,8 +134,8 @@ def _num_named(told: str) -> int:
     return total
 
 
-def _ranks(machine: Machine) -> Finding:
-    ranks, count = num_local_ranks(machine.environment), num_visible(machine)
+def _ranks(machine: Machine, ranks: int) -> Finding:
+    count = num_visible(machine)
     if ranks <= count:
         return Finding("local ranks", f"{ranks} on {count} NPU(s)")
     told = machine.environment.get(_VISIBLE)
@@ -166,7 +174,7 @@ def _timeout(_: Machine, value: str) -> Finding:
 
 def _interface(machine: Machine, value: str) -> Finding:
     here = sorted(path.name for path in machine.file("/sys/class/net").glob("*"))
-    if any(_means(value, name) for name in here):
+    if not here or any(_means(value, name) for name in here):
         return Finding("HCCL_SOCKET_IFNAME", value)
     why = f"HCCL_SOCKET_IFNAME={value} leaves none of the network cards {', '.join(here)}"
     return Finding("HCCL_SOCKET_IFNAME", value, "wrong", why, "name one of them")

@@ -107,6 +107,9 @@ def test_more_ranks_than_visible_cards_are_refused(tmp_path):
     )
     assert "--nproc_per_node" in caught.value.hint
     require_cards(with_environment(machine, LOCAL_WORLD_SIZE="4"))
+    require_cards(machine, num_ranks=4)
+    with pytest.raises(DeviceError, match=r"5 rank\(s\) on this machine, but 4 visible"):
+        require_cards(machine, num_ranks=5)
 
 
 @pytest.mark.parametrize(
@@ -132,18 +135,26 @@ def test_a_user_outside_the_group_is_told_to_join_it(tmp_path):
     machine = server(tmp_path, num_cards=2)
     for number in range(2):
         machine.file(f"/dev/davinci{number}").chmod(0o660)
-    group = frozenset({machine.file("/dev/davinci0").stat().st_gid})
+    about = machine.file("/dev/davinci0").stat()
+    group = frozenset({about.st_gid})
     outsider = replace(machine, uid=os.getuid() + 1, groups=frozenset({-1}))
     with pytest.raises(DeviceError, match="may not open /dev/davinci0, /dev/davinci1") as caught:
         require_cards(outsider)
     assert "usermod -aG HwHiAiUser" in caught.value.hint
-    assert find(outsider, "permission").found == "2 card(s) closed"
+    assert find(outsider, "permission").found == "2 device(s) closed"
     require_cards(replace(outsider, groups=group))
-    require_cards(replace(outsider, uid=os.getuid() or 0))
+    require_cards(replace(outsider, uid=about.st_uid))
     require_cards(replace(outsider, uid=0))
     machine.file("/dev/davinci1").chmod(0o640)
-    with pytest.raises(DeviceError, match="may not open /dev/davinci1"):
+    with pytest.raises(DeviceError, match=r"may not open /dev/davinci1$"):
         require_cards(replace(outsider, groups=group))
+
+
+def test_the_devices_beside_the_cards_must_open_too(tmp_path):
+    machine = replace(server(tmp_path), uid=os.getuid() + 1, groups=frozenset({-1}))
+    machine.file("/dev/davinci_manager").chmod(0o660)
+    with pytest.raises(DeviceError, match=r"may not open /dev/davinci_manager$"):
+        require_cards(machine)
 
 
 def test_npu_smi_may_be_missing(tmp_path):
