@@ -1,83 +1,17 @@
-"""The README promises commands, options, and tests: they must exist."""
+"""The README promises options, versions, places, and tests: they must exist."""
 
 import re
-import shlex
-from pathlib import Path
 from typing import Any, get_args
 
-import pytest
 import typer
 
 from glm3cli import errors
 from glm3cli.cli.app import app
 from glm3cli.config.convert import ToHfConfig, ToMegatronConfig
+from glm3cli.device.versions import ASCEND
+from tests.support.readme import README, ROOT, blocks, table
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    """The contents of the fenced blocks of a language."""
-    fenced = README.split("\n```")[1::2]
-    return [block.split("\n", 1)[1] for block in fenced if block.split("\n", 1)[0] == language]
-
-
-def table(heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading, without its head."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
-
-
-def command_lines() -> list[str]:
-    """Everything in the README that one may type for our program."""
-    lines = []
-    for block in blocks("bash"):
-        joined = block.replace("\\\n", " ")
-        commands = re.split(r"\n|&&", joined)
-        lines += [line.split(" #")[0].strip() for line in commands]
-    lines += re.findall(r"`((?:glm3|torchrun) [^`]+)`", README)
-    ours = [line for line in lines if re.match(r"glm3 |torchrun .*-m glm3cli", line)]
-    # `glm3 X`, `glm3 COMMAND --help`, and `... -m glm3cli X` stand for any command.
-    return [line for line in dict.fromkeys(ours) if not re.search(r" (X|COMMAND)\b", line)]
-
-
-def find_command(words: list[str]) -> tuple[Any, list[str]]:
-    """The command that the words start with, and the words after it."""
-    command = typer.main.get_command(app)
-    while words and words[0] in getattr(command, "commands", {}):
-        command, words = command.commands[words[0]], words[1:]  # type: ignore[attr-defined]
-    return command, words
-
-
-def test_commands_of_all_kinds_are_found():
-    lines = command_lines()
-    assert len(lines) > 12
-    assert any(line.startswith("torchrun") for line in lines)
-    assert "glm3 demo" in lines
-
-
-@pytest.mark.parametrize("line", command_lines())
-def test_every_command_line_names_a_command_and_options_that_exist(line):
-    words = shlex.split(re.sub(r"^torchrun .*-m glm3cli", "glm3", line))[1:]
-    command, rest = find_command(words)
-    assert not hasattr(command, "commands"), f"{words[0]} is not a command"
-    known = {
-        spelling
-        for parameter in command.params
-        for spelling in (*parameter.opts, *parameter.secondary_opts)
-    } | {"--help"}
-    options = {word.split("=")[0] for word in rest if word.startswith("--")}
-    assert options <= known
-
-
-@pytest.mark.parametrize("line", command_lines())
-def test_every_command_line_can_be_parsed(line):
-    words = shlex.split(re.sub(r"^torchrun .*-m glm3cli", "glm3", line))[1:]
-    command, rest = find_command(words)
-    # Parses only: neither a callback that reads a file nor the command runs.
-    context = command.make_context("glm3", [*rest], resilient_parsing=True)
-    assert context.args == []
+ASCEND_SECTION = "On an Ascend server"
 
 
 def test_every_command_of_the_table_exists():
@@ -98,7 +32,28 @@ def test_every_option_named_in_the_text_exists():
     torchruns = {"--nproc_per_node", "--nnodes", "--node_rank", "--master_addr", "--master_port"}
     torchruns |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts"}
     slurms = {"--nodes", "--ntasks-per-node", "--time", "--signal"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known | torchruns | slurms
+    others = {"--name", "--network", "--shm-size", "--index-url", "--local-dir"}  # docker, pip, hf
+    told = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README))
+    assert told <= known | torchruns | slurms | others
+
+
+def test_the_versions_for_ascend_are_those_that_the_doctor_wants():
+    assert {row[0]: row[1].removesuffix(" or newer") for row in table(ASCEND_SECTION)} == ASCEND
+    install = next(block for block in blocks("bash") if "MindSpeed.git" in block)
+    assert f"torch=={ASCEND['torch']} " in install
+    assert f"torch-npu=={ASCEND['torch_npu']} " in install
+    assert f"git clone -b {ASCEND['MindSpeed']} " in install
+    assert f"python{ASCEND['Python']} -m venv" in install
+
+
+def test_links_within_the_page_lead_to_a_heading():
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S), re.M
+    )
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", README))
+    assert links
+    assert links <= anchors
 
 
 def test_the_two_commands_that_start_everything_are_there():
@@ -124,7 +79,7 @@ def test_every_place_named_exists():
     assert set(folders) == {
         path.name for path in (ROOT / "glm3cli").iterdir() if (path / "__init__.py").is_file()
     }
-    for name in re.findall(r"`([a-z]+/[a-z_]+\.py)`", README):
+    for name in re.findall(r"`((?!tests/)[a-z]+/[a-z_]+\.py)`", README):
         assert (ROOT / "glm3cli" / name).is_file(), name
     assert (ROOT / ".ci/run").is_file()
 

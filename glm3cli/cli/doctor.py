@@ -9,7 +9,7 @@ import typer
 from glm3cli.cli.options import command
 from glm3cli.config.doctor import DoctorConfig
 
-_STYLES = {"ok": "green", "absent": "dim", "wrong": "red"}
+_STYLES = {"ok": "green", "absent": "dim", "untried": "yellow", "wrong": "red"}
 
 
 def register(app: typer.Typer) -> None:
@@ -36,13 +36,15 @@ def register(app: typer.Typer) -> None:
 def _print(device: str, backend: str, findings: list[dict[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"--device auto is {device}, with {backend}")
-    for heading in ("", "found", "", "advice"):
+    for heading in ("", "found", ""):
         table.add_column(heading)
     for row in findings:
-        style = _STYLES[row["verdict"]]
-        table.add_row(
-            row["subject"], row["found"], f"[{style}]{row['verdict']}[/{style}]", row["advice"]
-        )
+        verdict = Text(row["verdict"], style=_STYLES[row["verdict"]])
+        table.add_row(Text(row["subject"]), Text(row["found"]), verdict)
     Console().print(table)
+    # Below the table, where nothing is broken into lines: a way out can be copied.
+    for row in filter(lambda row: row["why"], findings):
+        typer.echo(f"{row['verdict']}: {row['why']}\n    {row['advice']}")
