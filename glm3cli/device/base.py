@@ -31,6 +31,7 @@ class Device(ABC):
             megatron-core's `main_grad` where it is computed.
         fuses_adamw: Whether torch has its fused AdamW for this chip.
         kernels: What computes the parts of a layer.
+        remarks: What a user should know of this chip here, as sentences.
         environment: Variables that are set unless the user has set them.
         related: How further variables begin that change what the chip and its network do.
     """
@@ -45,6 +46,7 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self.kernels = Kernels()
+        self.remarks: tuple[str, ...] = ()
 
     def activate(self) -> None:
         """Prepares torch and megatron-core for this chip; a second call does nothing.
@@ -86,6 +88,10 @@ class Device(ABC):
     def torch_device(self) -> torch.device:
         """The device of this process's tensors; LOCAL_RANK picks the card."""
         return torch.device(self.name, int(os.environ.get("LOCAL_RANK", "0")))
+
+    def make_deterministic(self) -> None:
+        """Lets the same work give the same bits in every run, at the price of some speed."""
+        torch.use_deterministic_algorithms(True)
 
     def keep_freed_memory(self) -> None:  # noqa: B027 - most allocators do
         """Lets the allocator keep what training frees, which asks for the same every step."""

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device.base import Device
-from glm3cli.device.redirects import Redirect, Redirects
+from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 
 _CPU = torch.device("cpu")
 
@@ -79,13 +79,6 @@ def _get_rng_state(_original: Any) -> Callable[..., torch.Tensor]:
     return lambda *_args, **_kwargs: torch.get_rng_state()
 
 
-def _identity(_original: Any) -> Callable[..., Any]:
-    def compile_nothing(function: Any = None, **_kwargs: Any) -> Any:
-        return function if function is not None else lambda decorated: decorated
-
-    return compile_nothing
-
-
 _FACTORIES = {
     "tensor": "optimizer/grad_scaler.py, optimizer/clip_grads.py: tensor(..., device='cuda')",
     "zeros": "pipeline_parallel/schedules.py: the token count",
@@ -97,7 +90,7 @@ _FACTORIES = {
 # torch.compile: the order counts.
 _TABLE = (
     *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
-    Redirect("torch", "compile", _identity, "jit.py: torch.compile as fuser needs a C++ compiler"),
+    Redirect("torch", "compile", compile_nothing, "jit.py: the fuser needs a C++ compiler"),
     Redirect("torch.Tensor", "cuda", _stay, "models/common/language_module: weight.data.cuda()"),
     Redirect("torch.Tensor", "type", _tensor_type, "optimizer/optimizer.py: 'torch.cuda.' types"),
     Redirect(

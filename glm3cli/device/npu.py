@@ -1,31 +1,73 @@
 """Ascend NPUs: torch_npu, then MindSpeed's adaptor, then megatron; the only place that knows them.
 
 MindSpeed patches megatron-core when it is imported and parses `sys.argv` while doing so: it must
-come before every import of megatron, and must not see our arguments.
+come before every import of megatron, and must see its own arguments instead of ours. torch_npu's
+transfer_to_npu is what makes megatron-core's `cuda` an NPU; MindSpeed mends what is left.
 """
 
+import functools
 import importlib
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
+
 from glm3cli.device.base import Device
+from glm3cli.device.cards import require_cards
+from glm3cli.device.machine import Machine
+from glm3cli.device.npu_kernels import NpuKernels
+from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
+from glm3cli.device.versions import LOST, has_mindspeed, require_versions
 from glm3cli.errors import DeviceError
 
 # Megatron's and HCCL's needs, set unless the user has set them.
 ENVIRONMENT = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # launch order, on which communication overlap relies
     "HCCL_CONNECT_TIMEOUT": "1200",  # seconds; the 120 s default is short for many machines
-    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",  # less fragmentation
 }
-_INSTALL = "source CANN's set_env.sh, install torch_npu 2.7.1 and MindSpeed's branch core_r0.16.0"
+# As MindSpeed's npu_deterministic sets them.
+_DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}
+# What MindSpeed is to do: only what megatron-core needs to run on NPUs, and its AdamW. Its fused
+# operators and its parallelism are for the models of megatron.training; ours has its own.
+MINDSPEED_ARGUMENTS = ("--optimization-level", "0", "--optimizer-selection", "fused_adamw")
+_INSTALL = "`glm3 doctor` says what is missing"
+
+
+def _cuda_type(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return original(self, *args, **kwargs)
+        return original(self).replace("torch.npu.", "torch.cuda.", 1)
+
+    return type_of
+
+
+def _set_rng_state(_original: Any) -> Callable[..., None]:
+    return lambda state, *_args, **_kwargs: torch.npu.set_rng_state(state)  # type: ignore[attr-defined]
+
+
+# What MindSpeed's adaptor would do, where it isn't installed.
+_WITHOUT_MINDSPEED = (
+    Redirect("torch", "compile", compile_nothing, "jit.py: torch.compile as fuser is for CUDA"),
+    Redirect("torch.Tensor", "type", _cuda_type, "optimizer/optimizer.py: 'torch.cuda.' types"),
+    Redirect(
+        "megatron.core.tensor_parallel.random",
+        "_set_cuda_rng_state",
+        _set_rng_state,
+        "tensor_parallel/random.py: CUDA's own generators",
+    ),
+)
 
 
 @contextmanager
-def _hidden_argv() -> Iterator[None]:
+def _mindspeed_argv() -> Iterator[None]:
     argv = sys.argv
-    sys.argv = argv[:1]
+    sys.argv = [argv[0], *MINDSPEED_ARGUMENTS]
     try:
         yield
     finally:
@@ -41,21 +83,39 @@ class NpuDevice(Device):
     related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
     _npu: Any  # torch_npu's counterpart of torch.cuda
 
+    def __init__(self, machine: Machine | None = None) -> None:
+        super().__init__()
+        self.machine = machine or Machine()
+        self.kernels = NpuKernels()
+
     def _prepare(self) -> None:
-        with _hidden_argv():
+        require_cards(self.machine)
+        require_versions(self.machine)
+        with _mindspeed_argv():
             torch_npu = self._import("torch_npu")
             self._import("torch_npu.contrib.transfer_to_npu")
-            self._import("mindspeed.megatron_adaptor")
+            if has_mindspeed(self.machine):
+                self._import("mindspeed.megatron_adaptor")
+            else:
+                self.remarks = (LOST,)
+                Redirects(_WITHOUT_MINDSPEED).apply()
         if not torch_npu.npu.is_available():
             raise DeviceError("--device npu: torch_npu finds no NPU", "see `npu-smi info`")
-        torch_npu.npu.set_device(self.torch_device())
         self._npu = torch_npu.npu
+        self._npu.set_device(self.torch_device())
+        # Compiled operators (aclnn) instead of a compilation for every new shape.
+        self._npu.set_compile_mode(jit_compile=False)
 
     def _import(self, name: str) -> Any:
         try:
             return importlib.import_module(name)
         except ImportError as error:
             raise DeviceError(f"--device npu: import {name} failed: {error}", _INSTALL) from error
+
+    def make_deterministic(self) -> None:
+        """Also HCCL's reductions and the order within matrix products."""
+        super().make_deterministic()
+        os.environ.update(_DETERMINISTIC)
 
     def synchronize(self) -> None:
         """Waits for the NPU."""

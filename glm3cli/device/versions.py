@@ -23,6 +23,11 @@ ASCEND = {
     "CANN": "9.0",
     "driver": "25.0",
 }
+# What a machine does without MindSpeed.
+LOST = (
+    "MindSpeed is not installed: its one-pass AdamW and its fixes of megatron-core for NPUs are "
+    "missing, and plain torch_npu is used"
+)
 TORCH_RANGE = ((2, 7, 1), (2, 14))  # anywhere: from, and below
 # torch_npu 2.7.1.postN -> the CANN that it is built for, from that N on.
 _CANN_OF_POST: dict[int, tuple[int, ...]] = {0: (8, 3), 2: (8, 5), 4: (9, 0), 8: (9, 1)}
@@ -54,8 +59,9 @@ def check_versions(machine: Machine, npu: bool) -> list[Finding]:
             _cann(machine),
             _driver(machine),
             _mindspeed(machine),
-            _triton(machine),
         ]
+        if has_mindspeed(machine):
+            findings.append(_triton(machine))
     return findings
 
 
@@ -71,6 +77,11 @@ def require_versions(machine: Machine | None = None) -> None:
             "--device npu: " + "; ".join(finding.why for finding in wrong),
             "; ".join(finding.advice for finding in wrong),
         )
+
+
+def has_mindspeed(machine: Machine) -> bool:
+    """Whether MindSpeed can be imported."""
+    return bool(machine.distribution("mindspeed") or machine.source_of("mindspeed"))
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -220,7 +231,7 @@ def _mindspeed(machine: Machine) -> Finding:
     origin = json.loads(package.read_text("direct_url.json") or "{}") if package else {}
     source = _folder_of(origin) or machine.source_of("mindspeed")
     if package is None and source is None:
-        return _wrong("MindSpeed", "missing", "MindSpeed is not installed", _MINDSPEED)
+        return Finding("MindSpeed", "missing", "untried", LOST, _MINDSPEED)
     version = package.version if package else _version_of(machine, source)
     branch = origin.get("vcs_info", {}).get("requested_revision") or _branch_of(machine, source)
     found = f"{version} ({branch})" if branch else version

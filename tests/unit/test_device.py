@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from glm3cli.device import DEVICES, cpu, find, require_active, select
-from glm3cli.device.npu import ENVIRONMENT
+from glm3cli.device.npu import ENVIRONMENT, MINDSPEED_ARGUMENTS
 from glm3cli.device.redirects import Redirect, Redirects
+from glm3cli.device.versions import LOST
 from glm3cli.errors import DeviceError
 
 ROOT = Path(__file__).parents[2]
@@ -186,13 +187,6 @@ def test_a_second_device_is_refused(other):
 
 # What the device layer needs of torch to be imported: a stand-in saves seconds a process, and takes
 # the device type npu, which the real one knows with the real torch_npu only.
-TORCH = """
-    class Tensor: pass
-    def device(name, index=0): return f"{name}:{index}"
-    zeros = object()
-"""
-
-
 def run(code: str, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """Runs `code` in a fresh process, with `folder` first on its path."""
     path = os.pathsep.join(str(item) for item in (folder, ROOT) if item)
@@ -222,7 +216,7 @@ def stand_in(folder: Path, **sources: str) -> Path:
 
 
 def test_megatron_before_the_device_is_refused(tmp_path):
-    stand_in(tmp_path, torch=TORCH, megatron__core="")
+    stand_in(tmp_path, megatron__core="")
     done = run(
         """
         import torch
@@ -254,12 +248,30 @@ RECORDER = """
     def note(name):
         log.append([name, sys.argv[1:], "megatron" in sys.modules])
 """
+# The NPU of a machine that is made up.
+MADE_UP = """
+    import json, os, sys
+    from pathlib import Path
+    import recorder
+    from dataclasses import replace
+    from glm3cli import device as devices
+    from glm3cli.device import require_active, select
+    from glm3cli.device.npu import NpuDevice
+    from glm3cli.errors import DeviceError
+    from tests.support.machines import server
+    machine = server(Path(os.environ["MACHINE"]))
+    machine = replace(machine, environment={**machine.environment, **os.environ})
+    devices._devices["npu"] = NpuDevice(machine)
+"""
 TORCH_NPU = """
+    import torch
     import recorder
     recorder.note("torch_npu")
+    torch.utils.rename_privateuse1_backend("npu")
     class npu:
         available, devices = True, []
         is_available = classmethod(lambda cls: cls.available)
+        set_compile_mode = classmethod(lambda cls, jit_compile: cls.devices.append(jit_compile))
         set_device = classmethod(lambda cls, device: cls.devices.append(str(device)))
         synchronize = classmethod(lambda cls: cls.devices.append("synchronized"))
         max_memory_allocated = classmethod(lambda cls: 7)
@@ -271,14 +283,12 @@ PROFILER = """
     def profile(activities):
         return activities
 """
-ACTIVATE = """
-    import json, os, sys
-    import recorder
-    from glm3cli.device import require_active, select
-    from glm3cli.errors import DeviceError
+ACTIVATE = (
+    MADE_UP
+    + """
     argv = sys.argv
     try:
-        select("auto").activate()
+        select("npu").activate()
         device = require_active()
         device.synchronize()
         said = [device.name, device.peak_memory(), sys.modules["torch_npu"].npu.devices]
@@ -288,6 +298,7 @@ ACTIVATE = """
     assert sys.argv is argv and sys.argv[1:] == ["pretrain", "--tp", "2"]
     print(json.dumps([recorder.log, said, dict(os.environ)]))
 """
+)
 
 
 @pytest.fixture
@@ -295,7 +306,6 @@ def ascend(tmp_path):
     """Stand-ins of torch_npu and MindSpeed that record when and with what argv they come."""
     return stand_in(
         tmp_path,
-        torch=TORCH,
         recorder=RECORDER,
         torch_npu__profiler=PROFILER,
         torch_npu__contrib__transfer_to_npu="import recorder; recorder.note('transfer_to_npu')",
@@ -305,7 +315,7 @@ def ascend(tmp_path):
 
 
 def activate_npu(folder: Path, **environment: str) -> tuple[list, list, dict]:
-    done = run(ACTIVATE, folder, **environment)
+    done = run(ACTIVATE, folder, MACHINE=str(folder), **environment)
     assert done.returncode == 0, done.stderr
     log, said, variables = json.loads(done.stdout)
     return log, said, variables
@@ -313,12 +323,14 @@ def activate_npu(folder: Path, **environment: str) -> tuple[list, list, dict]:
 
 def test_the_npus_packages_come_in_order_and_do_not_see_our_arguments(ascend):
     log, said, variables = activate_npu(ascend, LOCAL_RANK="3")
+    theirs = list(MINDSPEED_ARGUMENTS)
     assert log == [
-        ["torch_npu", [], False],
-        ["transfer_to_npu", [], False],
-        ["megatron_adaptor", [], False],
+        ["torch_npu", theirs, False],
+        ["transfer_to_npu", theirs, False],
+        ["megatron_adaptor", theirs, False],
     ]
-    assert said[:3] == ["npu", 7, ["npu:3", "synchronized"]]
+    # Operators are not compiled for each shape.
+    assert said[:3] == ["npu", 7, ["npu:3", False, "synchronized"]]
     assert said[3:] == ["Ascend910B3", 354.0, ["host", "chip"]]
     assert {name: variables[name] for name in ENVIRONMENT} == ENVIRONMENT
 
@@ -332,16 +344,11 @@ def test_the_npus_environment_is_the_users_where_it_is_set(ascend):
 
 def test_it_is_told_who_has_set_what(ascend):
     theirs = {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_IF_IP": "10.0.0.1", "OMP_NUM_THREADS": "4"}
-    done = run(
-        """
-        import json
-        from glm3cli.device import select
-        select("npu").activate()
-        print(json.dumps(select("npu").settings()))
-        """,
-        ascend,
-        **theirs,
-    )
+    settings = """
+    select("npu").activate()
+    print(json.dumps(select("npu").settings()))
+    """
+    done = run(MADE_UP + settings, ascend, MACHINE=str(ascend), **theirs)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     for name, value in theirs.items():
@@ -364,7 +371,7 @@ def test_a_package_that_does_not_import_is_named_with_the_way_out(module, source
     _, (message, hint), _ = activate_npu(ascend)
     assert message.startswith(f"--device npu: import {module} failed: ")
     assert "libhccl" in message
-    assert hint.startswith("source CANN's set_env.sh, install torch_npu")
+    assert "glm3 doctor" in hint
 
 
 def test_an_npu_that_is_not_there_is_told(ascend):
@@ -375,3 +382,46 @@ def test_an_npu_that_is_not_there_is_told(ascend):
     _, (message, hint), _ = activate_npu(ascend)
     assert message == "--device npu: torch_npu finds no NPU"
     assert "npu-smi" in hint
+
+
+def test_what_cannot_work_is_told_before_anything_is_imported(ascend):
+    log, (message, hint), _ = activate_npu(ascend, ASCEND_HOME_PATH="")
+    assert log == []
+    assert message == "--device npu: CANN's environment is not set"
+    assert "set_env.sh" in hint
+
+
+def test_more_ranks_than_npus_are_refused(ascend):
+    log, (message, _), _ = activate_npu(ascend, LOCAL_WORLD_SIZE="9")
+    assert log == []
+    assert message.startswith("--device npu: ")
+    assert "9" in message
+
+
+def test_without_mindspeed_it_is_said_what_is_lost(ascend):
+    """Its stand-in is importable, but isn't installed on this machine."""
+    code = """
+    from tests.support.machines import install
+    install(machine, "mindspeed", None)
+    select("npu").activate()
+    print(json.dumps([[name for name, *_ in recorder.log], list(select("npu").remarks)]))
+    """
+    done = run(MADE_UP + code, ascend, MACHINE=str(ascend))
+    assert done.returncode == 0, done.stderr
+    imported, remarks = json.loads(done.stdout)
+    assert imported == ["torch_npu", "transfer_to_npu"]
+    assert remarks == [LOST]
+
+
+def test_deterministic_reaches_the_network_too(ascend):
+    code = """
+    import torch
+    select("npu").activate()
+    select("npu").make_deterministic()
+    print(json.dumps([torch.are_deterministic_algorithms_enabled(), dict(os.environ)]))
+    """
+    done = run(MADE_UP + code, ascend, MACHINE=str(ascend))
+    assert done.returncode == 0, done.stderr
+    enabled, variables = json.loads(done.stdout)
+    assert enabled
+    assert (variables["HCCL_DETERMINISTIC"], variables["CLOSE_MATMUL_K_SHIFT"]) == ("true", "1")
