@@ -88,7 +88,7 @@ _FACTORIES = {
 }
 # The last row imports megatron, which binds some of the names above it and decorates with
 # torch.compile: the order counts.
-_TABLE = (
+REDIRECTS = (
     *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
     Redirect("torch", "compile", compile_nothing, "jit.py: the fuser needs a C++ compiler"),
     Redirect("torch.Tensor", "cuda", _stay, "models/common/language_module: weight.data.cuda()"),
@@ -154,7 +154,7 @@ class CpuDevice(Device):
 
     def __init__(self) -> None:
         super().__init__()
-        self._redirects = Redirects(_TABLE)
+        self._redirects = Redirects(REDIRECTS)
 
     def _prepare(self) -> None:
         # Advice about GPUs (Apex, Transformer Engine, launch order) that a CPU has no use for.

@@ -109,8 +109,9 @@ class NpuDevice(Device):
     def _import(self, name: str) -> Any:
         try:
             return importlib.import_module(name)
-        except ImportError as error:
-            raise DeviceError(f"--device npu: import {name} failed: {error}", _INSTALL) from error
+        except Exception as error:  # torch_npu raises bare ones where a part of CANN is missing
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DeviceError(f"--device npu: import {name} failed: {reason}", _INSTALL) from error
 
     def make_deterministic(self) -> None:
         """Also HCCL's reductions and the order within matrix products."""

@@ -17,14 +17,19 @@ from typing import Any
 _TIMEOUT = 240
 
 
-def _serve(connection: Connection, rank: int) -> None:
+def on_cpu() -> None:
+    """Activates the CPU in this process."""
+    from glm3cli.device import select
+
+    select("cpu").activate()
+
+
+def _serve(connection: Connection, rank: int, activate: Callable[[], None]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
-    from glm3cli.device import select
-
-    select("cpu").activate()
+    activate()
     while True:
         job = connection.recv()
         if job is None:
@@ -53,10 +58,11 @@ def _free_port() -> int:
 
 
 class RankPool:
-    """Up to `size` processes that stay alive between jobs."""
+    """Up to `size` processes that stay alive between jobs, each on the device of `activate`."""
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, size: int = 4, activate: Callable[[], None] = on_cpu) -> None:
         self._size = size
+        self._activate = activate
         self._ranks: list[tuple[Any, Connection]] = []
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -105,7 +111,7 @@ class RankPool:
         context = multiprocessing.get_context("spawn")
         for rank in range(self._size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank))
+            process = context.Process(target=_serve, args=(theirs, rank, self._activate))
             process.start()
             theirs.close()
             self._ranks.append((process, ours))

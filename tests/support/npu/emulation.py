@@ -1,0 +1,77 @@
+"""A child process's device: our NPU path on the real torch_npu, computed by CPU kernels."""
+
+import ctypes
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from glm3cli import device
+from glm3cli.device.cpu import REDIRECTS
+from glm3cli.device.npu import NpuDevice
+from glm3cli.device.redirects import Redirects
+from tests.support.machines import install, server
+from tests.support.npu.operators import KERNELS, with_defaults
+
+# Set to a checkout of MindSpeed's branch to run with it.
+MINDSPEED = "GLM3_TEST_MINDSPEED"
+
+
+class EmulatedNpu(NpuDevice):
+    """`NpuDevice` as it is, but for the tensors' place and the network."""
+
+    backend: ClassVar[str] = "gloo"
+    stream_ordered: ClassVar[bool] = False
+
+    def _import(self, name: str) -> Any:
+        module = super()._import(name)
+        if name == "torch_npu":
+            _give_it_a_card(module.npu)
+        return module
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        warnings.filterwarnings("ignore", module=r"megatron\.")
+        library = torch.library.Library("npu", "IMPL")
+        for name, function in KERNELS.items():
+            library.impl(name, with_defaults(name, function), "CPU")
+        self._library = library  # the kernels live as long as it
+        # What transfer_to_npu sends to an NPU stays here.
+        Redirects(REDIRECTS).apply()
+
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def _give_it_a_card(npu: Any) -> None:
+    npu.is_available = lambda: True
+    npu.device_count = lambda: 8
+    npu.current_device = lambda: torch.device("cpu")
+    npu.set_device = npu.synchronize = npu._lazy_init = lambda *_: None
+    npu.set_compile_mode = lambda jit_compile: None
+    npu.is_bf16_supported = lambda: True
+    npu.max_memory_allocated = lambda: 0
+    npu.get_device_name = lambda *_: "Ascend910B3"
+
+
+def start(wheel: Path, stubs: list[Path], folder: Path) -> None:
+    """Activates the emulated NPU in this process."""
+    for library in stubs:  # the linker finds what is loaded by its name
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    sys.path.insert(0, str(wheel))
+    machine = server(folder)
+    mindspeed = os.environ.get(MINDSPEED)
+    if mindspeed is None:
+        install(machine, "mindspeed", None)
+    else:
+        sys.path.insert(0, mindspeed)
+    install(machine, "torch", torch.__version__)
+    install(machine, "torch_npu", torch.__version__.split("+")[0])
+    os.environ.pop("ASCEND_HOME_PATH", None)  # torch_npu would look for the parts of CANN
+    npu = EmulatedNpu(replace(machine, environment={**machine.environment, "LOCAL_RANK": "0"}))
+    device._devices["npu"] = npu
+    npu.activate()

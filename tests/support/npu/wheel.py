@@ -1,0 +1,50 @@
+"""torch_npu's wheel, from the package registry, unpacked into a folder of its own.
+
+On the normal path `import torch` would load it, and fail without CANN.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+def unpacked(version: str, cache: Path) -> Path:
+    """The folder of torch_npu `version`, got once; skips the test where it can't be had."""
+    folder = cache / version
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as place:
+        got = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"),
+                *("--disable-pip-version-check", "--dest", place, f"torch-npu=={version}"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if got.returncode:
+            reason = got.stderr.strip().splitlines()[-1]
+            pytest.skip(f"the wheel torch-npu=={version} can't be had: {reason}")
+        [wheel] = Path(place).glob("*.whl")
+        target = Path(place) / "unpacked"
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+        try:
+            target.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(target)
+    return folder
+
+
+def schemas(folder: Path) -> dict[str, str]:
+    """The operators that a wheel defines, by name, as its library spells them out."""
+    text = (folder / "torch_npu/lib/libtorch_npu.so").read_bytes()
+    found = re.findall(rb"\0(npu_\w+)(\([\x20-\x7e]*\) -> [\x20-\x7e]+)\0", text)
+    return {name.decode(): (name + rest).decode() for name, rest in found}
