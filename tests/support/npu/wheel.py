@@ -46,5 +46,5 @@ def unpacked(version: str, cache: Path) -> Path:
 def schemas(folder: Path) -> dict[str, str]:
     """The operators that a wheel defines, by name, as its library spells them out."""
     text = (folder / "torch_npu/lib/libtorch_npu.so").read_bytes()
-    found = re.findall(rb"\0(npu_\w+)(\([\x20-\x7e]*\) -> [\x20-\x7e]+)\0", text)
+    found = re.findall(rb"(?<=\0)(npu_\w+)(\([\x20-\x7e]*\) -> [\x20-\x7e]+)(?=\0)", text)
     return {name.decode(): (name + rest).decode() for name, rest in found}

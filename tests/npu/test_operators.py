@@ -1,0 +1,230 @@
+"""Each fused operator, forward and backward, against the plain torch that defines it.
+
+Tolerances: fp32 sums in another order, 1e-5 of numbers around 1; 16 bits carry 8 or 11 binary
+digits, and the two sides round at different places, so 2 % or 0.4 % of numbers around 1. A wrong
+scale, mask, or pair of heads is wrong by more than 0.1 in both.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from glm3cli.device.kernels import Kernels
+from tests.support.npu.operators import KERNELS
+from tests.support.ranks import RankPool
+
+pytestmark = pytest.mark.dist
+
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 2e-6},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+    torch.float16: {"rtol": 4e-3, "atol": 4e-3},
+}
+S, B, HEADS, GROUPS, WIDTH = 10, 3, 4, 2, 8
+SCALE = 0.4
+Case = Callable[[Kernels, torch.dtype], tuple[list[torch.Tensor], torch.Tensor]]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    CASES[function.__name__] = function
+    return function
+
+
+def leaf(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+
+@case
+def rms_norm(kernels: Kernels, dtype: torch.dtype) -> Any:
+    hidden, weight = leaf(S, B, 16, dtype=dtype), leaf(16, dtype=dtype)
+    return [hidden, weight], kernels.rms_norm(hidden, weight, 0.1)
+
+
+@case
+def swiglu(kernels: Kernels, dtype: torch.dtype) -> Any:
+    values = leaf(S, B, 16, dtype=dtype)
+    return [values], kernels.swiglu(values)
+
+
+def rotated(kernels: Kernels, dtype: torch.dtype, rows: int, length: int = S) -> Any:
+    positions = torch.arange(length * rows).view(length, rows, 1, 1) % 7
+    angles = positions * torch.tensor([1.0, 0.3])
+    heads = leaf(length, B, HEADS, WIDTH, dtype=dtype)
+    return [heads], kernels.rotate(heads, kernels.rotation(angles, dtype))
+
+
+@case
+def rotation_of_all_rows_alike(kernels: Kernels, dtype: torch.dtype) -> Any:
+    return rotated(kernels, dtype, rows=1)
+
+
+@case
+def rotation_of_each_row(kernels: Kernels, dtype: torch.dtype) -> Any:
+    return rotated(kernels, dtype, rows=B)
+
+
+@case
+def rotation_of_one_position(kernels: Kernels, dtype: torch.dtype) -> Any:
+    return rotated(kernels, dtype, rows=B, length=1)
+
+
+def attended(kernels: Kernels, dtype: torch.dtype, numbers: Any, batch: int = B) -> Any:
+    query = leaf(S, batch, HEADS, WIDTH, dtype=dtype)
+    # As linear layers give them: a part of each group's row.
+    pair = leaf(S, batch, GROUPS, 2 * WIDTH, dtype=dtype)
+    key, value = pair.split(WIDTH, dim=-1)
+    return [query, pair], kernels.attention(query, key, value, SCALE, numbers)
+
+
+@case
+def attention(kernels: Kernels, dtype: torch.dtype) -> Any:
+    return attended(kernels, dtype, None)
+
+
+@case
+def attention_of_one_row(kernels: Kernels, dtype: torch.dtype) -> Any:
+    return attended(kernels, dtype, None, batch=1)
+
+
+@case
+def attention_within_samples(kernels: Kernels, dtype: torch.dtype) -> Any:
+    numbers = torch.tensor(
+        [[1] * 4 + [2] * 6, [1] * 10, [1] * 3 + [2] * 3 + [3] * 2 + [0] * 2]  # 0: padding
+    )
+    return attended(kernels, dtype, numbers)
+
+
+@case
+def cross_entropy(kernels: Kernels, dtype: torch.dtype) -> Any:
+    logits = leaf(S, B, 20, dtype=dtype)
+    labels = torch.arange(S * B).view(S, B) % 20
+    return [logits], kernels.cross_entropy(logits, labels)
+
+
+def run(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Result and gradients of a case by the kernels of this process's device."""
+    from glm3cli.device import require_active
+
+    leaves, result = CASES[name](require_active().kernels, dtype)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(7))
+    (result * weights.to(result.dtype)).sum().backward()
+    return [result.detach(), *(one.grad for one in leaves if one.grad is not None)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_results_and_gradients_are_those_of_plain_torch(
+    npu_ranks: RankPool, name: str, dtype: torch.dtype
+) -> None:
+    [found] = npu_ranks.run(1, run, name, dtype)
+    expected = run(name, dtype)
+    assert len(found) == len(expected)
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours.dtype == plain.dtype
+        torch.testing.assert_close(ours, plain, **TOLERANCE[dtype])
+
+
+# Padding in front of each row, first slot of the pass, number of its slots.
+PASSES = {
+    "a whole prompt": ((0, 0, 0), 0, 6),
+    "prompts of different lengths": ((3, 0, 5), 0, 6),
+    "one token more": ((0, 0, 0), 6, 1),
+    "one token more of each": ((3, 0, 5), 6, 1),
+    "several tokens more": ((3, 0, 5), 6, 4),
+}
+
+
+def decode(name: str, dtype: torch.dtype) -> torch.Tensor:
+    from glm3cli.device import require_active
+    from glm3cli.device.window import Window
+
+    padding, start, length = PASSES[name]
+    with torch.no_grad():
+        query = leaf(length, B, HEADS, WIDTH, dtype=dtype)
+        keys, values = leaf(2, B, GROUPS, 16, WIDTH, dtype=dtype)
+        keys[:, :, start + length :] = torch.nan  # not yet written
+        values[:, :, start + length :] = torch.nan
+        window = Window(padding, start)
+        found = require_active().kernels.cached_attention(query, keys, values, SCALE, window)
+    for row, pads in enumerate(padding):
+        found[: max(pads - start, 0), row] = 0  # without meaning
+    return found
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", PASSES)
+def test_decoding_is_that_of_plain_torch(
+    npu_ranks: RankPool, name: str, dtype: torch.dtype
+) -> None:
+    [found] = npu_ranks.run(1, decode, name, dtype)
+    torch.testing.assert_close(found, decode(name, dtype), **TOLERANCE[dtype])
+
+
+def count_calls(dtype: torch.dtype) -> set[str]:
+    """The operators that all cases call."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called = set()
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+            if function.namespace == "npu":
+                called.add(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        for name in CASES:
+            run(name, dtype)
+        for name in PASSES:
+            decode(name, dtype)
+    return called
+
+
+def test_every_emulated_operator_is_called(npu_ranks: RankPool) -> None:
+    [called] = npu_ranks.run(1, count_calls, torch.bfloat16)
+    assert called == set(KERNELS)
+
+
+def refusals() -> dict[str, str]:
+    """What the real schemas say to calls that a card would refuse, too."""
+    npu = torch.ops.npu
+    heads = torch.randn(4, 2, 3, 8)
+    angles = torch.randn(4, 1, 1, 8)
+    attempts: dict[str, Callable[[], Any]] = {
+        "unknown argument": lambda: npu.npu_rms_norm(heads, torch.ones(8), eps=1e-5),
+        "missing argument": lambda: npu.npu_rotary_mul(heads, angles),
+        "wrong kind": lambda: npu.npu_swiglu(heads, dim="last"),
+        "other type": lambda: npu.npu_rms_norm(heads, torch.ones(8).bfloat16()),
+        "angles of rows": lambda: npu.npu_rotary_mul(
+            heads, angles.expand(4, 2, 1, 8), angles.expand(4, 2, 1, 8), rotary_mode="interleave"
+        ),
+        "fp32 decoding": lambda: npu.npu_fused_infer_attention_score(
+            heads, heads, heads, input_layout="BNSD", num_heads=2
+        ),
+    }
+    said = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except RuntimeError as error:
+            said[name] = str(error)
+    return said
+
+
+def test_what_a_card_refuses_is_refused(npu_ranks: RankPool) -> None:
+    [said] = npu_ranks.run(1, refusals)
+    expected = {
+        "unknown argument": "Unknown keyword argument 'eps'",
+        "missing argument": "missing value for argument 'r2'",
+        "wrong kind": "Expected a value of type 'int' for argument 'dim'",
+        "other type": "gamma has another type",
+        "angles of rows": "interleave takes 11SD, 1S1D, or S11D",
+        "fp32 decoding": "no torch.float32",
+    }
+    assert said.keys() == expected.keys()
+    for name, text in expected.items():
+        assert text in said[name]

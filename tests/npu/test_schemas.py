@@ -1,0 +1,86 @@
+"""Every argument that we pass exists in the torch_npu that runs on cards.
+
+Its wheel can't be imported beside another torch: the schemas are read from its library's text.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from glm3cli.device.versions import ASCEND
+from tests.npu.test_operators import CASES, PASSES, decode, run
+from tests.support.npu.wheel import schemas, unpacked
+from tests.support.ranks import RankPool
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def on_cards(wheels: Path) -> dict[str, str]:
+    return schemas(unpacked(ASCEND["torch_npu"], wheels))
+
+
+def arguments(schema: str) -> dict[str, str]:
+    """Names and types of a schema's arguments, in their order."""
+    inside = schema[schema.index("(") + 1 : schema.rindex(") ->")]
+    parts = re.split(r", (?![^\[]*\])", inside)
+    named = [part.split("=")[0].rsplit(" ", 1) for part in parts if part != "*"]
+    return {name: kind for kind, name in named}
+
+
+def recorded() -> dict[str, list[tuple[int, list[str]]]]:
+    """For each operator, the number of positional and the names of other arguments per call."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    calls: dict[str, list[tuple[int, list[str]]]] = {}
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args, kwargs=None):
+            if function.namespace == "npu":
+                name = function.overloadpacket.__name__
+                defaults = [a.default_value for a in function._schema.arguments]
+                names = [a.name for a in function._schema.arguments]
+                given = [
+                    name
+                    for name, value, default in zip(names, args, defaults, strict=False)
+                    if value is not default
+                ]
+                calls.setdefault(name, []).append((len(args), [*given, *(kwargs or {})]))
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        for name in CASES:
+            run(name, torch.bfloat16)
+        for name in PASSES:
+            decode(name, torch.bfloat16)
+    return calls
+
+
+def test_our_calls_fit_the_schemas_of_cards(npu_ranks: RankPool, on_cards: dict[str, str]) -> None:
+    [calls] = npu_ranks.run(1, recorded)
+    assert calls
+    for name, ways in calls.items():
+        known = list(arguments(on_cards[name]))
+        for num_positional, names in ways:
+            assert set(names) <= set(known), name
+            # By position, an argument is the same on both.
+            assert num_positional <= len(known), name
+
+
+def test_the_emulated_schemas_begin_as_those_of_cards(
+    npu_ranks: RankPool, on_cards: dict[str, str], wheels: Path
+) -> None:
+    """Later versions may add arguments at the end, but move and change none that we pass."""
+    here = schemas(unpacked(torch.__version__.split("+")[0], wheels))
+    [calls] = npu_ranks.run(1, recorded)
+    for name in calls:
+        theirs, ours = arguments(on_cards[name]), arguments(here[name])
+        assert list(ours)[: len(theirs)] == list(theirs), name
+        assert {key: ours[key] for key in theirs} == theirs, name
+
+
+def test_a_schema_is_taken_apart() -> None:
+    text = "npu_x(Tensor input, int[2] size=[1, 2], *, Tensor? mask=None) -> (Tensor, Tensor)"
+    assert arguments(text) == {"input": "Tensor", "size": "int[2]", "mask": "Tensor?"}
