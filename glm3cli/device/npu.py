@@ -7,6 +7,7 @@ transfer_to_npu is what makes megatron-core's `cuda` an NPU; MindSpeed mends wha
 
 import functools
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from glm3cli.errors import DeviceError
 ENVIRONMENT = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # launch order, on which communication overlap relies
     "HCCL_CONNECT_TIMEOUT": "1200",  # seconds; the 120 s default is short for many machines
+    "MIND_SPEED_LOG_LEVEL": "WARNING",  # its INFO are megatron-core's settings, on every rank
     "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",  # less fragmentation
 }
 # As MindSpeed's npu_deterministic sets them.
@@ -74,6 +76,13 @@ def _mindspeed_argv() -> Iterator[None]:
         sys.argv = argv
 
 
+def _keep_stdout_for_results() -> None:
+    """MindSpeed lets all loggers write there; megatron-core's would fill the screen, too."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
+
+
 class NpuDevice(Device):
     """Ascend NPUs with HCCL."""
 
@@ -96,6 +105,7 @@ class NpuDevice(Device):
             self._import("torch_npu.contrib.transfer_to_npu")
             if has_mindspeed(self.machine):
                 self._import("mindspeed.megatron_adaptor")
+                _keep_stdout_for_results()
             else:
                 self.remarks = (LOST,)
                 Redirects(_WITHOUT_MINDSPEED).apply()

@@ -1,5 +1,6 @@
 """Ranks whose device is an emulated NPU."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from glm3cli.device.versions import ASCEND
 from tests.support.npu import stubs
 from tests.support.npu.emulation import start
 from tests.support.npu.wheel import unpacked
 from tests.support.ranks import RankPool
+
+MINDSPEED = "GLM3_TEST_MINDSPEED"
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +26,28 @@ def wheels(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def npu_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     """Processes on emulated NPUs, of the torch_npu that goes with the torch that is here."""
-    wheel = unpacked(torch.__version__.split("+")[0], wheels)
-    folder = tmp_path_factory.mktemp("npu")
-    pool = RankPool(2, partial(_start, wheel, stubs.build(wheel), folder))
+    pool = _pool(wheels, tmp_path_factory.mktemp("npu"))
     yield pool
     pool.close()
 
 
-def _start(wheel: Path, libraries: list[Path], folder: Path) -> None:
-    import os
+@pytest.fixture(scope="session")
+def mindspeed_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    """The same with MindSpeed, which no registry has: where a checkout of its branch is named."""
+    mindspeed = os.environ.get(MINDSPEED)
+    if mindspeed is None:
+        pytest.skip(f"{MINDSPEED} names no checkout of MindSpeed's branch {ASCEND['MindSpeed']}")
+    pool = _pool(wheels, tmp_path_factory.mktemp("npu"), mindspeed)
+    yield pool
+    pool.close()
 
+
+def _pool(wheels: Path, folder: Path, mindspeed: str | None = None) -> RankPool:
+    wheel = unpacked(torch.__version__.split("+")[0], wheels)
+    return RankPool(2, partial(_start, wheel, stubs.build(wheel), folder, mindspeed))
+
+
+def _start(wheel: Path, libraries: list[Path], folder: Path, mindspeed: str | None) -> None:
     place = folder / str(os.getpid())
     place.mkdir()
-    start(wheel, libraries, place)
+    start(wheel, libraries, place, mindspeed)

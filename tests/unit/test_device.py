@@ -88,14 +88,14 @@ def test_a_missing_owner_is_an_error_and_nothing_stays_applied(owner, library):
 # --- the CPU ---
 
 
-@pytest.mark.parametrize("redirect", cpu._TABLE, ids=lambda r: f"{r.owner}.{r.attribute}")
+@pytest.mark.parametrize("redirect", cpu.REDIRECTS, ids=lambda r: f"{r.owner}.{r.attribute}")
 def test_every_row_of_the_table_names_an_attribute_and_a_reason(redirect):
     redirect.original()
     assert ".py" in redirect.why or redirect.why.startswith(("models/", "everywhere"))
 
 
 def test_no_row_of_the_table_comes_twice():
-    assert len({(row.owner, row.attribute) for row in cpu._TABLE}) == len(cpu._TABLE)
+    assert len({(row.owner, row.attribute) for row in cpu.REDIRECTS}) == len(cpu.REDIRECTS)
 
 
 @pytest.mark.parametrize("factory", ["tensor", "zeros", "ones", "empty"])
@@ -310,7 +310,11 @@ def ascend(tmp_path):
         torch_npu__profiler=PROFILER,
         torch_npu__contrib__transfer_to_npu="import recorder; recorder.note('transfer_to_npu')",
         torch_npu=TORCH_NPU,
-        mindspeed__megatron_adaptor="import recorder; recorder.note('megatron_adaptor')",
+        mindspeed__megatron_adaptor="""
+            import logging, recorder, sys
+            recorder.note('megatron_adaptor')
+            logging.basicConfig(stream=sys.stdout, force=True)
+        """,
     )
 
 
@@ -411,6 +415,18 @@ def test_without_mindspeed_it_is_said_what_is_lost(ascend):
     imported, remarks = json.loads(done.stdout)
     assert imported == ["torch_npu", "transfer_to_npu"]
     assert remarks == [LOST]
+
+
+def test_mindspeed_does_not_log_among_the_results(ascend):
+    code = """
+    import logging
+    select("npu").activate()
+    logging.getLogger("megatron.core").warning("anything")
+    """
+    done = run(MADE_UP + code, ascend, MACHINE=str(ascend))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "anything" in done.stderr
 
 
 def test_deterministic_reaches_the_network_too(ascend):

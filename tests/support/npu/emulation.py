@@ -4,9 +4,12 @@ import ctypes
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import MagicMock, patch
 
 import torch
 
@@ -17,9 +20,6 @@ from glm3cli.device.redirects import Redirects
 from tests.support.machines import install, server
 from tests.support.npu.operators import KERNELS, with_defaults
 
-# Set to a checkout of MindSpeed's branch to run with it.
-MINDSPEED = "GLM3_TEST_MINDSPEED"
-
 
 class EmulatedNpu(NpuDevice):
     """`NpuDevice` as it is, but for the tensors' place and the network."""
@@ -28,7 +28,8 @@ class EmulatedNpu(NpuDevice):
     stream_ordered: ClassVar[bool] = False
 
     def _import(self, name: str) -> Any:
-        module = super()._import(name)
+        with _triton() if name.startswith("mindspeed") else nullcontext():
+            module = super()._import(name)
         if name == "torch_npu":
             _give_it_a_card(module.npu)
         return module
@@ -40,11 +41,24 @@ class EmulatedNpu(NpuDevice):
         for name, function in KERNELS.items():
             library.impl(name, with_defaults(name, function), "CPU")
         self._library = library  # the kernels live as long as it
+        if "type" in vars(torch.nn.Parameter):  # MindSpeed's, which would hide Tensor.type below
+            del torch.nn.Parameter.type
         # What transfer_to_npu sends to an NPU stays here.
         Redirects(REDIRECTS).apply()
 
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
+
+
+@contextmanager
+def _triton() -> Iterator[None]:
+    """A package that MindSpeed imports for kernels which only a card could run."""
+    parts = ("", ".language", ".language.extra", ".language.extra.libdevice")
+    names = [f"triton{part}" for part in (*parts, ".runtime", ".runtime.driver")]
+    package = MagicMock(__spec__=None, __version__="3.2.0")
+    package.runtime.driver.active.get_current_target.return_value.backend = "npu"
+    with patch.dict(sys.modules, dict.fromkeys(names, package)):
+        yield
 
 
 def _give_it_a_card(npu: Any) -> None:
@@ -58,17 +72,18 @@ def _give_it_a_card(npu: Any) -> None:
     npu.get_device_name = lambda *_: "Ascend910B3"
 
 
-def start(wheel: Path, stubs: list[Path], folder: Path) -> None:
-    """Activates the emulated NPU in this process."""
+def start(wheel: Path, stubs: list[Path], folder: Path, mindspeed: str | None = None) -> None:
+    """Activates the emulated NPU in this process, with MindSpeed where its checkout is given."""
     for library in stubs:  # the linker finds what is loaded by its name
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(wheel))
     machine = server(folder)
-    mindspeed = os.environ.get(MINDSPEED)
     if mindspeed is None:
         install(machine, "mindspeed", None)
     else:
         sys.path.insert(0, mindspeed)
+    # A process that this one starts finds the wheel, but not the stubs.
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     install(machine, "torch", torch.__version__)
     install(machine, "torch_npu", torch.__version__.split("+")[0])
     os.environ.pop("ASCEND_HOME_PATH", None)  # torch_npu would look for the parts of CANN
