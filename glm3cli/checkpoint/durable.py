@@ -15,7 +15,7 @@ from glm3cli.checkpoint.digests import file_digest
 from glm3cli.checkpoint.exchange import exchange
 from glm3cli.checkpoint.manifest import MANIFEST, FileEntry, Manifest, versions
 from glm3cli.checkpoint.staging import sync, sync_one
-from glm3cli.parallel.storage import Storage, first, together
+from glm3cli.parallel.storage import Storage, first, tell, together
 
 _DIGESTS = ".digests-{}.json"
 
@@ -51,8 +51,9 @@ def publish(partial: Path, folder: Path, source: dict[str, Any], storage: Storag
     everywhere = storage.gather(written)
     with together():
         common = _describe(partial, everywhere, source, storage) if storage.rank == 0 else {}
-    common = storage.gather(common)[0]
-    exchange(partial, partial, common, [common, *({} for _ in storage.leaders[1:])], storage)
+    common = tell(common, 0)
+    held = [set(common), *(set[str]() for _ in storage.leaders[1:])]
+    exchange(partial, partial, common, held, storage)
     with together():
         if storage.is_leader:
             sync(partial)

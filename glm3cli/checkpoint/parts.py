@@ -15,7 +15,7 @@ from glm3cli.checkpoint.exchange import exchange
 from glm3cli.checkpoint.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from glm3cli.checkpoint.staging import sync, sync_one
 from glm3cli.errors import CheckpointError
-from glm3cli.parallel.storage import Storage, tell, together
+from glm3cli.parallel.storage import Storage, first, tell, together
 
 _SHOWN = 3
 
@@ -44,12 +44,17 @@ def find_parts(folder: Path, storage: Storage) -> Parts:
 
     A checkpoint without a manifest, of another program, is taken as it is.
     """
-    with together():
+    trouble, entry, names = None, None, set[str]()
+    try:
         entry = _entry_of_manifest(folder)
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        names |= {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    except OSError as error:
+        trouble = f"{error.filename}: {error.strerror}"
     found = storage.gather((entry, names))
     held = [names for _, names in found]
     entries = {place: entry for place, (entry, _) in zip(storage.places, found, strict=True)}
+    if trouble := first(trouble):
+        return Parts({}, held, trouble)
     known = [place for place, entry in entries.items() if entry]
     if not known:
         lacking = [place for place, names in zip(entries, held, strict=True) if not names]

@@ -43,6 +43,11 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(claimed(config.save))
         grid = stack.enter_context(open_grid(config, config.seed))
+        with disk_trouble(config.save):
+            storage = find_storage(config.save)
+        with together():
+            if storage.is_leader and grid.rank != 0:
+                stack.enter_context(claimed(config.save))
         metrics = Metrics(
             config,
             is_speaker=grid.rank == 0,
@@ -51,11 +56,6 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
         )
         metrics.say(utilisation.describe())
         require_active().keep_freed_memory()
-        with disk_trouble(config.save):
-            storage = find_storage(config.save)
-        with together():
-            if storage.is_leader and grid.rank != 0:
-                stack.enter_context(claimed(config.save))
         try:
             return _run(config, kind, model, blend, grid, metrics, storage)
         finally:
