@@ -25,6 +25,7 @@ NAMES_CHIPS = {
 CATCHES_EVERYTHING = {
     "cli/app.py",  # our own errors, which become sentences
     "checkpoint/resume.py",  # damaged files raise nearly anything
+    "parallel/storage.py",  # our own errors, which become those of all ranks
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -85,7 +85,13 @@ def find_storage(folder: Path) -> Storage:
         rest = [one for one in rest if one not in seers]
     leaders = tuple(group[0] for group in groups)
     members = next(tuple(group) for group in groups if rank in group)
-    return Storage(rank, members, leaders, tuple(answers[leader][1] for leader in leaders))
+    return Storage(rank, members, leaders, _distinct([answers[one][1] for one in leaders], leaders))
+
+
+def _distinct(places: list[str], leaders: tuple[int, ...]) -> tuple[str, ...]:
+    """The places; containers may all have one host's name."""
+    named = zip(places, leaders, strict=True)
+    return tuple(p if places.count(p) == 1 else f"rank {leader}'s {p}" for p, leader in named)
 
 
 def _seers(probe: Path, leader: int) -> list[int]:

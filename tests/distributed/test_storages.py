@@ -14,6 +14,7 @@ from glm3cli.checkpoint.inspect import inspect
 from glm3cli.checkpoint.manifest import MANIFEST, read_manifest
 from glm3cli.checkpoint.source import open_source
 from glm3cli.errors import CheckpointError
+from glm3cli.parallel.storage import _distinct
 from tests.support.ranks import RankPool
 from tests.support.tiny import TINY, train_config
 
@@ -142,6 +143,11 @@ def test_ranks_that_see_the_same_folder_find_each_other(ranks: RankPool, tmp_pat
     assert ranks.run(4, storages, [a, b, a, b]) == [first, second, first, second]
     assert ranks.run(2, storages, [b, b]) == [((0, 1), (0,), [str(b)])] * 2
     assert not [*a.iterdir(), *b.iterdir()]
+
+
+def test_storages_of_one_name_are_told_apart() -> None:
+    assert _distinct(["a:/run", "b:/run"], (0, 8)) == ("a:/run", "b:/run")
+    assert _distinct(["a:/run", "a:/run"], (0, 8)) == ("rank 0's a:/run", "rank 8's a:/run")
 
 
 def pass_on(folders: list[Path], wrong: str, chunk: int) -> str:
