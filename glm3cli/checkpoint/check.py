@@ -51,7 +51,8 @@ def check(path: Path) -> Check:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
             f"{folder} is not as it was written: {'; '.join(problems[:_SHOWN])}{more}",
-            "copy or convert it again; the disk may be failing",
+            manifest.way_to(name for name in manifest.files if not (folder / name).exists())
+            or "copy or convert it again; the disk may be failing",
         )
     return Check(str(folder), len(manifest.files), len(manifest.tensors))
 

@@ -20,6 +20,7 @@ from glm3cli.checkpoint.cuts import from_megatron
 from glm3cli.checkpoint.embedded import MappedFile
 from glm3cli.checkpoint.headers import Header, Problem, compare
 from glm3cli.checkpoint.locate import Location
+from glm3cli.checkpoint.manifest import find_manifest
 from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.errors import CheckpointError
@@ -119,12 +120,23 @@ class DistSource(StoredSource):
             for layer in range(layers):
                 name = self._spelling(weight, layer)
                 expected[name] = (layers, *shape) if _is_stacked(name) else shape
-        problems = compare(expected, self._headers)
+        problems = [*self._missing_files(), *compare(expected, self._headers)]
         for name, header in self._headers.items():
             stored = sum(math.prod(part.sizes) for part in self._parts.get(name, []))
             if stored != math.prod(header.shape) and not is_ignored(name):
                 problems.append(Problem("missing", name, f"parts of {name} are missing"))
         return problems
+
+    def _missing_files(self) -> list[Problem]:
+        """The files with weights that aren't here; other machines of a training may have them."""
+        present = {path.name for path in self.files()}
+        missing = {part.file for parts in self._parts.values() for part in parts} - present
+        noted = find_manifest(self.path, self.path)
+        way = noted[1].way_to(missing) if noted else None
+        return [
+            Problem("missing", name, f"{name} is missing" + (f": {way}" if way else ""))
+            for name in sorted(missing)
+        ]
 
     def _spelling(self, weight: Weight, layer: int | None) -> str:
         names = weight.names("dist", layer)

@@ -36,8 +36,8 @@ class Inspection:
         missing: Names that should be there but aren't.
         extra: Names that shouldn't be there.
         problems: Sentences about everything that is wrong.
-        manifest: What the conversion that wrote the folder noted, if one did; of its files and
-            tensors only the numbers.
+        manifest: What the conversion that wrote the folder noted, if one did; of its files,
+            tensors and places only the numbers.
     """
 
     path: str
@@ -86,7 +86,8 @@ def _noted(path: Path, weights: Path) -> dict[str, Any] | None:
     if found is None:
         return None
     values = asdict(found[1])
-    return values | {name: len(values[name]) for name in ("files", "tensors")}
+    numbers: dict[str, Any] = {name: len(values[name]) for name in ("files", "tensors")}
+    return values | numbers | {"places": {k: len(v) for k, v in values["places"].items()}}
 
 
 def _kinds(source: StoredSource) -> list[TensorKind]:

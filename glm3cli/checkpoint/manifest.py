@@ -6,7 +6,8 @@ Free of torch.
 import functools
 import json
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Manifest:
         files: All files of the folder by their paths in it, but for the manifest.
         tensors: The XXH3 (128 bits) of every whole tensor by its ChatGLM name, in the type it is
             stored in.
+        places: The files that the ranks of each machine wrote, by HOST:FOLDER, where a training's
+            machines have disks of their own; all other files are on each of them.
     """
 
     source: dict[str, Any]
@@ -53,6 +56,13 @@ class Manifest:
     non_finite: int
     files: dict[str, FileEntry]
     tensors: dict[str, str]
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def way_to(self, names: Iterable[str]) -> str | None:
+        """How to get files that other machines of the training wrote; None if none did."""
+        wanted = set(names)
+        places = [place for place, files in self.places.items() if not wanted.isdisjoint(files)]
+        return f"copy the files of {' and '.join(places)} into this folder" if places else None
 
     def write(self, folder: Path) -> None:
         """Writes it into the folder that it describes."""

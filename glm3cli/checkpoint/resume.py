@@ -5,7 +5,8 @@ Weights, optimizer, schedule, and data position can be read back at any tp, pp, 
 
 import multiprocessing
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -138,6 +139,22 @@ def reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def disk_trouble(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a sentence; the checkpoints before stay as they are.
+
+    Raises:
+        CheckpointError: Instead of an OSError, or of torch's exception.
+    """
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        raise CheckpointError(
+            f"{folder} can't be written: {reason(error)}",
+            "free some space and run the same command again; it goes on from the checkpoint before",
+        ) from error
 
 
 def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:

@@ -97,7 +97,7 @@ class Loop:
     def _roll_back(self, first: int) -> None:
         """Goes back to the newest checkpoint; the batch that begins at `first` is left out."""
         self.store.finish()
-        folder = self.store.newest()
+        folder = self.store.newest(self.metrics)
         if folder is None:
             return
         counted = self.state

@@ -3,12 +3,13 @@
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from glm3cli.checkpoint.durable import finish_publishing
 from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.resume import disk_trouble
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.blend_table import sources_of
@@ -17,6 +18,8 @@ from glm3cli.data.prefixes import Blend, Kind
 from glm3cli.device import require_active
 from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
+from glm3cli.parallel.storage import Storage, find_storage, together
+from glm3cli.train.candidates import choose, find_resume
 from glm3cli.train.flops import Utilisation
 from glm3cli.train.loop import Loop
 from glm3cli.train.metrics import Metrics
@@ -25,7 +28,7 @@ from glm3cli.train.profile import Profiler
 from glm3cli.train.setup import build_parts
 from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
-from glm3cli.train.store import Store, choose, claimed, find_resume
+from glm3cli.train.store import Store, claimed
 
 
 def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:
@@ -34,12 +37,17 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
     Raises:
         Glm3Error: As its children say, each with the way out.
     """
-    candidates = find_resume(config.save, config.resume)
+    find_resume(config.save, config.resume)  # what is wrong there is told before all else
     utilisation = _utilisation(config, model)
     with ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(claimed(config.save))
         grid = stack.enter_context(open_grid(config, config.seed))
+        with disk_trouble(config.save):
+            storage = find_storage(config.save)
+        with together():
+            if storage.is_leader and grid.rank != 0:
+                stack.enter_context(claimed(config.save))
         metrics = Metrics(
             config,
             is_speaker=grid.rank == 0,
@@ -49,7 +57,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
         metrics.say(utilisation.describe())
         require_active().keep_freed_memory()
         try:
-            return _run(config, kind, model, blend, grid, metrics, candidates)
+            return _run(config, kind, model, blend, grid, metrics, storage)
         finally:
             metrics.close()
 
@@ -61,13 +69,15 @@ def _run(
     blend: Blend,
     grid: Grid,
     metrics: Metrics,
-    candidates: list[Path],
+    storage: Storage,
 ) -> State:
     stop = StopFlag(require_active().torch_device(), config.exit_duration)
     if grid.rank == 0:
         write_run_file(config)
     check_same_data(blend, kind)
-    resume = choose(candidates, grid, metrics)
+    with disk_trouble(config.save):
+        finish_publishing(config.save, storage)
+    resume = choose(config.save, config.resume, storage, metrics)
     parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
     metrics.sources = parts.train.consumed_by_source
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
@@ -79,9 +89,12 @@ def _run(
         config.keep_last,
         checkpoint_bytes(config, model),
         config.async_save,
+        storage,
     )
-    store.check_space()
-    store.check_shared(grid)
+    with together():
+        store.check_space()
+    if not storage.is_shared:
+        metrics.event("storages", number=len(storage.places), places=", ".join(storage.places))
     metrics.event(
         "start",
         command=kind,

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.project import Project, environment, events, steps
-from tests.support.train_command import losses, options, succeed
+from tests.support.project import Project, call, environment, events, steps
+from tests.support.train_command import checkpoints, losses, options, succeed
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-BRIEF = {"train_iters": 4, "save_interval": None}
 
 
 def free_port() -> int:
@@ -47,32 +46,51 @@ def finish(process: "subprocess.Popen[bytes]", timeout: float = 120) -> int:
             process.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.dist
-def test_two_machines_with_disks_of_their_own(project: Project, tmp_path: Path) -> None:
-    """Each has its own copy of the data, and preprocesses a part of it by itself."""
+def train_on_two_machines(tmp_path: Path, command: list[Any]) -> None:
+    """Runs a command to its end on two machines, each in a folder of its own."""
     port, nodes = free_port(), []
-    command = options(project, tmp_path / "run", data=None, data_cache="cache", **BRIEF)
-    command += ["--data", "2:data/text.jsonl", "--data", "1:data/text_text_document"]
     for rank in range(2):
-        folder = tmp_path / f"node{rank}"
-        (folder / "data").mkdir(parents=True)
-        for path in project.folder.glob("text*"):
-            shutil.copy(path, folder / "data")  # at a time of its own
         where = ("--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1)
         master = ("--master_addr", "127.0.0.1", "--master_port", port)
         launch = [*TORCHRUN, *where, *master, "-m", "glm3cli", *command]
-        nodes.append(begin(launch, folder, "log"))
+        nodes.append(begin(launch, tmp_path / f"node{rank}", "log"))
     codes = [finish(node) for node in nodes]
     logs = [(tmp_path / f"node{rank}/log").read_text() for rank in range(2)]
     assert codes == [0, 0], "\n".join(logs)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_machines_with_disks_of_their_own(project: Project, tmp_path: Path) -> None:
+    """Each has its own copy of the data, preprocesses a part of it, and keeps its checkpoints."""
+    for rank in range(2):
+        (tmp_path / f"node{rank}/data").mkdir(parents=True)
+        for path in project.folder.glob("text*"):
+            shutil.copy(path, tmp_path / f"node{rank}/data")  # at a time of its own
+    data = ["--data", "2:data/text.jsonl", "--data", "1:data/text_text_document"]
+    changes = {"data": None, "save_interval": None, "keep_last": 1, "data_cache": "cache"}
+    for train_iters in (4, 6):
+        command = options(project, Path("run"), **changes, train_iters=train_iters)
+        train_on_two_machines(tmp_path, [*command, *data])
     assert [len([*(tmp_path / f"node{rank}/cache").glob("*.bin")]) for rank in range(2)] == [1, 1]
+    runs = [tmp_path / f"node{rank}/run" for rank in range(2)]
+    assert [checkpoints(run) for run in runs] == [["iter_0000006"]] * 2
+    assert not (runs[1] / "metrics.jsonl").exists()
     # As one rank trains, which has the whole batch.
-    alone = options(project, tmp_path / "alone", data=None, **BRIEF)
+    alone = options(project, tmp_path / "alone", data=None, save_interval=None)
     blend = [x for w in (2, 1) for x in ("--data", f"{w}:{project.text}")]
     succeed(*alone, *blend)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
-    assert events(tmp_path / "run", "start")[0]["dp"] == 2
+    assert losses(runs[0]) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    assert events(runs[0], "start")[0]["dp"] == 2
+    assert events(runs[0], "resume")[0]["iteration"] == 4
+    assert [event["number"] for event in events(runs[0], "storages")] == [2, 2]
+    # One machine's part is no model, and says what would make it one.
+    ended = call("convert", "mg2hf", runs[1], tmp_path / "hf")
+    assert ended.code == 3
+    assert "copy the files of " in ended.err
+    shutil.copytree(runs[0] / "iter_0000006", runs[1] / "iter_0000006", dirs_exist_ok=True)
+    succeed("convert", "inspect", runs[1] / "iter_0000006", "--check")
+    succeed("convert", "mg2hf", runs[1], tmp_path / "hf")
 
 
 def test_a_rank_that_nobody_started_with_it_says_so_by_itself(

@@ -52,6 +52,7 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
     import torch
 
     from glm3cli.parallel.groups import open_grid
+    from glm3cli.parallel.storage import find_storage
     from glm3cli.train.loop import Loop
     from glm3cli.train.setup import Parts
     from glm3cli.train.signals import StopFlag
@@ -66,7 +67,14 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
         (save / "companions").mkdir(parents=True, exist_ok=True)
         (save / "companions/tokenizer.model").touch()
         store = Store(
-            save, TINY, save / "companions", save / "companions/tokenizer.model", None, 0, False
+            save,
+            TINY,
+            save / "companions",
+            save / "companions/tokenizer.model",
+            None,
+            0,
+            False,
+            find_storage(save),
         )
         parts = Parts(TINY, None, trainer, loader, None)  # type: ignore[arg-type]
         state = State()
