@@ -45,6 +45,7 @@ def save_request(
     Every rank must call it and run the request, at once (`execute_sync`) or in a process of its own
     (megatron-core's AsyncCallsQueue).
     """
+    gather_weights(chunks)
     state = _sharded_weights(chunks)
     state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
     state["optimizer_common"] = common_state(optimizer)
@@ -58,6 +59,18 @@ def save_request(
     )
     write = partial(write_and_digest, request.async_fn, folder, grid.rank)
     return request._replace(async_fn=write)
+
+
+def gather_weights(chunks: Sequence[torch.nn.Module]) -> None:
+    """Gives every data parallel rank all weights of the last step; every rank must call it.
+
+    With `overlap_param_gather` a rank has only those that it updated itself until the next forward
+    pass (megatron/core/distributed/distributed_data_parallel.py 0.16.1, _make_forward_pre_hook).
+    """
+    for chunk in chunks:
+        wrapped: Any = chunk
+        if wrapped.ddp_config.overlap_param_gather:
+            wrapped.start_param_sync(force_sync=True)
 
 
 def _keep_queue_from_signals() -> None:
