@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from glm3cli.checkpoint.durable import write_and_digest
 from glm3cli.checkpoint.locate import kind_of
 from glm3cli.checkpoint.moments import common_state, load_moments, sharded_moments
-from glm3cli.checkpoint.queue_process import outlive_signals_alone
+from glm3cli.checkpoint.queue_process import ByteQueue, outlive_signals_alone
 from glm3cli.errors import CheckpointError
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
@@ -83,7 +83,7 @@ def _keep_queue_from_signals() -> None:
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
         manager.start(outlive_signals_alone)
-        filesystem_async._results_queue = manager.Queue()
+        filesystem_async._results_queue = ByteQueue(manager.Queue())
 
 
 def load_training(
