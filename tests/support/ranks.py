@@ -53,10 +53,9 @@ def _free_port() -> int:
 
 
 class RankPool:
-    """Up to `size` processes that stay alive between jobs."""
+    """Processes that stay alive between jobs, as many as a job has needed so far."""
 
-    def __init__(self, size: int = 4) -> None:
-        self._size = size
+    def __init__(self) -> None:
         self._ranks: list[tuple[Any, Connection]] = []
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -64,7 +63,7 @@ class RankPool:
 
         Any rank's error fails the test with that rank's traceback.
         """
-        self._start()
+        self._start(world_size)
         port = _free_port()
         for _, connection in self._ranks[:world_size]:
             connection.send((function, args, world_size, port))
@@ -99,11 +98,9 @@ class RankPool:
             process.join()
         self._ranks = []
 
-    def _start(self) -> None:
-        if self._ranks:
-            return
+    def _start(self, world_size: int) -> None:
         context = multiprocessing.get_context("spawn")
-        for rank in range(self._size):
+        for rank in range(len(self._ranks), world_size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank))
             process.start()
