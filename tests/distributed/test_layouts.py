@@ -22,6 +22,7 @@ from tests.support.weights import Difference, difference, weights_of, whole_weig
 
 pytestmark = pytest.mark.dist
 
+OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 # Some in larger micro-batches: the same numbers in fewer messages, whose waiting costs most here.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
@@ -30,15 +31,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         {"tp": 2, "sequence_parallel": False, "micro_batch_size": 4},
     ),
     "tp4, more ranks than groups": (4, {"tp": 4, "micro_batch_size": 8}),
-    "pp2": (2, {"pp": 2}),
-    "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
-    "pp2 uneven": (2, {"pp": 2, "layers_per_stage": "1,3"}),
+    "pp2": (2, {"pp": 2, "micro_batch_size": 2}),
+    "pp2 vpp2": (2, {"pp": 2, "vpp": 2, "micro_batch_size": 2}),
+    "pp2 uneven": (2, {"pp": 2, "layers_per_stage": "1,3", "micro_batch_size": 2}),
     "pp4": (4, {"pp": 4}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
-    "one rank, replicated optimizer": (1, {"distributed_optimizer": False}),
-    "dp2": (2, {}),
-    "dp2 replicated optimizer": (2, {"distributed_optimizer": False}),
-    "dp2 overlapped": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+    "one rank, replicated optimizer": (
+        1,
+        {"distributed_optimizer": False, "micro_batch_size": 4},
+    ),
+    "dp2": (2, {"micro_batch_size": 2}),
+    "dp2 replicated optimizer": (2, {"distributed_optimizer": False, "micro_batch_size": 2}),
+    "dp2 overlapped": (2, {**OVERLAPPED, "micro_batch_size": 2}),
     "dp2 pp2 vpp2 overlapped": (4, {"pp": 2, "vpp": 2, "overlap_grad_reduce": True}),
     "dp2 tp2": (4, {"tp": 2, "micro_batch_size": 4}),
     "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
@@ -47,7 +51,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "cp2 pp2": (4, {"cp": 2, "pp": 2, "micro_batch_size": 4}),
     "cp2 dp2 overlapped": (
         4,
-        {"cp": 2, "overlap_grad_reduce": True, "overlap_param_gather": True, "micro_batch_size": 2},
+        {**OVERLAPPED, "cp": 2, "micro_batch_size": 2},
     ),
     "cp2 recompute full": (2, {"cp": 2, "recompute": "full", "micro_batch_size": 4}),
     "tp2 pp2 vpp2": (4, {"tp": 2, "pp": 2, "vpp": 2, "micro_batch_size": 4}),
@@ -57,15 +61,19 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "recompute a block": (
         1,
-        {"recompute": "full", "recompute_method": "block", "recompute_num_layers": 2},
+        {
+            "recompute": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": 2,
+            "micro_batch_size": 4,
+        },
     ),
-    "recompute pairs": (1, {"recompute": "full", "recompute_num_layers": 2}),
+    "recompute pairs": (1, {"recompute": "full", "recompute_num_layers": 2, "micro_batch_size": 4}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "recompute full": (1, {"recompute": "full"}),
-    "recompute selective": (1, {"recompute": "selective"}),
+    "recompute selective": (1, {"recompute": "selective", "micro_batch_size": 4}),
 }
 STEPS = 20
-OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 RESUMES = [
     ("1x1", "1x1"),
     ("tp2 pp2", "1x1"),
@@ -84,14 +92,14 @@ RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
     "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
-    "dp2": (2, {}),
-    "dp2 overlapped": (2, OVERLAPPED),
+    "dp2": (2, {"micro_batch_size": 2}),
+    "dp2 overlapped": (2, {**OVERLAPPED, "micro_batch_size": 2}),
     "dp4": (4, {}),
     "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
     "cp2 tp2": (4, {"cp": 2, "tp": 2, "micro_batch_size": 8}),
-    "dp2 replicated": (2, {"distributed_optimizer": False}),
+    "dp2 replicated": (2, {"distributed_optimizer": False, "micro_batch_size": 2}),
     "tp2 replicated": (2, {"tp": 2, "distributed_optimizer": False, "micro_batch_size": 4}),
-    "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
+    "pp2 vpp2": (2, {"pp": 2, "vpp": 2, "micro_batch_size": 2}),
     "tp2 pp2 uneven": (
         4,
         {"tp": 2, "pp": 2, "layers_per_stage": "1,3", "micro_batch_size": 4},
