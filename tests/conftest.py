@@ -1,15 +1,20 @@
 """The CPU device is active in every test; several ranks come from one pool of processes."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from glm3cli.device import select
 from tests.support.ranks import RankPool
 
 # A shell that starts pytest in the background has it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests run side by side, and all of their models are tiny: threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 select("cpu").activate()  # before any test module imports a part of the model
 
 

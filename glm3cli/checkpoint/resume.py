@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from glm3cli.checkpoint.durable import write_and_digest
 from glm3cli.checkpoint.locate import kind_of
 from glm3cli.checkpoint.moments import common_state, load_moments, sharded_moments
-from glm3cli.checkpoint.queue_process import outlive_signals_alone
+from glm3cli.checkpoint.queue_process import ByteQueue, outlive_signals_alone
 from glm3cli.errors import CheckpointError
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
@@ -46,6 +46,7 @@ def save_request(
     Every rank must call it and run the request, at once (`execute_sync`) or in a process of its own
     (megatron-core's AsyncCallsQueue).
     """
+    gather_weights(chunks)
     state = _sharded_weights(chunks)
     state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
     state["optimizer_common"] = common_state(optimizer)
@@ -61,6 +62,18 @@ def save_request(
     return request._replace(async_fn=write)
 
 
+def gather_weights(chunks: Sequence[torch.nn.Module]) -> None:
+    """Gives every data parallel rank all weights of the last step; every rank must call it.
+
+    With `overlap_param_gather` a rank has only those that it updated itself until the next forward
+    pass (megatron/core/distributed/distributed_data_parallel.py 0.16.1, _make_forward_pre_hook).
+    """
+    for chunk in chunks:
+        wrapped: Any = chunk
+        if wrapped.ddp_config.overlap_param_gather:
+            wrapped.start_param_sync(force_sync=True)
+
+
 def _keep_queue_from_signals() -> None:
     """Starts the process that megatron-core's writers report to, deaf to stop signals.
 
@@ -71,7 +84,7 @@ def _keep_queue_from_signals() -> None:
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
         manager.start(outlive_signals_alone)
-        filesystem_async._results_queue = manager.Queue()
+        filesystem_async._results_queue = ByteQueue(manager.Queue())
 
 
 def load_training(

@@ -128,9 +128,9 @@ def test_a_signal_in_validation_saves(project: Project, tmp_path: Path) -> None:
 
 def test_kill_9_at_random_moments(project: Project, tmp_path: Path) -> None:
     """All twenty of two hundred steps: tests/benchmarks/kill_training.py."""
-    changes = {"save_interval": 3, "train_iters": 24, "keep_last": 2}
+    changes = {"save_interval": 3, "train_iters": 30, "keep_last": 2}
     succeed(*options(project, tmp_path / "whole", **changes))
     command = options(project, tmp_path / "killed", **changes)
-    kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=3.0, seed=1)
+    kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=0.8, seed=1)
     assert kills == 3
     assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]

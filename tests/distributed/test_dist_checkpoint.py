@@ -125,3 +125,21 @@ def test_a_training_checkpoint_of_any_cut_is_read(ranks, tmp_path, cuts):
     convert(tmp_path / "run", tmp_path / "back", ConvertOptions(layout="chatglm"))
     assert_same(read_all(tmp_path / "back"), expected)
     assert open_source(tmp_path / "back").model.torch_dtype == "bf16"
+
+
+def children_after_a_save(folder: Path) -> list[bool]:
+    """Of every process that this rank has started and that lives: whether it has loaded torch."""
+    import psutil
+
+    from tests.support.training import train_steps
+
+    train_steps({}, 0, 1, folder)
+    children = psutil.Process().children(recursive=True)
+    return [any("libtorch" in file.path for file in child.memory_maps()) for child in children]
+
+
+def test_the_process_of_the_queue_does_without_torch(ranks, tmp_path):
+    """Each rank has one; importing torch costs more than a small checkpoint."""
+    [loaded] = ranks.run(1, children_after_a_save, tmp_path)
+    assert loaded
+    assert not any(loaded)

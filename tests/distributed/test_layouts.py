@@ -1,19 +1,28 @@
-"""The same losses and gradient norms at every layout, and across a stop and a resume.
+"""The same losses, gradient norms, and weights at every layout, and across a stop and a resume.
 
 Tolerance: fp32 sums in another order differ by about 1e-7 of their size a step; 1e-5 relative
 leaves room for twenty steps of AdamW, and any wrong scale or missing reduction shows as 1e-2.
+Each weight's difference at the end, relative to what training has changed of it, comes to some
+5e-6; the last step alone, whose learning rate is the lowest, is 1e-2 of it.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tests.support.checkpoints import assert_same, read_all
 from tests.support.ranks import RankPool
-from tests.support.training import train_steps
+from tests.support.tiny import TINY
+from tests.support.training import Trained, first_source, train_steps
+from tests.support.weights import Difference, difference, weights_of, whole_weights
 
 pytestmark = pytest.mark.dist
 
+OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 # Some in larger micro-batches: the same numbers in fewer messages, whose waiting costs most here.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
@@ -22,15 +31,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         {"tp": 2, "sequence_parallel": False, "micro_batch_size": 4},
     ),
     "tp4, more ranks than groups": (4, {"tp": 4, "micro_batch_size": 8}),
-    "pp2": (2, {"pp": 2}),
-    "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
-    "pp2 uneven": (2, {"pp": 2, "layers_per_stage": "1,3"}),
+    "pp2": (2, {"pp": 2, "micro_batch_size": 2}),
+    "pp2 vpp2": (2, {"pp": 2, "vpp": 2, "micro_batch_size": 2}),
+    "pp2 uneven": (2, {"pp": 2, "layers_per_stage": "1,3", "micro_batch_size": 2}),
     "pp4": (4, {"pp": 4}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
-    "one rank, replicated optimizer": (1, {"distributed_optimizer": False}),
-    "dp2": (2, {}),
-    "dp2 replicated optimizer": (2, {"distributed_optimizer": False}),
-    "dp2 overlapped": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+    "one rank, replicated optimizer": (
+        1,
+        {"distributed_optimizer": False, "micro_batch_size": 4},
+    ),
+    "dp2": (2, {"micro_batch_size": 2}),
+    "dp2 replicated optimizer": (2, {"distributed_optimizer": False, "micro_batch_size": 2}),
+    "dp2 overlapped": (2, {**OVERLAPPED, "micro_batch_size": 2}),
     "dp2 pp2 vpp2 overlapped": (4, {"pp": 2, "vpp": 2, "overlap_grad_reduce": True}),
     "dp2 tp2": (4, {"tp": 2, "micro_batch_size": 4}),
     "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
@@ -39,7 +51,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "cp2 pp2": (4, {"cp": 2, "pp": 2, "micro_batch_size": 4}),
     "cp2 dp2 overlapped": (
         4,
-        {"cp": 2, "overlap_grad_reduce": True, "overlap_param_gather": True, "micro_batch_size": 2},
+        {**OVERLAPPED, "cp": 2, "micro_batch_size": 2},
     ),
     "cp2 recompute full": (2, {"cp": 2, "recompute": "full", "micro_batch_size": 4}),
     "tp2 pp2 vpp2": (4, {"tp": 2, "pp": 2, "vpp": 2, "micro_batch_size": 4}),
@@ -49,12 +61,17 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "recompute a block": (
         1,
-        {"recompute": "full", "recompute_method": "block", "recompute_num_layers": 2},
+        {
+            "recompute": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": 2,
+            "micro_batch_size": 4,
+        },
     ),
-    "recompute pairs": (1, {"recompute": "full", "recompute_num_layers": 2}),
+    "recompute pairs": (1, {"recompute": "full", "recompute_num_layers": 2, "micro_batch_size": 4}),
     "micro-batch 4": (1, {"micro_batch_size": 4}),
     "recompute full": (1, {"recompute": "full"}),
-    "recompute selective": (1, {"recompute": "selective"}),
+    "recompute selective": (1, {"recompute": "selective", "micro_batch_size": 4}),
 }
 STEPS = 20
 RESUMES = [
@@ -68,19 +85,21 @@ RESUMES = [
     ("dp2 replicated", "dp4"),
     ("dp2", "dp2 replicated"),
     ("cp2", "dp2"),
+    ("dp2 overlapped", "dp2 overlapped"),
     ("dp2", "cp2 tp2"),
 ]
 RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
     "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
-    "dp2": (2, {}),
+    "dp2": (2, {"micro_batch_size": 2}),
+    "dp2 overlapped": (2, {**OVERLAPPED, "micro_batch_size": 2}),
     "dp4": (4, {}),
     "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
     "cp2 tp2": (4, {"cp": 2, "tp": 2, "micro_batch_size": 8}),
-    "dp2 replicated": (2, {"distributed_optimizer": False}),
+    "dp2 replicated": (2, {"distributed_optimizer": False, "micro_batch_size": 2}),
     "tp2 replicated": (2, {"tp": 2, "distributed_optimizer": False, "micro_batch_size": 4}),
-    "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
+    "pp2 vpp2": (2, {"pp": 2, "vpp": 2, "micro_batch_size": 2}),
     "tp2 pp2 uneven": (
         4,
         {"tp": 2, "pp": 2, "layers_per_stage": "1,3", "micro_batch_size": 4},
@@ -88,41 +107,65 @@ RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+LOSSES, NORMS, WEIGHTS = 1e-5, 1e-4, 1e-4  # relative
+ELEMENTS = 2e-5  # absolute; a step moves an element by up to 1e-2
+
+
 @pytest.fixture(scope="module")
-def one_rank(ranks: RankPool) -> list[tuple[float, float]]:
+def one_rank(ranks: RankPool) -> Trained:
     return ranks.run(1, train_steps, {}, 0, STEPS)[0]
 
 
+def check_alike(found: Sequence[Trained], one_rank: Trained) -> None:
+    """Checks that ranks at any layout ended as the one did, and had its last steps on the way."""
+    for rank in found:
+        first = STEPS - len(rank.losses)
+        assert rank.losses == pytest.approx(one_rank.losses[first:], rel=LOSSES)
+        assert rank.grad_norms == pytest.approx(one_rank.grad_norms[first:], rel=NORMS)
+    apart = distance(found, one_rank)
+    assert apart.relative < WEIGHTS
+    assert apart.absolute < ELEMENTS
+
+
+def distance(found: Sequence[Trained], one_rank: Trained) -> Difference:
+    weights, expected = (
+        whole_weights([rank.pieces for rank in run], TINY) for run in (found, [one_rank])
+    )
+    return difference(weights, expected, weights_of(first_source()), TINY)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_trains_alike(
-    ranks: RankPool, one_rank: list[tuple[float, float]], layout: str
-) -> None:
+def test_every_layout_trains_alike(ranks: RankPool, one_rank: Trained, layout: str) -> None:
     world_size, options = LAYOUTS[layout]
-    results = ranks.run(world_size, train_steps, options, 0, STEPS)
-    for outcome in results:
-        assert [loss for loss, _ in outcome] == pytest.approx([x for x, _ in one_rank], rel=1e-5)
-        assert [norm for _, norm in outcome] == pytest.approx([x for _, x in one_rank], rel=1e-4)
+    check_alike(ranks.run(world_size, train_steps, options, 0, STEPS), one_rank)
 
 
-def test_the_tiny_model_learns(one_rank: list[tuple[float, float]]) -> None:
+def test_the_tiny_model_learns(one_rank: Trained) -> None:
     # Random labels can't be predicted, but their uniform distribution can.
-    assert one_rank[-1][0] < one_rank[0][0]
-    assert all(norm > 0 for _, norm in one_rank)
+    assert one_rank.losses[-1] < one_rank.losses[0]
+    assert all(norm > 0 for norm in one_rank.grad_norms)
+
+
+def test_a_step_less_shows_in_the_weights(ranks: RankPool, one_rank: Trained) -> None:
+    found = ranks.run(1, train_steps, {}, 0, STEPS - 1)
+    assert distance(found, one_rank).relative > 50 * WEIGHTS
+
+
+def test_ranks_that_drift_apart_are_told(one_rank: Trained) -> None:
+    key = next(iter(one_rank.pieces))
+    other = one_rank.pieces | {key: np.nextafter(one_rank.pieces[key], np.float32(1))}
+    with pytest.raises(AssertionError, match=f"ranks hold different copies of {key[0]}"):
+        whole_weights([one_rank.pieces, other], TINY)
 
 
 @pytest.mark.parametrize(("before", "after"), RESUMES)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    ranks: RankPool,
-    one_rank: list[tuple[float, float]],
-    tmp_path: Path,
-    before: str,
-    after: str,
+    ranks: RankPool, one_rank: Trained, tmp_path: Path, before: str, after: str
 ) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY.to_hf()))
     world_size, options = RESUME_LAYOUTS[before]
-    ranks.run(world_size, train_steps, options, 0, 10, tmp_path)
+    found = ranks.run(world_size, train_steps, options, 0, STEPS // 2, tmp_path)
+    assert_same(read_all(tmp_path), whole_weights([rank.pieces for rank in found], TINY))
     world_size, options = RESUME_LAYOUTS[after]
-    results = ranks.run(world_size, train_steps, options, 10, STEPS, None, tmp_path)
-    for outcome in results:
-        expected = one_rank[10:]
-        assert [loss for loss, _ in outcome] == pytest.approx([x for x, _ in expected], rel=1e-5)
-        assert [norm for _, norm in outcome] == pytest.approx([x for _, x in expected], rel=1e-4)
+    found = ranks.run(world_size, train_steps, options, STEPS // 2, STEPS, None, tmp_path)
+    check_alike(found, one_rank)

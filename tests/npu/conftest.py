@@ -44,7 +44,7 @@ def mindspeed_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def _pool(wheels: Path, folder: Path, mindspeed: str | None = None) -> RankPool:
     wheel = unpacked(torch.__version__.split("+")[0], wheels)
-    return RankPool(2, partial(_start, wheel, stubs.build(wheel), folder, mindspeed))
+    return RankPool(partial(_start, wheel, stubs.build(wheel), folder, mindspeed))
 
 
 def _start(wheel: Path, libraries: list[Path], folder: Path, mindspeed: str | None) -> None:

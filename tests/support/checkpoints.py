@@ -10,6 +10,7 @@ from torch import Tensor
 from glm3cli.checkpoint.names import WEIGHTS, Stage, slots
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.model import ModelConfig
+from tests.support.weights import weights_of
 
 # hidden_size differs from heads x kv_channels, and nothing else is equal by chance.
 SMALL = ModelConfig(
@@ -70,11 +71,7 @@ def write_hf(
 
 def read_all(path: Path) -> dict[str, Tensor]:
     """All canonical tensors of a MODEL, under their Hugging Face names."""
-    source = open_source(path)
-    return {
-        weight.name("chatglm", layer): source.read(weight, layer)
-        for weight, layer in slots(source.model.num_layers)
-    }
+    return weights_of(open_source(path))
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -58,10 +58,12 @@ def _free_port() -> int:
 
 
 class RankPool:
-    """Up to `size` processes that stay alive between jobs, each on the device of `activate`."""
+    """Processes that stay alive between jobs, as many as a job has needed so far.
 
-    def __init__(self, size: int = 4, activate: Callable[[], None] = on_cpu) -> None:
-        self._size = size
+    Each runs on the device of `activate`.
+    """
+
+    def __init__(self, activate: Callable[[], None] = on_cpu) -> None:
         self._activate = activate
         self._ranks: list[tuple[Any, Connection]] = []
 
@@ -70,7 +72,7 @@ class RankPool:
 
         Any rank's error fails the test with that rank's traceback.
         """
-        self._start()
+        self._start(world_size)
         port = _free_port()
         for _, connection in self._ranks[:world_size]:
             connection.send((function, args, world_size, port))
@@ -105,11 +107,9 @@ class RankPool:
             process.join()
         self._ranks = []
 
-    def _start(self) -> None:
-        if self._ranks:
-            return
+    def _start(self, world_size: int) -> None:
         context = multiprocessing.get_context("spawn")
-        for rank in range(self._size):
+        for rank in range(len(self._ranks), world_size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank, self._activate))
             process.start()

@@ -1,9 +1,27 @@
 """Training jobs that run on ranks of the pool."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support.tiny import TINY, Samples, train_config
+from tests.support.weights import Pieces, pieces_here
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a rank saw of some steps: a number for each, and its part of the weights at the end."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    pieces: Pieces
+
+
+def first_source() -> Any:
+    """The weights that every run begins with."""
+    from glm3cli.checkpoint.random import RandomSource
+
+    return RandomSource(TINY, seed=7, std=train_config().init_method_std)
 
 
 def build(
@@ -11,7 +29,6 @@ def build(
 ) -> tuple[Any, Any, Any]:
     """Config, trainer, and loader of the tiny model on this rank."""
     from glm3cli.checkpoint.load import load_weights
-    from glm3cli.checkpoint.random import RandomSource
     from glm3cli.data.loader import Loader
     from glm3cli.device import require_active
     from glm3cli.model.build import unwrap
@@ -19,8 +36,7 @@ def build(
 
     config = train_config(**options)
     trainer = build_trainer(config, TINY, grid)
-    source = RandomSource(TINY, seed=7, std=config.init_method_std)
-    load_weights([unwrap(chunk) for chunk in trainer.chunks], source, config, grid)
+    load_weights([unwrap(chunk) for chunk in trainer.chunks], first_source(), config, grid)
     trainer.optimizer.reload_model_params()
     loader = Loader(
         dataset=samples(config.seq_length, TINY.padded_vocab_size),
@@ -42,9 +58,9 @@ def train_steps(
     stop: int,
     save: Path | None = None,
     load: Path | None = None,
-) -> list[tuple[float, float]]:
-    """Loss and gradient norm of the steps start..stop, from and to a checkpoint if given."""
-    from glm3cli.checkpoint.resume import load_training, save_request
+) -> Trained:
+    """Trains the steps start..stop, from and to a checkpoint if given."""
+    from glm3cli.checkpoint.resume import gather_weights, load_training, save_request
     from glm3cli.parallel.groups import open_grid
 
     with open_grid(train_config(**options)) as grid:
@@ -66,4 +82,9 @@ def train_steps(
                 {"iteration": stop},
                 grid,
             ).execute_sync()
-        return [(outcome.loss, outcome.grad_norm) for outcome in outcomes]
+        gather_weights(trainer.chunks)
+        return Trained(
+            losses=[outcome.loss for outcome in outcomes],
+            grad_norms=[outcome.grad_norm for outcome in outcomes],
+            pieces=pieces_here(trainer, config, TINY),
+        )
