@@ -47,7 +47,7 @@ def pieces_here(trainer: Any, parallel: Any, model: ModelConfig) -> Pieces:
             for local, layer in places:
                 parameter = parameters.pop(weight.name("mcore", local), None)
                 if parameter is not None:
-                    piece = parameter.detach().numpy().copy()
+                    piece = parameter.detach().float().numpy().copy()
                     pieces[weight.name("chatglm", layer), tp_rank] = piece
         assert not parameters
     return pieces
