@@ -164,6 +164,12 @@ class EngineOptions(Settings):
         default=1, ge=1, description="Layers of --recompute-method."
     )
 
+    mc2: Annotated[bool, Flag(panel=PARALLEL)] = Field(
+        default=False,
+        description="Send while multiplying in tensor parallel layers (Ascend's MC2 operators); "
+        "off because they want one server whose NPUs are all joined, and HCCL of the same release.",
+    )
+
     @model_validator(mode="after")
     def _check_overlap(self) -> Self:
         if self.overlap_param_gather and not (
@@ -203,6 +209,9 @@ class RunOptions(Settings):
     )
     resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT")] = Field(
         default="auto", description="auto continues the run in --save if it has a checkpoint."
+    )
+    deterministic: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=False, description="The same bits in every run at the same layout; slower on NPUs."
     )
     seed: Annotated[int, Flag(panel=RUN)] = Field(
         default=1234, ge=0, description="Seed of random weights and of the data order."
@@ -257,6 +266,7 @@ class TrainConfig(
         self.check_world(self.world_size)
         self._check_context(model)
         self._check_profiled_steps()
+        self._check_mc2(model)
         step = self.micro_batch_size * self.dp
         if self.global_batch_size % step:
             raise ConfigError(
@@ -284,6 +294,24 @@ class TrainConfig(
             raise ConfigError(
                 f"--profile {self.profile} goes beyond --train-iters {self.train_iters}",
                 f"give steps from 1 to {self.train_iters}",
+            )
+
+    def _check_mc2(self, model: ModelConfig) -> None:
+        """The limits of torch_npu's npu_all_gather_base_mm and npu_mm_reduce_scatter_base."""
+        if not self.mc2:
+            return
+        if self.tp not in (2, 4, 8) or not self.sequence_parallel or self.dtype == "fp32":
+            raise ConfigError(
+                f"--mc2 with --tp {self.tp}, --dtype {self.dtype}"
+                + ("" if self.sequence_parallel else ", --no-sequence-parallel")
+                + ": it is for 2, 4 or 8 tensor parallel ranks, 16 bits, and sequence parallelism",
+                "leave --mc2 out, or change these",
+            )
+        sizes = (model.hidden_size, model.query_size // self.tp, model.ffn_hidden_size // self.tp)
+        if not 256 <= min(sizes) <= max(sizes) < 65535:
+            raise ConfigError(
+                f"--mc2: its matrix products sum over 256 to 65,534 numbers, these over {sizes}",
+                "leave --mc2 out, or use a smaller --tp",
             )
 
     def _check_context(self, model: ModelConfig) -> None:

@@ -6,6 +6,7 @@ The model calls these alone, as `require_active().kernels`. A chip's own kernels
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
@@ -77,6 +78,19 @@ class Kernels:
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """-log softmax(logits)[label], in fp32; logits [..., vocabulary], labels [...]."""
         return _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+
+    def gather_matmul(self, rows: Tensor, matrix: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+        """Multiplies the rows of all ranks: [m, k], [k, n] -> [m * ranks, n], [m * ranks, k]."""
+        gathered = rows.new_empty(rows.size(0) * group.size(), rows.size(1))
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+        return gathered.matmul(matrix), gathered
+
+    def matmul_scatter(self, rows: Tensor, matrix: Tensor, group: Any) -> Tensor:
+        """This rank's rows of the products' sum over ranks: [m, k], [k, n] -> [m / ranks, n]."""
+        product = rows.matmul(matrix)
+        sums = product.new_empty(product.size(0) // group.size(), product.size(1))
+        dist.reduce_scatter_tensor(sums, product, group=group)
+        return sums
 
 
 def _attention(

@@ -20,10 +20,12 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
 from glm3cli.model.activation import SwiGLU
 from glm3cli.model.attention import CoreAttention
 from glm3cli.model.loss import ChatGLM
+from glm3cli.model.mc2 import GatheringLinear, ScatteringLinear
 from glm3cli.model.norm import RMSNorm
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -93,8 +95,15 @@ def _pipeline_layout(parallel: ParallelConfig) -> list[list[str]] | None:
     return stages
 
 
-def layer_spec(model: ModelConfig) -> ModuleSpec:
-    """One ChatGLM3 layer out of megatron-core's local (Transformer Engine free) parts."""
+def layer_spec(model: ModelConfig, *, mc2: bool = False) -> ModuleSpec:
+    """One ChatGLM3 layer out of megatron-core's local (Transformer Engine free) parts.
+
+    Args:
+        model: Its shape.
+        mc2: Whether linear layers send while they multiply.
+    """
+    column = GatheringLinear if mc2 else tensor_parallel.ColumnParallelLinear
+    row = ScatteringLinear if mc2 else tensor_parallel.RowParallelLinear
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -103,11 +112,11 @@ def layer_spec(model: ModelConfig) -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=tensor_parallel.ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=ModuleSpec(
                         module=CoreAttention, params={"rotary_base": model.rotary_base}
                     ),
-                    linear_proj=tensor_parallel.RowParallelLinear,
+                    linear_proj=row,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
@@ -115,8 +124,8 @@ def layer_spec(model: ModelConfig) -> ModuleSpec:
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(
-                    linear_fc1=tensor_parallel.ColumnParallelLinear,
-                    linear_fc2=tensor_parallel.RowParallelLinear,
+                    linear_fc1=column,
+                    linear_fc2=row,
                     activation_func=SwiGLU,
                 ),
             ),
@@ -146,10 +155,13 @@ def _build_chunk(
 ) -> torch.nn.Module:
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
+    # Without sequence parallelism there is nothing to gather: decoding never does.
+    mc2 = isinstance(parallel, EngineOptions) and parallel.mc2 and config.sequence_parallel
+    spec = layer_spec(model, mc2=mc2)
     gpt = ChatGLM(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[layer_spec(model)] * num_layers, layer_norm=RMSNorm
+            layer_specs=[spec] * num_layers, layer_norm=RMSNorm
         ),
         vocab_size=model.padded_vocab_size,
         max_sequence_length=model.seq_length,

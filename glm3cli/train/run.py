@@ -39,6 +39,8 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
     """
     find_resume(config.save, config.resume)  # what is wrong there is told before all else
     utilisation = _utilisation(config, model)
+    if config.deterministic:
+        require_active().make_deterministic()
     with ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(claimed(config.save))
@@ -54,7 +56,8 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
             utilisation=utilisation,
             world_size=grid.world_size,
         )
-        metrics.say(utilisation.describe())
+        for remark in (utilisation.describe(), *require_active().remarks):
+            metrics.say(remark)
         require_active().keep_freed_memory()
         try:
             return _run(config, kind, model, blend, grid, metrics, storage)

@@ -11,6 +11,8 @@ import torch
 
 from glm3cli.device.versions import ASCEND
 from tests.npu.test_operators import CASES, PASSES, decode, run
+from tests.support.mc2 import block
+from tests.support.npu.operators import KERNELS
 from tests.support.npu.wheel import schemas, unpacked
 from tests.support.ranks import RankPool
 
@@ -30,11 +32,15 @@ def arguments(schema: str) -> dict[str, str]:
     return {name: kind for kind, name in named}
 
 
-def recorded() -> dict[str, list[tuple[int, list[str]]]]:
-    """For each operator, the number of positional and the names of other arguments per call."""
+# For each operator and call, the number of positional arguments, and the names of all.
+Calls = dict[str, list[tuple[int, list[str]]]]
+
+
+def recorded(sending: bool) -> Calls:
+    """The calls of one rank alone, or of one that multiplies while it sends."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    calls: dict[str, list[tuple[int, list[str]]]] = {}
+    calls: Calls = {}
 
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args, kwargs=None):
@@ -51,6 +57,9 @@ def recorded() -> dict[str, list[tuple[int, list[str]]]]:
             return function(*args, **(kwargs or {}))
 
     with Recorder():
+        if sending:
+            block(mc2=True)
+            return calls
         for name in CASES:
             run(name, torch.bfloat16)
         for name in PASSES:
@@ -58,9 +67,15 @@ def recorded() -> dict[str, list[tuple[int, list[str]]]]:
     return calls
 
 
-def test_our_calls_fit_the_schemas_of_cards(npu_ranks: RankPool, on_cards: dict[str, str]) -> None:
-    [calls] = npu_ranks.run(1, recorded)
-    assert calls
+@pytest.fixture(scope="module")
+def calls(npu_ranks: RankPool) -> Calls:
+    """Of all operators."""
+    alone, sending = npu_ranks.run(1, recorded, False), npu_ranks.run(2, recorded, True)
+    return {**alone[0], **sending[0]}
+
+
+def test_our_calls_fit_the_schemas_of_cards(calls: Calls, on_cards: dict[str, str]) -> None:
+    assert calls.keys() == KERNELS.keys()
     for name, ways in calls.items():
         known = list(arguments(on_cards[name]))
         for num_positional, names in ways:
@@ -70,11 +85,10 @@ def test_our_calls_fit_the_schemas_of_cards(npu_ranks: RankPool, on_cards: dict[
 
 
 def test_the_emulated_schemas_begin_as_those_of_cards(
-    npu_ranks: RankPool, on_cards: dict[str, str], wheels: Path
+    calls: Calls, on_cards: dict[str, str], wheels: Path
 ) -> None:
     """Later versions may add arguments at the end, but move and change none that we pass."""
     here = schemas(unpacked(torch.__version__.split("+")[0], wheels))
-    [calls] = npu_ranks.run(1, recorded)
     for name in calls:
         theirs, ours = arguments(on_cards[name]), arguments(here[name])
         assert list(ours)[: len(theirs)] == list(theirs), name

@@ -15,10 +15,19 @@ import torch
 
 from glm3cli import device
 from glm3cli.device.cpu import REDIRECTS
+from glm3cli.device.machine import Machine
 from glm3cli.device.npu import NpuDevice
+from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.redirects import Redirects
 from tests.support.machines import install, server
 from tests.support.npu.operators import KERNELS, with_defaults
+
+
+class EmulatedKernels(NpuKernels):
+    """`NpuKernels` as they are, but for the name of a network that isn't there."""
+
+    def hccl_name(self, group: Any) -> str:
+        return str(group.group_name)
 
 
 class EmulatedNpu(NpuDevice):
@@ -26,6 +35,10 @@ class EmulatedNpu(NpuDevice):
 
     backend: ClassVar[str] = "gloo"
     stream_ordered: ClassVar[bool] = False
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self.kernels = EmulatedKernels()
 
     def _import(self, name: str) -> Any:
         with _triton() if name.startswith("mindspeed") else nullcontext():
