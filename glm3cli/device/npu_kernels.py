@@ -124,7 +124,7 @@ class NpuKernels(Kernels):
     def matmul_scatter(self, rows: Tensor, matrix: Tensor, group: Any) -> Tensor:
         """MC2, with the same limits."""
         name = self.hccl_name(group)
-        return npu.npu_mm_reduce_scatter_base(rows, matrix, name, group.size(), reduce_op="sum")
+        return npu.npu_mm_reduce_scatter_base(rows, matrix, name, group.size())
 
     def hccl_name(self, group: Any) -> str:
         """What HCCL calls the group on this rank."""
@@ -163,12 +163,12 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_and_up)
-        return npu.npu_swiglu(gate_and_up, dim=-1)
+        return npu.npu_swiglu(gate_and_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Tensor:
         [gate_and_up] = ctx.saved_tensors
-        return npu.npu_swiglu_backward(grads[0], gate_and_up, dim=-1)
+        return npu.npu_swiglu_backward(grads[0], gate_and_up)
 
 
 class _Rotate(torch.autograd.Function):

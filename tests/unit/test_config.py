@@ -471,3 +471,23 @@ def test_options_written_as_yaml_are_read_back_as_the_same_config(config, tmp_pa
     given = {key: value for key, value in config.to_options().items() if value is not None}
     file.write_text(yaml.safe_dump(given), encoding="utf-8")
     assert read(type(config), file) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tp": 1, "dtype": "bf16"}, "--mc2 with --tp 1"),
+        ({"tp": 2, "dtype": "fp32"}, "--dtype fp32"),
+        ({"tp": 2, "dtype": "bf16", "sequence_parallel": False}, "--no-sequence-parallel"),
+        ({"tp": 2, "dtype": "bf16"}, r"these over \(64, 32, 48\)"),
+    ],
+)
+def test_mc2_is_for_what_its_operators_take(monkeypatch, options, said):
+    monkeypatch.setenv("WORLD_SIZE", str(options["tp"]))
+    config = train_config(mc2=True, micro_batch_size=4, **options)
+    with pytest.raises(ConfigError, match=said) as caught:
+        config.check_plan(TINY)
+    assert "--mc2" in caught.value.hint
+    config = train_config(mc2=True, tp=2, dtype="bf16", micro_batch_size=4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config.check_plan(SIX_B)

@@ -149,6 +149,7 @@ def npu_cross_entropy_loss_backward(
     *_options: Any,
 ) -> Tensor:
     require(grad_loss.dtype == log_prob.dtype, "npu_cross_entropy_loss_backward: types differ")
+    require(target.dtype == torch.int64, "npu_cross_entropy_loss_backward: target is not int64")
     shares = log_prob.exp()
     shares[torch.arange(len(target)), target] -= 1
     if reduction == "none":
