@@ -166,8 +166,8 @@ class EngineOptions(Settings):
 
     mc2: Annotated[bool, Flag(panel=PARALLEL)] = Field(
         default=False,
-        description="Send while multiplying in tensor parallel layers (Ascend's MC2 operators); "
-        "off because they want one server whose NPUs are all joined, and HCCL of the same release.",
+        description="Send while multiplying in tensor parallel layers (MC2 operators); off because "
+        "they want one server whose devices are all joined, and software of one release.",
     )
 
     @model_validator(mode="after")
@@ -211,7 +211,8 @@ class RunOptions(Settings):
         default="auto", description="auto continues the run in --save if it has a checkpoint."
     )
     deterministic: Annotated[bool, Flag(panel=RUN)] = Field(
-        default=False, description="The same bits in every run at the same layout; slower on NPUs."
+        default=False,
+        description="The same bits in every run at the same layout; slower on some chips.",
     )
     seed: Annotated[int, Flag(panel=RUN)] = Field(
         default=1234, ge=0, description="Seed of random weights and of the data order."
@@ -297,7 +298,7 @@ class TrainConfig(
             )
 
     def _check_mc2(self, model: ModelConfig) -> None:
-        """The limits of torch_npu's npu_all_gather_base_mm and npu_mm_reduce_scatter_base."""
+        """The limits of the operators, as the device layer's kernels name them."""
         if not self.mc2:
             return
         if self.tp not in (2, 4, 8) or not self.sequence_parallel or self.dtype == "fp32":

@@ -1,8 +1,8 @@
 """Linear layers that send while they multiply: tensor with sequence parallelism by fused kernels.
 
 Megatron-core gathers the sequence before the first matrix product of a block and scatters sums
-after the second; nothing else runs meanwhile. Ascend's MC2 operators do both in pieces, so that
-one piece is multiplied while the next one travels.
+after the second; nothing else runs meanwhile. The kernels of some chips (MC2, "matrix computation
+and communication") do both in pieces, so that one piece is multiplied while the next one travels.
 """
 
 from typing import Any
