@@ -49,6 +49,7 @@ MORE: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_what_training_can_do_runs_on_npus(ranks: RankPool, npu_ranks: RankPool, name: str) -> None:
     size, options = MORE[name]
