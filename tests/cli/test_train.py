@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 
+from glm3cli.device import require_active
 from tests.support.checkpoints import assert_same, read_all
 from tests.support.project import (
     Ended,
@@ -198,6 +200,19 @@ def test_from_scratch(project: Project, tmp_path: Path) -> None:
     assert losses(tmp_path / "one") != losses(tmp_path / "other")
     assert losses(tmp_path / "one")[0] == pytest.approx(math.log(1024), abs=0.1)
     succeed("convert", "inspect", tmp_path / "one")
+
+
+def test_deterministic_asks_the_device_before_the_ranks_join(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HCCL reads its setting when it starts."""
+    joined = []
+    device = require_active()
+    monkeypatch.setattr(device, "make_deterministic", lambda: joined.append(dist.is_initialized()))
+    succeed(*options(project, tmp_path / "run", deterministic=True, train_iters=1))
+    assert joined == [False]
+    succeed(*options(project, tmp_path / "other", train_iters=1))
+    assert joined == [False]
 
 
 def test_finetuning_a_run_with_validation(
