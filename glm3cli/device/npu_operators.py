@@ -65,7 +65,7 @@ def define() -> None:
     """Defines the operators for meta tensors, unless torch_npu has; a second call does nothing."""
     if hasattr(torch.ops.npu, "npu_rms_norm"):
         return
-    library = torch.library.Library("npu", "DEF")
+    library: Any = torch.library.Library("npu", "DEF")  # type: ignore[no-untyped-call]
     for schema in SCHEMAS:
         library.define(schema)
         name = schema.partition("(")[0]
@@ -110,7 +110,7 @@ def _fusion_attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
     """Two fp32 numbers per row, each eight times over: 32 bytes are what the chip moves."""
     if layout == "TND":
-        rows = (query.size(0), heads, 8)
+        rows: tuple[int, ...] = (query.size(0), heads, 8)
         context = query.new_empty((*query.shape[:2], value.size(2)))
     elif layout == "SBH":
         rows = (query.size(1), heads, query.size(0), 8)

@@ -45,7 +45,7 @@ class Recorder(TorchDispatchMode):
     """Keeps an `Operator` for every call that moves or computes something."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
 
     def __torch_dispatch__(
@@ -153,7 +153,7 @@ def _answer(func: Any, args: Any, kwargs: Any) -> Any:
     if func.__name__.partition(".")[0].endswith("_coalesced_") and _tensors(args)[0].is_meta:
         from torch._C._distributed_c10d import FakeWork
 
-        return FakeWork().boxed()  # type: ignore[attr-defined]
+        return FakeWork().boxed()
     return func(*args, **kwargs)
 
 
