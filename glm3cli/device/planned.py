@@ -4,16 +4,40 @@ The real model and the real optimizer run on it, and a dispatch mode sees every 
 in for the CPU, whose redirects let megatron-core do without CUDA.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from glm3cli.device.base import Device
+from glm3cli.device.base import Device, standing_in
 from glm3cli.device.kernels import Kernels
 from glm3cli.device.npu import NpuDevice
 from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.npu_operators import define
+from glm3cli.device.redirects import Redirect, Redirects
+
+_TABLE = (
+    Redirect(
+        "torch.optim.adam",
+        "_device_dtype_check_for_fused",
+        lambda _: lambda *_args, **_kwargs: None,
+        "torch's fused AdamW, which refuses meta tensors",
+    ),
+)
+
+
+@contextmanager
+def planned(kind: type[Device]) -> Iterator[None]:
+    """Lets a device of that kind, without numbers, be the active one for a while."""
+    redirects = Redirects(_TABLE)
+    redirects.apply()
+    try:
+        with standing_in(PlannedDevice(kind)):
+            yield
+    finally:
+        redirects.undo()
 
 
 class _PlainKernels(Kernels):
@@ -31,7 +55,7 @@ class _PlainKernels(Kernels):
 
 
 class PlannedDevice(Device):
-    """Stands in for a kind of device; see `base.standing_in`."""
+    """What a kind of device says of itself, on meta tensors."""
 
     name: ClassVar[str] = "meta"
     backend: ClassVar[str] = "fake"

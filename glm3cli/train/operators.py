@@ -52,8 +52,9 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is aten._local_scalar_dense.default and args[0].is_meta:
-            return 1  # a number that nothing of what is counted hangs on
+        if func is aten._local_scalar_dense.default:
+            # Nothing of what is counted hangs on a number.
+            return 1 if args[0].is_meta else func(*args, **kwargs)
         if func.namespace == "c10d":
             self.operators.append(_message(func, args))
             return _answer(func, args, kwargs)
@@ -85,8 +86,13 @@ class _Numberless(TorchFunctionMode):
 
 
 def _is_free(func: Any) -> bool:
-    """Whether it only looks at memory anew, or reserves it."""
-    return func.is_view or "empty" in func.__name__ or func is aten._unsafe_view.default
+    """Whether it only looks at memory anew, reserves it, or marks a place for profilers."""
+    return (
+        func.is_view
+        or func.namespace == "profiler"
+        or "empty" in func.__name__
+        or func is aten._unsafe_view.default
+    )
 
 
 def _operator(func: Any, args: Any, kwargs: Any, result: Any) -> Operator:

@@ -16,8 +16,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.loader import Batch
 from glm3cli.device import DEVICES
-from glm3cli.device.base import standing_in
-from glm3cli.device.planned import PlannedDevice
+from glm3cli.device.planned import planned
 from glm3cli.model.build import TORCH_DTYPES, unwrap
 from glm3cli.model.rotary import rotation_of_sequence
 from glm3cli.parallel.groups import Grid, open_grid
@@ -60,8 +59,12 @@ def record_stage(config: TrainConfig, model: ModelConfig, kind: str, pp_rank: in
     with _alone(config, kind, pp_rank) as grid:
         trainer = build_trainer(config, model, grid)
         step = _Step(config, model, trainer)
-        for chunk in range(config.vpp):
-            step.run(chunk)  # what is made once for all steps is made now
+        # What is made once for all steps, or in the first micro-batch of one, is made now.
+        for _ in range(2):
+            with recording():
+                step.update()
+            for chunk in range(config.vpp):
+                step.run(chunk)
         chunks = [step.run(chunk) for chunk in range(config.vpp)]
         with recording() as update:
             step.update()
@@ -77,7 +80,7 @@ def _alone(config: TrainConfig, kind: str, pp_rank: int) -> Iterator[Grid]:
 
     rank = pp_rank * (config.world_size // config.pp)
     with ExitStack() as stack:
-        stack.enter_context(standing_in(PlannedDevice(DEVICES[kind])))
+        stack.enter_context(planned(DEVICES[kind]))
         # It keeps what an active device's kernels have made.
         rotation_of_sequence.cache_clear()
         stack.callback(rotation_of_sequence.cache_clear)
