@@ -114,7 +114,7 @@ class _Step:
     def update(self) -> None:
         """All that `Trainer.step` does once per step."""
         trainer = self.trainer
-        count = torch.ones((), dtype=torch.int, device="meta")
+        count = torch.empty((), dtype=torch.int, device="meta")
         for chunk in trainer.chunks:
             any_chunk: Any = chunk
             any_chunk.zero_grad_buffer()
