@@ -4,7 +4,7 @@ A dispatch mode sees every operator of torch, of the chip's kernels, and of torc
 tensors with or without numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from glm3cli.device.operations import ATTENTION, MATRIX
 
 Kind = Literal["matrix", "attention", "memory", "message"]
 
@@ -98,10 +100,10 @@ def _is_free(func: Any) -> bool:
 def _operator(func: Any, args: Any, kwargs: Any, result: Any) -> Operator:
     results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     name = str(func.overloadpacket)
-    count = _MATRIX.get(name) or _ATTENTION.get(name)
+    count = MATRIX.get(name) or ATTENTION.get(name)
     kind: Kind = "memory"
     if count is not None:
-        kind = "matrix" if name in _MATRIX else "attention"
+        kind = "matrix" if name in MATRIX else "attention"
     return Operator(
         name=name,
         kind=kind,
@@ -109,6 +111,11 @@ def _operator(func: Any, args: Any, kwargs: Any, result: Any) -> Operator:
         bytes=_moved(func, args, kwargs, results),
         shapes=tuple(tuple(one.shape) for one in results),
     )
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _moved(func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> int:
@@ -161,65 +168,3 @@ def _answer(func: Any, args: Any, kwargs: Any) -> Any:
 
         return FakeWork().boxed()
     return func(*args, **kwargs)
-
-
-# --- operations of matrix products and attention, from their arguments by name ---
-
-Count = Callable[[dict[str, Any]], float]
-
-
-def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _product(left: str, right: str) -> Count:
-    """[..., n, k] times [..., k, m]: a multiplication and a sum for each of n x k x m."""
-    return lambda named: 2.0 * named[left].numel() * named[right].size(-1)
-
-
-def _pairs(length: int) -> float:
-    """Pairs of a causal attention: half of the square, as the blocks of a kernel do it."""
-    return length * length / 2
-
-
-def _flash(products: int) -> Count:
-    """Torch's own: [b, heads, s, d]."""
-
-    def count(named: dict[str, Any]) -> float:
-        query, key = named["query"], named["key"]
-        length, keys = query.size(-2), key.size(-2)
-        pairs = _pairs(length) if named.get("is_causal") else length * keys
-        return products * 2.0 * query.size(0) * query.size(1) * pairs * query.size(-1)
-
-    return count
-
-
-def _fusion(products: int) -> Count:
-    """Ascend's, causal: [s, b, heads * d] (SBH) or samples in one sequence, [t, heads, d] (TND)."""
-
-    def count(named: dict[str, Any]) -> float:
-        query = named["query"]
-        if named["input_layout"] == "TND":
-            ends = named["actual_seq_qlen"]
-            pairs = sum(_pairs(end - start) for start, end in zip([0, *ends], ends, strict=False))
-            return products * 2.0 * pairs * query.size(1) * query.size(2)
-        return products * 2.0 * query.size(1) * _pairs(query.size(0)) * query.size(2)
-
-    return count
-
-
-# Forward two products: of queries and keys, and of their scores and the values. Backward five: the
-# scores once more, and the gradients of scores, queries, keys, and values.
-_MATRIX: dict[str, Count] = {
-    "aten.mm": _product("self", "mat2"),
-    "aten.bmm": _product("self", "mat2"),
-    "aten.addmm": _product("mat1", "mat2"),
-    "aten.addmm_": _product("mat1", "mat2"),
-}
-_ATTENTION: dict[str, Count] = {
-    "aten._scaled_dot_product_flash_attention_for_cpu": _flash(2),
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _flash(5),
-    "npu.npu_fusion_attention": _fusion(2),
-    "npu.npu_fusion_attention_grad": _fusion(5),
-}

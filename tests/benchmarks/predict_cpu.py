@@ -2,17 +2,19 @@
 
     python -m tests.benchmarks.predict_cpu --rounds 3
 
-describes the machine by what it measures of single operators (matrix products of the model's
-shapes, attention, passes over activations), of a model too small for anything but overhead, and of
-gloo between two ranks; predicts the step of several layouts by the code that plans for Ascend; and
-trains them. One thread per rank; ranks share the cores, so two ranks are measured at work together.
-A round measures everything once, one after the other; its ratios are what is compared.
+describes a core by what it measures of single operators (matrix products of the model's shapes,
+attention, passes over activations) and of a model too small for anything but overhead, all in
+seconds of the process; predicts the step of several layouts by the code that plans for Ascend; and
+trains them, one thread per rank. The machine has other work: between any two steps every rank runs
+the matrix products once more, and gloo's gather between two ranks. How much slower these are on the
+clock than undisturbed is how much of a core there was for the steps.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tests.support.ranks import RankPool
@@ -42,11 +44,84 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "cp 2": {"cp": 2},
 }
 RANKS = {name: 1 if name.startswith("1 rank") else 2 for name in LAYOUTS}
-STEPS = 3
+TOKENS = OPTIONS["seq_length"] * OPTIONS["micro_batch_size"]
+STEPS = 4
+LARGE = 2**22  # numbers of the larger one of the gathered tensors
 
 
-def step_seconds(shape: dict[str, Any], options: dict[str, Any]) -> float:
-    """Mean over steps of real training, on a rank."""
+def seconds(run: Callable[[], object], times: int, clock: Callable[[], float]) -> float:
+    """Mean of one call."""
+    started = clock()
+    for _ in range(times):
+        run()
+    return (clock() - started) / times
+
+
+def products() -> tuple[float, Callable[[], None]]:
+    """The linear layers' matrix products in both passes: operations, and what runs them once."""
+    import torch
+
+    from glm3cli.config.model import ModelConfig
+
+    model = ModelConfig(**SHAPE)
+    h, ffn, qkv = model.hidden_size, model.ffn_hidden_size, model.query_size + 2 * model.kv_size
+    shapes = [(h, qkv), (h, h), (h, 2 * ffn), (ffn, h), (h, model.padded_vocab_size)]
+    tensors = [
+        (torch.randn(TOKENS, rows), torch.randn(columns, rows), torch.randn(TOKENS, columns))
+        for rows, columns in shapes
+    ]
+
+    def run() -> None:
+        for inputs, weight, grads in tensors:
+            torch.mm(inputs, weight.t())
+            torch.mm(grads, weight)
+            weight.addmm_(grads.t(), inputs, alpha=1e-9)
+
+    return sum(3 * 2.0 * TOKENS * rows * columns for rows, columns in shapes), run
+
+
+def core() -> dict[str, float]:
+    """Operations and bytes per second of a core, on a rank."""
+    import torch
+
+    from glm3cli.device.kernels import Kernels
+
+    operations, multiply = products()
+    length, batch = OPTIONS["seq_length"], OPTIONS["micro_batch_size"]
+    query = torch.randn(length, batch, 8, 64, requires_grad=True)
+    key, value = (torch.randn(length, batch, 2, 64, requires_grad=True) for _ in range(2))
+    grad = torch.randn(length, batch, 8, 64)
+
+    def attend() -> None:
+        Kernels().attention(query, key, value, 0.1, None).backward(grad)
+
+    wide, other = (torch.randn(TOKENS, 2 * SHAPE["ffn_hidden_size"]) for _ in range(2))  # type: ignore[operator]
+
+    def pass_over() -> None:
+        """Ten tensors read or written, in passes as a layer's."""
+        torch.add(wide, other)
+        torch.nn.functional.silu(wide)
+        wide.add_(other, alpha=1e-9)
+        wide.mul(0.5)
+
+    for run in (multiply, attend, pass_over):
+        run()
+    clock = time.process_time
+    pairs = batch * 8 * length * length / 2
+    return {
+        "matrix": operations / seconds(multiply, 10, clock),
+        "attention": 7 * 2.0 * pairs * 64 / seconds(attend, 20, clock),
+        "memory": 10 * wide.numel() * 4 / seconds(pass_over, 20, clock),
+    }
+
+
+def steps(
+    shape: dict[str, Any], options: dict[str, Any], clock_name: str = "perf_counter"
+) -> dict[str, float]:
+    """Mean seconds of real steps, of the matrix products and the gathers between them."""
+    import torch
+    import torch.distributed as dist
+
     from glm3cli.config.model import ModelConfig
     from glm3cli.data.loader import Loader
     from glm3cli.device import require_active
@@ -55,7 +130,8 @@ def step_seconds(shape: dict[str, Any], options: dict[str, Any]) -> float:
     from tests.support.tiny import Samples, train_config
 
     require_active().keep_freed_memory()
-    config, model = train_config(**options), ModelConfig(**shape)
+    config, model, clock = train_config(**options), ModelConfig(**shape), getattr(time, clock_name)
+    operations, multiply = products()
     with open_grid(config) as grid:
         trainer = build_trainer(config, model, grid)
         fill(trainer)
@@ -70,8 +146,21 @@ def step_seconds(shape: dict[str, Any], options: dict[str, Any]) -> float:
             vocab_size=model.padded_vocab_size,
             device=require_active().torch_device(),
         )
+        small, large = torch.zeros(8), torch.zeros(LARGE)
+        results = [
+            [torch.empty_like(one) for _ in range(grid.world_size)] for one in (small, large)
+        ]
         trainer.step(loader, 0)
-        return mean_seconds(lambda: trainer.step(loader, 0), STEPS)
+        multiply()
+        found = dict.fromkeys(("step", "multiply", "small", "large"), 0.0)
+        for _ in range(STEPS):
+            dist.barrier()
+            found["step"] += seconds(lambda: trainer.step(loader, 0), 1, clock)
+            dist.barrier()
+            found["multiply"] += seconds(multiply, 3, clock)
+            found["small"] += seconds(lambda: dist.all_gather(results[0], small), 20, clock)
+            found["large"] += seconds(lambda: dist.all_gather(results[1], large), 2, clock)
+    return {key: value / STEPS for key, value in found.items()} | {"operations": operations}
 
 
 def fill(trainer: Any) -> None:
@@ -84,100 +173,43 @@ def fill(trainer: Any) -> None:
     trainer.optimizer.reload_model_params()
 
 
-def mean_seconds(run: Callable[[], object], times: int) -> float:
-    """Of one call, over many: what others take from the cores is spread over all alike."""
-    run()
-    started = time.perf_counter()
-    for _ in range(times):
-        run()
-    return (time.perf_counter() - started) / times
-
-
-def rates(tokens: int) -> dict[str, float]:
-    """Operations and bytes per second of single operators, on a rank."""
-    import torch
-    import torch.distributed as dist
-
-    from glm3cli.config.model import ModelConfig
-    from glm3cli.device.kernels import Kernels
-    from glm3cli.parallel.join import join
-
-    if not dist.is_initialized():
-        from datetime import timedelta
-
-        join("gloo", timedelta(minutes=5))
-    model = ModelConfig(**SHAPE)
-    h, ffn, qkv = model.hidden_size, model.ffn_hidden_size, model.query_size + 2 * model.kv_size
-    products = seconds = 0.0
-    for rows, columns in ((h, qkv), (h, h), (h, 2 * ffn), (ffn, h), (h, model.padded_vocab_size)):
-        inputs, weight = torch.randn(tokens, rows), torch.randn(columns, rows)
-        grads = torch.randn(tokens, columns)
-        products += 3 * 2.0 * tokens * rows * columns
-        seconds += mean_seconds(lambda: inputs @ weight.t(), 5)  # noqa: B023
-        seconds += mean_seconds(lambda: grads @ weight, 5)  # noqa: B023
-        seconds += mean_seconds(lambda: weight.addmm_(grads.t(), inputs), 5)  # noqa: B023
-
-    length, heads = model.seq_length, model.num_attention_heads
-    batch = tokens // length
-    query = torch.randn(length, batch, heads, 64, requires_grad=True)
-    key, value = (torch.randn(length, batch, 2, 64, requires_grad=True) for _ in range(2))
-
-    def attend() -> None:
-        Kernels().attention(query, key, value, 0.1, None).sum().backward()
-
-    pairs = 7 * 2.0 * batch * heads * length * length / 2 * 64
-    wide, other = torch.randn(tokens, 2 * ffn), torch.randn(tokens, 2 * ffn)
-    # Ten tensors read or written, in passes as a layer's.
-    runs = [
-        lambda: torch.add(wide, other),
-        lambda: torch.nn.functional.silu(wide),
-        lambda: wide.add_(other),
-        lambda: wide.mul(0.5),
-    ]
-    found = {
-        "matrix": products / seconds,
-        "attention": pairs / mean_seconds(attend, 5),
-        "memory": 10 * wide.numel() * 4 / sum(mean_seconds(run, 5) for run in runs),
-    }
-    if dist.get_world_size() > 1:
-        small, large = torch.zeros(8), torch.zeros(2**20)
-        results = [[torch.empty_like(one) for _ in range(2)] for one in (small, large)]
-        latency = mean_seconds(lambda: dist.all_gather(results[0], small), 50)
-        gather = mean_seconds(lambda: dist.all_gather(results[1], large), 10)
-        found |= {"latency": latency, "link": 4 * 2**20 / max(gather - latency, 1e-9)}
-    dist.destroy_process_group()
-    return found
-
-
-def describe(pool: RankPool, ranks: int) -> Any:
-    """This machine as a chip, with that many ranks at work."""
+def describe(pool: RankPool) -> Any:
+    """A core as a chip, undisturbed; without links."""
     from glm3cli.config.model import ModelConfig
     from glm3cli.device.catalog import Chip
     from glm3cli.train.stage import record_stage
 
-    tokens = OPTIONS["seq_length"] * OPTIONS["micro_batch_size"]
-    found = pool.run(ranks, rates, tokens)
-    mean = {key: statistics.mean(one[key] for one in found) for key in found[0]}
-    options = {**OPTIONS, "seq_length": 8, "global_batch_size": 4 * ranks}
-    seconds = max(pool.run(ranks, step_seconds, SPECK, options))
-    work = record_stage(plan(options, ranks), ModelConfig(**SPECK), "cpu", 0)
+    [found] = pool.run(1, core)
+    options = {**OPTIONS, "seq_length": 8}
+    [tiny] = pool.run(1, steps, SPECK, options, "process_time")
+    work = record_stage(plan(options, 1), ModelConfig(**SPECK), "cpu", 0)
     chunk = work.chunks[0]
-    calls = [*2 * [*chunk.forward, *chunk.backward], *work.update]
-    messages = sum(one.kind == "message" for one in calls)
-    latency = mean.get("latency", 0.0)
-    overhead = (seconds - messages * latency) / (len(calls) - messages)
+    calls = 2 * len([*chunk.forward, *chunk.backward]) + len(work.update)
     return Chip(
-        "this CPU",
+        "a core",
         kind="cpu",
-        peak_tflops=mean["matrix"] / 1e12,
-        attention_efficiency=mean["attention"] / mean["matrix"],
+        peak_tflops=found["matrix"] / 1e12,
+        attention_efficiency=found["attention"] / found["matrix"],
         memory_gib=1,
-        memory_bandwidth=mean["memory"],
-        launch=overhead,
-        link_bandwidth=mean.get("link", 1.0),
-        latency=latency,
+        memory_bandwidth=found["memory"],
+        launch=tiny["step"] / calls,
+        link_bandwidth=1.0,
         num_links=1,
         network_bandwidth=1.0,
+    )
+
+
+def slowed(chip: Any, found: dict[str, float]) -> Any:
+    """The core as it was on the clock between the steps, and gloo as it was then."""
+    share = found["operations"] / found["multiply"] / (chip.peak_tflops * 1e12)
+    return replace(
+        chip,
+        peak_tflops=chip.peak_tflops * share,
+        memory_bandwidth=chip.memory_bandwidth * share,
+        launch=chip.launch / share,
+        latency=found["small"],
+        # A rank of two sends what the other one gets.
+        link_bandwidth=LARGE * 4 / max(found["large"] - found["small"], 1e-9),
     )
 
 
@@ -201,14 +233,26 @@ def main() -> None:
     pool, model = RankPool(2), ModelConfig(**SHAPE)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in LAYOUTS}
     for number in range(given.rounds):
-        for ranks in (1, 2):
-            chip = describe(pool, ranks)
-            print(f"round {number + 1}, {ranks} rank(s): {chip}")
-            for name in (name for name in LAYOUTS if RANKS[name] == ranks):
-                options = {**OPTIONS, **LAYOUTS[name]}
-                measured = max(pool.run(ranks, step_seconds, SHAPE, options))
-                predicted = forecast(plan(options, ranks), model, chip).seconds
-                found[name].append((predicted, measured))
+        chip = describe(pool)
+        print(
+            f"round {number + 1}, a core: {chip.peak_tflops * 1e3:.1f} GFLOP/s in matrix products, "
+            f"{chip.attention_efficiency:.0%} of it in attention, "
+            f"{chip.memory_bandwidth / 1e9:.1f} GB/s, {chip.launch * 1e6:.0f} us a call",
+            flush=True,
+        )
+        for name, ranks in RANKS.items():
+            options = {**OPTIONS, **LAYOUTS[name]}
+            runs = pool.run(ranks, steps, SHAPE, options)
+            slowest = {key: max(run[key] for run in runs) for key in runs[0]}
+            slower = slowed(chip, slowest)
+            predicted = forecast(plan(options, ranks), model, slower).seconds
+            found[name].append((predicted, slowest["step"]))
+            print(
+                f"{name}: predicted {predicted:.3f} s, measured {slowest['step']:.3f} s with "
+                f"{slower.peak_tflops / chip.peak_tflops:.0%} of a core, latency "
+                f"{slower.latency * 1e3:.2f} ms, link {slower.link_bandwidth / 1e9:.2f} GB/s",
+                flush=True,
+            )
     pool.close()
     print("| layout | predicted, s | measured, s | predicted / measured: median | all rounds |")
     for name, pairs in found.items():
