@@ -12,6 +12,9 @@ from typing import Any
 
 from glm3cli.errors import ConfigError
 
+_KINDS = ("npu", "cuda", "cpu")
+_MAY_BE_ZERO = ("launch", "latency")
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -108,15 +111,9 @@ def _parse(text: str, source: str) -> tuple[Chip, ...]:
 
 
 def _chip(name: str, table: Any, source: str) -> Chip:
-    known = {field.name: field.type for field in fields(Chip) if field.name != "name"}
+    known = [field.name for field in fields(Chip) if field.name != "name"]
     values = table if isinstance(table, dict) else {}
-    wrong = [
-        key
-        for key, value in values.items()
-        if key not in known
-        or isinstance(value, str) != (known[key] is str)
-        or (not isinstance(value, str) and value < 0)
-    ]
+    wrong = [key for key, value in values.items() if key not in known or not _fits(key, value)]
     if wrong:
         raise ConfigError(
             f"--chip {source}: [{name}] has {', '.join(wrong)}, which is no key or has no fitting "
@@ -129,3 +126,11 @@ def _chip(name: str, table: Any, source: str) -> Chip:
         raise ConfigError(
             f"--chip {source}: [{name}] is not complete: {error}", "see glm3cli/device/chips.toml"
         ) from error
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key == "kind":
+        return value in _KINDS
+    if not isinstance(value, int | float):
+        return False
+    return value > 0 or (value == 0 and key in _MAY_BE_ZERO)

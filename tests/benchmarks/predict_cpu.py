@@ -5,9 +5,10 @@
 describes a core by what it measures of single operators (matrix products of the model's shapes,
 attention, passes over activations) and of a model too small for anything but overhead, all in
 seconds of the process; predicts the step of several layouts by the code that plans for Ascend; and
-trains them, one thread per rank. The machine has other work: between any two steps every rank runs
-the matrix products once more, and gloo's gather between two ranks. How much slower these are on the
-clock than undisturbed is how much of a core there was for the steps.
+trains them, one thread per rank. The machine may have other work: before and after each step every
+rank runs the matrix products once more, and gloo's gather between two ranks. How much slower these
+are on the clock than undisturbed is how much of a core there was for the step; the step around
+which they were the fastest is the one that is compared.
 """
 
 import argparse
@@ -45,7 +46,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 RANKS = {name: 1 if name.startswith("1 rank") else 2 for name in LAYOUTS}
 TOKENS = OPTIONS["seq_length"] * OPTIONS["micro_batch_size"]
-STEPS = 4
+STEPS = 8
 LARGE = 2**22  # numbers of the larger one of the gathered tensors
 
 
@@ -117,8 +118,8 @@ def core() -> dict[str, float]:
 
 def steps(
     shape: dict[str, Any], options: dict[str, Any], clock_name: str = "perf_counter"
-) -> dict[str, float]:
-    """Mean seconds of real steps, of the matrix products and the gathers between them."""
+) -> list[dict[str, float]]:
+    """Seconds of real steps, and of the matrix products and the gathers around each."""
     import torch
     import torch.distributed as dist
 
@@ -152,15 +153,28 @@ def steps(
         ]
         trainer.step(loader, 0)
         multiply()
-        found = dict.fromkeys(("step", "multiply", "small", "large"), 0.0)
+        windows = []
         for _ in range(STEPS):
+            window = dict.fromkeys(("multiply", "small", "large"), 0.0)
             dist.barrier()
-            found["step"] += seconds(lambda: trainer.step(loader, 0), 1, clock)
+            window["multiply"] += seconds(multiply, 2, clock) / 2
             dist.barrier()
-            found["multiply"] += seconds(multiply, 3, clock)
-            found["small"] += seconds(lambda: dist.all_gather(results[0], small), 20, clock)
-            found["large"] += seconds(lambda: dist.all_gather(results[1], large), 2, clock)
-    return {key: value / STEPS for key, value in found.items()} | {"operations": operations}
+            window["step"] = seconds(lambda: trainer.step(loader, 0), 1, clock)
+            dist.barrier()
+            window["multiply"] += seconds(multiply, 2, clock) / 2
+            window["small"] = seconds(lambda: dist.all_gather(results[0], small), 20, clock)
+            window["large"] = seconds(lambda: dist.all_gather(results[1], large), 1, clock)
+            windows.append(window | {"operations": operations})
+    return windows
+
+
+def calmest(runs: list[list[dict[str, float]]]) -> dict[str, float]:
+    """The step around which the slowest rank's matrix products were the fastest."""
+    windows = [
+        {key: max(rank[key] for rank in ranks) for key in ranks[0]}
+        for ranks in zip(*runs, strict=True)
+    ]
+    return min(windows, key=lambda window: window["multiply"])
 
 
 def fill(trainer: Any) -> None:
@@ -181,7 +195,8 @@ def describe(pool: RankPool) -> Any:
 
     [found] = pool.run(1, core)
     options = {**OPTIONS, "seq_length": 8}
-    [tiny] = pool.run(1, steps, SPECK, options, "process_time")
+    [windows] = pool.run(1, steps, SPECK, options, "process_time")
+    overhead = statistics.median(window["step"] for window in windows)
     work = record_stage(plan(options, 1), ModelConfig(**SPECK), "cpu", 0)
     chunk = work.chunks[0]
     calls = 2 * len([*chunk.forward, *chunk.backward]) + len(work.update)
@@ -192,7 +207,7 @@ def describe(pool: RankPool) -> Any:
         attention_efficiency=found["attention"] / found["matrix"],
         memory_gib=1,
         memory_bandwidth=found["memory"],
-        launch=tiny["step"] / calls,
+        launch=overhead / calls,
         link_bandwidth=1.0,
         num_links=1,
         network_bandwidth=1.0,
@@ -243,12 +258,12 @@ def main() -> None:
         for name, ranks in RANKS.items():
             options = {**OPTIONS, **LAYOUTS[name]}
             runs = pool.run(ranks, steps, SHAPE, options)
-            slowest = {key: max(run[key] for run in runs) for key in runs[0]}
-            slower = slowed(chip, slowest)
+            window = calmest(runs)
+            slower = slowed(chip, window)
             predicted = forecast(plan(options, ranks), model, slower).seconds
-            found[name].append((predicted, slowest["step"]))
+            found[name].append((predicted, window["step"]))
             print(
-                f"{name}: predicted {predicted:.3f} s, measured {slowest['step']:.3f} s with "
+                f"{name}: predicted {predicted:.3f} s, measured {window['step']:.3f} s with "
                 f"{slower.peak_tflops / chip.peak_tflops:.0%} of a core, latency "
                 f"{slower.latency * 1e3:.2f} ms, link {slower.link_bandwidth / 1e9:.2f} GB/s",
                 flush=True,

@@ -179,6 +179,8 @@ def test_a_file_describes_a_device(tmp_path: Path) -> None:
         ("[mine]\npeak = 3", "has peak, which is no key"),
         ("[mine]\nlaunch = -1.0", "has launch, which is no key or has no fitting value"),
         ("[mine]\nlaunch = 'no'", "has launch"),
+        ("[mine]\nkind = 'tpu'", "has kind"),
+        ("[mine]\nmemory_bandwidth = 0", "has memory_bandwidth"),
         ("[mine]\npeak_tflops = 3", "is not complete"),
         ("[mine", "is no TOML"),
         ("", "describes 0 devices"),
