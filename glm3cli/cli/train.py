@@ -17,7 +17,8 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.layouts import check_memory
-from glm3cli.train.plan import advise, describe
+from glm3cli.train.plan import advise
+from glm3cli.train.plan import describe as describe_plan
 from glm3cli.train.reporters import check_installed
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     check_installed(config.tools)
     raw = _raw_data(config, kind, tokenizer)
     if config.dry_run:
-        typer.echo(f"{describe(config, model)}\n{_plan_of_data(config, kind, raw)}")
+        typer.echo(f"{describe_plan(config, model)}\n{_plan_of_data(config, kind, raw)}")
         if config.device_memory or config.chip:
-            typer.echo(advise(config, model))
+            typer.echo(f"{advise(config, model)}\n{_forecast(config, model)}")
         return
     check_memory(config, model)
     # By the one process that starts the ranks, where --nproc does; they find it done.
@@ -71,6 +72,17 @@ def _run(config: TrainConfig, kind: Kind) -> None:
     state = run_training(config, kind, model, blend)
     if is_speaker():
         typer.echo(str(config.save / f"iter_{state.iteration:07d}"))
+
+
+def _forecast(config: TrainConfig, model: ModelConfig) -> str:
+    """The step on devices that aren't here, from the operators that it would run."""
+    from glm3cli.device import select
+    from glm3cli.device.catalog import find_chip
+
+    select("cpu").activate()
+    from glm3cli.train.forecast import describe, forecast
+
+    return describe(forecast(config, model, find_chip(config.chip)))
 
 
 def _raw_data(config: TrainConfig, kind: Kind, tokenizer: Path) -> "dict[str, RawData]":

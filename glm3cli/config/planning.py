@@ -31,7 +31,9 @@ class PlanOptions(LaunchConfig):
         description="Ranks to plan for; default: those that would be started.",
     )
     chip: Annotated[str | None, Flag(panel=PANEL)] = Field(
-        default=None, description="Device to plan for, for its speed and memory; default: 910B."
+        default=None,
+        description="Device to plan for, for its speed and memory, or a .toml file that describes "
+        "one; default: 910B.",
     )
 
     @model_validator(mode="after")

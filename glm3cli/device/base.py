@@ -6,7 +6,8 @@ Call `activate()` before the first import of megatron; `require_active()` guards
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +116,17 @@ class Device(ABC):
     def profiler(self) -> Any:
         """A torch profiler of the host and the chip, not yet started."""
         return torch.profiler.profile()
+
+
+@contextmanager
+def standing_in(device: Device) -> Iterator[None]:
+    """Lets `device` be the active one for a while, on the preparations of the one that is."""
+    global _active
+    before, _active = require_active(), device
+    try:
+        yield
+    finally:
+        _active = before
 
 
 def require_active() -> Device:

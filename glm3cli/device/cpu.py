@@ -17,20 +17,25 @@ from typing import Any, ClassVar
 
 import torch
 
-from glm3cli.device.base import Device
+from glm3cli.device.base import Device, require_active
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 
 _CPU = torch.device("cpu")
 
 
+def _here() -> torch.device:
+    """The CPU, unless the active device is one that is only planned for."""
+    return require_active().torch_device()
+
+
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """A tensor factory that takes `device="cuda"` for the CPU."""
+    """A tensor factory that takes `device="cuda"` for the active device."""
 
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> Any:
         device = kwargs.get("device")
         if isinstance(device, str) and device.startswith("cuda"):
-            kwargs["device"] = _CPU
+            kwargs["device"] = _here()
         return factory(*args, **kwargs)
 
     return make
@@ -41,7 +46,7 @@ def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
     def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return original(self, *args, **kwargs)
-        return original(self).replace("torch.", "torch.cuda.", 1)
+        return f"torch.cuda.{original(self).rpartition('.')[2]}"  # of any device
 
     return type_of
 
@@ -96,7 +101,7 @@ REDIRECTS = (
     Redirect(
         "torch.cuda",
         "current_device",
-        lambda _: lambda: _CPU,
+        lambda _: _here,
         "everywhere: device=torch.cuda.current_device()",
     ),
     Redirect("torch.cuda", "synchronize", _nothing, "pipeline_parallel/p2p_communication.py"),

@@ -31,7 +31,8 @@ PEAKS = (
     Peak(
         r"Ascend910B\d",
         {"bf16": 354.0, "fp16": 354.0},
-        "the denominator of MindSpeed-LLM and verl for every 910B; --peak-tflops for yours",
+        "24 cores x 8,192 operations x 1.8 GHz (910B2); the denominator of MindSpeed-LLM and verl "
+        "for every 910B; --peak-tflops for yours",
     ),
     Peak(r"Ascend910(Pro|Premium)?A\b", {"fp16": 256.0}, "Huawei's launch of the Ascend 910, 2019"),
     Peak(r"\bH100 NVL\b", _rates(835.0, 60.0), "NVIDIA H100 data sheet"),

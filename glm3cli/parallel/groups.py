@@ -61,6 +61,7 @@ class Grid:
 def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     """Joins the ranks that torchrun started (or is alone) and leaves them at the end.
 
+    A process that has a default group already keeps it until then.
     All random generators are seeded, megatron-core's per axis ones included.
 
     Raises:
@@ -68,7 +69,8 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
     """
     from megatron.core import parallel_state
 
-    join(require_active().backend, _TIMEOUT)
+    if not dist.is_initialized():
+        join(require_active().backend, _TIMEOUT)
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tp,

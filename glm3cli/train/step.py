@@ -113,7 +113,7 @@ class Trainer:
         with self.phases.phase("optimizer"):
             updated, grad_norm = False, math.nan
             # fp16's loss scale has to see what overflows; others would update with it.
-            if self._has_loss_scale or (math.isfinite(loss) and self._is_gradient_finite()):
+            if self._has_loss_scale or (math.isfinite(loss) and self.is_gradient_finite()):
                 updated, grad_norm, _ = self.optimizer.step()
             require_active().synchronize()
         if updated:
@@ -133,7 +133,7 @@ class Trainer:
         """Whether the optimizer itself looks for numbers that are not finite (fp16)."""
         return bool(self.optimizer.config.fp16)
 
-    def _is_gradient_finite(self) -> bool:
+    def is_gradient_finite(self) -> bool:
         """Whether every number of the gradient is finite, on every rank alike.
 
         A norm sees each number once; one that has overflowed by itself is looked into.
@@ -185,7 +185,7 @@ class Trainer:
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
         reports: list[Losses] = get_forward_backward_func()(
-            forward_step_func=partial(_forward, self.loss_divisor),
+            forward_step_func=partial(forward, self.loss_divisor),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=num_microbatches,
@@ -209,9 +209,10 @@ class Trainer:
         return loss, int(num_tokens)
 
 
-def _forward(
+def forward(
     divisor: float, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Losses]]]:
+    """The next micro-batch through a chunk; its output, and what makes losses of the last's."""
     batch = next(batches)
     output = model(batch.tokens, None, batch.numbers, labels=batch.labels)
     return output, partial(_loss, divisor, batch.loss_mask)

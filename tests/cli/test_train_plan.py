@@ -40,6 +40,20 @@ def test_planned_ranks_are_not_started(project: Project, tmp_path: Path) -> None
 def test_a_chip_has_speed_and_memory(project: Project, tmp_path: Path) -> None:
     ended = succeed(*options(project, tmp_path / "run", dry_run=True, chip="A100"))
     assert "layouts for A100 with 80.00 GiB" in ended.out
+    assert "step on A100, predicted from its operators: " in ended.out
+    assert "operators of the busiest stage" in ended.out
     ended = call(*options(project, tmp_path / "run", dry_run=True, chip="Z80"))
     assert ended.code == 2
     assert "error: --chip Z80 is not known" in ended.err
+
+
+def test_a_device_of_ones_own_is_a_file(project: Project, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[mine]\nkind = "npu"\npeak_tflops = 1.0\nmemory_gib = 2\nmemory_bandwidth = 1e9\n'
+        "link_bandwidth = 1e9\nnum_links = 1\nnetwork_bandwidth = 1e9\n"
+    )
+    ended = succeed(*options(project, tmp_path / "run", dry_run=True, chip=str(file), world_size=2))
+    assert "layouts for mine with 2.00 GiB" in ended.out
+    assert "step on mine, predicted from its operators: " in ended.out
+    assert "npu.npu_fusion_attention" in ended.out

@@ -138,11 +138,11 @@ def gradient_is_seen() -> list[bool]:
     with open_grid(train_config()) as grid:
         _, trainer, loader = build({}, grid)
         trainer.forward_backward(loader, 0)
-        found = [trainer._is_gradient_finite()]
+        found = [trainer.is_gradient_finite()]
         if grid.rank == 1:
             gradient = trainer.chunks[0].buffers[0].grad_data
             gradient[0] = torch.nan
-        return [*found, trainer._is_gradient_finite()]
+        return [*found, trainer.is_gradient_finite()]
 
 
 def test_a_gradient_that_is_nan_on_one_rank_is_seen_by_all(ranks: RankPool) -> None:
