@@ -54,6 +54,13 @@ class _PlainKernels(Kernels):
         return context.permute(2, 0, 1, 3)
 
 
+class _PlannedNpuKernels(NpuKernels):
+    """Where there is no network, what sends while it multiplies is planned as one after the other."""
+
+    gather_matmul = Kernels.gather_matmul
+    matmul_scatter = Kernels.matmul_scatter
+
+
 class PlannedDevice(Device):
     """What a kind of device says of itself, on meta tensors."""
 
@@ -61,10 +68,11 @@ class PlannedDevice(Device):
     backend: ClassVar[str] = "fake"
 
     def __init__(self, kind: type[Device]) -> None:
+        super().__init__()
         self._kind = kind
         if issubclass(kind, NpuDevice):
             define()
-            self.kernels = NpuKernels()
+            self.kernels = _PlannedNpuKernels()
         else:
             self.kernels = _PlainKernels()
         # What the planned kind says of itself, read where the model is built.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glm3cli.device.npu_operators import SCHEMAS
 from glm3cli.device.versions import ASCEND
 from tests.npu.test_operators import CASES, PASSES, decode, run
 from tests.support.mc2 import block
@@ -98,3 +99,10 @@ def test_the_emulated_schemas_begin_as_those_of_cards(
 def test_a_schema_is_taken_apart() -> None:
     text = "npu_x(Tensor input, int[2] size=[1, 2], *, Tensor? mask=None) -> (Tensor, Tensor)"
     assert arguments(text) == {"input": "Tensor", "size": "int[2]", "mask": "Tensor?"}
+
+
+def test_what_is_planned_with_has_the_schemas_of_cards(on_cards: dict[str, str]) -> None:
+    planned = {schema.split("(")[0]: schema for schema in SCHEMAS}
+    assert planned.keys() == {name for name in KERNELS if "base" not in name}
+    for name, schema in planned.items():
+        assert arguments(schema) == arguments(on_cards[name])
