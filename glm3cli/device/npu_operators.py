@@ -1,7 +1,8 @@
 """Ascend's fused operators without Ascend's library: their names, arguments, shapes, and types.
 
 With them a model that calls `torch.ops.npu.NAME` runs on meta tensors anywhere, so that what it
-would do on an NPU can be counted. The schemas are those of torch_npu 2.7.1, and of the operators
+would do on an NPU can be counted. The schemas are those of torch_npu 2.7.1, whose later releases add
+arguments at the end, and of the operators
 that `NpuKernels` calls alone; the shapes are from its documentation (_op_plugin_docs.py).
 """
 
@@ -15,8 +16,7 @@ SCHEMAS = (
     "npu_rms_norm_backward(Tensor dy, Tensor input, Tensor gamma, Tensor rstd) -> (Tensor, Tensor)",
     "npu_swiglu(Tensor input, int dim=-1) -> Tensor",
     "npu_swiglu_backward(Tensor grad_output, Tensor input, int dim=-1) -> Tensor",
-    "npu_rotary_mul(Tensor input, Tensor r1, Tensor r2, str rotary_mode='half', "
-    "Tensor? rotate=None) -> Tensor",
+    "npu_rotary_mul(Tensor input, Tensor r1, Tensor r2, str rotary_mode='half') -> Tensor",
     "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, "
     "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, float scale=1., "
     "float keep_prob=1., int pre_tockens=2147483647, int next_tockens=2147483647, "

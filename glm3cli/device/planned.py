@@ -55,7 +55,7 @@ class _PlainKernels(Kernels):
 
 
 class _PlannedNpuKernels(NpuKernels):
-    """Where there is no network, what sends while it multiplies is planned as one after the other."""
+    """Without a network, what sends while it multiplies is planned as one after the other."""
 
     gather_matmul = Kernels.gather_matmul
     matmul_scatter = Kernels.matmul_scatter

@@ -105,4 +105,6 @@ def test_what_is_planned_with_has_the_schemas_of_cards(on_cards: dict[str, str])
     planned = {schema.split("(")[0]: schema for schema in SCHEMAS}
     assert planned.keys() == {name for name in KERNELS if "base" not in name}
     for name, schema in planned.items():
-        assert arguments(schema) == arguments(on_cards[name])
+        ours, theirs = arguments(schema), arguments(on_cards[name])
+        assert list(theirs)[: len(ours)] == list(ours), name  # releases add some at the end
+        assert {key: theirs[key] for key in ours} == ours, name
