@@ -1,9 +1,9 @@
 """Ascend's fused operators without Ascend's library: their names, arguments, shapes, and types.
 
 With them a model that calls `torch.ops.npu.NAME` runs on meta tensors anywhere, so that what it
-would do on an NPU can be counted. The schemas are those of torch_npu 2.7.1, whose later releases add
-arguments at the end, and of the operators
-that `NpuKernels` calls alone; the shapes are from its documentation (_op_plugin_docs.py).
+would do on an NPU can be counted. They are the operators that `NpuKernels` calls; the schemas are
+those of torch_npu 2.7.1, whose later releases add arguments at the end, and the shapes are from its
+documentation (_op_plugin_docs.py).
 """
 
 from typing import Any
