@@ -1,5 +1,6 @@
 """Which slots of a KV cache a pass of decoding looks at."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class Window:
         slots = torch.arange(self.start, self.start + length, device=device).unsqueeze(0)
         if not any(self.padding):
             return slots
-        return (slots - torch.tensor(self.padding, device=device).unsqueeze(1)).clamp(min=0)
+        return (slots - _on_device(self.padding, device).unsqueeze(1)).clamp(min=0)
 
     def mask(self, length: int, device: torch.device) -> Tensor | None:
         """What each query sees, [b or 1, 1, length, start + length]; None if plain causal."""
@@ -36,6 +37,12 @@ class Window:
         seen = keys <= queries
         if not any(self.padding):
             return seen[None, None]
-        real = keys >= torch.tensor(self.padding, device=device)[:, None, None]  # [b, 1, keys]
+        real = keys >= _on_device(self.padding, device)[:, None, None]  # [b, 1, keys]
         # A pad slot sees itself: a row of the softmax without any key would be NaN.
         return ((seen & real) | (keys == queries)).unsqueeze(1)
+
+
+@functools.lru_cache(maxsize=8)
+def _on_device(padding: tuple[int, ...], device: torch.device) -> Tensor:
+    """The paddings as a tensor; copied once for all layers and tokens."""
+    return torch.tensor(padding, device=device)

@@ -28,8 +28,7 @@ class StageTime:
 
     Attributes:
         send: Of one message to a neighbouring stage.
-        overlaps: Whether gradients are reduced in the backward pass and weights gathered in the
-            forward pass.
+        reduces_early: Whether gradients are reduced while the backward pass runs.
     """
 
     work: StageWork

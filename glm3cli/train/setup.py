@@ -18,7 +18,7 @@ from glm3cli.checkpoint.random import RandomSource
 from glm3cli.checkpoint.source import Source, open_source
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.datasets import DataSpec, build_instruction, build_text
+from glm3cli.data.datasets import Dataset, DataSpec, build_instruction, build_text
 from glm3cli.data.loader import Loader
 from glm3cli.data.prefixes import Blend, Kind
 from glm3cli.data.tokenizer import Tokenizer
@@ -90,8 +90,20 @@ def _loaders(
     spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
     build = build_text if kind == "pretrain" else build_instruction
     train, valid = build(spec, tokenizer)
-    load = partial(
-        Loader,
+    load = partial(make_loader, config, model, grid, sources=blend.prefixes)
+    return load(train), None if valid is None else load(valid)
+
+
+def make_loader(
+    config: TrainConfig,
+    model: ModelConfig,
+    grid: Grid,
+    dataset: Dataset,
+    sources: tuple[str, ...] = ("",),
+) -> Loader:
+    """What cuts the samples of `dataset`, from `sources`, into this rank's micro-batches."""
+    return Loader(
+        dataset=dataset,
         micro_batch_size=config.micro_batch_size,
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,
@@ -100,9 +112,8 @@ def _loaders(
         cp_size=grid.cp_size,
         vocab_size=model.padded_vocab_size,
         device=require_active().torch_device(),
-        sources=blend.prefixes,
+        sources=sources,
     )
-    return load(train), None if valid is None else load(valid)
 
 
 def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Trainer:

@@ -124,10 +124,9 @@ def steps(
     import torch.distributed as dist
 
     from glm3cli.config.model import ModelConfig
-    from glm3cli.data.loader import Loader
     from glm3cli.device import require_active
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.setup import build_trainer
+    from glm3cli.train.setup import build_trainer, make_loader
     from tests.support.tiny import Samples, train_config
 
     require_active().keep_freed_memory()
@@ -136,16 +135,8 @@ def steps(
     with open_grid(config) as grid:
         trainer = build_trainer(config, model, grid)
         fill(trainer)
-        loader = Loader(
-            dataset=Samples(config.seq_length, model.padded_vocab_size),
-            micro_batch_size=config.micro_batch_size,
-            global_batch_size=config.global_batch_size,
-            dp_rank=grid.dp_rank,
-            dp_size=grid.dp_size,
-            cp_rank=grid.cp_rank,
-            cp_size=grid.cp_size,
-            vocab_size=model.padded_vocab_size,
-            device=require_active().torch_device(),
+        loader = make_loader(
+            config, model, grid, Samples(config.seq_length, model.padded_vocab_size)
         )
         small, large = torch.zeros(8), torch.zeros(LARGE)
         results = [

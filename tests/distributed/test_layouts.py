@@ -30,6 +30,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         2,
         {"tp": 2, "sequence_parallel": False, "micro_batch_size": 4},
     ),
+    "tp2 sending while it multiplies": (2, {"tp": 2, "mc2": True, "micro_batch_size": 4}),
     "tp4, more ranks than groups": (4, {"tp": 4, "micro_batch_size": 8}),
     "pp2": (2, {"pp": 2, "micro_batch_size": 2}),
     "pp2 vpp2": (2, {"pp": 2, "vpp": 2, "micro_batch_size": 2}),

@@ -65,10 +65,8 @@ class LiveMemory(TorchDispatchMode):
 
 def measure_peak(options: dict[str, Any]) -> tuple[int, int]:
     """Stage of this rank, and most bytes that its tensors held in the second step of a run."""
-    from glm3cli.data.loader import Loader
-    from glm3cli.device import require_active
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.setup import build_trainer
+    from glm3cli.train.setup import build_trainer, make_loader
 
     config = train_config(**options)
     with open_grid(config) as grid, LiveMemory() as memory:
@@ -78,16 +76,8 @@ def measure_peak(options: dict[str, Any]) -> tuple[int, int]:
                 for parameter in chunk.parameters():
                     parameter.uniform_(-0.02, 0.02)
         trainer.optimizer.reload_model_params()
-        loader = Loader(
-            dataset=Samples(config.seq_length, MODEL.padded_vocab_size),
-            micro_batch_size=config.micro_batch_size,
-            global_batch_size=config.global_batch_size,
-            dp_rank=grid.dp_rank,
-            dp_size=grid.dp_size,
-            cp_rank=grid.cp_rank,
-            cp_size=grid.cp_size,
-            vocab_size=MODEL.padded_vocab_size,
-            device=require_active().torch_device(),
+        loader = make_loader(
+            config, MODEL, grid, Samples(config.seq_length, MODEL.padded_vocab_size)
         )
         trainer.step(loader, 0)  # makes the optimizer's state
         memory.restart()

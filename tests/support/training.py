@@ -29,26 +29,14 @@ def build(
 ) -> tuple[Any, Any, Any]:
     """Config, trainer, and loader of the tiny model on this rank."""
     from glm3cli.checkpoint.load import load_weights
-    from glm3cli.data.loader import Loader
-    from glm3cli.device import require_active
     from glm3cli.model.build import unwrap
-    from glm3cli.train.setup import build_trainer
+    from glm3cli.train.setup import build_trainer, make_loader
 
     config = train_config(**options)
     trainer = build_trainer(config, TINY, grid)
     load_weights([unwrap(chunk) for chunk in trainer.chunks], first_source(), config, grid)
     trainer.optimizer.reload_model_params()
-    loader = Loader(
-        dataset=samples(config.seq_length, TINY.padded_vocab_size),
-        micro_batch_size=config.micro_batch_size,
-        global_batch_size=config.global_batch_size,
-        dp_rank=grid.dp_rank,
-        dp_size=grid.dp_size,
-        cp_rank=grid.cp_rank,
-        cp_size=grid.cp_size,
-        vocab_size=TINY.padded_vocab_size,
-        device=require_active().torch_device(),
-    )
+    loader = make_loader(config, TINY, grid, samples(config.seq_length, TINY.padded_vocab_size))
     return config, trainer, loader
 
 
