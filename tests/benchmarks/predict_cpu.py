@@ -236,7 +236,7 @@ def main() -> None:
     from glm3cli.config.model import ModelConfig
     from glm3cli.train.forecast import forecast
 
-    pool, model = RankPool(2), ModelConfig(**SHAPE)
+    pool, model = RankPool(), ModelConfig(**SHAPE)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in LAYOUTS}
     for number in range(given.rounds):
         chip = describe(pool)
