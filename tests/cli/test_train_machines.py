@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.project import Project, call, environment, events, steps
 from tests.support.train_command import checkpoints, losses, options, succeed
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def begin(command: list[Any], folder: Path, log: str, **more: Any) -> "subprocess.Popen[bytes]":

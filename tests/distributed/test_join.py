@@ -11,15 +11,10 @@ import pytest
 from glm3cli.errors import ConfigError, DeviceError
 from glm3cli.parallel import join as joining
 from glm3cli.parallel.join import join, patience, ranges
+from tests.support.ports import free_port
 
 SHORT = timedelta(seconds=20)
 HOST = socket.gethostname()
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.fixture

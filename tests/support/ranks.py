@@ -8,7 +8,6 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -41,6 +40,7 @@ def _serve(connection: Connection, rank: int, activate: Callable[[], None]) -> N
             WORLD_SIZE=str(world_size),
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # the pool has opened it
         )
         try:
             connection.send((True, function(*args)))
@@ -51,10 +51,11 @@ def _serve(connection: Connection, rank: int, activate: Callable[[], None]) -> N
         gc.collect()  # the process groups of the job, each with threads of its own
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _open_store() -> Any:
+    """A store for one job; it has its port for itself from the start, unlike one told to rank 0."""
+    import torch.distributed as dist
+
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
 
 
 class RankPool:
@@ -73,9 +74,9 @@ class RankPool:
         Any rank's error fails the test with that rank's traceback.
         """
         self._start(world_size)
-        port = _free_port()
+        store = _open_store()
         for _, connection in self._ranks[:world_size]:
-            connection.send((function, args, world_size, port))
+            connection.send((function, args, world_size, store.port))
         results: list[Any] = [None] * world_size
         errors = []
         for rank, (_, connection) in enumerate(self._ranks[:world_size]):
