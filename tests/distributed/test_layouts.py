@@ -1,7 +1,7 @@
 """The same losses, gradient norms, and weights at every layout, and across a stop and a resume.
 
 Tolerance: fp32 sums in another order differ by about 1e-7 of their size a step; 1e-5 relative
-leaves room for twenty steps of AdamW, and any wrong scale or missing reduction shows as 1e-2.
+leaves room for ten steps of AdamW, and any wrong scale or missing reduction shows as 1e-2.
 Each weight's difference at the end, relative to what training has changed of it, comes to some
 5e-6; the last step alone, whose learning rate is the lowest, is 1e-2 of it.
 """
@@ -74,7 +74,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "recompute full": (1, {"recompute": "full"}),
     "recompute selective": (1, {"recompute": "selective", "micro_batch_size": 4}),
 }
-STEPS = 20
+STEPS = 10
 RESUMES = [
     ("1x1", "1x1"),
     ("tp2 pp2", "1x1"),

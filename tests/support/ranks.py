@@ -1,7 +1,7 @@
 """Runs a function on several gloo ranks; the processes live for the whole test session.
 
-Importing torch and megatron costs a process five seconds, so the ranks are started once and get
-one job after the other, each with a process group of its own.
+Importing torch and megatron costs a process five seconds, so the ranks are forked from one that
+has done it, and get one job after the other, each with a process group of its own.
 """
 
 import contextlib
@@ -109,7 +109,11 @@ class RankPool:
         self._ranks = []
 
     def _start(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        if self._activate is on_cpu:
+            context: Any = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["tests.support.preloaded"])
+        else:
+            context = multiprocessing.get_context("spawn")  # another device comes before torch
         for rank in range(len(self._ranks), world_size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank, self._activate))
