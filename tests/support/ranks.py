@@ -6,14 +6,18 @@ has done it, and get one job after the other, each with a process group of its o
 
 import contextlib
 import gc
+import importlib
 import multiprocessing
 import os
+import signal
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 _TIMEOUT = 240
+# Of a rank to its pool: closed when the process has done all that it does at its end.
+_kept_open: list[Connection] = []
 
 
 def on_cpu() -> None:
@@ -23,11 +27,14 @@ def on_cpu() -> None:
     select("cpu").activate()
 
 
-def _serve(connection: Connection, rank: int, activate: Callable[[], None]) -> None:
+def _serve(address: str, rank: int, activate: Callable[[], None]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+    connection = Client(address)
+    _kept_open.append(connection)
+    connection.send((rank, os.getpid()))
     activate()
     while True:
         job = connection.recv()
@@ -51,6 +58,20 @@ def _serve(connection: Connection, rank: int, activate: Callable[[], None]) -> N
         gc.collect()  # the process groups of the job, each with threads of its own
 
 
+def _nurse(orders: Connection, address: str) -> None:
+    """Forks a rank on the CPU for every number that it gets."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    on_cpu()
+    # What every rank needs, and megatron-core beneath it. Only imports: threads, of torch or of
+    # gloo, would not live on in the ranks.
+    for part in ("train.setup", "checkpoint.load", "checkpoint.resume", "infer.engine"):
+        importlib.import_module(f"glm3cli.{part}")
+    gc.freeze()  # what the ranks inherit needn't be looked through after each of their jobs
+    context = multiprocessing.get_context("fork")
+    while (rank := orders.recv()) is not None:
+        context.Process(target=_serve, args=(address, rank, on_cpu)).start()
+
+
 def _open_store() -> Any:
     """A store for one job; it has its port for itself from the start, unlike one told to rank 0."""
     import torch.distributed as dist
@@ -66,7 +87,9 @@ class RankPool:
 
     def __init__(self, activate: Callable[[], None] = on_cpu) -> None:
         self._activate = activate
-        self._ranks: list[tuple[Any, Connection]] = []
+        self._listener = Listener()
+        self._nurse: Connection | None = None
+        self._ranks: list[tuple[int, Connection]] = []  # with their process numbers
 
     def run(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Calls `function(*args)` on every rank and gives the results by rank.
@@ -93,30 +116,48 @@ class RankPool:
             else:
                 errors.append(f"rank {rank}:\n{value}")
         if errors:
-            self.close()
+            self._end_ranks()
             raise AssertionError("\n".join(errors))
         return results
 
     def close(self) -> None:
-        """Ends the processes; those that hang are killed."""
+        """Ends all processes."""
+        self._end_ranks()
+        self._listener.close()
+        if self._nurse is not None:
+            self._nurse.send(None)
+            self._nurse = None
+
+    def _end_ranks(self) -> None:
+        """Those that hang are killed."""
         for _, connection in self._ranks:
             with contextlib.suppress(OSError):
                 connection.send(None)
-        for process, _ in self._ranks:
-            process.join(2)
-            process.kill()
-            process.join()
+        for process, connection in self._ranks:
+            connection.poll(2)
+            connection.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._ranks = []
 
     def _start(self, world_size: int) -> None:
-        if self._activate is on_cpu:
-            context: Any = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["tests.support.preloaded"])
-        else:
-            context = multiprocessing.get_context("spawn")  # another device comes before torch
-        for rank in range(len(self._ranks), world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self._activate))
-            process.start()
+        missing = range(len(self._ranks), world_size)
+        for rank in missing:
+            self._begin(rank)
+        begun: dict[int, tuple[int, Connection]] = {}
+        while len(begun) < len(missing):
+            connection = self._listener.accept()
+            rank, process = connection.recv()
+            begun[rank] = process, connection
+        self._ranks += [begun[rank] for rank in missing]
+
+    def _begin(self, rank: int) -> None:
+        context, address = multiprocessing.get_context("spawn"), str(self._listener.address)
+        if self._activate is not on_cpu:  # another device comes before all that a nurse imports
+            context.Process(target=_serve, args=(address, rank, self._activate)).start()
+            return
+        if self._nurse is None:
+            self._nurse, theirs = context.Pipe()
+            context.Process(target=_nurse, args=(theirs, address)).start()
             theirs.close()
-            self._ranks.append((process, ours))
+        self._nurse.send(rank)
