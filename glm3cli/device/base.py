@@ -106,6 +106,10 @@ class Device(ABC):
         """Peak bytes allocated by this process on the device since its start."""
 
     @abstractmethod
+    def memory(self) -> int:
+        """Bytes of the device that this process may fill."""
+
+    @abstractmethod
     def chip(self) -> str:
         """What the driver calls the chip, e.g. NVIDIA A100-SXM4-80GB."""
 

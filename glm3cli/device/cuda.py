@@ -32,6 +32,10 @@ class CudaDevice(Device):
         """Peak bytes of torch's allocator."""
         return torch.cuda.max_memory_allocated()
 
+    def memory(self) -> int:
+        """Of the GPU."""
+        return int(torch.cuda.get_device_properties(self.torch_device()).total_memory)
+
     def chip(self) -> str:
         """The GPU's name."""
         return torch.cuda.get_device_name()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.utils.weak import WeakIdKeyDictionary
 
 from glm3cli.device.window import Window
 
@@ -17,6 +18,9 @@ Rotation = tuple[Tensor, Tensor]
 
 class Kernels:
     """Plain torch, for every chip."""
+
+    def __init__(self) -> None:
+        self._masks: Any = WeakIdKeyDictionary()
 
     def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Hidden / rms(hidden) * weight over the last dim, computed in fp32."""
@@ -51,8 +55,22 @@ class Kernels:
             [s, b, heads, d].
         """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        mask = None if numbers is None else _within_samples(numbers)
+        mask = None if numbers is None else self._within_samples(numbers, query.dtype)
         return _attention(query, key, value, mask, scale).permute(2, 0, 1, 3)
+
+    def _within_samples(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """What each position of packs sees, [b, 1, s, s]: earlier ones of the same sample.
+
+        All layers have one mask, and keep one for the backward pass, of the kind that is added to
+        the scores: torch would make that of a mask of booleans in every layer.
+        """
+        masks = self._masks.setdefault(numbers, {})
+        if dtype not in masks:
+            hidden = (numbers.unsqueeze(2) != numbers.unsqueeze(1)).logical_or_(_later(numbers))
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=numbers.device)
+            masks[dtype] = mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
+        found: Tensor = masks[dtype]
+        return found
 
     def cached_attention(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: Window
@@ -108,10 +126,10 @@ def _attention(
     )
 
 
-def _within_samples(numbers: Tensor) -> Tensor:
-    """What each position of packs sees, [b, 1, s, s]: earlier ones of the same sample."""
-    same = numbers.unsqueeze(2) == numbers.unsqueeze(1)
-    return same.tril().unsqueeze(1)
+def _later(numbers: Tensor) -> Tensor:
+    """Which positions, by column, come after those by row; [s, s]."""
+    length = numbers.size(1)
+    return torch.ones(length, length, dtype=torch.bool, device=numbers.device).triu_(diagonal=1)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -136,6 +136,10 @@ class NpuDevice(Device):
         """Peak bytes of torch_npu's allocator."""
         return int(self._npu.max_memory_allocated())
 
+    def memory(self) -> int:
+        """Of the NPU."""
+        return int(self._npu.get_device_properties(self.torch_device()).total_memory)
+
     def chip(self) -> str:
         """The NPU's name, e.g. Ascend910B3."""
         return str(self._npu.get_device_name())

@@ -29,6 +29,7 @@ class NpuKernels(Kernels):
     """Fused kernels for training and decoding."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._lengths: Any = WeakIdKeyDictionary()
 
     def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,14 +56,19 @@ class NpuKernels(Kernels):
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, numbers: Tensor | None
     ) -> Tensor:
-        """As SBH, which is what linear layers give and take; packs as one long TND sequence."""
+        """As SBH, which is what linear layers give and take; packs as one long TND sequence.
+
+        A value that is a view of all of QKV is copied: the whole would be kept for its sake.
+        """
         settings: dict[str, Any] = {"head_num": query.size(2), "scale": scale}
         if numbers is None:
-            parts = [tensor.flatten(2) for tensor in (query, key, value)]
+            parts = [tensor.flatten(2).contiguous() for tensor in (query, key, value)]
             context = _FusionAttention.apply(*parts, "SBH", None, settings)  # type: ignore[no-untyped-call]
             return context.view(query.shape)
         # [s, b, n, d] -> [b * s, n, d], row after row.
-        parts = [tensor.transpose(0, 1).flatten(0, 1) for tensor in (query, key, value)]
+        parts = [
+            tensor.transpose(0, 1).flatten(0, 1).contiguous() for tensor in (query, key, value)
+        ]
         ends = self._ends_of_samples(numbers)
         context = _FusionAttention.apply(*parts, "TND", ends, settings)  # type: ignore[no-untyped-call]
         return context.unflatten(0, numbers.shape).transpose(0, 1)

@@ -4,6 +4,7 @@ The real model and the real optimizer run on it, and a dispatch mode sees every 
 in for the CPU, whose redirects let megatron-core do without CUDA.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -93,6 +94,10 @@ class PlannedDevice(Device):
     def peak_memory(self) -> int:
         """Nothing is allocated."""
         return 0
+
+    def memory(self) -> int:
+        """There is no limit to what isn't allocated."""
+        return sys.maxsize
 
     def chip(self) -> str:
         """The kind's name."""

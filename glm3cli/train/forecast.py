@@ -12,8 +12,8 @@ from functools import cached_property
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.device.catalog import Chip
+from glm3cli.train.activations import BYTES
 from glm3cli.train.flops import Utilisation
-from glm3cli.train.memory import BYTES
 from glm3cli.train.operators import Operator
 from glm3cli.train.pipeline import StagePace, span
 from glm3cli.train.roofline import cost, send_seconds

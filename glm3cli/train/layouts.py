@@ -47,9 +47,9 @@ class Search:
     others: list[tuple[int, TrainConfig]]
 
 
-def peak_of(config: TrainConfig, model: ModelConfig) -> int:
-    """Bytes on a rank of the stage that needs most."""
-    return max(memory_of_stage(config, model, rank).peak for rank in range(config.pp))
+def peak_of(config: TrainConfig, model: ModelConfig, device: str) -> int:
+    """Bytes on a rank of the stage that needs most, on a kind of device, as `--device` has it."""
+    return max(memory_of_stage(config, model, device, rank).peak for rank in range(config.pp))
 
 
 def fits(peak: int, memory: int) -> bool:
@@ -62,8 +62,8 @@ def search(config: TrainConfig, model: ModelConfig, memory: int | None, chip: "C
     memory = memory or chip.memory_bytes
     fitting, others = [], []
     for layout in _layouts(config, model):
-        chosen = least_recomputing(layout, model, memory)
-        peak = peak_of(chosen, model)
+        chosen = least_recomputing(layout, model, chip.kind, memory)
+        peak = peak_of(chosen, model, chip.kind)
         if fits(peak, memory):
             fitting.append(Layout(chosen, peak, predict(chosen, model, chip)))
         else:
@@ -108,7 +108,9 @@ def _is_possible(config: TrainConfig, model: ModelConfig) -> bool:
     return True
 
 
-def least_recomputing(config: TrainConfig, model: ModelConfig, memory: int) -> TrainConfig:
+def least_recomputing(
+    config: TrainConfig, model: ModelConfig, device: str, memory: int
+) -> TrainConfig:
     """The layout of `config` with the fewest recomputed layers that it fits with; else, with all.
 
     `--recompute selective` is not among them: a fused attention keeps nothing that it could save.
@@ -120,47 +122,13 @@ def least_recomputing(config: TrainConfig, model: ModelConfig, memory: int) -> T
         for number in range(1, layers)
     ]
     whole = {"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if not fits(peak_of(_changed(config, **whole), model), memory):
+    if not fits(peak_of(_changed(config, **whole), model, device), memory):
         return _changed(config, **whole)
     for way in ways:
         candidate = _changed(config, **way)
-        if fits(peak_of(candidate, model), memory):
+        if fits(peak_of(candidate, model, device), memory):
             return candidate
     return _changed(config, **whole)
-
-
-def check_memory(config: TrainConfig, model: ModelConfig) -> None:
-    """Checks that the run fits into --device-memory, where that is given.
-
-    Raises:
-        ConfigError: It doesn't; with a layout that does.
-    """
-    memory = config.device_bytes
-    if memory is None or fits(peak_of(config, model), memory):
-        return
-    raise ConfigError(shortage(config, model, memory), way_out(config, model, memory))
-
-
-def shortage(config: TrainConfig, model: ModelConfig, memory: int) -> str:
-    """Says that the run doesn't fit, and by how much."""
-    peak = peak_of(config, model)
-    return (
-        f"{flags(config)} needs {_gib(peak)} of a device, more than {1 - HEADROOM:.0%} of its "
-        f"{_gib(memory)}"
-    )
-
-
-def way_out(config: TrainConfig, model: ModelConfig, memory: int) -> str:
-    """Names the nearest layout that fits: the same one recomputing more, or else the fastest."""
-    from glm3cli.device.catalog import find_chip
-
-    same = least_recomputing(config, model, memory)
-    if fits(peak_of(same, model), memory):
-        return f"use {flags(same)}"
-    found = search(config, model, memory, find_chip(config.chip))
-    if found.fitting:
-        return f"use {flags(found.fitting[0].config)}"
-    return f"{none_fits(found)}; use more devices, or shorter sequences"
 
 
 def none_fits(found: Search) -> str:
@@ -171,7 +139,7 @@ def none_fits(found: Search) -> str:
     missing = peak - (1 - HEADROOM) * found.memory
     return (
         f"none of {len(found.others)} layouts fits; the smallest, {flags(config)}, needs "
-        f"{_gib(peak)}, {_gib(missing)} too much"
+        f"{gib(peak)}, {gib(missing)} too much"
     )
 
 
@@ -195,7 +163,7 @@ def table(found: Search) -> str:
     """The fastest layouts that fit, as lines of text."""
     chip = found.chip
     lines = [
-        f"layouts for {chip.name} with {_gib(found.memory)}, of which {HEADROOM:.0%} stays free; "
+        f"layouts for {chip.name} with {gib(found.memory)}, of which {HEADROOM:.0%} stays free; "
         "speeds are predicted:"
     ]
     if not found.fitting:
@@ -216,7 +184,7 @@ def _row(layout: Layout) -> str:
     parallel = "yes" if config.tp > 1 and config.sequence_parallel else "-"
     return (
         f"{config.tp:3} {config.pp:3} {config.vpp:3} {config.cp:3} {config.dp:3} {parallel:>3} "
-        f"{config.micro_batch_size:6}  {_recompute(config):10} {_gib(layout.peak):>12} "
+        f"{config.micro_batch_size:6}  {_recompute(config):10} {gib(layout.peak):>12} "
         f"{time.bubble:7.1%} {time.tokens_per_second:16,.0f} {time.seconds:6.2f}s"
     )
 
@@ -227,5 +195,6 @@ def _recompute(config: TrainConfig) -> str:
     return config.recompute
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Bytes in words."""
     return f"{size / 2**30:.2f} GiB"

@@ -1,20 +1,19 @@
 """Memory of a training step on one rank, from shapes alone; imports nothing heavy.
 
 Weights, gradients, and optimizer state are exact. Activations are what autograd really keeps of
-our model, tensor by tensor (Korthikanti et al. 2022, "Reducing activation recomputation in large
-transformer models", do the sum for GPT-3); `saved_by_layer` is the table to adapt when the model's
-operations change. tests/distributed/test_memory.py compares all of it with measured peaks.
+our model (train/activations.py). tests/distributed/test_memory.py compares all of it with measured
+peaks.
 
 Not counted: the driver, buffers of the communication library, and the allocator's fragmentation
-(`HEADROOM`), and the mask that keeps packed samples apart.
+(`HEADROOM`), and the mask that keeps packed samples apart where no kernel does.
 """
 
 from dataclasses import dataclass
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
+from glm3cli.train.activations import BYTES, Sizes, saved_by_layer
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Share of a device's memory that a plan leaves free, for what isn't counted.
 HEADROOM = 0.1
 
@@ -66,8 +65,10 @@ def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) ->
     return layers * layer + first * vocab + last * (vocab + h)
 
 
-def memory_of_stage(config: TrainConfig, model: ModelConfig, pp_rank: int) -> StageMemory:
-    """What each rank of stage `pp_rank` holds at its peak.
+def memory_of_stage(
+    config: TrainConfig, model: ModelConfig, device: str, pp_rank: int
+) -> StageMemory:
+    """What each rank of stage `pp_rank` holds at its peak on a kind of device.
 
     Gradients are fp32. The optimizer holds two fp32 moments, and an fp32 copy of 16-bit weights;
     the distributed optimizer shares them out over the data and context parallel ranks.
@@ -77,102 +78,30 @@ def memory_of_stage(config: TrainConfig, model: ModelConfig, pp_rank: int) -> St
     owned = count // ranks
     # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
     copy = 0 if config.dtype == "fp32" else 4
-    sizes = _Sizes.of(config, model)
+    sizes = Sizes.of(config, model, device)
     return StageMemory(
         weights=count * BYTES[config.dtype],
         gradients=count * 4,
         optimizer=owned * (8 + copy),
         buffers=int(sizes.gathered),
-        activations=int(_in_flight(config, pp_rank) * _saved_by_chunk(config, model, pp_rank)),
-        work=int(_work(config, model, pp_rank)),
+        activations=int(
+            _in_flight(config, pp_rank) * _saved_by_chunk(config, model, device, pp_rank)
+        ),
+        work=int(_work(config, model, device, pp_rank)),
         # AdamW's root of the second moment, of all weights at once (torch's foreach loops).
         step=4 * owned,
     )
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Bytes of the tensors that the tables below are made of, on one rank.
-
-    Attributes:
-        tokens: Of a micro-batch on this rank.
-        hidden: Of one tensor of the residual stream, [s, b, h]; sequence parallelism cuts it.
-        whole: The same not cut by tensor parallelism.
-        gathered: Buffer for inputs that sequence parallel layers gather.
-        norm: What an RMSNorm keeps beside its output: fp32 input, normalised input, and 1/rms.
-    """
-
-    tokens: float
-    element: int
-    shards: int
-
-    hidden: float
-    whole: float
-    gathered: float
-    norm: float
-
-    @classmethod
-    def of(cls, config: TrainConfig, model: ModelConfig) -> "_Sizes":
-        tokens = config.micro_batch_size * config.seq_length / config.cp
-        shards = config.tp if config.sequence_parallel else 1
-        element = BYTES[config.dtype]
-        whole = tokens * model.hidden_size * element
-        return cls(
-            tokens=tokens,
-            element=element,
-            shards=shards,
-            hidden=whole / shards,
-            whole=whole,
-            gathered=whole if shards > 1 else 0,
-            norm=tokens / shards * (2 * model.hidden_size + 1) * 4,
-        )
-
-
-def saved_by_layer(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
-    """Bytes that autograd keeps of one layer and micro-batch, tensor by tensor."""
-    sizes = _Sizes.of(config, model)
-    ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
-    return {
-        "norms": 2 * sizes.norm,
-        "norm outputs": 2 * sizes.hidden,
-        **_saved_by_attention(config, model),
-        "fc1 output": 2 * ffn,
-        "fc2 input": ffn,
-    }
-
-
-def _saved_by_attention(config: TrainConfig, model: ModelConfig) -> dict[str, float]:
-    sizes, tp, cp = _Sizes.of(config, model), config.tp, config.cp
-    each = sizes.tokens * sizes.element
-    query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
-    # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
-    few_groups = tp > model.num_query_groups
-    qkv = model.query_size + 2 * model.kv_size if few_groups else query + 2 * kv
-    if config.recompute == "selective":
-        # A fused attention keeps nothing large in between: what goes in and comes out stays.
-        return {"qkv output": each * qkv, "queries": each * query, "context": each * query}
-    # A context parallel rank has one group at least, of all positions.
-    shared = each * max(kv, cp * model.kv_channels) if cp > 1 else each * kv
-    saved = {
-        "rotated queries": each * query,
-        "rotated keys": shared,
-        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * 4,
-        "context": each * query,
-    }
-    if cp > 1:
-        return {**saved, "exchanged values": shared, "exchanged context": each * query}
-    return {**saved, "qkv output": each * qkv}  # values are a view of it
 
 
 def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
     return len(config.layers_of(model.num_layers, pp_rank))
 
 
-def _saved_by_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+def _saved_by_chunk(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> float:
     """Bytes kept of one micro-batch in one model chunk."""
-    sizes = _Sizes.of(config, model)
+    sizes = Sizes.of(config, model, device)
     layers = _layers_of_chunk(config, model, pp_rank)
-    layer = sum(saved_by_layer(config, model).values())
+    layer = sum(saved_by_layer(config, model, device).values())
     kept = layers * layer
     if config.recompute == "full":
         group = min(config.recompute_num_layers, layers)
@@ -200,17 +129,17 @@ def _in_flight(config: TrainConfig, pp_rank: int) -> int:
     return min(warm_up + 1, config.vpp * config.num_microbatches)
 
 
-def _work(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+def _work(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> float:
     """Most bytes held for a moment beside what is kept for the backward pass."""
-    layer = _work_of_layer(config, model, pp_rank)
+    layer = _work_of_layer(config, model, device, pp_rank)
     if pp_rank < config.pp - 1:
         return layer
-    return max(layer, _work_of_loss(config, model))
+    return max(layer, _work_of_loss(config, model, device))
 
 
-def _work_of_layer(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
+def _work_of_layer(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> float:
     """The backward pass of a stage's last layer, which finds all others' activations there."""
-    sizes, layers = _Sizes.of(config, model), _layers_of_chunk(config, model, pp_rank)
+    sizes, layers = Sizes.of(config, model, device), _layers_of_chunk(config, model, pp_rank)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     # Of the layer's output, of fc2's input (which is gone by then), and of fc1's output in pieces.
     gradients = sizes.hidden + 3 * ffn
@@ -220,16 +149,17 @@ def _work_of_layer(config: TrainConfig, model: ModelConfig, pp_rank: int) -> flo
     if config.recompute_method == "block":
         # The recomputed layers come first; when their turn is, the others have freed theirs.
         group = 1 if group == layers else 0
-    return gradients + group * sum(saved_by_layer(config, model).values())
+    return gradients + group * sum(saved_by_layer(config, model, device).values())
 
 
-def _work_of_loss(config: TrainConfig, model: ModelConfig) -> float:
+def _work_of_loss(config: TrainConfig, model: ModelConfig, device: str) -> float:
     """The last norm, the logits (fp32 for the loss), and their backward pass."""
-    sizes = _Sizes.of(config, model)
+    sizes = Sizes.of(config, model, device)
     vocab = model.padded_vocab_size / config.tp
     logits = sizes.tokens * vocab * sizes.element
-    # Megatron-core's loss over tensor parallel ranks works in place where logits are fp32.
-    loss = sizes.tokens * vocab * 4 + (logits if config.tp == 1 or config.dtype != "fp32" else 0)
+    # Ours makes log-probabilities of fp32 logits; megatron-core's, over tensor parallel ranks,
+    # works in place of these. Those of 16 bits are copied to fp32 first.
+    loss = sizes.tokens * vocab * 4 * ((config.tp == 1) + (config.dtype != "fp32")) + logits
     # Gradients of the output layer's weight and input; sequence parallelism scatters the latter.
     weight = vocab * model.hidden_size * sizes.element
     backward = logits + weight + sizes.whole + (sizes.gathered + sizes.hidden) * (sizes.shards > 1)

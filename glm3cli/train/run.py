@@ -20,6 +20,7 @@ from glm3cli.device.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, together
 from glm3cli.train.candidates import choose, find_resume
+from glm3cli.train.fit import check_device
 from glm3cli.train.flops import Utilisation
 from glm3cli.train.loop import Loop
 from glm3cli.train.metrics import Metrics
@@ -38,9 +39,11 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
         Glm3Error: As its children say, each with the way out.
     """
     find_resume(config.save, config.resume)  # what is wrong there is told before all else
+    device = require_active()
+    warning = check_device(config, model, device.name, device.memory())
     utilisation = _utilisation(config, model)
     if config.deterministic:
-        require_active().make_deterministic()
+        device.make_deterministic()
     with ExitStack() as stack:
         if os.environ.get("RANK", "0") == "0":
             stack.enter_context(claimed(config.save))
@@ -56,9 +59,9 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
             utilisation=utilisation,
             world_size=grid.world_size,
         )
-        for remark in (utilisation.describe(), *require_active().remarks):
+        for remark in (utilisation.describe(), *device.remarks, *filter(None, [warning])):
             metrics.say(remark)
-        require_active().keep_freed_memory()
+        device.keep_freed_memory()
         try:
             return _run(config, kind, model, blend, grid, metrics, storage)
         finally:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.train.memory import BYTES, parameters_of_rank
+from glm3cli.train.activations import BYTES
+from glm3cli.train.memory import parameters_of_rank
 
 if TYPE_CHECKING:
     from glm3cli.device.catalog import Chip

@@ -32,8 +32,9 @@ class LiveMemory(TorchDispatchMode):
     what other threads (gloo's) free. What a kernel or a collective takes for itself isn't seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
+        self._device = device
         self.peak = 0
         self._bytes = 0
         self._storages: dict[int, int] = {}
@@ -43,7 +44,7 @@ class LiveMemory(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self._device:
                 self._add(leaf.untyped_storage())
         self.peak = max(self.peak, self._bytes)
         return result

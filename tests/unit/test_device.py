@@ -157,6 +157,21 @@ def test_the_cpu_is_one_device_for_every_rank(monkeypatch):
     assert select("cpu").peak_memory() > 2**20
 
 
+def test_ranks_on_the_cpu_share_what_the_machine_or_its_container_has(monkeypatch, tmp_path):
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(cpu, "_MEMORY_LIMITS", limits)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert select("cpu").memory() == whole
+    limits[0].write_text("max\n")
+    limits[1].write_text(f"{2**62}\n")
+    assert select("cpu").memory() == whole
+    limits[0].write_text("4096\n")
+    assert select("cpu").memory() == 4096
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert select("cpu").memory() == 1024
+
+
 def test_auto_takes_an_npu_before_a_gpu_before_the_cpu(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -264,6 +279,7 @@ MADE_UP = """
     devices._devices["npu"] = NpuDevice(machine)
 """
 TORCH_NPU = """
+    from types import SimpleNamespace
     import torch
     import recorder
     recorder.note("torch_npu")
@@ -276,6 +292,7 @@ TORCH_NPU = """
         synchronize = classmethod(lambda cls: cls.devices.append("synchronized"))
         max_memory_allocated = classmethod(lambda cls: 7)
         get_device_name = classmethod(lambda cls: "Ascend910B3")
+        get_device_properties = classmethod(lambda cls, device: SimpleNamespace(total_memory=9))
 """
 PROFILER = """
     class ProfilerActivity:
@@ -292,7 +309,7 @@ ACTIVATE = (
         device = require_active()
         device.synchronize()
         said = [device.name, device.peak_memory(), sys.modules["torch_npu"].npu.devices]
-        said += [device.chip(), device.peak_tflops("bf16"), device.profiler()]
+        said += [device.memory(), device.chip(), device.peak_tflops("bf16"), device.profiler()]
     except DeviceError as error:
         said = [error.message, error.hint]
     assert sys.argv is argv and sys.argv[1:] == ["pretrain", "--tp", "2"]
@@ -335,7 +352,7 @@ def test_the_npus_packages_come_in_order_and_do_not_see_our_arguments(ascend):
     ]
     # Operators are not compiled for each shape.
     assert said[:3] == ["npu", 7, ["npu:3", False, "synchronized"]]
-    assert said[3:] == ["Ascend910B3", 354.0, ["host", "chip"]]
+    assert said[3:] == [9, "Ascend910B3", 354.0, ["host", "chip"]]
     assert {name: variables[name] for name in ENVIRONMENT} == ENVIRONMENT
 
 

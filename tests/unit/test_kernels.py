@@ -1,5 +1,7 @@
 """The parts of the model that we compute ourselves, against what defines them."""
 
+from itertools import pairwise
+
 import torch
 
 from glm3cli.device import select
@@ -78,3 +80,25 @@ def test_cross_entropy_of_16_bit_logits_is_computed_in_fp32() -> None:
     losses.sum().backward()
     assert logits.grad is not None
     assert logits.grad.dtype == torch.bfloat16
+
+
+def test_packs_are_their_samples_alone_and_all_layers_share_a_mask() -> None:
+    torch.manual_seed(0)
+    numbers = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]])
+    kept: set[int] = set()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (6, 6):
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for _ in range(3):
+            heads = [torch.randn(6, 2, n, 8, requires_grad=True) for n in (4, 2, 2)]
+            found = KERNELS.attention(*heads, 0.3, numbers)
+            for row, starts in enumerate([(0, 3, 5, 6), (0, 1, 6)]):
+                for start, end in pairwise(starts):
+                    own = [tensor[start:end, row : row + 1] for tensor in heads]
+                    alone = KERNELS.attention(*own, 0.3, None)
+                    torch.testing.assert_close(found[start:end, row : row + 1], alone)
+    assert len(kept) == 1

@@ -66,7 +66,7 @@ def test_the_plan_of_a_rank_is_the_model_that_it_builds(stage):
 def test_memory_is_bytes_per_parameter(dtype, distributed, weights, optimizer):
     config = train_config(nproc=4, dtype=dtype, distributed_optimizer=distributed)
     count = TINY.num_parameters
-    memory = memory_of_stage(config, TINY, 0)
+    memory = memory_of_stage(config, TINY, "cpu", 0)
     assert memory.weights == weights * count
     assert memory.gradients == 4 * count
     assert memory.optimizer == optimizer * count

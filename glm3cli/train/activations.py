@@ -1,0 +1,96 @@
+"""What autograd keeps of a layer on one rank, tensor by tensor, from shapes alone.
+
+Korthikanti et al. 2022 ("Reducing activation recomputation in large transformer models") do the sum
+for GPT-3. Adapt these tables when the model's operations change: tests/distributed/test_memory.py
+compares them with what a CPU really holds, and tests/unit/test_memory_of_npus.py with what the
+operators of an NPU return.
+"""
+
+from dataclasses import dataclass
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.training import TrainConfig
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# npu_fusion_attention returns each row's maximum and sum eight times, in fp32.
+_NPU_STATISTICS = 2 * 8 * 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the tensors that the tables below are made of, on one rank.
+
+    Attributes:
+        tokens: Of a micro-batch on this rank.
+        hidden: Of one tensor of the residual stream, [s, b, h]; sequence parallelism cuts it.
+        whole: The same not cut by tensor parallelism.
+        gathered: Buffer for inputs that sequence parallel layers gather.
+        norm: What an RMSNorm keeps beside its output: an NPU's its input, and 1/rms in fp32; the
+            others' their input and the normalised input, both in fp32, too.
+    """
+
+    tokens: float
+    element: int
+    shards: int
+
+    hidden: float
+    whole: float
+    gathered: float
+    norm: float
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: ModelConfig, device: str) -> "Sizes":
+        """On a kind of device, as `--device` has it."""
+        tokens = config.micro_batch_size * config.seq_length / config.cp
+        shards = config.tp if config.sequence_parallel else 1
+        element = BYTES[config.dtype]
+        whole = tokens * model.hidden_size * element
+        inputs = whole / shards if device == "npu" else tokens / shards * 2 * model.hidden_size * 4
+        return cls(
+            tokens=tokens,
+            element=element,
+            shards=shards,
+            hidden=whole / shards,
+            whole=whole,
+            gathered=whole if shards > 1 else 0,
+            norm=inputs + tokens / shards * 4,
+        )
+
+
+def saved_by_layer(config: TrainConfig, model: ModelConfig, device: str) -> dict[str, float]:
+    """Bytes of one layer and micro-batch on a kind of device, as `--device` has it."""
+    sizes = Sizes.of(config, model, device)
+    ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
+    return {
+        "norms": 2 * sizes.norm,
+        "norm outputs": 2 * sizes.hidden,
+        **_saved_by_attention(config, model, device),
+        "fc1 output": 2 * ffn,
+        "fc2 input": ffn,
+    }
+
+
+def _saved_by_attention(config: TrainConfig, model: ModelConfig, device: str) -> dict[str, float]:
+    sizes, tp, cp = Sizes.of(config, model, device), config.tp, config.cp
+    each = sizes.tokens * sizes.element
+    query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
+    # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
+    few_groups = tp > model.num_query_groups
+    qkv = model.query_size + 2 * model.kv_size if few_groups else query + 2 * kv
+    if config.recompute == "selective":
+        # A fused attention keeps nothing large in between: what goes in and comes out stays.
+        return {"qkv output": each * qkv, "queries": each * query, "context": each * query}
+    # A context parallel rank has one group at least, of all positions.
+    shared = each * max(kv, cp * model.kv_channels) if cp > 1 else each * kv
+    statistics = _NPU_STATISTICS if device == "npu" else 4
+    saved = {
+        "rotated queries": each * query,
+        "rotated keys": shared,
+        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * statistics,
+        "context": each * query,
+    }
+    if cp > 1:
+        return {**saved, "exchanged values": shared, "exchanged context": each * query}
+    if device == "npu":
+        return {**saved, "values": shared}  # in the layout that the operator takes
+    return {**saved, "qkv output": each * qkv}  # values are a view of it
