@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device.base import Device, require_active
+from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 
 _CPU = torch.device("cpu")
@@ -97,6 +98,7 @@ _FACTORIES = {
 # torch.compile: the order counts.
 REDIRECTS = (
     *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
+    *EXCHANGES,
     Redirect("torch", "compile", compile_nothing, "jit.py: the fuser needs a C++ compiler"),
     Redirect("torch.Tensor", "cuda", _stay, "models/common/language_module: weight.data.cuda()"),
     Redirect("torch.Tensor", "type", _tensor_type, "optimizer/optimizer.py: 'torch.cuda.' types"),
