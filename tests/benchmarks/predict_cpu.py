@@ -6,7 +6,7 @@ describes a core by what it measures of single operators (matrix products of the
 attention, passes over activations) and of a model too small for anything but overhead, all in
 seconds of the process; predicts the step of several layouts by the code that plans for Ascend; and
 trains them, one thread per rank. The machine may have other work: before and after each step every
-rank runs the matrix products once more, and gloo's gather between two ranks. How much slower these
+rank runs the matrix products once more, and the gather between two ranks. How much slower these
 are on the clock than undisturbed is how much of a core there was for the step; the step around
 which they were the fastest is the one that is compared.
 """
@@ -139,9 +139,7 @@ def steps(
             config, model, grid, Samples(config.seq_length, model.padded_vocab_size)
         )
         small, large = torch.zeros(8), torch.zeros(LARGE)
-        results = [
-            [torch.empty_like(one) for _ in range(grid.world_size)] for one in (small, large)
-        ]
+        results = [torch.empty(grid.world_size * one.numel()) for one in (small, large)]
         trainer.step(loader, 0)
         multiply()
         windows = []
@@ -153,8 +151,12 @@ def steps(
             window["step"] = seconds(lambda: trainer.step(loader, 0), 1, clock)
             dist.barrier()
             window["multiply"] += seconds(multiply, 2, clock) / 2
-            window["small"] = seconds(lambda: dist.all_gather(results[0], small), 20, clock)
-            window["large"] = seconds(lambda: dist.all_gather(results[1], large), 1, clock)
+            window["small"] = seconds(
+                lambda: dist.all_gather_into_tensor(results[0], small), 20, clock
+            )
+            window["large"] = seconds(
+                lambda: dist.all_gather_into_tensor(results[1], large), 1, clock
+            )
             windows.append(window | {"operations": operations})
     return windows
 
