@@ -68,8 +68,11 @@ def main() -> None:
         changes = {"train_iters": given.steps, "save_interval": 10, "keep_last": 2}
         succeed(*options(project, root / "whole", **changes))
         command = options(project, root / "killed", **changes)
+        # So that the run isn't over before the last kill, on a machine of any speed.
+        training = sum(record["step_time"] for record in steps(root / "whole"))
+        longest = 1.6 * training / given.kills
         kills = kill_at_random(
-            command, root / "killed", kills=given.kills, longest=1.5, seed=given.seed
+            command, root / "killed", kills=given.kills, longest=longest, seed=given.seed
         )
         whole, killed = (steps(root / name)[-1]["loss"] for name in ("whole", "killed"))
         print(f"killed {kills} times; final loss {killed!r}, left alone {whole!r}")
