@@ -3,7 +3,8 @@
 The model calls these alone, as `require_active().kernels`. A chip's own kernels replace some.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,26 @@ from glm3cli.device.window import Window
 Rotation = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What kernels keep for the backward pass, where they differ.
+
+    Attributes:
+        norm_copies: Of an RMSNorm's input, in fp32; with none, it keeps its input as it is.
+        statistics: Bytes of attention's fp32 numbers per position and head.
+        copies_values: Whether attention keeps values of their own; else, a view of all of QKV.
+    """
+
+    norm_copies: int
+    statistics: int
+    copies_values: bool
+
+
 class Kernels:
     """Plain torch, for every chip."""
+
+    # Torch takes the norm apart; its attention keeps a logarithm of each row's sum.
+    kept: ClassVar[Kept] = Kept(norm_copies=2, statistics=4, copies_values=False)
 
     def __init__(self) -> None:
         self._masks: Any = WeakIdKeyDictionary()

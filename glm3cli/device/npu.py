@@ -18,6 +18,7 @@ import torch
 
 from glm3cli.device.base import Device
 from glm3cli.device.cards import require_cards
+from glm3cli.device.kernels import Kept
 from glm3cli.device.machine import Machine
 from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
@@ -88,6 +89,7 @@ class NpuDevice(Device):
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
+    kept: ClassVar[Kept] = NpuKernels.kept
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
     _npu: Any  # torch_npu's counterpart of torch.cuda

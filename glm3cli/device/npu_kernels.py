@@ -7,14 +7,14 @@ Every argument exists in torch_npu 2.7.1. The limits named below are from its do
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from glm3cli.device.kernels import Kernels, Rotation
+from glm3cli.device.kernels import Kept, Kernels, Rotation
 from glm3cli.device.window import Window
 
 npu = torch.ops.npu
@@ -27,6 +27,9 @@ _CAUSAL_TO_THE_END = 3  # sparse_mode: the diagonal ends in the lower right corn
 
 class NpuKernels(Kernels):
     """Fused kernels for training and decoding."""
+
+    # npu_fusion_attention returns each row's maximum and sum eight times.
+    kept: ClassVar[Kept] = Kept(norm_copies=0, statistics=2 * 8 * 4, copies_values=True)
 
     def __init__(self) -> None:
         super().__init__()

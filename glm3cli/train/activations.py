@@ -2,18 +2,20 @@
 
 Korthikanti et al. 2022 ("Reducing activation recomputation in large transformer models") do the sum
 for GPT-3. Adapt these tables when the model's operations change: tests/distributed/test_memory.py
-compares them with what a CPU really holds, and tests/unit/test_memory_of_npus.py with what the
-operators of an NPU return.
+compares them with what a CPU really holds, and tests/unit/test_memory_of_kernels.py with what the
+operators of a chip return.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 
+if TYPE_CHECKING:
+    from glm3cli.device.kernels import Kept
+
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# npu_fusion_attention returns each row's maximum and sum eight times, in fp32.
-_NPU_STATISTICS = 2 * 8 * 4
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,7 @@ class Sizes:
         hidden: Of one tensor of the residual stream, [s, b, h]; sequence parallelism cuts it.
         whole: The same not cut by tensor parallelism.
         gathered: Buffer for inputs that sequence parallel layers gather.
-        norm: What an RMSNorm keeps beside its output: an NPU's its input, and 1/rms in fp32; the
-            others' their input and the normalised input, both in fp32, too.
+        norm: What an RMSNorm keeps beside its output: its input or copies, and 1/rms in fp32.
     """
 
     tokens: float
@@ -39,13 +40,13 @@ class Sizes:
     norm: float
 
     @classmethod
-    def of(cls, config: TrainConfig, model: ModelConfig, device: str) -> "Sizes":
-        """On a kind of device, as `--device` has it."""
+    def of(cls, config: TrainConfig, model: ModelConfig, kept: "Kept") -> "Sizes":
+        """With kernels that keep what is told."""
         tokens = config.micro_batch_size * config.seq_length / config.cp
         shards = config.tp if config.sequence_parallel else 1
         element = BYTES[config.dtype]
         whole = tokens * model.hidden_size * element
-        inputs = whole / shards if device == "npu" else tokens / shards * 2 * model.hidden_size * 4
+        copies = kept.norm_copies * tokens * model.hidden_size * 4 / shards
         return cls(
             tokens=tokens,
             element=element,
@@ -53,25 +54,25 @@ class Sizes:
             hidden=whole / shards,
             whole=whole,
             gathered=whole if shards > 1 else 0,
-            norm=inputs + tokens / shards * 4,
+            norm=(copies or whole / shards) + tokens / shards * 4,
         )
 
 
-def saved_by_layer(config: TrainConfig, model: ModelConfig, device: str) -> dict[str, float]:
-    """Bytes of one layer and micro-batch on a kind of device, as `--device` has it."""
-    sizes = Sizes.of(config, model, device)
+def saved_by_layer(config: TrainConfig, model: ModelConfig, kept: "Kept") -> dict[str, float]:
+    """Bytes of one layer and micro-batch, with kernels that keep what is told."""
+    sizes = Sizes.of(config, model, kept)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     return {
         "norms": 2 * sizes.norm,
         "norm outputs": 2 * sizes.hidden,
-        **_saved_by_attention(config, model, device),
+        **_saved_by_attention(config, model, kept),
         "fc1 output": 2 * ffn,
         "fc2 input": ffn,
     }
 
 
-def _saved_by_attention(config: TrainConfig, model: ModelConfig, device: str) -> dict[str, float]:
-    sizes, tp, cp = Sizes.of(config, model, device), config.tp, config.cp
+def _saved_by_attention(config: TrainConfig, model: ModelConfig, kept: "Kept") -> dict[str, float]:
+    sizes, tp, cp = Sizes.of(config, model, kept), config.tp, config.cp
     each = sizes.tokens * sizes.element
     query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
     # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
@@ -82,15 +83,14 @@ def _saved_by_attention(config: TrainConfig, model: ModelConfig, device: str) ->
         return {"qkv output": each * qkv, "queries": each * query, "context": each * query}
     # A context parallel rank has one group at least, of all positions.
     shared = each * max(kv, cp * model.kv_channels) if cp > 1 else each * kv
-    statistics = _NPU_STATISTICS if device == "npu" else 4
     saved = {
         "rotated queries": each * query,
         "rotated keys": shared,
-        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * statistics,
+        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * kept.statistics,
         "context": each * query,
     }
     if cp > 1:
         return {**saved, "exchanged values": shared, "exchanged context": each * query}
-    if device == "npu":
+    if kept.copies_values:
         return {**saved, "values": shared}  # in the layout that the operator takes
     return {**saved, "qkv output": each * qkv}  # values are a view of it

@@ -1,6 +1,6 @@
 """Whether a run fits into its devices, and what would; said before the model is built."""
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
@@ -8,22 +8,23 @@ from glm3cli.errors import ConfigError
 from glm3cli.train.layouts import fits, flags, gib, least_recomputing, none_fits, peak_of, search
 from glm3cli.train.memory import HEADROOM
 
+if TYPE_CHECKING:
+    from glm3cli.device.kernels import Kept
 
-def check_memory(config: TrainConfig, model: ModelConfig, device: str) -> None:
+
+def check_memory(config: TrainConfig, model: ModelConfig, kept: "Kept") -> None:
     """Checks that the run fits into --device-memory, where that is given.
 
     Raises:
         ConfigError: It doesn't; with a layout that does.
     """
     memory = config.device_bytes
-    if memory is None or fits(peak_of(config, model, device), memory):
+    if memory is None or fits(peak_of(config, model, kept), memory):
         return
-    raise ConfigError(
-        shortage(config, model, device, memory), way_out(config, model, device, memory)
-    )
+    raise ConfigError(shortage(config, model, kept, memory), way_out(config, model, kept, memory))
 
 
-def check_device(config: TrainConfig, model: ModelConfig, device: str, memory: int) -> str | None:
+def check_device(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str | None:
     """Checks that the run fits into the device that is here, unless --device-memory is given.
 
     Returns:
@@ -32,34 +33,34 @@ def check_device(config: TrainConfig, model: ModelConfig, device: str, memory: i
     Raises:
         ConfigError: The run can't fit; with a layout that does.
     """
-    if config.device_bytes is not None or fits(peak_of(config, model, device), memory):
+    if config.device_bytes is not None or fits(peak_of(config, model, kept), memory):
         return None
-    short = shortage(config, model, device, memory)
-    if peak_of(config, model, device) <= memory:
+    short = shortage(config, model, kept, memory)
+    if peak_of(config, model, kept) <= memory:
         return f"the memory may not last: {short}"
     raise ConfigError(
         short,
-        f"{way_out(config, model, device, memory)}; --device-memory overrules what the device says",
+        f"{way_out(config, model, kept, memory)}; --device-memory overrules what the device says",
     )
 
 
-def shortage(config: TrainConfig, model: ModelConfig, device: str, memory: int) -> str:
+def shortage(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str:
     """Says that the run doesn't fit, and by how much."""
-    peak = peak_of(config, model, device)
+    peak = peak_of(config, model, kept)
     return (
         f"{flags(config)} needs {gib(peak)} of a device, more than {1 - HEADROOM:.0%} of its "
         f"{gib(memory)}"
     )
 
 
-def way_out(config: TrainConfig, model: ModelConfig, device: str, memory: int) -> str:
+def way_out(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str:
     """Names the nearest layout that fits: the same one recomputing more, or else the fastest."""
     from glm3cli.device.catalog import find_chip
 
-    same = least_recomputing(config, model, device, memory)
-    if fits(peak_of(same, model, device), memory):
+    same = least_recomputing(config, model, kept, memory)
+    if fits(peak_of(same, model, kept), memory):
         return f"use {flags(same)}"
-    found = search(config, model, memory, replace(find_chip(config.chip), kind=device))
+    found = search(config, model, kept, memory, find_chip(config.chip))
     if found.fitting:
         return f"use {flags(found.fitting[0].config)}"
     return f"{none_fits(found)}; use more devices, or shorter sequences"

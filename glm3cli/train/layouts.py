@@ -13,6 +13,7 @@ from glm3cli.train.timing import StepTime, predict
 
 if TYPE_CHECKING:
     from glm3cli.device.catalog import Chip
+    from glm3cli.device.kernels import Kept
 
 _MICRO_BATCHES = (1, 2, 4, 8)
 _ROWS = 12
@@ -47,9 +48,9 @@ class Search:
     others: list[tuple[int, TrainConfig]]
 
 
-def peak_of(config: TrainConfig, model: ModelConfig, device: str) -> int:
-    """Bytes on a rank of the stage that needs most, on a kind of device, as `--device` has it."""
-    return max(memory_of_stage(config, model, device, rank).peak for rank in range(config.pp))
+def peak_of(config: TrainConfig, model: ModelConfig, kept: "Kept") -> int:
+    """Bytes on a rank of the stage that needs most, with kernels that keep what is told."""
+    return max(memory_of_stage(config, model, kept, rank).peak for rank in range(config.pp))
 
 
 def fits(peak: int, memory: int) -> bool:
@@ -57,13 +58,15 @@ def fits(peak: int, memory: int) -> bool:
     return peak <= (1 - HEADROOM) * memory
 
 
-def search(config: TrainConfig, model: ModelConfig, memory: int | None, chip: "Chip") -> Search:
+def search(
+    config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int | None, chip: "Chip"
+) -> Search:
     """Tries every layout with the least recomputation that it fits with."""
     memory = memory or chip.memory_bytes
     fitting, others = [], []
     for layout in _layouts(config, model):
-        chosen = least_recomputing(layout, model, chip.kind, memory)
-        peak = peak_of(chosen, model, chip.kind)
+        chosen = least_recomputing(layout, model, kept, memory)
+        peak = peak_of(chosen, model, kept)
         if fits(peak, memory):
             fitting.append(Layout(chosen, peak, predict(chosen, model, chip)))
         else:
@@ -109,7 +112,7 @@ def _is_possible(config: TrainConfig, model: ModelConfig) -> bool:
 
 
 def least_recomputing(
-    config: TrainConfig, model: ModelConfig, device: str, memory: int
+    config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int
 ) -> TrainConfig:
     """The layout of `config` with the fewest recomputed layers that it fits with; else, with all.
 
@@ -122,11 +125,11 @@ def least_recomputing(
         for number in range(1, layers)
     ]
     whole = {"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if not fits(peak_of(_changed(config, **whole), model, device), memory):
+    if not fits(peak_of(_changed(config, **whole), model, kept), memory):
         return _changed(config, **whole)
     for way in ways:
         candidate = _changed(config, **way)
-        if fits(peak_of(candidate, model, device), memory):
+        if fits(peak_of(candidate, model, kept), memory):
             return candidate
     return _changed(config, **whole)
 

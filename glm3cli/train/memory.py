@@ -9,10 +9,14 @@ Not counted: the driver, buffers of the communication library, and the allocator
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.train.activations import BYTES, Sizes, saved_by_layer
+
+if TYPE_CHECKING:
+    from glm3cli.device.kernels import Kept
 
 # Share of a device's memory that a plan leaves free, for what isn't counted.
 HEADROOM = 0.1
@@ -66,9 +70,9 @@ def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) ->
 
 
 def memory_of_stage(
-    config: TrainConfig, model: ModelConfig, device: str, pp_rank: int
+    config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int
 ) -> StageMemory:
-    """What each rank of stage `pp_rank` holds at its peak on a kind of device.
+    """What each rank of stage `pp_rank` holds at its peak, with kernels that keep what is told.
 
     Gradients are fp32. The optimizer holds two fp32 moments, and an fp32 copy of 16-bit weights;
     the distributed optimizer shares them out over the data and context parallel ranks.
@@ -78,16 +82,16 @@ def memory_of_stage(
     owned = count // ranks
     # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
     copy = 0 if config.dtype == "fp32" else 4
-    sizes = Sizes.of(config, model, device)
+    sizes = Sizes.of(config, model, kept)
     return StageMemory(
         weights=count * BYTES[config.dtype],
         gradients=count * 4,
         optimizer=owned * (8 + copy),
         buffers=int(sizes.gathered),
         activations=int(
-            _in_flight(config, pp_rank) * _saved_by_chunk(config, model, device, pp_rank)
+            _in_flight(config, pp_rank) * _saved_by_chunk(config, model, kept, pp_rank)
         ),
-        work=int(_work(config, model, device, pp_rank)),
+        work=int(_work(config, model, kept, pp_rank)),
         # AdamW's root of the second moment, of all weights at once (torch's foreach loops).
         step=4 * owned,
     )
@@ -97,23 +101,24 @@ def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> i
     return len(config.layers_of(model.num_layers, pp_rank))
 
 
-def _saved_by_chunk(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> float:
+def _saved_by_chunk(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> float:
     """Bytes kept of one micro-batch in one model chunk."""
-    sizes = Sizes.of(config, model, device)
+    sizes = Sizes.of(config, model, kept)
     layers = _layers_of_chunk(config, model, pp_rank)
-    layer = sum(saved_by_layer(config, model, device).values())
-    kept = layers * layer
+    layer = sum(saved_by_layer(config, model, kept).values())
+    saved = layers * layer
     if config.recompute == "full":
         group = min(config.recompute_num_layers, layers)
         if config.recompute_method == "block":
-            kept = group * sizes.hidden + (layers - group) * layer
+            saved = group * sizes.hidden + (layers - group) * layer
         else:
-            kept = -(-layers // group) * sizes.hidden
+            saved = -(-layers // group) * sizes.hidden
     if config.pp > 1:
-        # What was received (norms of 16-bit types keep a copy in fp32 instead) and what was sent
-        # (some devices must keep it until it has gone).
-        kept += sizes.hidden * (1 if config.dtype == "fp32" else 2)
-    return kept
+        # What was sent (some devices must keep it until it has gone), and what was received, where
+        # the first norm keeps copies of it instead.
+        copied = kept.norm_copies > 0 and config.dtype != "fp32"
+        saved += sizes.hidden * (2 if copied else 1)
+    return saved
 
 
 def _in_flight(config: TrainConfig, pp_rank: int) -> int:
@@ -129,17 +134,17 @@ def _in_flight(config: TrainConfig, pp_rank: int) -> int:
     return min(warm_up + 1, config.vpp * config.num_microbatches)
 
 
-def _work(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> float:
+def _work(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> float:
     """Most bytes held for a moment beside what is kept for the backward pass."""
-    layer = _work_of_layer(config, model, device, pp_rank)
+    layer = _work_of_layer(config, model, kept, pp_rank)
     if pp_rank < config.pp - 1:
         return layer
-    return max(layer, _work_of_loss(config, model, device))
+    return max(layer, _work_of_loss(config, model, kept))
 
 
-def _work_of_layer(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> float:
+def _work_of_layer(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> float:
     """The backward pass of a stage's last layer, which finds all others' activations there."""
-    sizes, layers = Sizes.of(config, model, device), _layers_of_chunk(config, model, pp_rank)
+    sizes, layers = Sizes.of(config, model, kept), _layers_of_chunk(config, model, pp_rank)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     # Of the layer's output, of fc2's input (which is gone by then), and of fc1's output in pieces.
     gradients = sizes.hidden + 3 * ffn
@@ -149,12 +154,12 @@ def _work_of_layer(config: TrainConfig, model: ModelConfig, device: str, pp_rank
     if config.recompute_method == "block":
         # The recomputed layers come first; when their turn is, the others have freed theirs.
         group = 1 if group == layers else 0
-    return gradients + group * sum(saved_by_layer(config, model, device).values())
+    return gradients + group * sum(saved_by_layer(config, model, kept).values())
 
 
-def _work_of_loss(config: TrainConfig, model: ModelConfig, device: str) -> float:
+def _work_of_loss(config: TrainConfig, model: ModelConfig, kept: "Kept") -> float:
     """The last norm, the logits (fp32 for the loss), and their backward pass."""
-    sizes = Sizes.of(config, model, device)
+    sizes = Sizes.of(config, model, kept)
     vocab = model.padded_vocab_size / config.tp
     logits = sizes.tokens * vocab * sizes.element
     # Ours makes log-probabilities of fp32 logits; megatron-core's, over tensor parallel ranks,

@@ -1,5 +1,7 @@
 """`--dry-run`: what a run would be, from shapes alone; imports nothing heavy."""
 
+from typing import TYPE_CHECKING
+
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.train.activations import BYTES
@@ -7,23 +9,22 @@ from glm3cli.train.fit import shortage, way_out
 from glm3cli.train.layouts import fits, peak_of, search, table
 from glm3cli.train.memory import memory_of_stage
 
+if TYPE_CHECKING:
+    from glm3cli.device.kernels import Kept
 
-def device_of(config: TrainConfig) -> str:
-    """The kind of device that is planned for, as `--device` has it: --chip's, or the one here.
+
+def kept_of(config: TrainConfig) -> "Kept":
+    """What the kernels keep of the device that is planned for: --chip's, or the one here.
 
     Raises:
         ConfigError: The chip is not known.
     """
-    # Both import torch: only those wait who ask.
+    from glm3cli.device import DEVICES, find  # imports torch: only those wait who ask
+    from glm3cli.device.catalog import find_chip
+
     if config.dry_run and (config.chip or config.device_memory):
-        from glm3cli.device.catalog import find_chip
-
-        return find_chip(config.chip).kind
-    if config.device != "auto":
-        return config.device
-    from glm3cli.device import find
-
-    return find()
+        return DEVICES[find_chip(config.chip).kind].kept
+    return DEVICES[find() if config.device == "auto" else config.device].kept
 
 
 def describe(config: TrainConfig, model: ModelConfig) -> str:
@@ -32,7 +33,7 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
     Raises:
         ConfigError: The chip is not known.
     """
-    device = device_of(config)
+    kept = kept_of(config)
     tokens = config.global_batch_size * config.seq_length
     lines = [
         f"model: {model.num_parameters:,} parameters, {model.num_layers} layers",
@@ -42,13 +43,13 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
         f"{config.micro_batch_size} x {config.seq_length} tokens per data parallel rank",
         f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens",
     ]
-    lines += [_stage(config, model, device, pp_rank) for pp_rank in range(config.pp)]
+    lines += [_stage(config, model, kept, pp_rank) for pp_rank in range(config.pp)]
     lines.append(f"checkpoint: {checkpoint_bytes(config, model) / 2**30:.2f} GiB")
     return "\n".join(lines)
 
 
-def _stage(config: TrainConfig, model: ModelConfig, device: str, pp_rank: int) -> str:
-    memory = memory_of_stage(config, model, device, pp_rank)
+def _stage(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> str:
+    memory = memory_of_stage(config, model, kept, pp_rank)
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -69,13 +70,13 @@ def advise(config: TrainConfig, model: ModelConfig) -> str:
     """
     from glm3cli.device.catalog import find_chip
 
-    chip = find_chip(config.chip)
-    found = search(config, model, config.device_bytes, chip)
+    kept = kept_of(config)
+    found = search(config, model, kept, config.device_bytes, find_chip(config.chip))
     lines = []
-    if not fits(peak_of(config, model, chip.kind), found.memory):
+    if not fits(peak_of(config, model, kept), found.memory):
         lines.append(
-            f"does not fit: {shortage(config, model, chip.kind, found.memory)}; "
-            + way_out(config, model, chip.kind, found.memory)
+            f"does not fit: {shortage(config, model, kept, found.memory)}; "
+            + way_out(config, model, kept, found.memory)
         )
     return "\n".join([*lines, table(found)])
 

@@ -40,7 +40,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
     """
     find_resume(config.save, config.resume)  # what is wrong there is told before all else
     device = require_active()
-    warning = check_device(config, model, device.name, device.memory())
+    warning = check_device(config, model, device.kept, device.memory())
     utilisation = _utilisation(config, model)
     if config.deterministic:
         device.make_deterministic()

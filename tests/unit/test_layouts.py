@@ -6,6 +6,7 @@ import pytest
 
 from glm3cli.config.model import PRESETS
 from glm3cli.config.training import TrainConfig
+from glm3cli.device import DEVICES
 from glm3cli.device.catalog import Chip, chips, find_chip
 from glm3cli.errors import ConfigError
 from glm3cli.train.activations import saved_by_layer
@@ -20,11 +21,12 @@ from glm3cli.train.layouts import (
     table,
 )
 from glm3cli.train.memory import memory_of_stage
-from glm3cli.train.plan import advise, device_of
+from glm3cli.train.plan import advise, kept_of
 from glm3cli.train.timing import predict
 from tests.support.tiny import train_config
 
 SIX_B = PRESETS["6b"]
+NPU = DEVICES["npu"].kept
 CARD = find_chip("910b")
 MEMORY = 64 * 10**9
 
@@ -94,15 +96,15 @@ def test_an_unknown_chip_is_a_sentence_with_the_known_ones():
 
 
 def test_a_sequence_parallel_layer_keeps_its_share_of_everything():
-    whole, half = (sum(saved_by_layer(planned(tp=tp), SIX_B, "npu").values()) for tp in (1, 2))
+    whole, half = (sum(saved_by_layer(planned(tp=tp), SIX_B, NPU).values()) for tp in (1, 2))
     assert half == pytest.approx(whole / 2)
-    held = sum(saved_by_layer(planned(tp=2, sequence_parallel=False), SIX_B, "npu").values())
+    held = sum(saved_by_layer(planned(tp=2, sequence_parallel=False), SIX_B, NPU).values())
     assert held > half
 
 
 def test_the_first_stage_has_the_most_micro_batches_in_flight():
     activations = [
-        memory_of_stage(planned(pp=4), SIX_B, "npu", stage).activations for stage in range(4)
+        memory_of_stage(planned(pp=4), SIX_B, NPU, stage).activations for stage in range(4)
     ]
     assert activations == pytest.approx(
         [4 * activations[3], 3 * activations[3], 2 * activations[3], activations[3]]
@@ -110,7 +112,7 @@ def test_the_first_stage_has_the_most_micro_batches_in_flight():
     # There are no more than the step has.
     few = planned(pp=4, global_batch_size=4)
     assert few.num_microbatches == 2
-    assert memory_of_stage(few, SIX_B, "npu", 0).activations == activations[2]
+    assert memory_of_stage(few, SIX_B, NPU, 0).activations == activations[2]
 
 
 def test_recomputing_more_layers_needs_less():
@@ -118,23 +120,23 @@ def test_recomputing_more_layers_needs_less():
         peak_of(
             planned(pp=2, recompute="full", recompute_method="block", recompute_num_layers=n),
             SIX_B,
-            "npu",
+            NPU,
         )
         for n in range(1, 14)
     ]
     assert peaks == sorted(peaks, reverse=True)
-    assert peak_of(planned(pp=2), SIX_B, "npu") > peaks[0]
-    assert peak_of(planned(pp=2, recompute="full"), SIX_B, "npu") < peaks[-1]
+    assert peak_of(planned(pp=2), SIX_B, NPU) > peaks[0]
+    assert peak_of(planned(pp=2, recompute="full"), SIX_B, NPU) < peaks[-1]
 
 
 def test_no_more_is_recomputed_than_must_be():
-    config = least_recomputing(planned(pp=2), SIX_B, "npu", MEMORY)
+    config = least_recomputing(planned(pp=2), SIX_B, NPU, MEMORY)
     number = config.recompute_num_layers
-    assert fits(peak_of(config, SIX_B, "npu"), MEMORY)
+    assert fits(peak_of(config, SIX_B, NPU), MEMORY)
     fewer = config.model_copy(update={"recompute_num_layers": number - 1})
-    assert not fits(peak_of(fewer, SIX_B, "npu"), MEMORY)
-    assert least_recomputing(planned(pp=2), SIX_B, "npu", 10 * MEMORY).recompute == "none"
-    assert least_recomputing(planned(), SIX_B, "npu", 1).recompute_method == "uniform"
+    assert not fits(peak_of(fewer, SIX_B, NPU), MEMORY)
+    assert least_recomputing(planned(pp=2), SIX_B, NPU, 10 * MEMORY).recompute == "none"
+    assert least_recomputing(planned(), SIX_B, NPU, 1).recompute_method == "uniform"
 
 
 # --- time ---
@@ -176,7 +178,7 @@ def test_messages_go_through_the_links_of_a_server_or_the_network():
 
 
 def test_what_fits_is_in_order_and_does_fit():
-    found = search(planned(), SIX_B, MEMORY, CARD)
+    found = search(planned(), SIX_B, NPU, MEMORY, CARD)
     assert len(found.fitting) > 20
     assert found.others
     seconds = [layout.time.seconds for layout in found.fitting]
@@ -188,11 +190,11 @@ def test_what_fits_is_in_order_and_does_fit():
         words = flags(layout.config).replace("--", "").replace("-", "_").split()
         values = dict(zip(words[::2], words[1::2], strict=True))
         numbers = {name: int(value) for name, value in values.items() if value.isdigit()}
-        assert peak_of(planned(**(values | numbers)), SIX_B, "npu") == layout.peak
+        assert peak_of(planned(**(values | numbers)), SIX_B, NPU) == layout.peak
 
 
 def test_the_table_has_the_fastest_layouts_and_counts_the_others():
-    found = search(planned(), SIX_B, MEMORY, CARD)
+    found = search(planned(), SIX_B, NPU, MEMORY, CARD)
     lines = table(found).splitlines()
     assert lines[0].startswith("layouts for 910B with 59.60 GiB, of which 10% stays free")
     assert "worst stage" in lines[1]
@@ -202,7 +204,7 @@ def test_the_table_has_the_fastest_layouts_and_counts_the_others():
 
 
 def test_where_nothing_fits_a_sentence_says_by_how_much():
-    found = search(planned(), SIX_B, 8 * 10**9, CARD)
+    found = search(planned(), SIX_B, NPU, 8 * 10**9, CARD)
     assert not found.fitting
     peak = found.others[0][0]
     missing = (peak - 0.9 * 8e9) / 2**30
@@ -214,7 +216,7 @@ def test_where_nothing_fits_a_sentence_says_by_how_much():
 
 
 def test_a_batch_that_no_layout_can_share_out_is_told():
-    found = search(planned(global_batch_size=1, seq_length=8191), SIX_B, MEMORY, CARD)
+    found = search(planned(global_batch_size=1, seq_length=8191), SIX_B, NPU, MEMORY, CARD)
     assert none_fits(found) == "no layout is possible with this --global-batch-size"
 
 
@@ -228,53 +230,53 @@ def test_a_chip_alone_brings_its_memory():
 
 def test_modellinks_layout_fits_into_its_device():
     # Its README trains tp 1, pp 2 at 8,192 tokens on NPUs with 64 GB, and recomputes nothing.
-    assert fits(peak_of(planned(pp=2), SIX_B, "npu"), CARD.memory_bytes)
+    assert fits(peak_of(planned(pp=2), SIX_B, NPU), CARD.memory_bytes)
 
 
 def test_a_run_that_fits_goes_on():
-    check_memory(planned(pp=2, device_memory="100GB"), SIX_B, "npu")
-    check_memory(planned(), SIX_B, "npu")
+    check_memory(planned(pp=2, device_memory="100GB"), SIX_B, NPU)
+    check_memory(planned(), SIX_B, NPU)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_nearest_that_does():
     with pytest.raises(ConfigError, match=r"--tp 1 --pp 2 .* of a device") as caught:
-        check_memory(planned(pp=2, device_memory="48GB"), SIX_B, "npu")
+        check_memory(planned(pp=2, device_memory="48GB"), SIX_B, NPU)
     hint = caught.value.hint
     assert hint.startswith("use --tp 1 --pp 2 --micro-batch-size 1 --recompute full")
 
 
 def test_a_run_that_the_device_here_cannot_hold_is_refused_unless_its_memory_is_given():
-    config, peak = planned(pp=2), peak_of(planned(pp=2), SIX_B, "npu")
-    assert check_device(config, SIX_B, "npu", 2 * peak) is None
-    warning = check_device(config, SIX_B, "npu", peak)
+    config, peak = planned(pp=2), peak_of(planned(pp=2), SIX_B, NPU)
+    assert check_device(config, SIX_B, NPU, 2 * peak) is None
+    warning = check_device(config, SIX_B, NPU, peak)
     assert warning is not None
     assert warning.startswith("the memory may not last: --tp 1 --pp 2 --micro-batch-size 1 needs ")
     with pytest.raises(ConfigError, match=r"--tp 1 --pp 2 .* of a device, more than") as caught:
-        check_device(config, SIX_B, "npu", peak - 1)
+        check_device(config, SIX_B, NPU, peak - 1)
     assert caught.value.hint.startswith("use --tp 1 --pp 2 --micro-batch-size 1 --recompute full")
     assert caught.value.hint.endswith("; --device-memory overrules what the device says")
-    assert check_device(planned(pp=2, device_memory="1TB"), SIX_B, "npu", peak - 1) is None
+    assert check_device(planned(pp=2, device_memory="1TB"), SIX_B, NPU, peak - 1) is None
 
 
 def test_the_device_that_is_planned_for_is_the_chips_or_the_one_here(monkeypatch):
-    monkeypatch.setattr("glm3cli.device.find", lambda: "cuda")
-    assert device_of(planned()) == "cuda"
-    assert device_of(planned(device="cpu")) == "cpu"
-    assert device_of(planned(device="cpu", device_memory="64GB")) == "npu"
-    assert device_of(planned(chip="A100")) == "cuda"
-    assert device_of(train_config(device="cpu", device_memory="64GB")) == "cpu"
+    monkeypatch.setattr("glm3cli.device.find", lambda: "npu")
+    assert kept_of(planned()) == NPU
+    assert kept_of(planned(device="cpu")) == DEVICES["cpu"].kept
+    assert kept_of(planned(device="cpu", device_memory="64GB")) == NPU
+    assert kept_of(planned(chip="A100")) == DEVICES["cuda"].kept
+    assert kept_of(train_config(device="cpu", device_memory="64GB")) == DEVICES["cpu"].kept
 
 
 def test_if_recomputing_does_not_help_another_layout_is_named():
     with pytest.raises(ConfigError) as caught:
-        check_memory(planned(micro_batch_size=8, device_memory="32GB"), SIX_B, "npu")
+        check_memory(planned(micro_batch_size=8, device_memory="32GB"), SIX_B, NPU)
     assert caught.value.hint.startswith("use --tp ")
     assert "--tp 1 --pp 1 --micro-batch-size 8" not in caught.value.hint
 
 
 def test_if_nothing_helps_it_is_said():
     with pytest.raises(ConfigError) as caught:
-        check_memory(planned(device_memory="2GB"), SIX_B, "npu")
+        check_memory(planned(device_memory="2GB"), SIX_B, NPU)
     assert caught.value.hint.endswith("; use more devices, or shorter sequences")
     assert "GiB too much" in caught.value.hint
 

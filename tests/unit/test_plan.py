@@ -4,12 +4,14 @@ import pytest
 
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.device import DEVICES
 from glm3cli.train.flops import Utilisation, flops_per_token
 from glm3cli.train.memory import memory_of_stage, parameters_of_rank
 from glm3cli.train.plan import checkpoint_bytes, describe
 from tests.support.tiny import TINY, train_config
 
 SIX_B = PRESETS["6b"]
+CPU = DEVICES["cpu"].kept
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +68,7 @@ def test_the_plan_of_a_rank_is_the_model_that_it_builds(stage):
 def test_memory_is_bytes_per_parameter(dtype, distributed, weights, optimizer):
     config = train_config(nproc=4, dtype=dtype, distributed_optimizer=distributed)
     count = TINY.num_parameters
-    memory = memory_of_stage(config, TINY, "cpu", 0)
+    memory = memory_of_stage(config, TINY, CPU, 0)
     assert memory.weights == weights * count
     assert memory.gradients == 4 * count
     assert memory.optimizer == optimizer * count
