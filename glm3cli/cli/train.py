@@ -17,7 +17,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.train.fit import check_memory
-from glm3cli.train.plan import advise, kept_of
+from glm3cli.train.plan import advise
 from glm3cli.train.plan import describe as describe_plan
 from glm3cli.train.reporters import check_installed
 
@@ -59,8 +59,7 @@ def _run(config: TrainConfig, kind: Kind) -> None:
         if config.device_memory or config.chip:
             typer.echo(f"{advise(config, model)}\n{_forecast(config, model)}")
         return
-    if config.device_memory:
-        check_memory(config, model, kept_of(config))
+    check_memory(config, model)
     # By the one process that starts the ranks, where --nproc does; they find it done.
     prepared = {item: _prepare(data) for item, data in raw.items()}
     blend = parse_blend(config.data, kind, prepared)

@@ -12,16 +12,33 @@ if TYPE_CHECKING:
     from glm3cli.device.kernels import Kept
 
 
-def check_memory(config: TrainConfig, model: ModelConfig, kept: "Kept") -> None:
+def kept_of(config: TrainConfig) -> "Kept":
+    """What the kernels keep of the device that is planned for: --chip's, or the one here.
+
+    Raises:
+        ConfigError: The chip is not known.
+    """
+    from glm3cli.device import DEVICES, find  # imports torch: only those wait who ask
+    from glm3cli.device.catalog import find_chip
+
+    if config.dry_run and (config.chip or config.device_memory):
+        return DEVICES[find_chip(config.chip).kind].kept
+    return DEVICES[find() if config.device == "auto" else config.device].kept
+
+
+def check_memory(config: TrainConfig, model: ModelConfig) -> None:
     """Checks that the run fits into --device-memory, where that is given.
 
     Raises:
         ConfigError: It doesn't; with a layout that does.
     """
     memory = config.device_bytes
-    if memory is None or fits(peak_of(config, model, kept), memory):
+    if memory is None:
         return
-    raise ConfigError(shortage(config, model, kept, memory), way_out(config, model, kept, memory))
+    kept = kept_of(config)
+    if not fits(peak_of(config, model, kept), memory):
+        short = shortage(config, model, kept, memory)
+        raise ConfigError(short, way_out(config, model, kept, memory))
 
 
 def check_device(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str | None:

@@ -1,30 +1,16 @@
-"""`--dry-run`: what a run would be, from shapes alone; imports nothing heavy."""
+"""`--dry-run`: what a run would be, from shapes alone."""
 
 from typing import TYPE_CHECKING
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.train.activations import BYTES
-from glm3cli.train.fit import shortage, way_out
+from glm3cli.train.fit import kept_of, shortage, way_out
 from glm3cli.train.layouts import fits, peak_of, search, table
 from glm3cli.train.memory import memory_of_stage
 
 if TYPE_CHECKING:
     from glm3cli.device.kernels import Kept
-
-
-def kept_of(config: TrainConfig) -> "Kept":
-    """What the kernels keep of the device that is planned for: --chip's, or the one here.
-
-    Raises:
-        ConfigError: The chip is not known.
-    """
-    from glm3cli.device import DEVICES, find  # imports torch: only those wait who ask
-    from glm3cli.device.catalog import find_chip
-
-    if config.dry_run and (config.chip or config.device_memory):
-        return DEVICES[find_chip(config.chip).kind].kept
-    return DEVICES[find() if config.device == "auto" else config.device].kept
 
 
 def describe(config: TrainConfig, model: ModelConfig) -> str:

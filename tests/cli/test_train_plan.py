@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from glm3cli.device.cpu import CpuDevice
 from tests.support.project import Project, call
 from tests.support.train_command import options, succeed
 
@@ -29,6 +32,18 @@ def test_a_run_that_does_not_fit_is_not_started(project: Project, tmp_path: Path
     assert "error: --tp 1 --pp 1 --micro-batch-size 2 needs" in ended.err
     assert "hint: none of" in ended.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_the_device_here_cannot_hold_is_not_started(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CpuDevice, "memory", lambda _: 10**6)
+    ended = call(*options(project, tmp_path / "run"))
+    assert ended.code == 2
+    assert "error: --tp 1 --pp 1 --micro-batch-size 2 needs" in ended.err
+    assert ended.err.rstrip().endswith("; --device-memory overrules what the device says")
+    assert not list(tmp_path.iterdir())
+    succeed(*options(project, tmp_path / "run", train_iters=1, device_memory="1GB"))
 
 
 def test_planned_ranks_are_not_started(project: Project, tmp_path: Path) -> None:

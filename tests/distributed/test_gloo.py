@@ -50,6 +50,7 @@ def exchange(in_place: bool, at_once: bool) -> Any:
                 dist.reduce_scatter_tensor(output, whole)
             for target, part in zip(gathered, inputs, strict=True):
                 work = dist.all_gather_into_tensor(target, part, async_op=True)
+                assert size == 1 or type(work).__module__ == "glm3cli.device.gloo"
                 work.wait()
                 work.wait()
         if not in_place:

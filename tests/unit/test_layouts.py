@@ -10,7 +10,7 @@ from glm3cli.device import DEVICES
 from glm3cli.device.catalog import Chip, chips, find_chip
 from glm3cli.errors import ConfigError
 from glm3cli.train.activations import saved_by_layer
-from glm3cli.train.fit import check_device, check_memory
+from glm3cli.train.fit import check_device, check_memory, kept_of
 from glm3cli.train.layouts import (
     fits,
     flags,
@@ -21,7 +21,7 @@ from glm3cli.train.layouts import (
     table,
 )
 from glm3cli.train.memory import memory_of_stage
-from glm3cli.train.plan import advise, kept_of
+from glm3cli.train.plan import advise
 from glm3cli.train.timing import predict
 from tests.support.tiny import train_config
 
@@ -234,13 +234,13 @@ def test_modellinks_layout_fits_into_its_device():
 
 
 def test_a_run_that_fits_goes_on():
-    check_memory(planned(pp=2, device_memory="100GB"), SIX_B, NPU)
-    check_memory(planned(), SIX_B, NPU)
+    check_memory(planned(pp=2, device_memory="100GB"), SIX_B)
+    check_memory(planned(), SIX_B)
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_nearest_that_does():
     with pytest.raises(ConfigError, match=r"--tp 1 --pp 2 .* of a device") as caught:
-        check_memory(planned(pp=2, device_memory="48GB"), SIX_B, NPU)
+        check_memory(planned(pp=2, device_memory="48GB"), SIX_B)
     hint = caught.value.hint
     assert hint.startswith("use --tp 1 --pp 2 --micro-batch-size 1 --recompute full")
 
@@ -269,14 +269,14 @@ def test_the_device_that_is_planned_for_is_the_chips_or_the_one_here(monkeypatch
 
 def test_if_recomputing_does_not_help_another_layout_is_named():
     with pytest.raises(ConfigError) as caught:
-        check_memory(planned(micro_batch_size=8, device_memory="32GB"), SIX_B, NPU)
+        check_memory(planned(micro_batch_size=8, device_memory="32GB"), SIX_B)
     assert caught.value.hint.startswith("use --tp ")
     assert "--tp 1 --pp 1 --micro-batch-size 8" not in caught.value.hint
 
 
 def test_if_nothing_helps_it_is_said():
     with pytest.raises(ConfigError) as caught:
-        check_memory(planned(device_memory="2GB"), SIX_B, NPU)
+        check_memory(planned(device_memory="2GB"), SIX_B)
     assert caught.value.hint.endswith("; use more devices, or shorter sequences")
     assert "GiB too much" in caught.value.hint
 
