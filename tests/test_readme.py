@@ -8,7 +8,7 @@ import typer
 from glm3cli import errors
 from glm3cli.cli.app import app
 from glm3cli.config.convert import ToHfConfig, ToMegatronConfig
-from glm3cli.device.versions import ASCEND
+from glm3cli.device.doctor.versions import ASCEND
 from tests.support.readme import README, ROOT, blocks, table
 
 ASCEND_SECTION = "On an Ascend server"

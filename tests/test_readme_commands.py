@@ -16,15 +16,15 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from glm3cli.checkpoint import adapter_writer
-from glm3cli.checkpoint import convert as conversion
-from glm3cli.checkpoint import inspect as inspection
+from glm3cli.checkpoint.adapter import writer as adapter_writer
+from glm3cli.checkpoint.convert import convert as conversion
+from glm3cli.checkpoint.convert import inspect as inspection
 from glm3cli.cli import evaluate, generate
 from glm3cli.cli.app import app
 from glm3cli.config.model import PRESETS
 from glm3cli.demo import chain
 from glm3cli.demo.content import training_rows
-from glm3cli.device import diagnose
+from glm3cli.device.doctor import diagnose
 from glm3cli.errors import ConfigError, Glm3Error
 from tests.support.exam import write_exam
 from tests.support.project import make_project

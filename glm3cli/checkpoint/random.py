@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.companions import copy_companions
+from glm3cli.checkpoint.files.staging import staged
+from glm3cli.checkpoint.layouts.companions import copy_companions
+from glm3cli.checkpoint.layouts.write_plan import Plan, write
 from glm3cli.checkpoint.names import WEIGHTS, Weight, slots
-from glm3cli.checkpoint.staging import staged
-from glm3cli.checkpoint.writers import Plan, write
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 

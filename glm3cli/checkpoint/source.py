@@ -83,9 +83,9 @@ def open_source(path: Path, *, check: bool = True) -> StoredSource:
     Raises:
         CheckpointError: There are no weights, or they are damaged or don't fit the config.json.
     """
-    from glm3cli.checkpoint.dist import DistSource
-    from glm3cli.checkpoint.hf import HfSource
-    from glm3cli.checkpoint.ranks import RanksSource
+    from glm3cli.checkpoint.layouts.dist import DistSource
+    from glm3cli.checkpoint.layouts.hf import HfSource
+    from glm3cli.checkpoint.layouts.ranks import RanksSource
 
     location = locate(Path(path))
     source: StoredSource

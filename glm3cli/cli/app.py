@@ -7,9 +7,10 @@ import traceback
 import typer
 
 from glm3cli import __version__
-from glm3cli.cli import convert, data, demo, doctor, evaluate, generate, train
-from glm3cli.cli.launch import hand_over, is_alone, is_speaker
+from glm3cli.cli import convert, demo, doctor, evaluate, generate, train
+from glm3cli.cli import preprocess as data
 from glm3cli.errors import Glm3Error
+from glm3cli.parallel.launch import hand_over, is_alone, is_speaker
 
 app = typer.Typer(
     name="glm3",
@@ -62,7 +63,7 @@ def main() -> None:
 def _explained(error: RuntimeError) -> Glm3Error | None:
     if "torch" not in sys.modules:
         return None
-    from glm3cli.device.codes import explain
+    from glm3cli.device.doctor.codes import explain
 
     return explain(f"{type(error).__name__}: {error}")
 

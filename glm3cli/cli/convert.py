@@ -17,7 +17,7 @@ from glm3cli.config.convert import (
 )
 
 if TYPE_CHECKING:
-    from glm3cli.checkpoint.inspect import Inspection
+    from glm3cli.checkpoint.convert.inspect import Inspection
     from glm3cli.config.convert import ConvertOptions
 
 app = typer.Typer(no_args_is_help=True, help="Convert a model between layouts, or look at one.")
@@ -44,12 +44,12 @@ def mg2mg(config: ToMegatronConfig) -> None:
 @command(app, AdapterOptions, "adapter")
 def adapter(config: AdapterOptions) -> None:
     """Rename a LoRA adapter for the other Hugging Face layout; no weights are merged."""
-    from glm3cli.checkpoint.adapter_config import read_adapter_config
-    from glm3cli.checkpoint.staging import check_target
+    from glm3cli.checkpoint.adapter.config import read_adapter_config
+    from glm3cli.checkpoint.files.staging import check_target
 
     check_target(config.target, config.source, force=config.force, kind="adapter")
     read_adapter_config(config.source)
-    from glm3cli.checkpoint.adapter_writer import convert_adapter
+    from glm3cli.checkpoint.adapter.writer import convert_adapter
 
     modules = convert_adapter(
         config.source, config.target, config.model, config.layout, force=config.force
@@ -64,11 +64,11 @@ def adapter(config: AdapterOptions) -> None:
 @command(app, InspectConfig, "inspect")
 def inspect(config: InspectConfig) -> None:
     """Show what a model folder holds: layout, sizes, types, and what is missing."""
-    from glm3cli.checkpoint.inspect import inspect
+    from glm3cli.checkpoint.convert.inspect import inspect
 
     checked = None
     if config.check:
-        from glm3cli.checkpoint.check import check
+        from glm3cli.checkpoint.convert.check import check
 
         checked = check(config.path)
     found = inspect(config.path)
@@ -81,14 +81,16 @@ def inspect(config: InspectConfig) -> None:
 
 
 def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
-    from glm3cli.checkpoint.preflight import check_request
-    from glm3cli.checkpoint.signals import stopped_by_sigterm
+    from glm3cli.checkpoint.convert.preflight import check_request
+    from glm3cli.host.signals import stopped_by_sigterm
 
     with stopped_by_sigterm("the conversion"):
         check_request(config.source, config.target, options)
         # Huge pages for torch's tensors: cuts and joins get their memory twice as fast.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        from glm3cli.checkpoint.convert import convert  # torch takes a second: mistakes come first
+        from glm3cli.checkpoint.convert.convert import (
+            convert,  # torch takes a second: mistakes come first
+        )
 
         result = convert(config.source, config.target, options)
     if config.as_json:

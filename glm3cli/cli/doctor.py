@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
     def doctor(config: DoctorConfig) -> None:
         """Show hardware, drivers, and versions, and what doesn't fit together."""
         from glm3cli.device import DEVICES, find
-        from glm3cli.device.diagnose import diagnose
+        from glm3cli.device.doctor.diagnose import diagnose
 
         findings = diagnose()
         device = DEVICES[find()]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
 from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
 from glm3cli.config.inference import InferenceConfig
+from glm3cli.parallel.launch import is_speaker, run_here
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +75,7 @@ def harness(config: HarnessConfig) -> None:
 
 
 def _check_model(config: InferenceConfig) -> None:
-    from glm3cli.checkpoint.shape import read_shape
+    from glm3cli.checkpoint.layouts.opening import read_shape
 
     config.check_world(config.world_size)
     config.check_fits(read_shape(config.model))

@@ -4,10 +4,10 @@ import json
 
 import typer
 
-from glm3cli.checkpoint.shape import read_shape
-from glm3cli.cli.launch import is_speaker, run_here
+from glm3cli.checkpoint.layouts.opening import read_shape
 from glm3cli.cli.options import command
 from glm3cli.config.inference import GenerateConfig
+from glm3cli.parallel.launch import is_speaker, run_here
 
 
 def register(app: typer.Typer) -> None:

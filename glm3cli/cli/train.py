@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from glm3cli.checkpoint.layouts.opening import read_shape
 from glm3cli.checkpoint.locate import locate
-from glm3cli.checkpoint.shape import read_shape
-from glm3cli.cli.data import progress_lines
-from glm3cli.cli.launch import is_speaker, run_here
 from glm3cli.cli.options import command
+from glm3cli.cli.preprocess import progress_lines
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
-from glm3cli.train.fit import check_memory
-from glm3cli.train.plan import advise
-from glm3cli.train.plan import describe as describe_plan
-from glm3cli.train.reporters import check_installed
+from glm3cli.parallel.launch import is_speaker, run_here
+from glm3cli.plan.describe import advise
+from glm3cli.plan.describe import describe as describe_plan
+from glm3cli.plan.fit import check_memory
+from glm3cli.train.report.reporters import check_installed
 
 if TYPE_CHECKING:
     from glm3cli.data.raw import RawData
@@ -80,7 +80,7 @@ def _forecast(config: TrainConfig, model: ModelConfig) -> str:
     from glm3cli.device.catalog import find_chip
 
     select("cpu").activate()
-    from glm3cli.train.forecast import describe, forecast
+    from glm3cli.forecast.forecast import describe, forecast
 
     return describe(forecast(config, model, find_chip(config.chip)))
 
@@ -127,7 +127,7 @@ def _plan_of_data(config: TrainConfig, kind: Kind, raw: "dict[str, RawData]") ->
 
 
 def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> str:
-    from glm3cli.data.blend_table import sources_of, table
+    from glm3cli.data.samples.blend_table import sources_of, table
 
     samples = config.train_iters * config.global_batch_size
     return table(sources_of(blend, kind, config.split, config.seq_length, samples))

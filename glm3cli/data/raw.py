@@ -18,10 +18,10 @@ from pathlib import Path
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
-from glm3cli.data.job import Job
 from glm3cli.data.prefixes import Kind
-from glm3cli.data.preprocess import Progress, Summary, finished_before, preprocess, preview
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.preprocess.job import Job
+from glm3cli.data.preprocess.run import Progress, Summary, finished_before, preprocess, preview
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 
 FOLDER = "data"  # of a run, where no --data-cache is given

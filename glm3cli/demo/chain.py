@@ -91,7 +91,7 @@ class Chain:
         return out.read_text("utf-8")
 
     def _tokenizer(self) -> tuple[str, bool]:
-        from glm3cli.data.tokenizer import Tokenizer
+        from glm3cli.data.tokens.tokenizer import Tokenizer
 
         content.train_tokenizer(self.folder / "tokenizer")
         tokenizer = Tokenizer.load(self.folder / "tokenizer")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from torch.utils.weak import WeakIdKeyDictionary
 
-from glm3cli.device.window import Window
+from glm3cli.model.cache import Window
 
 Rotation = tuple[Tensor, Tensor]
 

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device.base import Device
-from glm3cli.device.cards import require_cards
+from glm3cli.device.doctor.cards import require_cards
+from glm3cli.device.doctor.machine import Machine
+from glm3cli.device.doctor.versions import LOST, has_mindspeed, require_versions
 from glm3cli.device.kernels import Kept
-from glm3cli.device.machine import Machine
 from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
-from glm3cli.device.versions import LOST, has_mindspeed, require_versions
 from glm3cli.errors import DeviceError
 
 # Megatron's and HCCL's needs, set unless the user has set them.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from glm3cli.device.kernels import Kept, Kernels, Rotation
-from glm3cli.device.window import Window
+from glm3cli.model.cache import Window
 
 npu = torch.ops.npu
 

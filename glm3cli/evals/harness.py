@@ -12,7 +12,7 @@ from glm3cli.errors import ConfigError
 from glm3cli.evals.results import find_versions, write_json
 
 if TYPE_CHECKING:
-    from glm3cli.data.tokenizer import Tokenizer
+    from glm3cli.data.tokens.tokenizer import Tokenizer
     from glm3cli.infer.engine import Engine
 
 # What is kept of lm-evaluation-harness's result; the rest is about the machine.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import CheckpointError
 from glm3cli.evals.prompts import Prompt, answer_tokens
 from glm3cli.evals.results import Answer

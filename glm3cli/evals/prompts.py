@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from glm3cli.evals.questions import Subject
 from glm3cli.evals.suite import LETTERS, Question, Suite

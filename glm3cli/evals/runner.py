@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from glm3cli.config.evaluation import EvalConfig
-from glm3cli.evals.progress import Key, Progress, run_key
 from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
 from glm3cli.evals.questions import Subject
 from glm3cli.evals.results import (
@@ -21,10 +20,11 @@ from glm3cli.evals.results import (
     tally_subjects,
     write_json,
 )
+from glm3cli.evals.resume import Key, Progress, run_key
 from glm3cli.evals.suite import Suite
 
 if TYPE_CHECKING:
-    from glm3cli.data.tokenizer import Tokenizer
+    from glm3cli.data.tokens.tokenizer import Tokenizer
     from glm3cli.infer.engine import Engine
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.spread import batches_by_length, spread
 from glm3cli.infer.engine import Engine
 from glm3cli.infer.generate import stop_ids

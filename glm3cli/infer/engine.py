@@ -20,10 +20,10 @@ from glm3cli.checkpoint.source import Source
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
-from glm3cli.device.window import Window
 from glm3cli.infer.sampling import Sampling, pick
 from glm3cli.model.attention import KVCache
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
+from glm3cli.model.cache import Window
 from glm3cli.parallel.groups import Grid
 
 OnTokens = Callable[[list[int | None]], None]

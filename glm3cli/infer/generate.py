@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 import torch.distributed as dist
 
 from glm3cli.config.inference import GenerateConfig, SamplingOptions
-from glm3cli.data.chat import Message, build_prompt, parse_reply
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.chat import Message, build_prompt, parse_reply
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from glm3cli.infer.engine import Engine, Generation, Timing
 from glm3cli.infer.load import open_engine

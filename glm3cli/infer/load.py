@@ -7,7 +7,7 @@ from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.inference import InferenceConfig
 from glm3cli.config.model import DType, ModelConfig
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import Device, require_active
 from glm3cli.errors import DataError
 from glm3cli.infer.engine import Engine

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glm3cli.device import require_active
 from glm3cli.device.kernels import Rotation
-from glm3cli.device.window import Window
+from glm3cli.model.cache import Window
 from glm3cli.model.context import to_heads, to_positions
 from glm3cli.model.rotary import rotation_at, rotation_of_sequence
 

@@ -24,9 +24,9 @@ from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
 from glm3cli.model.activation import SwiGLU
 from glm3cli.model.attention import CoreAttention
-from glm3cli.model.loss import ChatGLM
+from glm3cli.model.gpt import ChatGLM
+from glm3cli.model.layers import RMSNorm
 from glm3cli.model.mc2 import GatheringLinear, ScatteringLinear
-from glm3cli.model.norm import RMSNorm
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.durable import damage
-from glm3cli.checkpoint.parts import Parts, bring_together, find_parts
-from glm3cli.checkpoint.resume import disk_trouble
+from glm3cli.checkpoint.run.durable import damage
+from glm3cli.checkpoint.run.parts import Parts, bring_together, find_parts
+from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage, find_storage
 
 if TYPE_CHECKING:
-    from glm3cli.train.metrics import Metrics
+    from glm3cli.train.report.metrics import Metrics
 
 _NAME = re.compile(r"iter_(\d{7})")
 

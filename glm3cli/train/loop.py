@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from glm3cli.config.training import TrainConfig
 from glm3cli.device import require_active
 from glm3cli.errors import DataError, StoppedError
-from glm3cli.train.metrics import Metrics
+from glm3cli.train.checkpointer import Store
 from glm3cli.train.profile import Profiler
+from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import Parts
 from glm3cli.train.signals import SAVE, StopFlag, described
 from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
-from glm3cli.train.store import Store
 
 
 @dataclass

@@ -7,29 +7,29 @@ from typing import Any
 
 import yaml
 
-from glm3cli.checkpoint.durable import finish_publishing
 from glm3cli.checkpoint.locate import locate
-from glm3cli.checkpoint.resume import disk_trouble
+from glm3cli.checkpoint.run.durable import finish_publishing
+from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.blend_table import sources_of
-from glm3cli.data.identity import check_same_data
 from glm3cli.data.prefixes import Blend, Kind
+from glm3cli.data.samples.blend_table import sources_of
+from glm3cli.data.samples.identity import check_same_data
 from glm3cli.device import require_active
-from glm3cli.device.diagnose import versions
+from glm3cli.device.doctor.diagnose import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, together
+from glm3cli.plan.describe import checkpoint_bytes
+from glm3cli.plan.fit import check_device
 from glm3cli.train.candidates import choose, find_resume
-from glm3cli.train.fit import check_device
+from glm3cli.train.checkpointer import Store, claimed
 from glm3cli.train.flops import Utilisation
 from glm3cli.train.loop import Loop
-from glm3cli.train.metrics import Metrics
-from glm3cli.train.plan import checkpoint_bytes
 from glm3cli.train.profile import Profiler
+from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import build_parts
 from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
-from glm3cli.train.store import Store, claimed
 
 
 def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:

@@ -18,10 +18,10 @@ from glm3cli.checkpoint.random import RandomSource
 from glm3cli.checkpoint.source import Source, open_source
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.datasets import Dataset, DataSpec, build_instruction, build_text
-from glm3cli.data.loader import Loader
 from glm3cli.data.prefixes import Blend, Kind
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.samples.datasets import Dataset, DataSpec, build_instruction, build_text
+from glm3cli.data.samples.loader import Loader
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.model.build import TORCH_DTYPES, build_chunks, transformer_config, unwrap
 from glm3cli.parallel.groups import Grid

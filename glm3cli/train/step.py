@@ -12,7 +12,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from glm3cli.data.loader import Batch, Loader
+from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.phases import Phases

@@ -28,8 +28,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from glm3cli.checkpoint.files.staging import sync
 from glm3cli.checkpoint.names import slots
-from glm3cli.checkpoint.staging import sync
 from glm3cli.config.model import ModelConfig
 
 SHARDS = 7

@@ -184,7 +184,7 @@ def describe(pool: RankPool) -> Any:
     """A core as a chip, undisturbed; without links."""
     from glm3cli.config.model import ModelConfig
     from glm3cli.device.catalog import Chip
-    from glm3cli.train.stage import record_stage
+    from glm3cli.forecast.record import record_stage
 
     [found] = pool.run(1, core)
     options = {**OPTIONS, "seq_length": 8}
@@ -236,7 +236,7 @@ def main() -> None:
 
     select("cpu").activate()
     from glm3cli.config.model import ModelConfig
-    from glm3cli.train.forecast import forecast
+    from glm3cli.forecast.forecast import forecast
 
     pool, model = RankPool(), ModelConfig(**SHAPE)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in LAYOUTS}

@@ -10,8 +10,8 @@ import torch
 
 from glm3cli.checkpoint.random import RandomSource, write_random_model
 from glm3cli.checkpoint.source import open_source
-from glm3cli.data.chat import Message, Role, build_prompt, parse_reply
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.chat import Message, Role, build_prompt, parse_reply
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content
 from tests.support import reference
 from tests.support.project import Ended, Project, call, glm3

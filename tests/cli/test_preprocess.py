@@ -14,13 +14,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from glm3cli.cli import data
+from glm3cli.cli import preprocess as data
 from glm3cli.errors import ConfigError, DataError
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
 PROGRAM = """
 import sys, typer
-from glm3cli.cli import data
+from glm3cli.cli import preprocess as data
 from glm3cli.errors import Glm3Error
 app = typer.Typer()
 data.register(app)

@@ -10,7 +10,7 @@ import pytest
 
 from glm3cli.config.training import TrainConfig
 from glm3cli.data import raw
-from glm3cli.data.preprocess import preprocess
+from glm3cli.data.preprocess.run import preprocess
 from tests.support.project import Ended, Project, call, events, steps
 from tests.support.train_command import losses, options, succeed
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from glm3cli.train.report import write_report
+from glm3cli.train.report.report import write_report
 from tests.support.event_logs import records as event_records
 from tests.support.project import Ended, Project, call, events, glm3, steps
 from tests.support.report_page import parse_page, read_page

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from glm3cli.data.identity import fingerprint
 from glm3cli.data.prefixes import INSTRUCTION_KEYS, Blend, instruction_file
+from glm3cli.data.samples.identity import fingerprint
 from tests.support.ranks import RankPool
 from tests.support.samples import write_documents, write_instructions
 from tests.support.tiny import train_config
@@ -17,7 +17,7 @@ def check(blends: list[Blend], kind: Any) -> str:
     """What this rank is told of its blend."""
     import torch.distributed as dist
 
-    from glm3cli.data.identity import check_same_data
+    from glm3cli.data.samples.identity import check_same_data
     from glm3cli.errors import DataError
     from glm3cli.parallel.groups import open_grid
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf

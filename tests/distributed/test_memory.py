@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from glm3cli.device.cpu import CpuDevice
-from glm3cli.train.memory import memory_of_stage
+from glm3cli.plan.memory import memory_of_stage
 from tests.support.live_memory import MODEL, measure_peak
 from tests.support.ranks import RankPool
 from tests.support.tiny import train_config

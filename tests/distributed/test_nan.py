@@ -53,11 +53,11 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
 
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
+    from glm3cli.train.checkpointer import Store
     from glm3cli.train.loop import Loop
     from glm3cli.train.setup import Parts
     from glm3cli.train.signals import StopFlag
     from glm3cli.train.state import State
-    from glm3cli.train.store import Store
     from tests.support.training import build
 
     options = {"train_iters": 6, "save": save, "save_interval": 1, **options}

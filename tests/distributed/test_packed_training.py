@@ -56,8 +56,8 @@ def write_files(prefix: Path, *, packed: bool, blind: bool = False) -> None:
 
 def one_step(prefix: str, options: dict[str, Any]) -> tuple[float, float]:
     """Loss and gradient norm of one step over all samples."""
-    from glm3cli.data.datasets import DataSpec, build_instruction
     from glm3cli.data.prefixes import Blend
+    from glm3cli.data.samples.datasets import DataSpec, build_instruction
     from glm3cli.parallel.groups import open_grid
     from tests.support.tiny import train_config
     from tests.support.tiny_tokenizer import tiny_tokenizer

@@ -53,7 +53,7 @@ def run(
     """Trains as the loop does, and looks at the weights, for the pool of ranks."""
     import torch
 
-    from glm3cli.checkpoint.resume import load_training, save_request
+    from glm3cli.checkpoint.run.resume import load_training, save_request
     from glm3cli.parallel.groups import open_grid
     from glm3cli.train.state import State
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from glm3cli.checkpoint import parts
-from glm3cli.checkpoint.check import check
-from glm3cli.checkpoint.inspect import inspect
-from glm3cli.checkpoint.manifest import MANIFEST, read_manifest
+from glm3cli.checkpoint.convert.check import check
+from glm3cli.checkpoint.convert.inspect import inspect
+from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
+from glm3cli.checkpoint.run import parts
 from glm3cli.checkpoint.source import open_source
 from glm3cli.errors import CheckpointError
 from glm3cli.parallel.storage import _distinct
@@ -59,12 +59,12 @@ def train(
     """
     from unittest import mock
 
-    from glm3cli.checkpoint import durable
+    from glm3cli.checkpoint.run import durable
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
     from glm3cli.train.candidates import choose
+    from glm3cli.train.checkpointer import Store
     from glm3cli.train.state import State
-    from glm3cli.train.store import Store
     from tests.support.training import build
 
     with open_grid(train_config(**options)) as grid:
@@ -154,9 +154,9 @@ def pass_on(folders: list[Path], wrong: str, chunk: int) -> str:
     """Brings `file` from rank 0 to rank 1; `wrong` is what is wrong with it."""
     from unittest import mock
 
-    from glm3cli.checkpoint import exchange
-    from glm3cli.checkpoint.durable import _entry
-    from glm3cli.checkpoint.manifest import FileEntry
+    from glm3cli.checkpoint.files.manifest import FileEntry
+    from glm3cli.checkpoint.run import exchange
+    from glm3cli.checkpoint.run.durable import _entry
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
 
@@ -288,7 +288,7 @@ def newest(folders: list[Path]) -> tuple[str, Events]:
     """The checkpoint that a run would roll back to."""
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
-    from glm3cli.train.store import Store
+    from glm3cli.train.checkpointer import Store
 
     with open_grid(train_config()) as grid:
         run, events = folders[grid.rank], Events()

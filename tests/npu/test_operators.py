@@ -141,7 +141,7 @@ PASSES = {
 
 def decode(name: str, dtype: torch.dtype) -> torch.Tensor:
     from glm3cli.device import require_active
-    from glm3cli.device.window import Window
+    from glm3cli.model.cache import Window
 
     padding, start, length = PASSES[name]
     with torch.no_grad():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from glm3cli.device.doctor.versions import ASCEND
 from glm3cli.device.npu_operators import SCHEMAS
-from glm3cli.device.versions import ASCEND
 from tests.npu.test_operators import CASES, PASSES, decode, run
 from tests.support.mc2 import block
 from tests.support.npu.operators import KERNELS

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.random import RandomSource, write_random_model
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
-from glm3cli.data.chat import Message, build_prompt, call_text
-from glm3cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glm3cli.data.tokens.chat import Message, build_prompt, call_text
+from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.support import in_transformers
 from tests.support.programs import printed
 from tests.support.shared import GOLDEN, SHARED, needs_shared

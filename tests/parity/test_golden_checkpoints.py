@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig

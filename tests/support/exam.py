@@ -17,7 +17,7 @@ import torch
 
 from glm3cli.config.evaluation import EvalConfig, MmluConfig
 from glm3cli.config.model import ModelConfig
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.mmlu import suite_of
 from glm3cli.evals.questions import read_subjects
 from glm3cli.evals.results import EvalResult

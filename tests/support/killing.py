@@ -22,7 +22,10 @@ def _context() -> ForkServerContext:
     # One that other tests have started hasn't imported torch, and takes no more orders to.
     forkserver._forkserver._stop()
     context = multiprocessing.get_context("forkserver")
-    names = ("convert", "dist", "dist_writer", "ranks", "ranks_writer", "hf", "hf_writer")
+    names = ["convert.convert"]
+    names += [
+        f"layouts.{layout}{kind}" for layout in ("dist", "ranks", "hf") for kind in ("", "_writer")
+    ]
     # pytest too: a new process imports the program that the first one runs.
     context.set_forkserver_preload(["pytest", *(f"glm3cli.checkpoint.{n}" for n in names)])
     return context
@@ -43,9 +46,9 @@ def run_conversion(
 
     import torch
 
-    from glm3cli.checkpoint.convert import convert
-    from glm3cli.checkpoint.signals import stopped_by_sigterm
+    from glm3cli.checkpoint.convert.convert import convert
     from glm3cli.errors import Glm3Error
+    from glm3cli.host.signals import stopped_by_sigterm
 
     torch.set_num_threads(1)
     if limit is not None:

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from glm3cli.device.machine import Machine
+from glm3cli.device.doctor.machine import Machine
 
 # What glm3 needs anywhere, and what NPUs need beside it.
 LIBRARIES = dict.fromkeys(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess import Summary, preprocess
+from glm3cli.data.preprocess.run import Summary, preprocess
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
 

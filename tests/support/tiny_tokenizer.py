@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 
 _WORDS = (
     "the quick brown fox jumps over a lazy dog while seven wizards box 你好 世界 北京 天气 很 好"

@@ -48,7 +48,7 @@ def train_steps(
     load: Path | None = None,
 ) -> Trained:
     """Trains the steps start..stop, from and to a checkpoint if given."""
-    from glm3cli.checkpoint.resume import gather_weights, load_training, save_request
+    from glm3cli.checkpoint.run.resume import gather_weights, load_training, save_request
     from glm3cli.parallel.groups import open_grid
 
     with open_grid(train_config(**options)) as grid:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from glm3cli.data.blend_table import sources_of, table
 from glm3cli.data.prefixes import Blend, parse_blend
+from glm3cli.data.samples.blend_table import sources_of, table
 from glm3cli.errors import ConfigError, DataError
 from tests.support.samples import write_documents, write_instructions
 

@@ -5,8 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from glm3cli.device.cards import cards, check_cards, num_local_ranks, num_visible, require_cards
-from glm3cli.device.machine import Finding
+from glm3cli.device.doctor.cards import (
+    cards,
+    check_cards,
+    num_local_ranks,
+    num_visible,
+    require_cards,
+)
+from glm3cli.device.doctor.machine import Finding
 from glm3cli.errors import DeviceError
 from tests.support.machines import FakeMachine, laptop, server, with_environment
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data.chat import (
+from glm3cli.data.tokens.chat import (
     IGNORED,
     Message,
     build_prompt,
@@ -15,7 +15,7 @@ from glm3cli.data.chat import (
     parse_reply,
     truncate,
 )
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glm3cli.checkpoint.adapter_writer import convert_adapter
-from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.adapter.writer import convert_adapter
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.errors import CheckpointError, ConfigError
 from tests.support import in_peft

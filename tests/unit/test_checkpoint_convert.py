@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from glm3cli.checkpoint.convert import convert
-from glm3cli.checkpoint.logits import logits_difference
-from glm3cli.checkpoint.lora import Adapter
+from glm3cli.checkpoint.adapter.reader import Adapter
+from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.convert.logits import logits_difference
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
@@ -165,12 +165,14 @@ def test_a_small_models_logits_are_compared(hf, tmp_path, monkeypatch):
     # Weights that are rounded to 8 bits change logits, whose size is about 10, by some percent.
     assert 1e-3 < difference("rounded", layout="dist", dtype="bf16") < 1
     assert difference("unread", layout="mcore", verify=False) is None
-    monkeypatch.setattr("glm3cli.checkpoint.logits._MOST_PARAMETERS", 10_000)
+    monkeypatch.setattr("glm3cli.checkpoint.convert.logits._MOST_PARAMETERS", 10_000)
     assert difference("large", layout="mcore") is None
 
 
 def test_other_logits_are_refused(hf, tmp_path, monkeypatch):
-    monkeypatch.setattr("glm3cli.checkpoint.convert.logits_difference", lambda *_sources: 0.25)
+    monkeypatch.setattr(
+        "glm3cli.checkpoint.convert.convert.logits_difference", lambda *_sources: 0.25
+    )
     with pytest.raises(CheckpointError, match=r"other logits than the source \(by 2.50e-01\)"):
         convert(hf, tmp_path / "new", ConvertOptions(layout="mcore"))
     assert not list(tmp_path.iterdir())

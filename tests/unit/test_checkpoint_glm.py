@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from glm3cli.checkpoint.convert import convert
-from glm3cli.checkpoint.inspect import inspect
-from glm3cli.checkpoint.preflight import check_request
+from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.convert.inspect import inspect
+from glm3cli.checkpoint.convert.preflight import check_request
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
-from glm3cli.data.fast_tokenizer import check_fast, to_fast
-from glm3cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glm3cli.data.tokens.fast_tokenizer import check_fast, to_fast
+from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
 from glm3cli.errors import CheckpointError, DataError
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from glm3cli.checkpoint.convert import convert
-from glm3cli.checkpoint.staging import remove_stale
+from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.files.staging import remove_stale
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
@@ -173,7 +173,7 @@ def test_a_disk_that_becomes_full(hf, tmp_path, layout):
 
 
 def fill_and_convert(source, target, options, log, limit):
-    from glm3cli.checkpoint import convert as module
+    from glm3cli.checkpoint.convert import convert as module
 
     check = module.check_needs
 

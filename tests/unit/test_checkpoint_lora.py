@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from glm3cli.checkpoint.convert import convert
-from glm3cli.checkpoint.manifest import read_manifest
+from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError

@@ -9,14 +9,14 @@ import torch
 import xxhash
 
 from glm3cli import __version__
-from glm3cli.checkpoint import convert as convert_module
-from glm3cli.checkpoint import needs
-from glm3cli.checkpoint.check import check
-from glm3cli.checkpoint.convert import convert
-from glm3cli.checkpoint.digests import FileDigests, Follower
-from glm3cli.checkpoint.inspect import inspect
-from glm3cli.checkpoint.manifest import MANIFEST, read_manifest
-from glm3cli.checkpoint.pace import Pace
+from glm3cli.checkpoint.convert import convert as convert_module
+from glm3cli.checkpoint.convert import needs
+from glm3cli.checkpoint.convert.check import check
+from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.convert.inspect import inspect
+from glm3cli.checkpoint.convert.pace import Pace
+from glm3cli.checkpoint.convert.tensor_digests import FileDigests, Follower
+from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.names import Layout
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions

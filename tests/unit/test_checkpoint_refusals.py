@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm3cli.checkpoint import transfer
-from glm3cli.checkpoint.convert import convert
+from glm3cli.checkpoint.convert import transfer
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
-from glm3cli.data.datasets import (
+from glm3cli.data.prefixes import Blend
+from glm3cli.data.samples.datasets import (
     Dataset,
     DataSpec,
     build_index,
@@ -17,7 +18,6 @@ from glm3cli.data.datasets import (
     build_text,
     consumed_by_part,
 )
-from glm3cli.data.prefixes import Blend
 from glm3cli.errors import DataError
 from tests.support.samples import write_documents, write_instructions
 from tests.support.tiny_tokenizer import tiny_tokenizer

@@ -5,8 +5,8 @@ import pytest
 
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.training import DataOptions, OptimizerOptions
-from glm3cli.data.chat import Message, build_sample
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.chat import Message, build_sample
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content, quiz
 from glm3cli.demo.words import OPPOSITES, SUBJECTS
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glm3cli.cli import app
-from glm3cli.device.codes import TABLE, explain
+from glm3cli.device.doctor.codes import TABLE, explain
 from glm3cli.errors import DeviceError
 
 # One text or more for each row, in the table's order: what is in it, and a word of the sentence.

@@ -11,9 +11,9 @@ import typer
 from typer.testing import CliRunner
 
 from glm3cli.cli import doctor
-from glm3cli.device import diagnose as module
-from glm3cli.device.diagnose import diagnose, versions
-from glm3cli.device.machine import Finding, Machine
+from glm3cli.device.doctor import diagnose as module
+from glm3cli.device.doctor.diagnose import diagnose, versions
+from glm3cli.device.doctor.machine import Finding, Machine
 from tests.support.machines import FakeMachine, install, laptop, server, with_environment, without
 
 

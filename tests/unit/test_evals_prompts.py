@@ -4,7 +4,7 @@
 
 import pytest
 
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from glm3cli.evals.ceval import CEVAL
 from glm3cli.evals.cmmlu import CMMLU

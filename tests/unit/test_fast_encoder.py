@@ -8,9 +8,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data import fast_encoder
-from glm3cli.data.fast_encoder import FastEncoder
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.tokens import fast_encoder
+from glm3cli.data.tokens.fast_encoder import FastEncoder
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from tests.support.awkward_texts import PARTS, awkward_texts
 from tests.support.shared import SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder

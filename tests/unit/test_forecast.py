@@ -9,11 +9,11 @@ import pytest
 from glm3cli.config.model import PRESETS
 from glm3cli.device.catalog import Chip, chips, find_chip
 from glm3cli.errors import ConfigError
-from glm3cli.train.forecast import Forecast, describe, forecast
-from glm3cli.train.operators import Operator
-from glm3cli.train.pipeline import Pass, StagePace, passes, span
-from glm3cli.train.roofline import Cost, cost
-from glm3cli.train.timing import predict
+from glm3cli.forecast.forecast import Forecast, describe, forecast
+from glm3cli.forecast.recorder import Operator
+from glm3cli.forecast.roofline import Cost, cost
+from glm3cli.forecast.schedule import Pass, StagePace, passes, span
+from glm3cli.plan.estimate import predict
 from tests.support.tiny import TINY, train_config
 
 CHIP = Chip(

@@ -8,7 +8,7 @@ promise.
 import pytest
 
 from glm3cli.config.preprocess import HANDLERS, PreprocessConfig
-from glm3cli.data.handlers import build_handler
+from glm3cli.data.preprocess.handlers import build_handler
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
 
 SYSTEM = (

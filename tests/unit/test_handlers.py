@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from glm3cli.config.preprocess import HANDLERS, PreprocessConfig
-from glm3cli.data import rows
-from glm3cli.data.chat import Message, build_sample
-from glm3cli.data.handlers import Handler, build_handler, choose_columns
-from glm3cli.data.rows import RowError
-from glm3cli.data.tokenizer import Tokenizer
+from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
+from glm3cli.data.preprocess.rows import RowError
+from glm3cli.data.tokens.chat import Message, build_sample
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 from tests.support.shared import SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from glm3cli.cli.launch import RankError, _end_as, hand_over, run_here
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.errors import DataError
+from glm3cli.parallel.launch import RankError, _end_as, hand_over, run_here
 
 
 @dataclass

@@ -9,9 +9,12 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.device import DEVICES
 from glm3cli.device.catalog import Chip, chips, find_chip
 from glm3cli.errors import ConfigError
-from glm3cli.train.activations import saved_by_layer
-from glm3cli.train.fit import check_device, check_memory, kept_of
-from glm3cli.train.layouts import (
+from glm3cli.plan.activations import saved_by_layer
+from glm3cli.plan.describe import advise
+from glm3cli.plan.estimate import predict
+from glm3cli.plan.fit import check_device, check_memory, kept_of
+from glm3cli.plan.memory import memory_of_stage
+from glm3cli.plan.search import (
     fits,
     flags,
     least_recomputing,
@@ -20,9 +23,6 @@ from glm3cli.train.layouts import (
     search,
     table,
 )
-from glm3cli.train.memory import memory_of_stage
-from glm3cli.train.plan import advise
-from glm3cli.train.timing import predict
 from tests.support.tiny import train_config
 
 SIX_B = PRESETS["6b"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from glm3cli.data.loader import Batch, Loader
+from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.errors import DataError
 from tests.support.tiny import Samples
 

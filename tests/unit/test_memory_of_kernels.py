@@ -12,9 +12,9 @@ import pytest
 
 from glm3cli.config.model import PRESETS
 from glm3cli.device import DEVICES
-from glm3cli.train.activations import saved_by_layer
-from glm3cli.train.memory import memory_of_stage
-from glm3cli.train.stage import record_stage
+from glm3cli.forecast.record import record_stage
+from glm3cli.plan.activations import saved_by_layer
+from glm3cli.plan.memory import memory_of_stage
 from tests.support.live_memory import LiveMemory
 from tests.support.tiny import train_config
 

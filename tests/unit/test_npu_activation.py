@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from glm3cli.device.doctor.versions import LOST
 from glm3cli.device.npu import ENVIRONMENT, MINDSPEED_ARGUMENTS
-from glm3cli.device.versions import LOST
 from tests.support.stand_ins import run, stand_in
 
 RECORDER = """

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from glm3cli.config.model import PRESETS, ModelConfig
-from glm3cli.train.operators import Operator, recording
-from glm3cli.train.stage import StageWork, record_stage
+from glm3cli.forecast.record import StageWork, record_stage
+from glm3cli.forecast.recorder import Operator, recording
 from tests.support.tiny import TINY, train_config
 
 SIX_B = PRESETS["6b"]

@@ -5,9 +5,9 @@ import pytest
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.device import DEVICES
+from glm3cli.plan.describe import checkpoint_bytes, describe
+from glm3cli.plan.memory import memory_of_stage, parameters_of_rank
 from glm3cli.train.flops import Utilisation, flops_per_token
-from glm3cli.train.memory import memory_of_stage, parameters_of_rank
-from glm3cli.train.plan import checkpoint_bytes, describe
 from tests.support.tiny import TINY, train_config
 
 SIX_B = PRESETS["6b"]

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data import tables
 from glm3cli.data.files import find_files
 from glm3cli.data.indexed import IndexedWriter
-from glm3cli.data.preprocess import Progress, preview
-from glm3cli.data.statistics import histogram
+from glm3cli.data.preprocess import tables
+from glm3cli.data.preprocess.run import Progress, preview
+from glm3cli.data.preprocess.statistics import histogram
 from glm3cli.errors import DataError
 from tests.support.preprocess_runs import outputs, run, write_lines
 from tests.support.shared import GOLDEN, SHARED, needs_shared
@@ -216,7 +216,7 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(tmp_path, many_rows):
 
 
 def test_workers_do_not_import_torch():
-    code = "import sys, glm3cli.data.preprocess; sys.exit('torch' in sys.modules)"
+    code = "import sys, glm3cli.data.preprocess.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data import chunks
-from glm3cli.data import output as output_module
-from glm3cli.data.preprocess import Progress, preprocess
+from glm3cli.data.preprocess import chunks
+from glm3cli.data.preprocess import output as output_module
+from glm3cli.data.preprocess.run import Progress, preprocess
 from glm3cli.errors import DataError
 from tests.support import preprocessing
 from tests.support.preprocess_runs import outputs
@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_while_packing(inputs, tmp_path, monkeypatch):
 
     options = {"handler": "chat", "seq_length": 64, "pack": True}
     with monkeypatch.context() as patched:
-        patched.setattr("glm3cli.data.preprocess.pack_files", full)
+        patched.setattr("glm3cli.data.preprocess.run.pack_files", full)
         with pytest.raises(DataError, match=r"can't write .*: No space left on device"):
             run(inputs[0], tmp_path / "out", **options)
     assert run(inputs[0], tmp_path / "out", **options).fill_rate > 0.5

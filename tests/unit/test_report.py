@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from glm3cli.train.charts import HEIGHT, MAX_BUCKETS, WIDTH, Axis, Chart, Curve, number
-from glm3cli.train.history import History
-from glm3cli.train.report import MAX_EVENTS, write_report
+from glm3cli.train.report.charts import HEIGHT, MAX_BUCKETS, WIDTH, Axis, Chart, Curve, number
+from glm3cli.train.report.history import History
+from glm3cli.train.report.report import MAX_EVENTS, write_report
 from tests.support.report_page import Page, parse_page, read_page
 
 NASTY = '</script><img src=x onerror="boom()">&amp;$name'

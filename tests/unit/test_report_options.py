@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from glm3cli.errors import ConfigError
-from glm3cli.train.reporters import check_installed
+from glm3cli.train.report.reporters import check_installed
 from tests.support.tiny import TINY, train_config
 
 
@@ -78,7 +78,8 @@ def test_a_tool_that_is_not_installed_is_told_with_the_way_out(monkeypatch):
 
 def test_looking_for_tools_imports_none_of_them():
     code = (
-        "import sys; from glm3cli.train.reporters import check_installed; check_installed([]);"
+        "import sys; from glm3cli.train.report.reporters import check_installed;"
+        "check_installed([]);"
         "print({'torch', 'wandb', 'swanlab', 'tensorboard'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -12,14 +12,14 @@ import pytest
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage
 from glm3cli.train.candidates import find_checkpoints, find_resume
+from glm3cli.train.checkpointer import Store
 from glm3cli.train.flops import Utilisation
-from glm3cli.train.history import History
-from glm3cli.train.metrics import Metrics
 from glm3cli.train.phases import Phase
+from glm3cli.train.report.history import History
+from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.run import write_run_file
 from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
-from glm3cli.train.store import Store
 from tests.support.config_file import read
 from tests.support.tiny import TINY, train_config
 
@@ -346,7 +346,7 @@ def test_a_page_that_cannot_be_written_does_not_end_the_run(record, monkeypatch)
     def full(_run: Path, _history: History) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("glm3cli.train.metrics.write_report", full)
+    monkeypatch.setattr("glm3cli.train.report.metrics.write_report", full)
     lines, log = record(one_step)
     assert len(lines) == 1
     assert log[-1].endswith("] report.html is not written: No space left on device")

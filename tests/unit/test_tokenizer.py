@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
 from glm3cli.errors import DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
@@ -141,7 +141,7 @@ def test_megatron_finds_what_it_asks_for():
 
 
 def test_loading_does_not_import_torch():
-    code = "import sys, glm3cli.data.tokenizer; sys.exit('torch' in sys.modules)"
+    code = "import sys, glm3cli.data.tokens.tokenizer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

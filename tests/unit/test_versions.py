@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from glm3cli.device.machine import Finding
-from glm3cli.device.versions import (
+from glm3cli.device.doctor.machine import Finding
+from glm3cli.device.doctor.versions import (
     ASCEND,
     cann_version,
     check_versions,

@@ -15,7 +15,7 @@ import torch
 
 from glm3cli import device
 from glm3cli.device.cpu import REDIRECTS
-from glm3cli.device.machine import Machine
+from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.npu import NpuDevice
 from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.redirects import Redirects

@@ -1,0 +1,186 @@
+"""Merges a PEFT LoRA adapter into the weights that it belongs to.
+
+The adapter's modules may have the names of the original remote code or those of transformers' own
+GlmForCausalLM, whichever of the two was trained.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glm3cli.checkpoint.adapter.config import AdapterConfig, read_adapter_config
+from glm3cli.checkpoint.layouts import pickles
+from glm3cli.checkpoint.names import HfLayout, Slot, Weight, slots
+from glm3cli.config.model import ModelConfig
+from glm3cli.errors import CheckpointError
+
+# Rows of the table of weights that the target modules are.
+_TARGETS = ("qkv_weight", "attention_out", "mlp_up", "mlp_down")
+_MODULES = (
+    "query_key_value, dense, dense_h_to_4h or dense_4h_to_h (GlmForCausalLM: q_proj, k_proj, "
+    "v_proj, o_proj, gate_up_proj or down_proj)"
+)
+WEIGHTS_FILE = "adapter_model.safetensors"
+# In a state dict that was saved by hand the adapter's name ("default") is part of the names.
+_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_ANOTHER_BASE = "take the base model that the adapter was trained on"
+
+
+@dataclass(frozen=True)
+class Module:
+    """Some rows of a weight, which are a linear layer of an adapted model."""
+
+    slot: Slot
+    rows: slice
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two matrices of a module, of shapes [rank, inputs] and [outputs, rank].
+
+    Attributes:
+        rows: The rows of the weight that they change; all unless the weight is several modules.
+    """
+
+    rows: slice
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that fits a model."""
+
+    pairs: dict[Slot, list[Pair]]
+
+    def merge(self, weight: Weight, layer: int | None, tensor: Tensor) -> Tensor:
+        """W + scale * B @ A in fp32; the tensor itself where the adapter has nothing for it."""
+        pairs = self.pairs.get((weight, layer))
+        if pairs is None:
+            return tensor
+        merged = tensor.to(torch.float32, copy=True)
+        for pair in pairs:
+            merged[pair.rows] += (pair.b.float() @ pair.a.float()).mul_(pair.scale)
+        return merged
+
+
+def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
+    """Reads a PEFT adapter folder.
+
+    Raises:
+        CheckpointError: It is damaged, has tensors that ChatGLM3 has no place for, lacks some, or
+            belongs to a base model of another shape.
+    """
+    config = read_adapter_config(folder)
+    file = _file(folder)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _tensors(file):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
+        found.setdefault(match.group(1), {})[match.group(2)] = tensor
+    modules = _modules(model, found)
+    for module, sides in found.items():
+        if module not in modules:
+            name = f"{module}.lora_{min(sides)}.weight"
+            raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
+    for module in modules:
+        if module in found or config.wants(module):
+            absent = [side for side in "AB" if side not in found.get(module, {})]
+            if absent:
+                names = " and ".join(f"lora_{side}" for side in absent)
+                raise CheckpointError(f"{file} lacks {names} of {module}", "save it again")
+    if not found:
+        raise CheckpointError(f"{file} holds no tensors", "save the adapter again")
+    pairs: dict[Slot, list[Pair]] = {}
+    for name, sides in found.items():
+        slot = modules[name].slot
+        pairs.setdefault(slot, []).append(_pair(file, name, sides, modules[name], config))
+    return Adapter(pairs)
+
+
+def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, Module]:
+    """All modules that an adapter may have, in the naming that most of `found` are in."""
+    namings = [modules_in(layout, model) for layout in get_args(HfLayout)]
+    return max(namings, key=lambda modules: len(modules.keys() & found))
+
+
+def modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, Module]:
+    """The linear layers that can have an adapter, by their names in `layout`."""
+    modules = {}
+    for weight, layer in slots(model.num_layers):
+        if weight.logical not in _TARGETS:
+            continue
+        start = 0
+        for name, (outputs, inputs) in weight.parts(layout, model, layer).items():
+            rows = slice(start, start + outputs)
+            module = Module((weight, layer), rows, (outputs, inputs))
+            modules[name.removesuffix(".weight")] = module
+            start += outputs
+    return modules
+
+
+def _misfit(name: str, model: ModelConfig) -> str:
+    layer = re.search(r"layers\.(\d+)\.", name)
+    if layer and int(layer.group(1)) >= model.num_layers:
+        return (
+            f"{name} is for layer {layer.group(1)}, but the model has {model.num_layers} layers "
+            "(counted from 0)"
+        )
+    return f"{name} is no lora_A or lora_B of {_MODULES}, the modules that can be merged"
+
+
+def _pair(
+    file: Path, name: str, sides: dict[str, Tensor], module: Module, config: AdapterConfig
+) -> Pair:
+    rank = config.rank(name)
+    outputs, inputs = module.shape
+    for side, shape in {"A": (rank, inputs), "B": (outputs, rank)}.items():
+        if tuple(sides[side].shape) != shape:
+            raise CheckpointError(
+                f"{file}: lora_{side} of {name} has the shape {list(sides[side].shape)}; with "
+                f"rank {rank} this base model needs {list(shape)}",
+                _ANOTHER_BASE,
+            )
+        if not sides[side].is_floating_point():
+            raise CheckpointError(
+                f"{file}: lora_{side} of {name} is {sides[side].dtype}", "save it as fp32"
+            )
+    return Pair(module.rows, sides["A"], sides["B"], config.scale(name))
+
+
+def _file(folder: Path) -> Path:
+    paths = [folder / WEIGHTS_FILE, folder / "adapter_model.bin"]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder} has neither {paths[0].name} nor {paths[1].name}",
+            "give a folder that PEFT's save_pretrained wrote",
+        )
+    return found
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    if file.suffix == ".bin":
+        content = pickles.load(file)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{file} holds no named tensors", "save the adapter again")
+        for name, tensor in content.items():
+            if not isinstance(tensor, Tensor):
+                raise CheckpointError(f"{file}: {name} is no tensor", "save the adapter again")
+            yield name, tensor
+        return
+    try:
+        with safe_open(file, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                yield name, content.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}", "save the adapter again") from None

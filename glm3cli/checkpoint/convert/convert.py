@@ -1,0 +1,234 @@
+"""Converts a model between layouts: one loop over the table of weights, whatever the layouts are.
+
+Every tensor is read in canonical form, cast, and handed to the target's writer, one at a time. The
+files are hashed close behind the writer, while they are in the page cache. Afterwards the written
+folder is opened as any other model and compared, tensor by tensor, a small model's logits as well,
+and a manifest is added (see `manifest`).
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from glm3cli.checkpoint.adapter.reader import Adapter, open_adapter
+from glm3cli.checkpoint.convert.logits import is_small, logits_difference
+from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
+from glm3cli.checkpoint.convert.preflight import check_legacy
+from glm3cli.checkpoint.convert.progress import Progress
+from glm3cli.checkpoint.convert.tensor_digests import (
+    Follower,
+    file_digest,
+    slot_name,
+    tensor_digests,
+)
+from glm3cli.checkpoint.convert.transfer import Transfer, label
+from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, versions
+from glm3cli.checkpoint.files.staging import Flusher, check_target, remove_stale, staged, sync
+from glm3cli.checkpoint.layouts.companions import copy_companions
+from glm3cli.checkpoint.layouts.write_plan import Final, Plan
+from glm3cli.checkpoint.names import Layout, slots
+from glm3cli.checkpoint.source import StoredSource, open_source
+from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.model import DType, ModelConfig
+from glm3cli.errors import CheckpointError
+from glm3cli.host.signals import started_pool
+
+_DTYPES: dict[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What a conversion did.
+
+    Attributes:
+        bytes: Size of the new folder.
+        peak_private_bytes: Highest memory of the process that isn't backed by a file.
+        tensors: Number of whole tensors.
+        verified: Whether the written tensors were read back and compared.
+        non_finite: Number of values that are NaN or infinite.
+        merged: Number of tensors that an adapter was merged into.
+        logits_difference: Largest difference to the source's logits (with the adapter) on a fixed
+            prompt; None if it wasn't computed, as that of a large model.
+    """
+
+    source: str
+    target: str
+    layout: Layout
+    bytes: int
+    seconds: float
+    peak_private_bytes: int
+    tensors: int
+    verified: bool
+    non_finite: int
+    merged: int
+    logits_difference: float | None
+
+
+def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> ConvertResult:
+    """Converts the MODEL `source_path` to the new folder `target_path`.
+
+    Raises:
+        ConfigError: The target may not be written, or the model can't be cut as asked.
+        CheckpointError: The source is damaged or incomplete, the disk is full, or the written
+            folder differs.
+    """
+    start = time.monotonic()
+    remove_stale(target_path)
+    check_target(target_path, source_path, force=options.force)
+    source = open_source(source_path)
+    if source.config is None:
+        _log.warning(
+            "%s has no config.json: its shape comes from the saved arguments, which don't tell the "
+            "rotary base; rope_ratio %s is assumed",
+            source_path,
+            source.model.rope_ratio,
+        )
+    plan = _plan(source, options)
+    adapter = open_adapter(options.lora, plan.model) if options.lora else Adapter({})
+    check_needs(target_path, _needs(source, plan, adapter))
+    with staged(target_path, force=options.force) as folder:
+        transfer = Transfer(source, plan, adapter)
+        with Follower() as follower, Flusher() as flusher, started_pool() as disk:
+            followers = [flusher.note, follower.note] if options.verify else [flusher.note]
+            transfer.write(options.layout, folder, partial(_tell, followers))
+            copy_companions(source_path, folder, plan.model, options.layout)
+            syncing = disk.submit(sync, folder)  # while all is read back
+            hashed = _verify(folder, target_path, transfer, follower) if options.verify else {}
+            difference = _compare_logits(folder, target_path, transfer) if options.verify else None
+            syncing.result()
+        _manifest(folder, transfer, options, source_path, hashed).write(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return ConvertResult(
+        source=str(source_path),
+        target=str(target_path),
+        layout=options.layout,
+        bytes=size,
+        seconds=time.monotonic() - start,
+        peak_private_bytes=transfer.memory.peak,
+        tensors=len(transfer.digests),
+        verified=options.verify,
+        non_finite=transfer.non_finite,
+        merged=len(adapter.pairs),
+        logits_difference=difference,
+    )
+
+
+def _tell(followers: Sequence[Final], path: Path, end: int) -> None:
+    for follow in followers:
+        follow(path, end)
+
+
+def _plan(source: StoredSource, options: ConvertOptions) -> Plan:
+    model = source.model
+    if options.layout in ("mcore", "legacy"):
+        options.parallel.check_fits(model)
+    if options.layout == "legacy":
+        check_legacy(options.parallel, model)
+    cast = None if options.dtype == "keep" else _DTYPES[options.dtype]
+    dtypes = {slot: cast or source.dtype(*slot) for slot in slots(model.num_layers)}
+    plan = Plan(model, options.parallel, dtypes, options.shard_bytes)
+    return Plan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
+
+
+def _needs(source: StoredSource, plan: Plan, adapter: Adapter) -> Needs:
+    largest = 0
+    for slot, dtype in plan.dtypes.items():
+        on_the_way = torch.float32 if slot in adapter.pairs else source.dtype(*slot)
+        width = max(on_the_way.itemsize, dtype.itemsize)
+        largest = max(largest, torch.Size(slot[0].shape(plan.model)).numel() * width)
+    return needs_of(plan.total_bytes, largest)
+
+
+def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
+    name = next(name for name, value in _DTYPES.items() if value is dtype)
+    return model.model_copy(update={"torch_dtype": name})
+
+
+def _verify(
+    folder: Path, target_path: Path, transfer: Transfer, follower: Follower
+) -> dict[Path, str]:
+    """Opens the written folder as any other model and compares every tensor.
+
+    Returns:
+        The SHA-256 of the files of weights, as they were read back.
+
+    Raises:
+        CheckpointError: A tensor is missing, or isn't what was to be written.
+    """
+    written = open_source(folder)
+    hashed = follower.finish(written.files())
+    with Progress(transfer.plan.total_bytes, "verifying") as progress:
+        for slot, value, num_bytes in tensor_digests(written):
+            if value != transfer.digests[slot]:
+                raise CheckpointError(
+                    f"{target_path}: {label(slot)} reads back differently",
+                    "the disk may be failing or full; nothing was kept",
+                )
+            transfer.memory.sample()
+            progress.advance(num_bytes)
+    return hashed.result()
+
+
+def _compare_logits(folder: Path, target_path: Path, transfer: Transfer) -> float | None:
+    """The difference between the logits of the source and of the written folder.
+
+    Raises:
+        CheckpointError: They differ, though all weights have kept their types.
+    """
+    source = transfer.source
+    if not is_small(source):
+        return None
+    difference = logits_difference(source, transfer.adapter, open_source(folder))
+    kept = all(source.dtype(*slot) == dtype for slot, dtype in transfer.plan.dtypes.items())
+    if difference and kept and not transfer.adapter.pairs:
+        raise CheckpointError(
+            f"{target_path} computes other logits than the source (by {difference:.2e})",
+            "this is a bug of glm3: please report it; nothing was kept",
+        )
+    return difference
+
+
+def _manifest(
+    folder: Path,
+    transfer: Transfer,
+    options: ConvertOptions,
+    source_path: Path,
+    hashed: dict[Path, str],
+) -> Manifest:
+    """What is noted of the finished `folder`; `hashed` are the digests of its weights' files."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        value = hashed.get(path) or file_digest(path) if options.verify else None
+        files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, value)
+    source, parallel = transfer.source, options.parallel
+    return Manifest(
+        source={
+            "path": str(source_path.absolute()),
+            "layout": source.layout,
+            "iteration": source.iteration,
+        },
+        settings={
+            "layout": options.layout,
+            "tp": parallel.tp,
+            "pp": parallel.pp,
+            "vpp": parallel.vpp,
+            "layers_per_stage": parallel.layers_per_stage,
+            "dtype": options.dtype,
+            "lora": str(options.lora.absolute()) if options.lora else None,
+        },
+        versions=versions(),
+        verified=options.verify,
+        non_finite=transfer.non_finite,
+        files=files,
+        tensors={slot_name(slot): transfer.digests[slot] for slot in transfer.plan.dtypes},
+    )

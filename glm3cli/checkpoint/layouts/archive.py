@@ -1,0 +1,104 @@
+"""Writes a torch.save file whose tensors come one by one, so that none but one is in memory.
+
+torch.serialization.skip_data leaves room for the tensors in the (zip) file; they are filled in
+afterwards, together with the checksums that the zip format keeps of them.
+"""
+
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+from zlib_ng import zlib_ng
+
+from glm3cli.checkpoint.layouts.hf_writer import bytes_of
+
+_LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
+_CENTRAL_HEADER = 46
+_CRC_IN_CENTRAL = 16
+_CRC_IN_DESCRIPTOR = 4  # behind the signature that follows the data
+
+
+def values_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of one entry of a zip file begin."""
+    file.seek(entry.header_offset + _LOCAL_HEADER - 4)
+    return entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
+
+
+class Archive:
+    """A file in torch.save's format that is filled tensor by tensor.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Writes all of `content` but the values of its tensors (which may be uninitialised)."""
+        with torch.serialization.skip_data():
+            torch.save(content, path)
+        self.path = path
+        self._file = path.open("r+b")
+        with zipfile.ZipFile(self._file) as archive:
+            self._entries = {
+                entry.filename.split("/", 1)[1]: entry
+                for entry in archive.infolist()
+                if "/data/" in entry.filename
+            }
+            self._directory = archive.start_dir
+        self._checksums: dict[str, int] = {}
+
+    def fill(self, number: int, tensor: Tensor) -> None:
+        """Writes the values of the tensor that stands at place `number` in the content's order."""
+        name = f"data/{number}"
+        entry, values = self._entries[name], bytes_of(tensor)
+        assert entry.file_size == values.nbytes, f"{name} holds {entry.file_size} bytes"
+        assert name not in self._checksums, f"{name} was filled before"
+        self._file.seek(values_offset(self._file, entry))
+        self._file.write(values)
+        checksum = zlib_ng.crc32(values)  # three times as fast as zlib's
+        descriptor = self._file.tell()
+        if self._file.read(4) == b"PK\x07\x08":
+            self._file.seek(descriptor + _CRC_IN_DESCRIPTOR)
+            self._file.write(struct.pack("<I", checksum))
+        self._file.flush()
+        self._checksums[name] = checksum
+
+    @property
+    def final(self) -> int:
+        """The place in the file before which nothing is going to change."""
+        missing = (e.header_offset for n, e in self._entries.items() if n not in self._checksums)
+        return min(missing, default=self._directory)
+
+    def _write_directory(self) -> None:
+        """Puts the checksums into the zip file's central directory."""
+        position = self._directory
+        while True:
+            self._file.seek(position)
+            header = self._file.read(_CENTRAL_HEADER)
+            if header[:4] != b"PK\x01\x02":
+                return
+            lengths = struct.unpack("<HHH", header[28:34])
+            name = self._file.read(lengths[0]).decode().split("/", 1)[1]
+            if name in self._checksums:
+                self._file.seek(position + _CRC_IN_CENTRAL)
+                self._file.write(struct.pack("<I", self._checksums[name]))
+            position += _CENTRAL_HEADER + sum(lengths)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if error is None:
+                missing = self._entries.keys() - self._checksums.keys()
+                assert not missing, f"never filled: {sorted(missing)}"
+                self._write_directory()

@@ -1,0 +1,226 @@
+"""Reads weights from megatron-core's layout-free checkpoints (format torch_dist, version 1).
+
+Such a folder holds `.metadata`, which says where in the .distcp files every part of every tensor
+lies (torch.distributed.checkpoint.filesystem), and metadata.json. One tensor holds all layers.
+No process group and no megatron is needed to read it.
+"""
+
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from glm3cli.checkpoint.cuts import from_megatron
+from glm3cli.checkpoint.files.manifest import find_manifest
+from glm3cli.checkpoint.headers import Header, Problem, compare
+from glm3cli.checkpoint.layouts.embedded import MappedFile
+from glm3cli.checkpoint.locate import Location
+from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
+from glm3cli.checkpoint.source import StoredSource, config_of
+from glm3cli.errors import CheckpointError
+
+# Keys of a training's other state.
+_TRAINING = ("optimizer", "chained_", "rng", "opt_param_scheduler", "rerun_state")
+# What `.metadata` files of torch.distributed.checkpoint are made of.
+_NAMES = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.planner": (
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo", "_StoragePrefix"),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size", "float32", "float16", "bfloat16", "float64", "uint8", "int64", "int32"),
+    "collections": ("OrderedDict", "defaultdict"),
+    "builtins": ("set", "dict", "list", "slice"),
+    "pathlib": ("Path", "PosixPath", "PurePosixPath"),
+    "pathlib._local": ("PosixPath",),
+}
+
+
+class _MetadataReader(pickle.Unpickler):
+    """Builds nothing but what `.metadata` files are made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _NAMES.get(module, ()):
+            return super().find_class(module, name)
+        if module.startswith("megatron.core.dist_checkpointing."):
+            return _Unread
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+class _Unread:
+    """Stands for megatron-core's own notes in `.metadata`."""
+
+    def __init__(self, *_args: Any, **_values: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stored box of a tensor: where it begins, its extent, and the bytes that hold it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+    def has_layer(self, layer: int) -> bool:
+        """Whether a part of a tensor of all layers holds this one."""
+        return self.offsets[0] <= layer < self.offsets[0] + self.sizes[0]
+
+
+class DistSource(StoredSource):
+    """A layout-free checkpoint, of a conversion or of a training run."""
+
+    layout = "dist"
+
+    def __init__(self, location: Location) -> None:
+        super().__init__(location, config_of(location))
+        metadata = _read_metadata(self.path / ".metadata")
+        tensors = {
+            name: value
+            for name, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata) and not name.startswith(_TRAINING)
+        }
+        self._headers = {
+            name: Header(tuple(value.size), value.properties.dtype)
+            for name, value in tensors.items()
+        }
+        self._parts = _parts_of(metadata, tensors)
+        self._mapped: dict[str, MappedFile] = {}
+        self.problems = self._check()
+
+    def _check(self) -> list[Problem]:
+        expected: dict[str, tuple[int, ...]] = {}
+        layers = self.model.num_layers
+        for weight in WEIGHTS:
+            shape = weight.shape(self.model)
+            if weight.stage is not Stage.LAYER:
+                expected[weight.name("dist")] = shape
+                continue
+            for layer in range(layers):
+                name = self._spelling(weight, layer)
+                expected[name] = (layers, *shape) if _is_stacked(name) else shape
+        problems = [*self._missing_files(), *compare(expected, self._headers)]
+        for name, header in self._headers.items():
+            stored = sum(math.prod(part.sizes) for part in self._parts.get(name, []))
+            if stored != math.prod(header.shape) and not is_ignored(name):
+                problems.append(Problem("missing", name, f"parts of {name} are missing"))
+        return problems
+
+    def _missing_files(self) -> list[Problem]:
+        """The files with weights that aren't here; other machines of a training may have them."""
+        present = {path.name for path in self.files()}
+        missing = {part.file for parts in self._parts.values() for part in parts} - present
+        noted = find_manifest(self.path, self.path)
+        way = noted[1].way_to(missing) if noted else None
+        return [
+            Problem("missing", name, f"{name} is missing" + (f": {way}" if way else ""))
+            for name in sorted(missing)
+        ]
+
+    def _spelling(self, weight: Weight, layer: int | None) -> str:
+        names = weight.names("dist", layer)
+        return next((name for name in names if name in self._headers), names[0])
+
+    def read(self, weight: Weight, layer: int | None = None) -> Tensor:
+        """The tensor; a view of the mapped file where it is one part and not regrouped.
+
+        Raises:
+            CheckpointError: A file is missing or cut short.
+        """
+        name = self._spelling(weight, layer)
+        # Where one tensor holds all layers, its first dimension counts them.
+        index = layer if weight.stage is Stage.LAYER and _is_stacked(name) else None
+        parts = [part for part in self._parts[name] if index is None or part.has_layer(index)]
+        if len(parts) == 1:
+            tensor = self._box(parts[0], index)[1]
+        else:
+            tensor = torch.empty(weight.shape(self.model), dtype=self._headers[name].dtype)
+            for part in parts:
+                offsets, stored = self._box(part, index)
+                extents = zip(offsets, stored.shape, strict=True)
+                tensor[tuple(slice(start, start + size) for start, size in extents)] = stored
+        return from_megatron(tensor, weight.cut, self.model)
+
+    def _box(self, part: _Part, layer: int | None) -> tuple[tuple[int, ...], Tensor]:
+        """Where a part begins in its tensor, and its values; of one layer, if that is given."""
+        stored = self._load(part)
+        if layer is None:
+            return part.offsets, stored
+        return part.offsets[1:], stored[layer - part.offsets[0]]
+
+    def _load(self, part: _Part) -> Tensor:
+        path = self.path / part.file
+        try:
+            if part.file not in self._mapped:
+                self._mapped[part.file] = MappedFile(path)
+            return self._mapped[part.file].tensor(part.start, part.length).view(part.sizes)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
+            raise CheckpointError(
+                f"{path} is missing, damaged or cut short: {error}", "use an older checkpoint"
+            ) from None
+
+    def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
+        """The stored type."""
+        return self._headers[self._spelling(weight, layer)].dtype
+
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(self.path.glob("*.distcp"))
+
+
+def _is_stacked(name: str) -> bool:
+    return not any(part.isdecimal() for part in name.split("."))
+
+
+def _read_metadata(path: Path) -> Metadata:
+    try:
+        with path.open("rb") as file:
+            metadata = _MetadataReader(file).load()
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or wants a class that checkpoints don't need: {error}",
+            "use another checkpoint",
+        ) from None
+    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
+        raise CheckpointError(f"{path} describes no checkpoint", "use another checkpoint")
+    return metadata
+
+
+def _parts_of(
+    metadata: Metadata, tensors: dict[str, TensorStorageMetadata]
+) -> dict[str, list[_Part]]:
+    extents = {
+        (name, tuple(chunk.offsets)): tuple(chunk.sizes)
+        for name, value in tensors.items()
+        for chunk in value.chunks
+    }
+    parts: dict[str, list[_Part]] = {}
+    for index, stored in metadata.storage_data.items():
+        if index.fqn not in tensors:
+            continue
+        offsets = tuple(index.offset or (0,) * len(tensors[index.fqn].size))
+        sizes = extents[index.fqn, offsets]
+        part = _Part(offsets, sizes, stored.relative_path, stored.offset, stored.length)
+        parts.setdefault(index.fqn, []).append(part)
+    return parts

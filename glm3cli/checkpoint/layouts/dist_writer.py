@@ -1,0 +1,133 @@
+"""Writes megatron-core's layout-free checkpoints (format torch_dist, version 1).
+
+megatron-core's own `dist_checkpointing.save` wants a process group and all tensors in memory;
+what it writes is a torch.distributed.checkpoint with a metadata.json, and so is this, one tensor
+at a time and without either. `dist_checkpointing.load` reads it into a GPTModel at any layout.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from glm3cli.checkpoint.cuts import to_megatron
+from glm3cli.checkpoint.layouts.hf_writer import bytes_of
+from glm3cli.checkpoint.layouts.write_plan import Final, Plan, Produce
+from glm3cli.checkpoint.names import Slot, Stage, slots
+
+
+def write_dist(folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+    """Writes the tensors, the (empty) extra states, and the two metadata files."""
+    torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
+    with warnings.catch_warnings():
+        # That there is no process group is intended.
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)
+        try:
+            save(
+                {},
+                storage_writer=_Writer(folder, thread_count=1, sync_files=False),
+                planner=_Planner(plan, produce, lambda: _note_written(folder, final)),
+                no_dist=True,
+            )
+        except CheckpointException as error:  # torch's, around what went wrong here
+            raise next(iter(error.failures.values()))[0] from None
+    # Last, as megatron-core does: its presence says that the checkpoint is complete.
+    backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    backends |= {"common_backend": "torch", "common_backend_version": 1}
+    (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
+
+
+def _note_written(folder: Path, final: Final) -> None:
+    for path in folder.glob("*.distcp"):  # the one file, which is written from front to back
+        final(path, path.stat().st_size)
+
+
+class _Writer(FileSystemWriter):
+    """Leaves out of `.metadata` a random number and the folder, which is going to be renamed."""
+
+    def storage_meta(self) -> StorageMeta:
+        """Nothing about this run, so that equal models make equal files."""
+        return StorageMeta()
+
+
+class _Planner(DefaultSavePlanner):
+    """Plans one write per tensor and layer, and makes the tensor when its turn has come."""
+
+    def __init__(self, plan: Plan, produce: Produce, between: Callable[[], None]) -> None:
+        """Takes also what to call when a tensor has been written."""
+        super().__init__(flatten_state_dict=False)
+        self._plan, self._produce, self._between = plan, produce, between
+        self._slots: dict[MetadataIndex, Slot] = {}
+
+    def create_local_plan(self) -> SavePlan:
+        """All writes of this one process."""
+        items: list[WriteItem] = []
+        layers = self._plan.model.num_layers
+        for slot in slots(layers):
+            items.append(self._item(slot))
+            weight, layer = slot
+            if weight.extra_state and weight.stage is Stage.LAYER:
+                name = f"{weight.extra_state_name('dist')}/shard_{layer}_{layers}"
+                items.append(WriteItem(index=MetadataIndex(name), type=WriteItemType.BYTE_IO))
+        self.plan = SavePlan(items)
+        return self.plan
+
+    def _item(self, slot: Slot) -> WriteItem:
+        weight, layer = slot
+        shape, offsets = weight.shape(self._plan.model), [0] * len(weight.sizes)
+        sizes, total = list(shape), list(shape)
+        if layer is not None:
+            offsets, sizes, total = (
+                [layer, *offsets],
+                [1, *sizes],
+                [self._plan.model.num_layers, *total],
+            )
+        index = MetadataIndex(weight.name("dist"), torch.Size(offsets), layer or 0)
+        self._slots[index] = slot
+        chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        properties = TensorProperties(dtype=self._plan.dtypes[slot])
+        data = TensorWriteData(chunk, properties, torch.Size(total))
+        return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        """The tensor of one planned write, or the bytes of an empty extra state."""
+        if write_item.type == WriteItemType.BYTE_IO:
+            stream = io.BytesIO()
+            nothing: list[Any] = [None]
+            torch.save(nothing, stream)
+            return stream
+        self._between()
+        slot = self._slots[write_item.index]
+        tensor = to_megatron(self._produce(*slot), slot[0].cut, self._plan.model)
+        # torch.save writes the whole storage, which may be a mapped file or a buffer.
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = _alone(tensor)
+        return tensor if slot[1] is None else tensor.unsqueeze(0)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor whose storage is just that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.frombuffer(bytes_of(tensor), dtype=tensor.dtype).view(tensor.shape)

@@ -1,0 +1,163 @@
+"""Reads weights from a Hugging Face folder: safetensors or .bin, one file or shards.
+
+The names are the original remote code's or those of transformers' own GlmForCausalLM: the tensors
+that are there tell which.
+"""
+
+import functools
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, get_args
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glm3cli.checkpoint.headers import Header, compare
+from glm3cli.checkpoint.layouts import pickles
+from glm3cli.checkpoint.locate import Location, hf_files, index_of
+from glm3cli.checkpoint.names import HfLayout, Weight, is_ignored, slots
+from glm3cli.checkpoint.source import StoredSource, config_of
+from glm3cli.config.model import is_glm
+from glm3cli.errors import CheckpointError
+
+# Type names of the safetensors format.
+SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class _Shard(ABC):
+    """One file: the headers of its tensors, and the tensors on demand."""
+
+    headers: dict[str, Header]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+
+
+class _Safetensors(_Shard):
+    def __init__(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} is damaged or cut short: {error}", "fetch or save it again"
+            ) from None
+        self._file = file
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        self.headers = {
+            name: Header(tuple(part.get_shape()), _dtype_of(part.get_dtype()))
+            for name, part in slices.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+def _dtype_of(name: str) -> torch.dtype:
+    return SAFETENSORS_DTYPES.get(name, torch.int8)  # any type that isn't ours is refused alike
+
+
+class _Pickle(_Shard):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        content = self._load()
+        self.headers = {n: Header(tuple(t.shape), t.dtype) for n, t in content.items()}
+        # Files of the old format aren't mapped but read whole: they are read again when needed.
+        self._content = content if is_zipfile(path) else None
+
+    def _load(self) -> dict[str, Tensor]:
+        content = pickles.load(self._path)
+        if not isinstance(content, dict) or not all(
+            isinstance(value, Tensor) for value in content.values()
+        ):
+            raise CheckpointError(
+                f"{self._path} holds something other than named tensors",
+                "give the model's own pytorch_model*.bin files",
+            )
+        return content
+
+    def read(self, name: str) -> Tensor:
+        return (self._content or self._load())[name]
+
+
+class HfSource(StoredSource):
+    """A Hugging Face folder in either naming."""
+
+    layout: HfLayout
+
+    def __init__(self, location: Location) -> None:
+        super().__init__(location, config_of(location))
+        index = index_of(self.path)
+        self._files = hf_files(self.path) if index is None else _indexed(index)
+        self._shards = [
+            _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path)
+            for path in self._files
+        ]
+        self._place = self._places()
+        headers = {name: shard.headers[name] for name, shard in self._place.items()}
+        expected = {layout: self._expected(layout) for layout in get_args(HfLayout)}
+        # Of two with nothing found, the one that the config.json is written for.
+        usual = "glm" if is_glm(location.config or self.path / "config.json") else "chatglm"
+        self.layout = max(
+            expected, key=lambda name: (len(expected[name].keys() & headers), name == usual)
+        )
+        self.problems = compare(expected[self.layout], headers)
+
+    def _expected(self, layout: HfLayout) -> dict[str, tuple[int, ...]]:
+        expected: dict[str, tuple[int, ...]] = {}
+        for weight, layer in slots(self.model.num_layers):
+            expected |= weight.parts(layout, self.model, layer)
+        return expected
+
+    def _places(self) -> dict[str, _Shard]:
+        place: dict[str, _Shard] = {}
+        file_of: dict[str, Path] = {}
+        for path, shard in zip(self._files, self._shards, strict=True):
+            for name in shard.headers:
+                if name in place and not is_ignored(name):
+                    raise CheckpointError(
+                        f"{name} is both in {file_of[name].name} and in {path.name} of {self.path}",
+                        "keep the files of one checkpoint only",
+                    )
+                place[name], file_of[name] = shard, path
+        return place
+
+    def read(self, weight: Weight, layer: int | None = None) -> Tensor:
+        """The tensor; a view of the mapped file, where it is one tensor there."""
+        names = weight.parts(self.layout, self.model, layer)
+        parts = [self._place[name].read(name) for name in names]
+        return parts[0] if len(parts) == 1 else self.cat(parts, 0)
+
+    def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
+        """The stored type; of parts that differ, the type that holds them all."""
+        names = weight.parts(self.layout, self.model, layer)
+        dtypes = [self._place[name].headers[name].dtype for name in names]
+        return functools.reduce(torch.promote_types, dtypes)
+
+    def files(self) -> list[Path]:
+        """The shards."""
+        return self._files
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: The index is no valid JSON, or a file isn't there.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{index} is no valid index", "fetch it again") from None
+    paths = [index.parent / str(name) for name in names]
+    absent = [path.name for path in paths if not path.is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{index.name} names {', '.join(absent)}, which {index.parent} lacks",
+            "fetch the missing files",
+        )
+    return paths

@@ -1,0 +1,87 @@
+"""Writes a Hugging Face folder: safetensors shards of a given size, and their index.
+
+The safetensors format (github.com/huggingface/safetensors, "Format") is written directly, since
+the library wants all tensors of a shard in memory at once: 8 bytes with the length of a JSON
+header, the header with type, shape and place of every tensor, then the tensors' bytes.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, uint8
+
+from glm3cli.checkpoint.layouts.hf import SAFETENSORS_DTYPES
+from glm3cli.checkpoint.layouts.write_plan import Final, Plan, Produce
+from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
+from glm3cli.checkpoint.names import HfLayout, Slot, slots
+
+_DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+
+def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+    """Writes all tensors under their names in `layout`, shard by shard."""
+    shards = list(_shards(plan))
+    places: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        name = f"model{number}.safetensors"
+        header = _header(layout, shard, plan)
+        _write_shard(folder / name, header, shard, produce, final)
+        places |= dict.fromkeys(header, name)
+    if len(shards) > 1:
+        total = sum(plan.num_bytes(slot) for slot in plan.dtypes)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / SAFETENSORS_INDEX).write_text(text, encoding="utf-8")
+
+
+def _shards(plan: Plan) -> Iterator[list[Slot]]:
+    """The tensors of every shard; one larger than a shard gets a file of its own."""
+    shard: list[Slot] = []
+    size = 0
+    for slot in slots(plan.model.num_layers):
+        if shard and size + plan.num_bytes(slot) > plan.shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard.append(slot)
+        size += plan.num_bytes(slot)
+    yield shard
+
+
+def _header(layout: HfLayout, shard: list[Slot], plan: Plan) -> dict[str, object]:
+    """What the shard's header says about its tensors; those of one weight follow each other."""
+    header: dict[str, object] = {}
+    end = 0
+    for slot in shard:
+        weight, layer = slot
+        dtype = plan.dtypes[slot]
+        for name, shape in weight.parts(layout, plan.model, layer).items():
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {
+                "dtype": _DTYPE_NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [start, end],
+            }
+    return header
+
+
+def _write_shard(
+    path: Path, header: dict[str, object], shard: list[Slot], produce: Produce, final: Final
+) -> None:
+    metadata = {"__metadata__": {"format": "pt"}}
+    text = json.dumps(metadata | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for weight, layer in shard:
+            file.write(bytes_of(produce(weight, layer)))
+            file.flush()
+            final(path, file.tell())
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's bytes, without a copy where it is contiguous."""
+    return tensor.contiguous().view(-1).view(uint8).numpy().data

@@ -1,0 +1,256 @@
+"""Reads weights from Megatron's per-rank files, of legacy and of megatron-core models.
+
+The files' layout is that of Megatron-LM core_r0.6.0 (megatron/training/checkpointing.py), which
+ModelLink 1.1 writes: mp_rank_XX[_YYY]/model_optim_rng.pt for tensor-parallel rank XX of pipeline
+stage YYY, each with the weights under `model`, or under `model0`, `model1`, ... for the chunks of
+an interleaved pipeline. Layers are counted from 0 in every chunk.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glm3cli.checkpoint.cuts import join, piece_shape
+from glm3cli.checkpoint.headers import Header, Problem, compare
+from glm3cli.checkpoint.layouts import pickles
+from glm3cli.checkpoint.layouts.arguments import model_of, run_of
+from glm3cli.checkpoint.locate import Location
+from glm3cli.checkpoint.names import Cut, Layout, Stage, Weight, slots
+from glm3cli.checkpoint.source import StoredSource, config_of
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.parallel import ParallelConfig
+from glm3cli.errors import CheckpointError
+
+FILE = "model_optim_rng.pt"
+_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+Chunk = dict[str, Tensor]
+
+
+class RanksSource(StoredSource):
+    """A tree of per-rank files; tp, pp, vpp and the layers per stage are found from the files."""
+
+    def __init__(self, location: Location) -> None:
+        self._paths = _rank_paths(location.folder)
+        tp, pp = (max(rank[axis] for rank in self._paths) + 1 for axis in (0, 1))
+        saved = {rank: _load(path) for rank, path in self._paths.items()}
+        _check_same_run(self._paths, saved)
+        # [tp rank][stage][chunk]
+        self._chunks = [
+            [_chunks(saved[t, p], self._paths[t, p]) for p in range(pp)] for t in range(tp)
+        ]
+        legacy = any(name.startswith("language_model/") for name in self._chunks[0][0][0])
+        self.layout: Layout = "legacy" if legacy else "mcore"
+        self._tp, self._pp, self._vpp = tp, pp, len(self._chunks[0][0])
+        super().__init__(location, self._find_model(location, saved[0, 0]))
+        if self.iteration is None and isinstance(saved[0, 0].get("iteration"), int):
+            self.iteration = saved[0, 0]["iteration"]
+        self._sizes = self._count_layers()
+        self._place = {
+            layer: (p, v, local)
+            for layer, (p, v, local) in enumerate(
+                (p, v, local)
+                for v in range(self._vpp)
+                for p in range(pp)
+                for local in range(self._sizes[p, v])
+            )
+        }
+        self.parallel = self._find_parallel()
+        self.problems = self._check()
+
+    def _find_model(self, location: Location, saved: Mapping[str, Any]) -> ModelConfig:
+        if location.config is not None:
+            return config_of(location)
+        path = self._paths[0, 0]
+        embedding = _find(self._chunks[0][0][0], self.layout, "embedding")
+        rows = None if embedding is None else embedding.shape[0] * self._tp
+        return model_of(saved.get("args"), rows, path)
+
+    def _count_layers(self) -> dict[tuple[int, int], int]:
+        """Layers of every (stage, chunk), by the highest index of any tensor-parallel rank."""
+        sizes = {}
+        for p in range(self._pp):
+            for v in range(self._vpp):
+                names = {n for rank in self._chunks for n in rank[p][v]}
+                found = [int(match.group(1)) for n in names if (match := _LAYER.search(n))]
+                sizes[p, v] = max(found, default=-1) + 1
+        return sizes
+
+    def _find_parallel(self) -> ParallelConfig:
+        sizes = [self._sizes[p, 0] for p in range(self._pp)]
+        values: dict[str, Any] = {"tp": self._tp, "pp": self._pp, "vpp": self._vpp}
+        if self._vpp == 1 and len(set(sizes)) > 1:
+            values["layers_per_stage"] = ",".join(map(str, sizes))
+        return ParallelConfig.parse(values)
+
+    def _check(self) -> list[Problem]:
+        problems = []
+        total = sum(self._sizes.values())
+        if total != self.model.num_layers:
+            sentence = f"the files hold {total} layers, but the model has {self.model.num_layers}"
+            problems.append(Problem("missing", "layers", sentence))
+        for (t, p), path in self._paths.items():
+            for v, chunk in enumerate(self._chunks[t][p]):
+                found = {n: Header(tuple(x.shape), x.dtype) for n, x in chunk.items()}
+                where = path.parent.name + (f" model{v}" if self._vpp > 1 else "")
+                problems += compare(self._expected(p, v, chunk), found, where)
+        return problems
+
+    def _expected(self, p: int, v: int, chunk: Chunk) -> dict[str, tuple[int, ...]]:
+        """The names and shapes that a chunk must have, under the spelling that it uses."""
+        expected = {}
+        is_first = (p, v) == (0, 0)
+        is_last = (p, v) == (self._pp - 1, self._vpp - 1)
+        for weight, layer in slots(self._sizes[p, v]):
+            if (weight.stage is Stage.FIRST and not is_first) or (
+                weight.stage is Stage.LAST and not is_last
+            ):
+                continue
+            name = _spelling(weight, layer, self.layout, chunk)
+            expected[name] = piece_shape(weight.shape(self.model), weight.cut, self._tp)
+        return expected
+
+    def read(self, weight: Weight, layer: int | None = None) -> Tensor:
+        """The tensor; a view of the mapped file where it is neither cut nor regrouped.
+
+        Raises:
+            CheckpointError: Ranks disagree on a weight that each has a copy of.
+        """
+        pieces = self._pieces(weight, layer)
+        if weight.cut is Cut.WHOLE:
+            first = pieces[0].view(torch.uint8)
+            if not all(torch.equal(first, other.view(torch.uint8)) for other in pieces[1:]):
+                raise CheckpointError(
+                    f"{self.path}: the tensor-parallel ranks have different copies of "
+                    f"{weight.logical}" + ("" if layer is None else f" of layer {layer}"),
+                    "the files come from different checkpoints; fetch them again",
+                )
+        return join(pieces, weight.cut, self.model, self.cat)
+
+    def _pieces(self, weight: Weight, layer: int | None) -> list[Tensor]:
+        if weight.stage is Stage.FIRST:
+            p, v, local = 0, 0, None
+        elif weight.stage is Stage.LAST:
+            p, v, local = self._pp - 1, self._vpp - 1, None
+        else:
+            p, v, local = self._place[layer or 0]
+        chunks = [rank[p][v] for rank in self._chunks]
+        return [chunk[_spelling(weight, local, self.layout, chunk)] for chunk in chunks]
+
+    def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
+        """The stored type."""
+        return self._pieces(weight, layer)[0].dtype
+
+    def files(self) -> list[Path]:
+        """The rank files."""
+        return list(self._paths.values())
+
+    def reading_order(self) -> list[list[Path]]:
+        """The files of one stage after the other."""
+        return [[self._paths[t, p] for t in range(self._tp)] for p in range(self._pp)]
+
+
+def _rank_paths(folder: Path) -> dict[tuple[int, int], Path]:
+    """The file of every (tp rank, stage).
+
+    Raises:
+        CheckpointError: A folder's name isn't understood, or a rank's file is missing.
+    """
+    paths = {}
+    for child in sorted(folder.glob("mp_rank_*")):
+        match = _RANK.fullmatch(child.name)
+        if match is None:
+            raise CheckpointError(
+                f"{child} is no mp_rank_XX or mp_rank_XX_YYY folder",
+                "glm3 takes tensor- and pipeline-parallel files; other axes don't fit",
+            )
+        paths[int(match.group(1)), int(match.group(2) or 0)] = child / FILE
+    tp, pp = (max(rank[axis] for rank in paths) + 1 for axis in (0, 1))
+    absent = [f"tp {t} pp {p}" for t in range(tp) for p in range(pp) if (t, p) not in paths]
+    absent += [str(path) for path in paths.values() if not path.is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{folder} lacks rank files: {', '.join(absent)}", "fetch the missing files"
+        )
+    return paths
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a rank file, with its version checked.
+
+    Raises:
+        CheckpointError: It is damaged, or from before Megatron's QKV order of version 3.
+    """
+    saved = pickles.load(path)
+    if not isinstance(saved, dict) or not ({"model", "model0"} & saved.keys()):
+        raise CheckpointError(f"{path} holds no model", "give Megatron's per-rank files")
+    version = saved.get("checkpoint_version", 0)
+    if not isinstance(version, int | float) or version < 3:
+        raise CheckpointError(
+            f"{path} has checkpoint_version {version}; its QKV rows are in another order than "
+            "those of version 3.0",
+            "load it in the Megatron that wrote it and save it again with a newer one",
+        )
+    return saved
+
+
+def _check_same_run(
+    paths: Mapping[tuple[int, int], Path], saved: Mapping[tuple[int, int], Mapping[str, Any]]
+) -> None:
+    """Checks that no file is of another run, or of another moment of it.
+
+    Raises:
+        CheckpointError: One is: weights of different steps don't work together.
+    """
+    runs = {rank: run_of(content) | _chunk_names(content) for rank, content in saved.items()}
+    first = runs[0, 0]
+    for rank, run in runs.items():
+        for name, value in run.items():
+            if value != first[name]:
+                raise CheckpointError(
+                    f"{paths[rank]} has {name} {value}, but {paths[0, 0]} has {first[name]}: "
+                    "they come from different checkpoints",
+                    "fetch all files of one checkpoint",
+                )
+
+
+def _chunk_names(saved: Mapping[str, Any]) -> dict[str, object]:
+    return {"chunks": [name for name in saved if re.fullmatch(r"model\d*", name)]}
+
+
+def _chunks(saved: Mapping[str, Any], path: Path) -> list[Chunk]:
+    """The weights of every chunk of a rank file, under flat names."""
+    names = ["model"] if "model" in saved else sorted(n for n in saved if n.startswith("model"))
+    if names[0] != "model" and names != [f"model{i}" for i in range(len(names))]:
+        raise CheckpointError(f"{path} has the chunks {', '.join(names)}", "fetch the file again")
+    return [
+        dict(_flatten(saved[f"model{i}" if "model" not in saved else "model"]))
+        for i in range(len(names))
+    ]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, with `/` between the levels."""
+    flat: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, Tensor):
+            flat[prefix + name] = value
+    return flat
+
+
+def _spelling(weight: Weight, layer: int | None, layout: Layout, chunk: Chunk) -> str:
+    """The weight's name in this chunk: the usual one unless only another is there."""
+    names = weight.names(layout, layer)
+    return next((name for name in names if name in chunk), names[0])
+
+
+def _find(chunk: Chunk, layout: Layout, logical: str) -> Tensor | None:
+    weight = next(weight for weight, _ in slots(1) if weight.logical == logical)
+    return chunk.get(weight.name(layout))

@@ -1,0 +1,94 @@
+"""Writes Megatron's per-rank files, as Megatron-LM core_r0.6.0 and ModelLink 1.1 load them.
+
+All files are laid out first and then filled, so that every source tensor is read once and only
+one is in memory at a time.
+"""
+
+from collections import OrderedDict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glm3cli.checkpoint.cuts import piece_shape, pieces_of
+from glm3cli.checkpoint.layouts.archive import Archive
+from glm3cli.checkpoint.layouts.arguments import arguments_of
+from glm3cli.checkpoint.layouts.ranks import FILE
+from glm3cli.checkpoint.layouts.write_plan import Final, Plan, Produce
+from glm3cli.checkpoint.locate import TRACKER
+from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
+from glm3cli.checkpoint.scratch import Scratch
+
+# Megatron takes a model of iteration 0 for an unfinished one; ModelLink's converter writes 1.
+_ITERATION = 1
+
+
+def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+    """Writes the tracker file and one file per tensor- and pipeline-parallel rank."""
+    parallel, scratch = plan.parallel, Scratch()
+    (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
+    with ExitStack() as files:
+        archives: dict[tuple[int, int], Archive] = {}
+        numbers: dict[Slot, tuple[int, int]] = {}
+        for p in range(parallel.pp):
+            content, order = _stage(layout, plan, p)
+            numbers |= {slot: (p, number) for number, slot in enumerate(order)}
+            for t in range(parallel.tp):
+                name = f"mp_rank_{t:02d}" + (f"_{p:03d}" if parallel.pp > 1 else "")
+                path = folder / f"iter_{_ITERATION:07d}" / name / FILE
+                path.parent.mkdir(parents=True)
+                archives[t, p] = files.enter_context(Archive(path, content))
+        for weight, layer in slots(plan.model.num_layers):
+            p, number = numbers[weight, layer]
+            tensor = produce(weight, layer)
+            pieces = pieces_of(tensor, weight.cut, parallel.tp, plan.model, scratch.cat)
+            for t, piece in enumerate(pieces):
+                archive = archives[t, p]
+                archive.fill(number, scratch.contiguous(piece))
+                final(archive.path, archive.final)
+
+
+def _stage(layout: Layout, plan: Plan, p: int) -> tuple[dict[str, Any], list[Slot]]:
+    """The content of a stage's files without values, and its tensors in the content's order."""
+    parallel = plan.parallel
+    content: dict[str, Any] = {
+        "args": arguments_of(plan.model, parallel, plan.main_dtype, is_mcore=layout == "mcore"),
+        "checkpoint_version": 3.0,
+        "iteration": _ITERATION,
+    }
+    order: list[Slot] = []
+    for v in range(parallel.vpp):
+        name = f"model{v}" if parallel.vpp > 1 else "model"
+        content[name] = _chunk(layout, plan, p, v, order)
+    content["num_floating_point_operations_so_far"] = 0
+    return content, order
+
+
+def _chunk(layout: Layout, plan: Plan, p: int, v: int, order: list[Slot]) -> dict[str, Any]:
+    """The (nested) dictionary of one chunk, with empty tensors; adds its slots to `order`."""
+    chunk: dict[str, Any] = {}
+    parallel = plan.parallel
+    layers = parallel.layers_of(plan.model.num_layers, p, v)
+    is_first, is_last = p == v == 0, (p, v) == (parallel.pp - 1, parallel.vpp - 1)
+    for weight, local in slots(len(layers)):
+        if (weight.stage is Stage.FIRST and not is_first) or (
+            weight.stage is Stage.LAST and not is_last
+        ):
+            continue
+        slot = (weight, None if local is None else layers[local])
+        order.append(slot)
+        shape = piece_shape(weight.shape(plan.model), weight.cut, parallel.tp)
+        # Never touched, so never in real memory.
+        empty = torch.empty(shape, dtype=plan.dtypes[slot])
+        _put(chunk, weight.name(layout, local), empty)
+        if weight.extra_state:
+            _put(chunk, weight.extra_state_name(layout, local), None)
+    return chunk
+
+
+def _put(tree: dict[str, Any], name: str, value: object) -> None:
+    *levels, leaf = name.split("/")
+    for level in levels:
+        tree = tree.setdefault(level, OrderedDict())
+    tree[leaf] = value

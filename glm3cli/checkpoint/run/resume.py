@@ -1,0 +1,211 @@
+"""The state of a training run in megatron-core's layout-free `dist` checkpoints.
+
+Weights, optimizer, schedule, and data position can be read back at any tp, pp, vpp, and dp.
+"""
+
+import multiprocessing
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
+
+from glm3cli.checkpoint.locate import kind_of
+from glm3cli.checkpoint.run.durable import write_and_digest
+from glm3cli.checkpoint.run.moments import common_state, load_moments, sharded_moments
+from glm3cli.checkpoint.run.queue_process import ByteQueue, outlive_signals_alone
+from glm3cli.errors import CheckpointError
+from glm3cli.model.build import unwrap
+from glm3cli.parallel.groups import Grid
+
+# Megatron-core adds the process group of a run to it: a copy for every call.
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+def save_request(
+    folder: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Any,
+    scheduler: Any,
+    progress: dict[str, int],
+    grid: Grid,
+) -> AsyncRequest:
+    """What writes the state of the run, as it is now, into the empty `folder`.
+
+    Every rank must call it and run the request, at once (`execute_sync`) or in a process of its own
+    (megatron-core's AsyncCallsQueue).
+    """
+    gather_weights(chunks)
+    state = _sharded_weights(chunks)
+    state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
+    state["optimizer_common"] = common_state(optimizer)
+    state["progress"] = progress
+    state["schedule_steps"] = scheduler.num_steps
+    state["grid"] = _layout(grid, len(chunks))
+    state["rng"] = _sharded_rng(grid)
+    _keep_queue_from_signals()
+    request = dist_checkpointing.save(
+        state, str(folder), ("torch_dist", 1), async_sharded_save=True
+    )
+    write = partial(write_and_digest, request.async_fn, folder, grid.rank)
+    return request._replace(async_fn=write)
+
+
+def gather_weights(chunks: Sequence[torch.nn.Module]) -> None:
+    """Gives every data parallel rank all weights of the last step; every rank must call it.
+
+    With `overlap_param_gather` a rank has only those that it updated itself until the next forward
+    pass (megatron/core/distributed/distributed_data_parallel.py 0.16.1, _make_forward_pre_hook).
+    """
+    for chunk in chunks:
+        wrapped: Any = chunk
+        if wrapped.ddp_config.overlap_param_gather:
+            wrapped.start_param_sync(force_sync=True)
+
+
+def _keep_queue_from_signals() -> None:
+    """Starts the process that megatron-core's writers report to, deaf to stop signals.
+
+    A scheduler may send SIGTERM to every process of a job. Upstream's own queue process
+    (dist_checkpointing/strategies/filesystem_async.py 0.16.1, _get_write_results_queue) would end
+    by it, and the save that the signal asks for would fail.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(outlive_signals_alone)
+        filesystem_async._results_queue = ByteQueue(manager.Queue())
+
+
+def load_training(
+    folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any, grid: Grid
+) -> tuple[dict[str, int], list[str]]:
+    """Restores what a `save_request` wrote, at this run's layout.
+
+    The settings of the optimizer and of the schedule are this run's; their state is restored.
+
+    Returns:
+        The progress, and what was not restored.
+
+    Raises:
+        CheckpointError: The folder holds no training state, or is damaged.
+    """
+    common = _load_common(folder)
+    same_layout = common.get("grid") == _layout(grid, len(chunks))
+    state = _sharded_weights(chunks)
+    state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=True)
+    if same_layout:
+        state["rng"] = _sharded_rng(grid)
+    try:
+        loaded = dist_checkpointing.load(state, str(folder))
+    except (Exception, CheckpointException) as error:  # damaged files raise nearly anything
+        raise CheckpointError(
+            f"{folder} can't be resumed from: {reason(error)}",
+            "resume from an older checkpoint, or with the model that it was saved with",
+        ) from error
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        unwrap(chunk).load_state_dict(loaded[name])
+    load_moments(optimizer, loaded["optimizer"], common["optimizer_common"])
+    scheduler.num_steps = int(common["schedule_steps"])
+    scheduler.step(increment=0)
+    if same_layout:
+        _restore_rng(loaded["rng"])
+    not_restored = [] if same_layout else ["random generators (another layout; nothing draws them)"]
+    return common["progress"], not_restored
+
+
+def _load_common(folder: Path) -> dict[str, Any]:
+    if kind_of(folder) != "dist":
+        raise CheckpointError(
+            f"{folder} is no checkpoint of a training run",
+            "resume from a folder such as RUN/iter_0000030, or start from it with --model",
+        )
+    older = "resume from an older checkpoint"
+    if not (folder / "common.pt").is_file():
+        raise CheckpointError(f"{folder} is incomplete: it has no common.pt", older)
+    try:
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise CheckpointError(
+            f"{folder / 'common.pt'} is damaged: {reason(error)}", older
+        ) from error
+    if "optimizer_common" not in common:
+        raise CheckpointError(
+            f"{folder} holds weights without training state",
+            "start a new run from it with --model instead of --resume",
+        )
+    return dict(common)
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line; torch wraps the error of each rank together with its traceback."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def disk_trouble(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into a sentence; the checkpoints before stay as they are.
+
+    Raises:
+        CheckpointError: Instead of an OSError, or of torch's exception.
+    """
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        raise CheckpointError(
+            f"{folder} can't be written: {reason(error)}",
+            "free some space and run the same command again; it goes on from the checkpoint before",
+        ) from error
+
+
+def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
+
+
+def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+    return {
+        name: unwrap(chunk).sharded_state_dict(metadata=dict(_METADATA))
+        for name, chunk in zip(_names(chunks), chunks, strict=True)
+    }
+
+
+def _layout(grid: Grid, num_chunks: int) -> dict[str, int]:
+    sizes = {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "cp": grid.cp_size}
+    return sizes | {"vpp": num_chunks}
+
+
+def _sharded_rng(grid: Grid) -> ShardedObject:
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys)).clone(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "tracker": get_cuda_rng_tracker().get_states(),
+    }
+    return ShardedObject(
+        "rng",
+        state,
+        (grid.pp_size, grid.tp_size, grid.dp_size, grid.cp_size),
+        (grid.pp_rank, grid.tp_rank, grid.dp_rank, grid.cp_rank),
+        replica_id=0,
+    )
+
+
+def _restore_rng(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    get_cuda_rng_tracker().set_states(state["tracker"])

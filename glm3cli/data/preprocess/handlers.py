@@ -1,0 +1,227 @@
+"""Handlers: what becomes of one row. They run in the workers and import nothing heavy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.rows import Row, RowError
+from glm3cli.data.tokens.chat import Message, Template, build_sample, truncate
+from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.errors import DataError
+
+PACKED_KEYS = ("input_ids", "attention_mask", "labels")
+
+Ids = list[int] | np.ndarray
+Conversations = Callable[[Row], list[list[Message]]]
+
+
+@dataclass
+class Document:
+    """What one row became.
+
+    Attributes:
+        sequences: By output key, the sequences of token ids; a key without any has no document.
+        text_bytes: Size of the text that was encoded, in UTF-8.
+        num_dropped: Samples that --seq-length leaves no answer of.
+        num_truncated: Samples that --seq-length has cut.
+    """
+
+    sequences: dict[str, list[Ids]] = field(default_factory=dict)
+    text_bytes: int = 0
+    num_dropped: int = 0
+    num_truncated: int = 0
+
+
+@dataclass(frozen=True)
+class TextHandler:
+    """Plain text, a document per row and key; nothing for an empty text.
+
+    Attributes:
+        keys: One pair of output files is written for each.
+        compose: Makes the text of the only key from the whole row, where it isn't one column.
+        columns: The columns that `compose` needs.
+        marker: What stands between the output prefix and the key.
+        side_keys: Keys whose tokens go with those of another key.
+    """
+
+    tokenizer: Tokenizer
+    keys: tuple[str, ...]
+    append_eod: bool
+    compose: Callable[[Row], str] | None = None
+    columns: frozenset[str] = frozenset()
+    marker: str = ""
+    side_keys: frozenset[str] = frozenset()
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Further columns that are read where they are."""
+        return frozenset({"input"}) if self.compose else frozenset()
+
+    @property
+    def forms(self) -> tuple[frozenset[str], ...]:
+        """Sets of columns; a file has to have one of them whole."""
+        return (self.columns or frozenset(self.keys),)
+
+    def encode(self, row: Row) -> Document:
+        """Encodes the text of every key.
+
+        Raises:
+            RowError: A text is missing or isn't a string.
+        """
+        document = Document()
+        for key in self.keys:
+            text = self.compose(row) if self.compose else rows.text_of(row, key)
+            if text:
+                ids = self.tokenizer.encode_array(text)
+                end = [self.tokenizer.eos_id] if self.append_eod else []
+                document.sequences[key] = [np.concatenate([self.tokenizer.prefix, ids, end])]
+                document.text_bytes += utf8_size(text)
+        return document
+
+
+@dataclass(frozen=True)
+class ConversationHandler:
+    """Conversations, a sample each, as ids, mask and labels.
+
+    Attributes:
+        conversations: Reads the conversations of a row.
+        forms: Sets of columns; a file has to have one of them whole.
+        seq_length: Longest sample, in tokens.
+        optional: Further columns that are read where they are.
+    """
+
+    tokenizer: Tokenizer
+    conversations: Conversations
+    forms: tuple[frozenset[str], ...]
+    template: Template
+    append_eod: bool
+    seq_length: int | None
+    keys: tuple[str, ...] = PACKED_KEYS
+    marker: str = "_packed"
+    side_keys: frozenset[str] = frozenset({"attention_mask", "labels"})
+    optional: frozenset[str] = frozenset({"input", "system", "history", "tools"})
+
+    def encode(self, row: Row) -> Document:
+        """Encodes all samples that the row holds.
+
+        Raises:
+            RowError: The row doesn't fit.
+        """
+        document = Document()
+        for messages in self.conversations(row):
+            if not any(m.role == "assistant" and m.loss for m in messages):
+                raise RowError("row", "expected at least one assistant turn to train on")
+            document.text_bytes += sum(utf8_size(message.text) for message in messages)
+            whole = build_sample(self.tokenizer, messages, self.template, self.append_eod)
+            sample = truncate(self.tokenizer, whole, self.seq_length) if self.seq_length else whole
+            if sample is None:
+                document.num_dropped += 1
+                continue
+            document.num_truncated += sample is not whole
+            parts = (sample.input_ids, [1] * len(sample.input_ids), sample.labels)
+            for key, ids in zip(PACKED_KEYS, parts, strict=True):
+                document.sequences.setdefault(key, []).append(ids)
+        return document
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of a text; half a surrogate pair counts as one."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+Handler = TextHandler | ConversationHandler
+
+
+def choose_columns(handler: Handler, columns: Sequence[str]) -> list[str]:
+    """The columns of a file that `handler` reads.
+
+    Raises:
+        DataError: Needed ones are missing; names those that are there.
+    """
+    there = set(columns)
+    if not any(form <= there for form in handler.forms):
+        wanted = " or ".join(" + ".join(sorted(form)) for form in handler.forms)
+        raise DataError(
+            f"needs the column {wanted}, but has {', '.join(columns) or 'none'}",
+            "choose another --handler" + (" or --json-keys" if not handler.marker else ""),
+        )
+    needed = handler.optional.union(*handler.forms)
+    return [name for name in columns if name in needed]
+
+
+def build_handler(config: PreprocessConfig, tokenizer: Tokenizer) -> Handler:
+    """The handler that `config` names."""
+    if config.kind == "text":
+        compose, columns = _TEXTS.get(config.handler, (None, ()))
+        keys = ("text",) if compose else tuple(config.json_keys)
+        return TextHandler(tokenizer, keys, config.append_eod, compose, frozenset(columns))
+    template = config.conversation_template
+    if config.handler == "instruction":
+        make: Conversations = partial(_alpaca, joined=template == "modellink")
+        forms: tuple[frozenset[str], ...] = (_ALPACA,)
+    else:
+        make, forms = _CONVERSATIONS[config.handler]
+    return ConversationHandler(
+        tokenizer, make, forms, template, config.append_eod, config.seq_length
+    )
+
+
+def _alpaca(row: Row, joined: bool) -> list[list[Message]]:
+    # An instruction row is one question and one answer: history belongs to `chat`.
+    return [rows.alpaca({k: v for k, v in row.items() if k in _INSTRUCTION}, joined)]
+
+
+def _any_chat(row: Row) -> list[list[Message]]:
+    for name, read in (
+        ("messages", rows.openai),
+        ("conversations", rows.share_gpt),
+        ("chat", rows.moss),
+    ):
+        if row.get(name) is not None:
+            return [read(row)]
+    if "instruction" in row:
+        return [rows.alpaca(row, joined=False)]
+    expected = "expected messages, conversations, or instruction and output"
+    raise RowError("row", f"{expected}; it has {', '.join(row) or 'nothing'}")
+
+
+def _belle(row: Row) -> list[list[Message]]:
+    return [rows.belle(row)]
+
+
+def _leetcode(row: Row) -> list[list[Message]]:
+    return [rows.leetcode(row)]
+
+
+def _moss(row: Row) -> list[list[Message]]:
+    return [rows.moss(row)]
+
+
+def _moss_by_turn(row: Row) -> list[list[Message]]:
+    """A sample for every answer, each with all that was said before."""
+    messages = rows.moss(row)
+    return [messages[: i + 2] for i in range(0, len(messages), 2)]
+
+
+_INSTRUCTION = ("instruction", "input", "output")
+_ALPACA = frozenset({"instruction", "output"})
+_CHAT = (frozenset({"messages"}), frozenset({"conversations"}), _ALPACA, frozenset({"chat"}))
+_CODE = frozenset({"code_with_problem", "code_only", "explanation_only"})
+_CONVERSATIONS: dict[str, tuple[Conversations, tuple[frozenset[str], ...]]] = {
+    "chat": (_any_chat, _CHAT),
+    "BelleMultiTurnInstructionHandler": (_belle, (_ALPACA,)),
+    "MOSSInstructionHandler": (_moss_by_turn, (frozenset({"chat"}),)),
+    "MOSSMultiTurnHandler": (_moss, (frozenset({"chat"}),)),
+    "LeetcodePythonInstructionHandler": (_leetcode, (_CODE,)),
+}
+_TEXTS: dict[str, tuple[Callable[[Row], str], tuple[str, ...]]] = {
+    "AlpacaPretrainHandler": (rows.alpaca_text, ("instruction", "output")),
+    "StackOverflowPythonPretrainHandler": (
+        rows.stack_overflow_text,
+        ("title", "question_body", "answer_body"),
+    ),
+}

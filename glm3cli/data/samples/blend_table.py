@@ -1,0 +1,71 @@
+"""What a blend gives: documents, tokens, samples and epochs of each source, without megatron."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from glm3cli.data.indexed import read_lengths
+from glm3cli.data.prefixes import Blend, Kind, instruction_file
+from glm3cli.data.samples.splits import document_ranges
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a blend.
+
+    Attributes:
+        weight: Its share of the samples, 0 to 1.
+        documents: In its training split.
+        tokens: In its training split.
+        samples: That training takes from it, about.
+        epochs: How often training goes through it.
+    """
+
+    prefix: str
+    weight: float
+    documents: int
+    tokens: int
+    samples: int
+    epochs: float
+
+
+def sources_of(
+    blend: Blend, kind: Kind, split: str, seq_length: int, num_samples: int
+) -> list[Source]:
+    """Every part of a blend, for a training of `num_samples` samples.
+
+    Raises:
+        DataError: An index is damaged, or a split has no document.
+    """
+    parts = []
+    for prefix in blend.prefixes:
+        name = prefix if kind == "pretrain" else instruction_file(prefix, "input_ids")
+        lengths = read_lengths(name, prefix)
+        train, _ = document_ranges(len(lengths), split, prefix, needs_valid=False)
+        part = lengths[train.start : train.stop]
+        parts.append((prefix, len(part), int(part.sum(dtype=np.int64))))
+    sizes = [tokens if kind == "pretrain" else documents for _, documents, tokens in parts]
+    weights = np.array(blend.weights or sizes, dtype=np.float64)
+    shares = (weights / weights.sum()).tolist()
+    found = []
+    for (prefix, documents, tokens), share in zip(parts, shares, strict=True):
+        samples = share * num_samples
+        epochs = samples * seq_length / tokens if kind == "pretrain" else samples / documents
+        found.append(Source(prefix, share, documents, tokens, round(samples), epochs))
+    return found
+
+
+def table(sources: Sequence[Source]) -> str:
+    """The sources as lines of text."""
+    width = max(len("data"), *(len(source.prefix) for source in sources))
+    lines = [
+        f"{'data':{width}}  {'weight':>7}  {'documents':>12}  {'tokens':>15}  {'samples':>11}  "
+        f"{'epochs':>8}"
+    ]
+    lines += [
+        f"{s.prefix:{width}}  {s.weight:7.2%}  {s.documents:12,}  {s.tokens:15,}  "
+        f"{s.samples:11,}  {s.epochs:8.2f}"
+        for s in sources
+    ]
+    return "\n".join(lines)

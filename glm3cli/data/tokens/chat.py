@@ -1,0 +1,176 @@
+r"""ChatGLM3's conversations as token ids: one builder for training and generation.
+
+A turn is its role token, the tokens of "METADATA\n" and the tokens of the content (source:
+build_single_message and build_chat_input of ChatGLM3's tokenization_chatglm.py). The role token
+that follows ends an assistant turn, so a model learns to stop only if that token is trained.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.errors import DataError
+
+Role = Literal["system", "user", "assistant", "observation"]
+Template = Literal["chatglm3", "modellink"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+IGNORED = -100  # label of a position without loss (torch's cross_entropy default)
+
+# ModelLink 1.1's training text (its prompter.py); files made with it must stay byte-identical.
+_SYSTEM = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request. Please note that you "
+    "need to think through your response logically and step by step."
+)
+_INSTRUCTION, _RESPONSE = "### Instruction:", "### Response:"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        metadata: Of an assistant turn: the tool it calls, or nothing.
+        tools: Of a system turn: the tools the model may call, as JSON values.
+        loss: Whether an assistant turn is trained.
+    """
+
+    role: Role
+    content: str
+    metadata: str = ""
+    tools: Any = None
+    loss: bool = True
+
+    @classmethod
+    def from_dict(cls, turn: Mapping[str, Any]) -> "Message":
+        """Reads ChatGLM3's own form: role, content, and perhaps metadata, tools, loss.
+
+        Raises:
+            DataError: The role is unknown or the content is no text.
+        """
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES:
+            raise DataError(f"role {role!r} is unknown", f"use {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise DataError(f"content of a {role} turn is {content!r}", "it must be a string")
+        return cls(
+            role,
+            content,
+            turn.get("metadata") or "",
+            turn.get("tools"),
+            turn.get("loss") is not False,
+        )
+
+    @property
+    def text(self) -> str:
+        """The content as the model sees it, tools included."""
+        if self.role == "system" and self.tools is not None:
+            return f"{self.content}\n{json.dumps(self.tools, indent=4, ensure_ascii=False)}"
+        return self.content
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sequence; the label of a position is its own id, or IGNORED."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The ids after which the model answers: all turns and the assistant's role token."""
+    ids = list(tokenizer.prefix)
+    for message in messages:
+        ids += _turn(tokenizer, message)
+    return [*ids, tokenizer.special("<|assistant|>")]
+
+
+def build_sample(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    template: Template = "chatglm3",
+    append_eod: bool = False,
+) -> Sample:
+    """Ids and labels for training.
+
+    chatglm3: loss on every assistant turn with `loss`, and on the token that ends it: the next
+    role token, or eos after the last turn. modellink: ModelLink 1.1's text, loss on the last
+    answer only; eos follows with `append_eod`.
+    """
+    if template == "modellink":
+        return _modellink_sample(tokenizer, messages, append_eod)
+    ids, labels = list(tokenizer.prefix), [IGNORED] * len(tokenizer.prefix)
+    trained = False
+    for message in messages:
+        turn = _turn(tokenizer, message)
+        labels.append(turn[0] if trained else IGNORED)
+        trained = message.role == "assistant" and message.loss
+        labels += turn[1:] if trained else [IGNORED] * (len(turn) - 1)
+        ids += turn
+    labels.append(tokenizer.eos_id if trained else IGNORED)
+    return Sample([*ids, tokenizer.eos_id], labels)
+
+
+def truncate(tokenizer: Tokenizer, sample: Sample, length: int) -> Sample | None:
+    """Cuts a sample to `length` tokens without losing the token that ends its last answer.
+
+    A cut within an answer keeps its beginning and its end token; a cut within a prompt falls
+    back to the end of the answer before.
+
+    Returns:
+        The sample, or None where no trained token would be left.
+    """
+    ids, labels = sample.input_ids, sample.labels
+    if len(ids) <= length:
+        return sample
+    cut = length - 1
+    if labels[cut] == IGNORED:
+        while cut >= 0 and labels[cut] == IGNORED:
+            cut -= 1
+        return Sample(ids[: cut + 1], labels[: cut + 1]) if cut >= 0 else None
+    end = cut
+    while not tokenizer.is_special(ids[end]) and labels[end + 1 : end + 2] not in ([], [IGNORED]):
+        end += 1
+    kept = labels[:cut]
+    return Sample([*ids[:cut], ids[end]], [*kept, labels[end]])
+
+
+def call_text(arguments: Mapping[str, Any]) -> str:
+    """A tool call as ChatGLM3 writes it; the tool's name is the turn's metadata."""
+    listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return f"```python\ntool_call({listed})\n```"
+
+
+def parse_reply(text: str) -> Message:
+    """Splits generated text at its first line break into metadata and content."""
+    metadata, found, content = text.partition("\n")
+    if not found or not metadata.strip():
+        return Message("assistant", text.strip())
+    return Message("assistant", content, metadata.strip())
+
+
+def _turn(tokenizer: Tokenizer, message: Message) -> list[int]:
+    return [
+        tokenizer.special(f"<|{message.role}|>"),
+        *tokenizer.encode(f"{message.metadata}\n"),
+        *tokenizer.encode(message.text),
+    ]
+
+
+def _modellink_sample(
+    tokenizer: Tokenizer, messages: Sequence[Message], append_eod: bool
+) -> Sample:
+    text = f"\n{_SYSTEM}\n" + "".join(
+        f"{_RESPONSE if message.role == 'assistant' else _INSTRUCTION}\n{message.content}\n"
+        for message in messages
+    )
+    # The last marker of the whole text, as there: one inside an answer hides what is before it.
+    prompt = f"{text.rsplit(_RESPONSE, maxsplit=1)[0]}{_RESPONSE}\n"
+    ids = [*tokenizer.prefix, *tokenizer.encode(text)]
+    if append_eod:
+        ids.append(tokenizer.eos_id)
+    num_hidden = min(len(ids), len(tokenizer.prefix) + len(tokenizer.encode(prompt)))
+    return Sample(ids, [IGNORED] * num_hidden + ids[num_hidden:])

@@ -1,0 +1,236 @@
+r"""The tokenizer as files that transformers reads without remote code.
+
+tokenizer.json is what Hugging Face's `tokenizers` loads: the same BPE as sentencepiece's, with the
+merges rebuilt from the pieces, whose scores are their ranks. The ids are the same as `Tokenizer`'s,
+with one difference that lies in `tokenizers`: text that spells a special token becomes that token,
+where ChatGLM3's own tokenizer keeps it text. The eleven such spellings are the nine special tokens,
+`</s>` and `<unk>` (`sop` and `eop` only where they stand as words). Where the text isn't one's own,
+call the tokenizer with `split_special_tokens=True`: then all of it stays text, here too.
+
+The chat template can't do without special tokens, but nobody may end a turn by writing `<|user|>`
+into it. So it breaks what spells one in a message with a mark, which the normalizer takes out again
+after the special tokens have been found.
+"""
+
+import json
+from typing import Any
+
+import sentencepiece
+
+from glm3cli.data.tokens.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer, keeps_text
+from glm3cli.errors import DataError
+
+_WORDS = tuple(name for name in SPECIAL_TOKENS if name.isalpha())
+# Two of the code points that Unicode keeps out of texts (noncharacters).
+_MARK = "\ufdd0\ufdd1"
+# A turn is two encodings one after the other (see `chat`), so the content has a space of its own
+# in front. Tools are spelled as json.dumps(tools, indent=4) does, calls as chat.call_text does.
+_CHAT_TEMPLATE = r"""
+{%- macro plain(text) -%}
+{%- set broken = namespace(text=text) %}
+{%- for name in SPECIAL %}
+{%- set broken.text = broken.text | replace(name, name[0] ~ 'BREAK' ~ name[1:]) %}
+{%- endfor %}
+{{- broken.text }}
+{%- endmacro -%}
+{%- macro turn(role, metadata, content) -%}
+{{- '<|' ~ role ~ '|>' ~ plain(metadata) ~ '\n' }}
+{%- if content %}{{ ' ' ~ plain(content) }}{% endif %}
+{%- endmacro -%}
+{{- '[gMASK]sop' }}
+{%- if tools and (not messages or messages[0].role != 'system') %}
+{{- turn('system', '', 'Answer the following questions as best as you can.\n'
+    ~ tools | tojson(indent=4)) }}
+{%- endif %}
+{%- for message in messages %}
+{%- set content = message.content or '' %}
+{%- if content is not string %}{{ raise_exception('the content must be a string') }}{% endif %}
+{%- if message.role == 'system' %}
+{%- set given = tools if loop.first and tools else none %}
+{%- set listed = given if message.tools is undefined or message.tools is none else message.tools %}
+{{- turn('system', '', content if listed is none
+    else content ~ '\n' ~ listed | tojson(indent=4)) }}
+{%- elif message.role == 'tool' %}
+{{- turn('observation', '', content) }}
+{%- elif message.tool_calls %}
+{%- for call in message.tool_calls %}
+{%- set call = call.function if call.function else call %}
+{%- set listed = namespace(text=[]) %}
+{%- for name, value in call.arguments.items() %}
+{%- set listed.text = listed.text + ['%s=%r' | format(name, value)] %}
+{%- endfor %}
+{{- turn('assistant', call.name,
+    '```python\ntool_call(' ~ listed.text | join(', ') ~ ')\n```') }}
+{%- endfor %}
+{%- elif message.role in ['user', 'assistant', 'observation'] %}
+{{- turn(message.role, message.metadata or '', content) }}
+{%- else %}
+{{- raise_exception('role ' ~ message.role ~ ' is unknown') }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+""".strip()
+
+
+def check_fast(tokenizer: Tokenizer) -> None:
+    """Checks that `tokenizers` can do what the sentencepiece model does.
+
+    Raises:
+        DataError: It can't.
+    """
+    reason = _obstacle(tokenizer.pieces, _normal(tokenizer.pieces))
+    if reason:
+        raise DataError(
+            f"tokenizer {tokenizer.path} can't be written as tokenizer.json: {reason}",
+            "glm3 exports BPE models of ChatGLM3's kind",
+        )
+
+
+def to_fast(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of a tokenizer.json.
+
+    Raises:
+        DataError: `tokenizers` can't do what the sentencepiece model does.
+    """
+    check_fast(tokenizer)
+    pieces = tokenizer.pieces
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(i, name) for i, name in _added(tokenizer).items()],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Replace", "pattern": {"String": _MARK}, "content": ""},
+                {"type": "Prepend", "prepend": SPACE},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": _post_processor(tokenizer, pieces.id_to_piece(tokenizer.eos_id)),
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": pieces.id_to_piece(pieces.unk_id()),
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())},
+            "merges": _merges(pieces, _normal(pieces)),
+        },
+    }
+
+
+def to_fast_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    """The content of the tokenizer_config.json that goes with it.
+
+    Args:
+        tokenizer: The tokenizer.
+        length: Most tokens that the model was trained on.
+    """
+    pieces = tokenizer.pieces
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": pieces.id_to_piece(tokenizer.eos_id),
+        "pad_token": pieces.id_to_piece(tokenizer.pad_id),
+        "unk_token": pieces.id_to_piece(pieces.unk_id()),
+        "additional_special_tokens": list(SPECIAL_TOKENS),
+        "chat_template": _chat_template(list(_added(tokenizer).values())),
+    }
+
+
+def _chat_template(names: list[str]) -> str:
+    text = _CHAT_TEMPLATE.replace("BREAK", _MARK)
+    return text.replace("SPECIAL", json.dumps(names))
+
+
+def _added(tokenizer: Tokenizer) -> dict[int, str]:
+    """The tokens that `tokenizers` finds in text by their spelling."""
+    ids = (tokenizer.pieces.unk_id(), tokenizer.eos_id)
+    special = {tokenizer.special(name): name for name in SPECIAL_TOKENS}
+    return {i: tokenizer.pieces.id_to_piece(i) for i in ids} | special
+
+
+def _normal(pieces: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
+    """The pieces that stand for text, with their ids."""
+    return {
+        pieces.id_to_piece(i): i
+        for i in range(pieces.get_piece_size())
+        if not (pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i))
+    }
+
+
+def _obstacle(pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, int]) -> str | None:
+    """What stands in the way, found by what the model does: its own settings aren't readable."""
+    scores = [pieces.get_score(i) for i in normal.values()]
+    # Those of Unigram are logarithms; those of pieces that a user has defined are all 0.
+    if any(score != int(score) for score in scores) or len({*scores}) < len(scores):
+        return "it is no plain BPE model"
+    if sum(map(pieces.is_byte, range(pieces.get_piece_size()))) != 256:
+        return "it has no byte fallback"
+    if not keeps_text(pieces):
+        return "it changes text or its spaces"
+    if any("\n" in name for name in normal):
+        return "it has pieces with line breaks"
+    names = [name for name in SPECIAL_TOKENS if name in normal]
+    if names:
+        return f"it has pieces that are called as special tokens: {', '.join(names)}"
+    return None
+
+
+def _merges(
+    pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, int]
+) -> list[list[str]]:
+    """Every way to make a piece of two others, the piece with the highest score first."""
+    found = [
+        (-pieces.get_score(i), normal[name[:k]], normal[name[k:]], [name[:k], name[k:]])
+        for name, i in normal.items()
+        for k in range(1, len(name))
+        if name[:k] in normal and name[k:] in normal
+    ]
+    return [parts for *_, parts in sorted(found)]
+
+
+def _added_token(i: int, name: str) -> dict[str, Any]:
+    return {
+        "id": i,
+        "content": name,
+        "single_word": name in _WORDS,  # else "philosophy" would have one
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _post_processor(tokenizer: Tokenizer, eos: str) -> dict[str, Any]:
+    """Puts `[gMASK] sop` in front; a pair ends with eos, as in the original tokenizer."""
+    prefix = ("[gMASK]", "sop")
+    ids = {name: tokenizer.special(name) for name in prefix} | {eos: tokenizer.eos_id}
+    start = [{"SpecialToken": {"id": name, "type_id": 0}} for name in prefix]
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    end = {"SpecialToken": {"id": eos, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*start, first],
+        "pair": [*start, first, second, end],
+        "special_tokens": {
+            name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()
+        },
+    }

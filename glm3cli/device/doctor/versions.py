@@ -1,0 +1,276 @@
+"""Which versions fit together, and what of this machine doesn't fit.
+
+The sources: the README of MindSpeed's branch core_r0.16.0 (torch, torch_npu 26.0.0, CANN);
+torch_npu's COMPATIBILITY.md (which of its packages belongs to which torch and CANN); CANN 9.1.0's
+release notes (the drivers that each CANN runs on).
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from glm3cli.device.doctor.machine import Finding, Machine
+from glm3cli.errors import DeviceError
+
+# On Ascend. glm3 runs at other torch versions, too, but MindSpeed's branch names this one.
+ASCEND = {
+    "Python": "3.11",
+    "torch": "2.7.1",
+    "torch_npu": "2.7.1.post4",
+    "MindSpeed": "core_r0.16.0",
+    "megatron-core": "0.16.1",
+    "CANN": "9.0",
+    "driver": "25.0",
+}
+# What a machine does without MindSpeed.
+LOST = (
+    "MindSpeed is not installed: its one-pass AdamW and its fixes of megatron-core for NPUs are "
+    "missing, and plain torch_npu is used"
+)
+TORCH_RANGE = ((2, 7, 1), (2, 14))  # anywhere: from, and below
+# torch_npu 2.7.1.postN -> the CANN that it is built for, from that N on.
+_CANN_OF_POST: dict[int, tuple[int, ...]] = {0: (8, 3), 2: (8, 5), 4: (9, 0), 8: (9, 1)}
+# CANN -> the oldest driver that it runs on.
+_OLDEST_DRIVER: dict[tuple[int, ...], tuple[int, ...]] = {
+    (8, 5): (25, 0),
+    (9, 0): (25, 0),
+    (9, 1): (25, 2),
+}
+_TORCH_NPU = f"pip install torch-npu=={ASCEND['torch_npu']}"
+_MINDSPEED = (
+    f"git clone -b {ASCEND['MindSpeed']} https://gitcode.com/Ascend/MindSpeed.git && "
+    "pip install -e MindSpeed"
+)
+
+
+def check_versions(machine: Machine, npu: bool) -> list[Finding]:
+    """What is installed, and whether it fits together.
+
+    Args:
+        machine: Where to look.
+        npu: Whether NPUs are to be used: then all that they need is looked for, too.
+    """
+    findings = [_torch(machine, npu), _megatron_core(machine)]
+    if npu:
+        findings += [
+            _python(machine),
+            _torch_npu(machine),
+            _cann(machine),
+            _driver(machine),
+            _mindspeed(machine),
+        ]
+        if has_mindspeed(machine):
+            findings.append(_triton(machine))
+    return findings
+
+
+def require_versions(machine: Machine | None = None) -> None:
+    """Refuses versions with which NPUs can't work; imports nothing of theirs.
+
+    Raises:
+        DeviceError: One sentence for each of them.
+    """
+    wrong = [f for f in check_versions(machine or Machine(), npu=True) if f.verdict == "wrong"]
+    if wrong:
+        raise DeviceError(
+            "--device npu: " + "; ".join(finding.why for finding in wrong),
+            "; ".join(finding.advice for finding in wrong),
+        )
+
+
+def has_mindspeed(machine: Machine) -> bool:
+    """Whether MindSpeed can be imported."""
+    return bool(machine.distribution("mindspeed") or machine.source_of("mindspeed"))
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: (2, 7, 1) of 2.7.1.post4, (8, 1) of 8.1.RC1."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in numbers.group().split(".")) if numbers else ()
+
+
+def cann_home(machine: Machine) -> str | None:
+    """The folder of CANN's toolkit, as its set_env.sh says."""
+    names = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
+    return next(filter(None, map(machine.environment.get, names)), None)
+
+
+def cann_version(machine: Machine) -> str | None:
+    """The version of CANN's toolkit.
+
+    Its install record says `version=9.0.0`; version.cfg of older ones says
+    `toolkit_running_version=[7.7.T20.0.B210:8.1.RC1]`.
+    """
+    home = Path(cann_home(machine) or "")
+    for record in sorted(home.glob("*-linux/ascend_toolkit_install.info")):
+        if found := re.search(r"^version=(\S+)", machine.read(record), re.M):
+            return found[1]
+    pattern = r"^toolkit_running_version=\[[^:\]]*:([^\]]+)\]"
+    found = re.search(pattern, machine.read(home / "version.cfg"), re.M)
+    return found[1] if found else None
+
+
+def driver_version(machine: Machine) -> str | None:
+    """The version of the driver, `Version=25.5.0` in its version.info."""
+    record = machine.read(machine.file("/etc/ascend_install.info"))
+    place = re.search(r"^Driver_Install_Path_Param=(\S+)", record, re.M)
+    folder = machine.file(place[1] if place else "/usr/local/Ascend")
+    found = re.search(r"^Version=(\S+)", machine.read(folder / "driver/version.info"), re.M)
+    return found[1] if found else None
+
+
+def _wrong(subject: str, found: str, why: str, advice: str) -> Finding:
+    return Finding(subject, found, "wrong", why, advice)
+
+
+def _tried(subject: str, found: str) -> Finding:
+    """Whether this is the version that fits for certain, where another may work."""
+    known = release(ASCEND[subject])
+    if release(found)[: len(known)] == known:
+        return Finding(subject, found)
+    why = f"MindSpeed's branch goes with {subject} {ASCEND[subject]}, here is {found}"
+    return Finding(subject, found, "untried", why, "if it fails, install that one")
+
+
+def _torch(machine: Machine, npu: bool) -> Finding:
+    found = machine.installed("torch")
+    pinned = f"pip install torch=={ASCEND['torch']}"
+    advice = pinned if npu else "pip install 'torch>=2.7.1,<2.14'"
+    if found is None:
+        return _wrong("torch", "missing", "torch is not installed", advice)
+    if not TORCH_RANGE[0] <= release(found) < TORCH_RANGE[1]:
+        return _wrong("torch", found, f"torch {found} is not >= 2.7.1, < 2.14", advice)
+    return _tried("torch", found) if npu else Finding("torch", found)
+
+
+def _megatron_core(machine: Machine) -> Finding:
+    found = machine.installed("megatron-core")
+    advice = f"pip install megatron-core=={ASCEND['megatron-core']}"
+    if found is None:
+        return _wrong("megatron-core", "missing", "megatron-core is not installed", advice)
+    if release(found)[:2] != (0, 16):
+        return _wrong("megatron-core", found, f"megatron-core {found} is not a 0.16", advice)
+    return Finding("megatron-core", found)
+
+
+def _python(machine: Machine) -> Finding:
+    return _tried("Python", machine.python)
+
+
+def _torch_npu(machine: Machine) -> Finding:
+    found, torch = machine.installed("torch_npu"), machine.installed("torch")
+    if found is None:
+        return _wrong("torch_npu", "missing", "torch_npu is not installed", _TORCH_NPU)
+    if torch is not None and release(found)[:3] != release(torch)[:3]:
+        built_for = ".".join(map(str, release(found)[:3]))
+        why = f"torch_npu {found} is built for torch {built_for}, here is torch {torch}"
+        advice = f"pip install torch=={ASCEND['torch']} torch-npu=={ASCEND['torch_npu']}"
+        return _wrong("torch_npu", found, why, advice)
+    if found == ASCEND["torch_npu"]:
+        return Finding("torch_npu", found)
+    why = f"MindSpeed's branch goes with torch_npu {ASCEND['torch_npu']}, here is {found}"
+    return Finding("torch_npu", found, "untried", why, f"if it fails, {_TORCH_NPU}")
+
+
+def _cann(machine: Machine) -> Finding:
+    home = cann_home(machine)
+    if home is None:
+        why = "CANN's environment is not set"
+        return _wrong("CANN", "environment not set", why, _way_to_cann(machine))
+    if not Path(home).is_dir():
+        why = f"ASCEND_HOME_PATH={home} is no folder"
+        return _wrong("CANN", home, why, _way_to_cann(machine))
+    found = cann_version(machine)
+    if found is None:
+        why = f"CANN's version stands in no file of {home}"
+        return Finding("CANN", home, "untried", why, f"see that it is {ASCEND['CANN']}")
+    needed = _needed_cann(machine.installed("torch_npu") or "")
+    if needed and release(found) < needed:
+        names = f"torch_npu {machine.installed('torch_npu')} is built for CANN {_dotted(needed)}"
+        advice = f"install CANN {_dotted(needed)}, or the torch_npu that belongs to yours"
+        return _wrong("CANN", found, f"{names}, here is CANN {found}", advice)
+    return _tried("CANN", found)
+
+
+def _way_to_cann(machine: Machine) -> str:
+    """How the environment of the CANN that is here is set, or how to get one."""
+    homes = ("/usr/local/Ascend", machine.environment.get("HOME", "/root") + "/Ascend")
+    for home in homes:
+        for folder in ("cann", "ascend-toolkit"):
+            if machine.file(f"{home}/{folder}/set_env.sh").is_file():
+                return f"source {home}/{folder}/set_env.sh"
+    return f"install CANN {ASCEND['CANN']} (Toolkit, ops, NNAL), and source its set_env.sh"
+
+
+def _needed_cann(torch_npu: str) -> tuple[int, ...] | None:
+    """The CANN that a torch_npu is built for, where that is known."""
+    if release(torch_npu) != release(ASCEND["torch"]):
+        return None
+    post = re.search(r"\.post(\d+)", torch_npu)
+    number = int(post[1]) if post else 0
+    return _CANN_OF_POST[max(first for first in _CANN_OF_POST if first <= number)]
+
+
+def _driver(machine: Machine) -> Finding:
+    found = driver_version(machine)
+    if found is None:
+        why = "the driver's version.info is not here"
+        advice = "in a container, mount /usr/local/Ascend/driver"
+        return Finding("driver", "unknown", "untried", why, advice)
+    cann = cann_version(machine) or ASCEND["CANN"]
+    oldest = _OLDEST_DRIVER.get(release(cann)[:2])
+    if oldest and release(found) < oldest:
+        why = f"driver {found} is older than the {_dotted(oldest)} that CANN {cann} needs"
+        return _wrong("driver", found, why, f"install driver {_dotted(oldest)} or newer")
+    return Finding("driver", found)
+
+
+def _mindspeed(machine: Machine) -> Finding:
+    package = machine.distribution("mindspeed")
+    origin = json.loads(package.read_text("direct_url.json") or "{}") if package else {}
+    source = _folder_of(origin) or machine.source_of("mindspeed")
+    if package is None and source is None:
+        return Finding("MindSpeed", "missing", "untried", LOST, _MINDSPEED)
+    version = package.version if package else _version_of(machine, source)
+    branch = origin.get("vcs_info", {}).get("requested_revision") or _branch_of(machine, source)
+    found = f"{version} ({branch})" if branch else version
+    # The branch decides: it may have been changed since the version was noted down.
+    if branch == ASCEND["MindSpeed"] or (branch is None and release(version)[:2] == (0, 16)):
+        return Finding("MindSpeed", found)
+    if version.startswith("0.0."):
+        why = f"mindspeed {version} is PyPI's placeholder, which is empty"
+        return _wrong("MindSpeed", found, why, f"pip uninstall mindspeed && {_MINDSPEED}")
+    why = f"MindSpeed {found} is not for megatron-core 0.16, as its branch core_r0.16.0 is"
+    return _wrong("MindSpeed", found, why, _MINDSPEED)
+
+
+def _folder_of(origin: dict[str, Any]) -> Path | None:
+    """The source of an editable install, as pip notes it down (PEP 610)."""
+    editable = origin.get("dir_info", {}).get("editable")
+    return Path(str(origin["url"]).removeprefix("file://")) if editable else None
+
+
+def _version_of(machine: Machine, source: Path | None) -> str:
+    text = machine.read(source / "setup.py") if source else ""
+    found = re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.M)
+    return found[1] if found else "unknown"
+
+
+def _branch_of(machine: Machine, source: Path | None) -> str | None:
+    """The branch that is checked out in a source, where there is one."""
+    head = machine.read(source / ".git/HEAD").strip() if source else ""
+    return head.removeprefix("ref: refs/heads/") if head.startswith("ref: ") else None
+
+
+def _triton(machine: Machine) -> Finding:
+    # MindSpeed imports it at its start, whatever of it is used.
+    for package in ("triton-ascend", "triton"):
+        if found := machine.installed(package):
+            return Finding("triton", f"{package} {found}")
+    why = "triton, which MindSpeed imports, is not installed"
+    return _wrong("triton", "missing", why, "pip install triton-ascend")
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))

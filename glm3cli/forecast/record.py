@@ -1,0 +1,147 @@
+"""What one rank of a pipeline stage does in a step, from the real model and the real optimizer.
+
+One micro-batch runs on tensors without numbers, in a world of ranks of which the others are not
+there. It takes a second, whatever the model's size.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.data.samples.loader import Batch
+from glm3cli.device import DEVICES
+from glm3cli.device.planned import planned
+from glm3cli.forecast.recorder import Operator, recording
+from glm3cli.model.build import TORCH_DTYPES, unwrap
+from glm3cli.model.rotary import rotation_of_sequence
+from glm3cli.parallel.groups import Grid, open_grid
+from glm3cli.train.setup import build_trainer
+from glm3cli.train.step import Trainer, forward
+
+
+@dataclass(frozen=True)
+class ChunkWork:
+    """Operators of one micro-batch in one model chunk."""
+
+    forward: list[Operator]
+    backward: list[Operator]
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """Operators of one rank of a stage.
+
+    Attributes:
+        update: Once per step: clearing and reducing the gradients, and the optimizer's step.
+        weights: Once per step, where weights are gathered while the forward pass runs.
+    """
+
+    chunks: list[ChunkWork]
+    update: list[Operator]
+    weights: list[Operator]
+
+
+def record_stage(config: TrainConfig, model: ModelConfig, kind: str, pp_rank: int) -> StageWork:
+    """The work of the first rank of stage `pp_rank`.
+
+    Args:
+        config: The layout and the batch.
+        model: The model's shape.
+        kind: Of device, as `--device` has it. The CPU must be active.
+        pp_rank: The stage.
+    """
+    with _alone(config, kind, pp_rank) as grid:
+        trainer = build_trainer(config, model, grid)
+        step = _Step(config, model, trainer)
+        # What is made once for all steps, or in the first micro-batch of one, is made now.
+        for _ in range(2):
+            with recording():
+                step.update()
+            for chunk in range(config.vpp):
+                step.run(chunk)
+        chunks = [step.run(chunk) for chunk in range(config.vpp)]
+        with recording() as update:
+            step.update()
+        with recording() as weights:
+            step.gather_weights()
+        return StageWork(chunks, update, weights)
+
+
+@contextmanager
+def _alone(config: TrainConfig, kind: str, pp_rank: int) -> Iterator[Grid]:
+    """The grid of `config`'s world, seen by the first rank of a stage, without any other rank."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    rank = pp_rank * (config.world_size // config.pp)
+    with ExitStack() as stack:
+        stack.enter_context(planned(DEVICES[kind]))
+        # It keeps what an active device's kernels have made.
+        rotation_of_sequence.cache_clear()
+        stack.callback(rotation_of_sequence.cache_clear)
+        dist.init_process_group("fake", rank=rank, world_size=config.world_size, store=FakeStore())
+        yield stack.enter_context(open_grid(config, config.seed))
+
+
+@dataclass(frozen=True)
+class _Step:
+    config: TrainConfig
+    model: ModelConfig
+    trainer: Trainer
+
+    def run(self, index: int) -> ChunkWork:
+        """One micro-batch through a chunk and back, without the pipeline's messages."""
+        chunk, grid = self.trainer.chunks[index], self.trainer.grid
+        is_first = grid.is_first_stage and index == 0
+        is_last = grid.is_last_stage and index == self.config.vpp - 1
+        chunk.train()
+        if not is_first:
+            unwrap(chunk).set_input_tensor(self._hidden().requires_grad_())
+        with recording() as forth:
+            result, losses = forward(self.trainer.loss_divisor, iter([self._batch()]), chunk)
+            if is_last:
+                result = losses(result)[0]
+        grad = None if is_last else self._hidden()
+        with chunk.no_sync(), recording() as back:  # type: ignore[operator]
+            torch.autograd.backward(result, grad)
+        return ChunkWork(forth, back)
+
+    def update(self) -> None:
+        """All that `Trainer.step` does once per step."""
+        trainer = self.trainer
+        count = torch.empty((), dtype=torch.int, device="meta")
+        for chunk in trainer.chunks:
+            any_chunk: Any = chunk
+            any_chunk.zero_grad_buffer()
+            if self.config.overlap_grad_reduce:
+                any_chunk.start_grad_sync()
+        trainer.optimizer.zero_grad()
+        trainer.finalize(trainer.chunks, count)
+        if self.config.dtype != "fp16":
+            trainer.is_gradient_finite()
+        trainer.optimizer.step()
+
+    def gather_weights(self) -> None:
+        """What the forward passes of the next step wait for."""
+        if self.config.overlap_param_gather:
+            for chunk in self.trainer.chunks:
+                any_chunk: Any = chunk
+                any_chunk.start_param_sync(force_sync=True)
+
+    def _batch(self) -> Batch:
+        config = self.config
+        shape = config.micro_batch_size, config.seq_length // config.cp
+        tokens = torch.empty(shape, dtype=torch.int64, device="meta")
+        return Batch(tokens, tokens, torch.empty(shape, device="meta"))
+
+    def _hidden(self) -> torch.Tensor:
+        """What goes from stage to stage, [s, b, h]."""
+        config = self.config
+        shards = config.cp * (config.tp if config.sequence_parallel else 1)
+        shape = config.seq_length // shards, config.micro_batch_size, self.model.hidden_size
+        return torch.empty(shape, dtype=TORCH_DTYPES[config.dtype], device="meta")

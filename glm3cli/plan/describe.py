@@ -1,0 +1,72 @@
+"""`--dry-run`: what a run would be, from shapes alone."""
+
+from typing import TYPE_CHECKING
+
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.plan.activations import BYTES
+from glm3cli.plan.fit import kept_of, shortage, way_out
+from glm3cli.plan.memory import memory_of_stage
+from glm3cli.plan.search import fits, peak_of, search, table
+
+if TYPE_CHECKING:
+    from glm3cli.device.kernels import Kept
+
+
+def describe(config: TrainConfig, model: ModelConfig) -> str:
+    """The resolved plan as lines of text.
+
+    Raises:
+        ConfigError: The chip is not known.
+    """
+    kept = kept_of(config)
+    tokens = config.global_batch_size * config.seq_length
+    lines = [
+        f"model: {model.num_parameters:,} parameters, {model.num_layers} layers",
+        f"ranks: {config.world_size} = tp {config.tp} x pp {config.pp} x dp {config.dp}"
+        + (f", {config.vpp} chunks per stage" if config.vpp > 1 else ""),
+        f"step: {config.global_batch_size} samples in {config.num_microbatches} micro-batches of "
+        f"{config.micro_batch_size} x {config.seq_length} tokens per data parallel rank",
+        f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens",
+    ]
+    lines += [_stage(config, model, kept, pp_rank) for pp_rank in range(config.pp)]
+    lines.append(f"checkpoint: {checkpoint_bytes(config, model) / 2**30:.2f} GiB")
+    return "\n".join(lines)
+
+
+def _stage(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> str:
+    memory = memory_of_stage(config, model, kept, pp_rank)
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "activations": memory.activations,
+        "backward pass": memory.work + memory.buffers,
+        "optimizer step": memory.step,
+    }
+    told = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
+    return f"stage {pp_rank}: {told}; peak {memory.peak / 2**30:.2f} GiB in the {memory.at_peak}"
+
+
+def advise(config: TrainConfig, model: ModelConfig) -> str:
+    """Whether the run fits into the device that is planned for, and which layouts do.
+
+    Raises:
+        ConfigError: The chip is not known.
+    """
+    from glm3cli.device.catalog import find_chip
+
+    kept = kept_of(config)
+    found = search(config, model, kept, config.device_bytes, find_chip(config.chip))
+    lines = []
+    if not fits(peak_of(config, model, kept), found.memory):
+        lines.append(
+            f"does not fit: {shortage(config, model, kept, found.memory)}; "
+            + way_out(config, model, kept, found.memory)
+        )
+    return "\n".join([*lines, table(found)])
+
+
+def checkpoint_bytes(config: TrainConfig, model: ModelConfig) -> int:
+    """Bytes of one checkpoint: weights, and in fp32 their copies and two moments."""
+    return model.num_parameters * (BYTES[config.dtype] + 12)

@@ -1,0 +1,230 @@
+"""RUN/report.html: curves, events, settings, data, and versions of a run on one page.
+
+Made of RUN/metrics.jsonl and RUN/run.yaml alone, so that it can be made again at any time. The
+page loads nothing: style, script, and drawings are in it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from glm3cli.device.doctor.diagnose import versions
+from glm3cli.train.phases import STEP_PHASES
+from glm3cli.train.report.charts import Axis, Chart, Curve, number
+from glm3cli.train.report.history import Event, History
+
+MAX_EVENTS = 500
+MARKED = ("start", "resume", "save", "skip", "rollback", "signal", "stop")
+
+
+def write_report(run: Path, history: History | None = None) -> Path:
+    """Writes the page of a run's folder aside and renames it; gives its path.
+
+    `history` is what metrics.jsonl says, where that is known already.
+    """
+    settings_file = run / "run.yaml"
+    settings = yaml.safe_load(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
+    partial, file = run / ".report.html.partial", run / "report.html"
+    history = history or History.read(run / "metrics.jsonl")
+    page = build_report(run.resolve().name, history, settings)
+    partial.write_text(page, "utf-8")
+    partial.replace(file)
+    return file
+
+
+def build_report(name: str, history: History, settings: Mapping[str, Any]) -> str:
+    """The page as text."""
+    template = Path(__file__).with_name("report.html").read_text("utf-8")
+    start = history.last_event("start")
+    details = start.details if start else {}
+    return Template(template).substitute(
+        name=escape(name),
+        about=escape(_about(details)),
+        status=_status(history, settings),
+        tiles=_tiles(history, settings),
+        phases=_phases(history),
+        kinds=_kinds(history.events),
+        charts=_charts(history),
+        sources=_sources(details.get("sources", [])),
+        events=_events(history.events),
+        settings=_pairs(settings.items()),
+        versions=_pairs((key, details[key]) for key in versions() if key in details),
+    )
+
+
+def _about(start: Mapping[str, Any]) -> str:
+    if "parameters" not in start:
+        return ""
+    sizes = " x ".join(
+        f"{axis} {start[axis]}" for axis in ("tp", "cp", "pp", "dp") if axis in start
+    )
+    return f"{start.get('command', '')} of {start['parameters']:,} parameters on {sizes}"
+
+
+def _status(history: History, settings: Mapping[str, Any]) -> str:
+    last_start = max((i for i, e in enumerate(history.events) if e.kind == "start"), default=0)
+    since = {event.kind: event for event in history.events[last_start:]}
+    stop, signal = since.get("stop"), since.get("signal")
+    if signal is not None:
+        word, text = "bad", f"stopped by signal {signal.details.get('number', '')}"
+    elif stop is None:
+        word, text = "open", "not finished"
+    elif stop.iteration >= settings.get("train_iters", 0):
+        word, text = "good", "finished"
+    else:
+        word, text = "bad", "stopped early"
+    return f'<span class="status {word}">{escape(text)}</span>'
+
+
+def _tiles(history: History, settings: Mapping[str, Any]) -> str:
+    steps = history.steps
+    last = steps.last
+    share = last("mfu")
+    causal = last("mfu_causal")
+    memory = last("peak_memory_bytes")
+    found = {
+        "step": _of(steps.iterations[-1] if steps else 0, settings.get("train_iters")),
+        "loss": _told(last("loss"), "{:.4f}"),
+        "validation loss": _told(history.validations.last("validation_loss"), "{:.4f}"),
+        "tokens": _told(last("consumed_tokens")),
+        "tokens/s/device": _told(last("tokens_per_second_per_device")),
+        "TFLOP/s/device": _told(last("tflops_per_device")),
+        "MFU full": _told(share, "{:.1%}"),
+        "MFU causal": _told(causal, "{:.1%}"),
+        "peak memory": _told(memory and memory / 2**30, "{:.2f} GiB"),
+        "time in steps": _duration(steps.total("step_time")),
+    }
+    return "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
+        for label, value in found.items()
+        if value is not None
+    )
+
+
+def _of(done: int, of: Any) -> str:
+    return f"{done:,}" if of is None else f"{done:,} / {of:,}"
+
+
+def _told(value: float | None, form: str = "") -> str | None:
+    if value is None:
+        return None
+    return form.format(value) if form else number(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(seconds) % 60:02d} s"
+
+
+def _phases(history: History) -> str:
+    """Where the time of the steps went, as a bar of parts."""
+    seconds = {phase: history.steps.total(f"{phase}_time") for phase in STEP_PHASES}
+    together = sum(seconds.values())
+    if not together:
+        return ""
+    parts, keys = [], []
+    for index, (phase, spent) in enumerate(seconds.items()):
+        label = f"{phase.replace('_', ' ')} {spent / together:.1%}"
+        parts.append(f'<i class="p{index}" style="width:{spent / together:.2%}"></i>')
+        keys.append(f'<span class="key p{index}">{escape(label)}</span>')
+    return f'<div class="bar">{"".join(parts)}</div><p class="keys">{"".join(keys)}</p>'
+
+
+def _charts(history: History) -> str:
+    steps, validations = history.steps, history.validations
+    everything = [*steps.iterations[:1], *steps.iterations[-1:], *validations.iterations]
+    if not everything:
+        return '<p class="none">No step yet.</p>'
+    iterations = Axis(min(everything) - 1, max(everything))  # where the first step starts
+    return "".join(chart.html(iterations) for chart in _all_charts(history))
+
+
+def _all_charts(history: History) -> list[Chart]:
+    validations = history.validations
+    marks = [event for event in history.events if event.kind in MARKED]
+
+    def curve(column: str, name: str = "", scale: float = 1.0) -> Curve:
+        values = history.steps.columns[column]
+        if scale != 1.0:
+            values = [None if value is None else value * scale for value in values]
+        return Curve(name, history.steps.iterations, values)
+
+    losses = [curve("loss", "training")]
+    if validations:
+        found = validations.columns["validation_loss"]
+        losses.append(Curve("validation", validations.iterations, found))
+    charts = [
+        Chart("Loss", losses, from_zero=False, marks=marks),
+        Chart("Learning rate", [curve("lr")], marks=marks),
+        Chart("Gradient norm", [curve("grad_norm")], may_log=True, marks=marks),
+        Chart("Tokens per second", [curve("tokens_per_second")], marks=marks),
+        Chart("Peak memory, GiB", [curve("peak_memory_bytes", scale=2.0**-30)], marks=marks),
+    ]
+    if history.steps.last("mfu") is not None:
+        shares = [curve("mfu", "full", 100.0), curve("mfu_causal", "causal", 100.0)]
+        charts.append(Chart("MFU, %", shares, marks=marks))
+    if len(set(history.steps.columns["loss_scale"])) > 1:
+        charts.append(Chart("Loss scale", [curve("loss_scale")], may_log=True, marks=marks))
+    return charts
+
+
+def _kinds(events: Sequence[Event]) -> str:
+    found = {event.kind for event in events}
+    return "".join(f'<span class="key {kind}">{kind}</span>' for kind in MARKED if kind in found)
+
+
+def _events(events: Sequence[Event]) -> str:
+    rows = [
+        [_moment(event.time), str(event.iteration), event.kind, _details(event.details)]
+        for event in reversed(events[-MAX_EVENTS:])
+    ]
+    left = len(events) - len(rows)
+    more = f"<p>{left:,} earlier ones are in metrics.jsonl.</p>" if left else ""
+    return _table(["time", "step", "event", "details"], rows) + more
+
+
+def _details(details: Mapping[str, Any]) -> str:
+    short = {k: v for k, v in details.items() if not isinstance(v, list | dict)}
+    return ", ".join(f"{key} {value}" for key, value in short.items() if key != "iteration")
+
+
+def _moment(time: float | None) -> str:
+    return "" if time is None else datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    head = ["data", "weight", "documents", "tokens", "samples", "epochs"]
+    rows = [
+        [
+            str(source["prefix"]),
+            f"{source['weight']:.2%}",
+            *(f"{source[key]:,}" for key in ("documents", "tokens", "samples")),
+            f"{source['epochs']:.2f}",
+        ]
+        for source in sources
+    ]
+    return _table(head, rows)
+
+
+def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:
+    return _table([], [[key, _value(value)] for key, value in pairs])
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    top = f"<thead>{row(head, 'th')}</thead>" if head else ""
+    body = "".join(row(cells, "td") for cells in rows)
+    return f"<table>{top}<tbody>{body}</tbody></table>" if body else '<p class="none">None.</p>'
