@@ -24,7 +24,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Problem:
+class TensorProblem:
     """One thing that is wrong with a checkpoint's tensors."""
 
     kind: Literal["missing", "unknown", "wrong"]
@@ -34,11 +34,13 @@ class Problem:
 
 def compare(
     expected: Mapping[str, Shape], found: Mapping[str, Header], where: str = ""
-) -> list[Problem]:
+) -> list[TensorProblem]:
     """What is missing, unknown, or of a wrong shape or type among the tensors `found`."""
     place = f" in {where}" if where else ""
     problems = [
-        Problem("missing", name, f"missing tensor {name}{place}, expected shape {list(shape)}")
+        TensorProblem(
+            "missing", name, f"missing tensor {name}{place}, expected shape {list(shape)}"
+        )
         for name, shape in expected.items()
         if name not in found
     ]
@@ -48,17 +50,17 @@ def compare(
         shape = list(header.shape)
         if name not in expected:
             sentence = f"unknown source key {name} of shape {shape}{place}"
-            problems.append(Problem("unknown", name, sentence))
+            problems.append(TensorProblem("unknown", name, sentence))
         elif header.shape != expected[name]:
             sentence = f"wrong shape of {name}{place}: expected {list(expected[name])}, got {shape}"
-            problems.append(Problem("wrong", name, sentence))
+            problems.append(TensorProblem("wrong", name, sentence))
         elif header.dtype not in _FLOATS:
             sentence = f"{name}{place} is {header.dtype}; expected fp32, bf16 or fp16"
-            problems.append(Problem("wrong", name, sentence))
+            problems.append(TensorProblem("wrong", name, sentence))
     return problems
 
 
-def refuse(path: Path, problems: Iterable[Problem]) -> None:
+def refuse(path: Path, problems: Iterable[TensorProblem]) -> None:
     """Raises if there are problems.
 
     Raises:

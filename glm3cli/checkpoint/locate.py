@@ -10,7 +10,7 @@ from typing import Literal
 
 from glm3cli.errors import CheckpointError
 
-Kind = Literal["hf", "ranks", "dist"]
+FolderKind = Literal["hf", "ranks", "dist"]
 
 TRACKER = "latest_checkpointed_iteration.txt"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -33,7 +33,7 @@ class Location:
         iteration: The training iteration, where the folder's name tells it.
     """
 
-    kind: Kind
+    kind: FolderKind
     folder: Path
     config: Path | None
     iteration: int | None
@@ -67,7 +67,7 @@ def locate(path: Path) -> Location:
     return locate(inner)
 
 
-def kind_of(folder: Path) -> Kind | None:
+def kind_of(folder: Path) -> FolderKind | None:
     """The kind of weights that lie directly in `folder`.
 
     Raises:
@@ -144,7 +144,7 @@ def _iteration_of(folder: Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _config_of(folder: Path, kind: Kind) -> Path | None:
+def _config_of(folder: Path, kind: FolderKind) -> Path | None:
     """The config.json in the folder; for a part of a larger tree, else the one above it."""
     if kind == "hf":
         above = [folder.parent] if folder.name in _CONVERTED else []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint.files.staging import staged
 from glm3cli.checkpoint.layouts.companions import copy_companions
-from glm3cli.checkpoint.layouts.write_plan import Plan, write
+from glm3cli.checkpoint.layouts.write_plan import WritePlan, write
 from glm3cli.checkpoint.names import WEIGHTS, Weight, slots
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
@@ -50,7 +50,7 @@ def write_random_model(
 ) -> None:
     """Writes random weights as a Hugging Face folder, with the tokenizer files of `companions`."""
     dtypes = dict.fromkeys(slots(source.model.num_layers), dtype)
-    plan = Plan(source.model, ParallelConfig(), dtypes, shard_bytes=2**30)
+    plan = WritePlan(source.model, ParallelConfig(), dtypes, shard_bytes=2**30)
 
     def produce(weight: Weight, layer: int | None) -> Tensor:
         return source.read(weight, layer).to(dtype)

@@ -1,4 +1,4 @@
-"""`Source`: where weights are read from, whatever the layout; `open_source` finds out which.
+"""`WeightSource`: where weights are read from, whatever the layout; `open_source` finds out which.
 
 Readers give canonical tensors (see `cuts`) one at a time, as views of mapped files wherever the
 layout allows it, so that a model larger than the memory can be read.
@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.headers import Problem, refuse
+from glm3cli.checkpoint.headers import TensorProblem, refuse
 from glm3cli.checkpoint.locate import Location, locate
 from glm3cli.checkpoint.names import Layout, Weight
 from glm3cli.checkpoint.scratch import Cat
@@ -19,7 +19,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Anything that gives the weights of a model."""
 
     @property
@@ -53,7 +53,7 @@ class StoredSource(ABC):
         self.iteration = location.iteration
         self.model = model
         self.parallel = ParallelConfig()
-        self.problems: list[Problem] = []
+        self.problems: list[TensorProblem] = []
         self.cat: Cat = torch.cat
 
     @abstractmethod

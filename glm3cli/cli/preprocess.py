@@ -15,7 +15,7 @@ from glm3cli.config.preprocess import PreprocessConfig
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from glm3cli.data.preprocess.run import Progress, Shown, Summary
+    from glm3cli.data.preprocess.run import PreprocessProgress, Shown, Summary
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +78,7 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
 
 
 @contextmanager
-def progress_lines(interval: int = 1000) -> "Iterator[Callable[[Progress], None]]":
+def progress_lines(interval: int = 1000) -> "Iterator[Callable[[PreprocessProgress], None]]":
     """Shows progress on stderr: a bar on a terminal, else a line every `interval` documents."""
     if not sys.stderr.isatty():
         yield _line_reporter(interval)
@@ -95,10 +95,10 @@ def progress_lines(interval: int = 1000) -> "Iterator[Callable[[Progress], None]
         )
 
 
-def _line_reporter(interval: int) -> "Callable[[Progress], None]":
+def _line_reporter(interval: int) -> "Callable[[PreprocessProgress], None]":
     due, last = interval, time.monotonic()
 
-    def report(progress: "Progress") -> None:
+    def report(progress: "PreprocessProgress") -> None:
         nonlocal due, last
         # A line per interval, but at fast speeds not more than one a second.
         if (progress.counts.documents >= due or progress.packed) and time.monotonic() - last >= 1:
@@ -108,7 +108,7 @@ def _line_reporter(interval: int) -> "Callable[[Progress], None]":
     return report
 
 
-def _left(progress: "Progress") -> str:
+def _left(progress: "PreprocessProgress") -> str:
     """The time until all is read, at the speed so far."""
     if not progress.begun < progress.done < 1:
         return ""
@@ -116,7 +116,7 @@ def _left(progress: "Progress") -> str:
     return f"  {seconds:,.0f} s left"
 
 
-def _speed(progress: "Progress") -> str:
+def _speed(progress: "PreprocessProgress") -> str:
     if progress.packed is not None:
         return f"packing: {progress.packed:.0%}"
     seconds, now, before = max(progress.seconds, 1e-9), progress.counts, progress.before

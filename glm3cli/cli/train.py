@@ -13,7 +13,7 @@ from glm3cli.cli.options import command
 from glm3cli.cli.preprocess import progress_lines
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Blend, Kind, check_files, is_raw, parse_blend, read_blend
+from glm3cli.data.prefixes import Blend, DataKind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.parallel.launch import is_speaker, run_here
 from glm3cli.plan.describe import advise
@@ -47,9 +47,9 @@ def register(app: typer.Typer) -> None:
         _run(config, "finetune")
 
 
-def _run(config: TrainConfig, kind: Kind) -> None:
+def _run(config: TrainConfig, kind: DataKind) -> None:
     model = _shape(config)
-    config.check_plan(model)
+    config.check_sizes(model)
     tokenizer = _find_tokenizer(config)
     _check_save(config.save)
     check_installed(config.tools)
@@ -85,7 +85,7 @@ def _forecast(config: TrainConfig, model: ModelConfig) -> str:
     return describe(forecast(config, model, find_chip(config.chip)))
 
 
-def _raw_data(config: TrainConfig, kind: Kind, tokenizer: Path) -> "dict[str, RawData]":
+def _raw_data(config: TrainConfig, kind: DataKind, tokenizer: Path) -> "dict[str, RawData]":
     """What of `--data` is raw; the rest must be there already."""
     raw = {}
     for item in read_blend(config.data).prefixes:
@@ -114,7 +114,7 @@ def _prepare(data: "RawData") -> str:
     return data.prefix
 
 
-def _plan_of_data(config: TrainConfig, kind: Kind, raw: "dict[str, RawData]") -> str:
+def _plan_of_data(config: TrainConfig, kind: DataKind, raw: "dict[str, RawData]") -> str:
     waiting = [data for data in raw.values() if data.look() is None]
     for data in waiting:
         data.check_first()
@@ -126,11 +126,11 @@ def _plan_of_data(config: TrainConfig, kind: Kind, raw: "dict[str, RawData]") ->
     return _sources(config, kind, parse_blend(config.data, kind, prefixes))
 
 
-def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> str:
-    from glm3cli.data.samples.blend_table import sources_of, table
+def _sources(config: TrainConfig, kind: DataKind, blend: Blend) -> str:
+    from glm3cli.data.samples.blend_table import data_sources, table
 
     samples = config.train_iters * config.global_batch_size
-    return table(sources_of(blend, kind, config.split, config.seq_length, samples))
+    return table(data_sources(blend, kind, config.split, config.seq_length, samples))
 
 
 def _shape(config: TrainConfig) -> ModelConfig:

@@ -257,7 +257,7 @@ class TrainConfig(
             return self.lr_warmup_fraction * self.train_iters
         return self.lr_warmup_iters
 
-    def check_plan(self, model: ModelConfig) -> None:
+    def check_sizes(self, model: ModelConfig) -> None:
         """Checks the layout, the batch, and the sequence length against `model` and the ranks.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Literal
 from glm3cli.data.files import has_format
 from glm3cli.errors import ConfigError, DataError
 
-Kind = Literal["pretrain", "finetune"]
+DataKind = Literal["pretrain", "finetune"]
 INSTRUCTION_KEYS = ("input_ids", "attention_mask", "labels")
 _WEIGHTED = re.compile(r"(\d+(?:\.\d+)?):(.+)")
 
@@ -32,7 +32,9 @@ def instruction_file(prefix: str, key: str) -> str:
     return f"{prefix}_packed_{key}_document"
 
 
-def parse_blend(data: list[str], kind: Kind, prepared: Mapping[str, str] | None = None) -> Blend:
+def parse_blend(
+    data: list[str], kind: DataKind, prepared: Mapping[str, str] | None = None
+) -> Blend:
     """Reads `WEIGHT:PREFIX` or `PREFIX` items and checks that their files are there.
 
     An item may be a YAML file with a list of such items; its paths begin at its folder.
@@ -105,7 +107,7 @@ def _expanded(item: str) -> list[str]:
     return found
 
 
-def check_files(prefix: str, kind: Kind) -> None:
+def check_files(prefix: str, kind: DataKind) -> None:
     """Checks that the files of a prefix are there.
 
     Raises:
@@ -117,7 +119,7 @@ def check_files(prefix: str, kind: Kind) -> None:
                 raise DataError(f"--data {prefix}: {name}{suffix} does not exist", _hint(prefix))
 
 
-def is_raw(item: str, kind: Kind) -> bool:
+def is_raw(item: str, kind: DataKind) -> bool:
     """Whether an item of `--data` is raw, not the prefix of files that preprocess has written."""
     if any(Path(f"{name}.idx").exists() for name in file_names(item, kind)):
         return False
@@ -125,7 +127,7 @@ def is_raw(item: str, kind: Kind) -> bool:
     return has_format(path) or path.is_dir()
 
 
-def file_names(prefix: str, kind: Kind) -> list[str]:
+def file_names(prefix: str, kind: DataKind) -> list[str]:
     """The names of the files of a prefix, without `.bin` and `.idx`."""
     if kind == "pretrain":
         return [prefix]

@@ -18,9 +18,15 @@ from pathlib import Path
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
-from glm3cli.data.prefixes import Kind
+from glm3cli.data.prefixes import DataKind
 from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.run import Progress, Summary, finished_before, preprocess, preview
+from glm3cli.data.preprocess.run import (
+    PreprocessProgress,
+    Summary,
+    finished_before,
+    preprocess,
+    preview,
+)
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 
@@ -43,7 +49,7 @@ class RawData:
     config: PreprocessConfig
 
     @classmethod
-    def of(cls, item: str, kind: Kind, training: TrainConfig, tokenizer: Path) -> "RawData":
+    def of(cls, item: str, kind: DataKind, training: TrainConfig, tokenizer: Path) -> "RawData":
         """What a training of that kind needs of an item.
 
         Texts end with the end token. All forms of instructions and conversations take ChatGLM3's
@@ -84,7 +90,7 @@ class RawData:
         with _ways_out():
             next(preview(self.config.model_copy(update={"preview": 1})), None)
 
-    def prepare(self, report: Callable[[Progress], None]) -> Summary:
+    def prepare(self, report: Callable[[PreprocessProgress], None]) -> Summary:
         """Runs preprocess, or waits until another process has done it.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device import peaks
-from glm3cli.device.kernels import Kept, Kernels
+from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.errors import DeviceError
 
 _RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
@@ -31,7 +31,7 @@ class Device(ABC):
         fuses_gradient_accumulation: Whether there is a kernel that adds a weight's gradient to
             megatron-core's `main_grad` where it is computed.
         fuses_adamw: Whether torch has its fused AdamW for this chip.
-        kept: What its kernels keep for the backward pass.
+        saved_for_backward: What its kernels keep for the backward pass.
         kernels: What computes the parts of a layer.
         remarks: What a user should know of this chip here, as sentences.
         environment: Variables that are set unless the user has set them.
@@ -43,7 +43,7 @@ class Device(ABC):
     stream_ordered: ClassVar[bool] = True
     fuses_gradient_accumulation: ClassVar[bool] = False
     fuses_adamw: ClassVar[bool] = False
-    kept: ClassVar[Kept] = Kernels.kept
+    saved_for_backward: ClassVar[SavedForBackward] = Kernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = {}
     related: ClassVar[tuple[str, ...]] = ()
 

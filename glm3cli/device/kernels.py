@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from torch.utils.weak import WeakIdKeyDictionary
 
-from glm3cli.model.cache import Window
+from glm3cli.model.cache import CacheWindow
 
 Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedForBackward:
     """What kernels keep for the backward pass, where they differ.
 
     Attributes:
@@ -36,7 +36,9 @@ class Kernels:
     """Plain torch, for every chip."""
 
     # Torch takes the norm apart; its attention keeps a logarithm of each row's sum.
-    kept: ClassVar[Kept] = Kept(norm_copies=2, statistics=4, copies_values=False)
+    saved_for_backward: ClassVar[SavedForBackward] = SavedForBackward(
+        norm_copies=2, statistics=4, copies_values=False
+    )
 
     def __init__(self) -> None:
         self._masks: Any = WeakIdKeyDictionary()
@@ -58,7 +60,7 @@ class Kernels:
         return _Rotate.apply(heads, *rotation)  # type: ignore[no-untyped-call]
 
     def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, numbers: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
     ) -> Tensor:
         """Causal attention over grouped queries; K and V are not expanded to the heads.
 
@@ -67,32 +69,35 @@ class Kernels:
             key: [s, b, groups, d], as `value`.
             value: What is averaged.
             scale: Of the scores.
-            numbers: The sample that each position of a pack belongs to, [b, s]; each sees its own
-                only. The positions of a pack may go on: rotation depends on distances alone.
+            segment_ids: The sample of its pack that each position belongs to, [b, s]; a position
+                sees its own sample only. The positions of a pack may go on: rotation depends on
+                distances alone.
 
         Returns:
             [s, b, heads, d].
         """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        mask = None if numbers is None else self._within_samples(numbers, query.dtype)
+        mask = None if segment_ids is None else self._within_samples(segment_ids, query.dtype)
         return _attention(query, key, value, mask, scale).permute(2, 0, 1, 3)
 
-    def _within_samples(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    def _within_samples(self, segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """What each position of packs sees, [b, 1, s, s]: earlier ones of the same sample.
 
         All layers have one mask, and keep one for the backward pass, of the kind that is added to
         the scores: torch would make that of a mask of booleans in every layer.
         """
-        masks = self._masks.setdefault(numbers, {})
+        masks = self._masks.setdefault(segment_ids, {})
         if dtype not in masks:
-            hidden = (numbers.unsqueeze(2) != numbers.unsqueeze(1)).logical_or_(_later(numbers))
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=numbers.device)
+            hidden = (segment_ids.unsqueeze(2) != segment_ids.unsqueeze(1)).logical_or_(
+                _later(segment_ids)
+            )
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=segment_ids.device)
             masks[dtype] = mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
         found: Tensor = masks[dtype]
         return found
 
     def cached_attention(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: Window
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: CacheWindow
     ) -> Tensor:
         """Attention of the last `s` slots over all slots so far.
 
@@ -145,10 +150,10 @@ def _attention(
     )
 
 
-def _later(numbers: Tensor) -> Tensor:
+def _later(segment_ids: Tensor) -> Tensor:
     """Which positions, by column, come after those by row; [s, s]."""
-    length = numbers.size(1)
-    return torch.ones(length, length, dtype=torch.bool, device=numbers.device).triu_(diagonal=1)
+    length = segment_ids.size(1)
+    return torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).triu_(diagonal=1)
 
 
 class _SwiGLU(torch.autograd.Function):

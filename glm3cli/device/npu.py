@@ -20,7 +20,7 @@ from glm3cli.device.base import Device
 from glm3cli.device.doctor.cards import require_cards
 from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.doctor.versions import LOST, has_mindspeed, require_versions
-from glm3cli.device.kernels import Kept
+from glm3cli.device.kernels import SavedForBackward
 from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.errors import DeviceError
@@ -89,7 +89,7 @@ class NpuDevice(Device):
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
-    kept: ClassVar[Kept] = NpuKernels.kept
+    saved_for_backward: ClassVar[SavedForBackward] = NpuKernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
     _npu: Any  # torch_npu's counterpart of torch.cuda

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from glm3cli.device.kernels import Kept, Kernels, Rotation
-from glm3cli.model.cache import Window
+from glm3cli.device.kernels import Kernels, Rotation, SavedForBackward
+from glm3cli.model.cache import CacheWindow
 
 npu = torch.ops.npu
 
@@ -29,7 +29,9 @@ class NpuKernels(Kernels):
     """Fused kernels for training and decoding."""
 
     # npu_fusion_attention returns each row's maximum and sum eight times.
-    kept: ClassVar[Kept] = Kept(norm_copies=0, statistics=2 * 8 * 4, copies_values=True)
+    saved_for_backward: ClassVar[SavedForBackward] = SavedForBackward(
+        norm_copies=0, statistics=2 * 8 * 4, copies_values=True
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,14 +59,14 @@ class NpuKernels(Kernels):
         return _Rotate.apply(heads, *rotation)  # type: ignore[no-untyped-call]
 
     def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, numbers: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
     ) -> Tensor:
         """As SBH, which is what linear layers give and take; packs as one long TND sequence.
 
         A value that is a view of all of QKV is copied: the whole would be kept for its sake.
         """
         settings: dict[str, Any] = {"head_num": query.size(2), "scale": scale}
-        if numbers is None:
+        if segment_ids is None:
             parts = [tensor.flatten(2).contiguous() for tensor in (query, key, value)]
             context = _FusionAttention.apply(*parts, "SBH", None, settings)  # type: ignore[no-untyped-call]
             return context.view(query.shape)
@@ -72,23 +74,23 @@ class NpuKernels(Kernels):
         parts = [
             tensor.transpose(0, 1).flatten(0, 1).contiguous() for tensor in (query, key, value)
         ]
-        ends = self._ends_of_samples(numbers)
+        ends = self._ends_of_samples(segment_ids)
         context = _FusionAttention.apply(*parts, "TND", ends, settings)  # type: ignore[no-untyped-call]
-        return context.unflatten(0, numbers.shape).transpose(0, 1)
+        return context.unflatten(0, segment_ids.shape).transpose(0, 1)
 
-    def _ends_of_samples(self, numbers: Tensor) -> list[int]:
+    def _ends_of_samples(self, segment_ids: Tensor) -> list[int]:
         """Where the samples of packs [b, s] end in b * s positions; found once for all layers."""
-        if numbers not in self._lengths:
-            changes = torch.ones_like(numbers, dtype=torch.bool)
-            changes[:, :-1] = numbers[:, 1:] != numbers[:, :-1]
+        if segment_ids not in self._lengths:
+            changes = torch.ones_like(segment_ids, dtype=torch.bool)
+            changes[:, :-1] = segment_ids[:, 1:] != segment_ids[:, :-1]
             ends = (changes.flatten().nonzero().flatten() + 1).tolist()
-            self._lengths[numbers] = ends
-        return list(self._lengths[numbers])
+            self._lengths[segment_ids] = ends
+        return list(self._lengths[segment_ids])
 
     def cached_attention(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: Window
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: CacheWindow
     ) -> Tensor:
-        """Reads the cache where it is: what is padding or not yet written is told in numbers.
+        """Reads the cache where it is: what is padding or not yet written is told in segment_ids.
 
         The operator has no fp32, for which plain torch stays.
         """

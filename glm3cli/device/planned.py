@@ -1,4 +1,4 @@
-"""A device that isn't here: its kernels on meta tensors, which have shapes but no numbers.
+"""A device that isn't here: its kernels on meta tensors, which have shapes but no segment_ids.
 
 The real model and the real optimizer run on it, and a dispatch mode sees every operator. It stands
 in for the CPU, whose redirects let megatron-core do without CUDA.
@@ -31,7 +31,7 @@ _TABLE = (
 
 @contextmanager
 def planned(kind: type[Device]) -> Iterator[None]:
-    """Lets a device of that kind, without numbers, be the active one for a while."""
+    """Lets a device of that kind, without segment_ids, be the active one for a while."""
     redirects = Redirects(_TABLE)
     redirects.apply()
     try:
@@ -45,7 +45,7 @@ class _PlainKernels(Kernels):
     """On meta tensors torch would take attention apart, and make its scores."""
 
     def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float, numbers: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
     ) -> Tensor:
         """Through the operator that torch chooses on a CPU; without packs."""
         parts = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
@@ -85,7 +85,7 @@ class PlannedDevice(Device):
         """Nothing: the CPU beneath it is prepared."""
 
     def torch_device(self) -> torch.device:
-        """Where tensors have no numbers."""
+        """Where tensors have no segment_ids."""
         return torch.device("meta")
 
     def synchronize(self) -> None:

@@ -37,7 +37,7 @@ def _weight_files(folder: Path) -> list[tuple[str, int, int]]:
     ]
 
 
-class Progress:
+class AnswerFile:
     """The file OUTPUT.partial.jsonl; only one rank has one."""
 
     def __init__(self, output: Path, key: str) -> None:

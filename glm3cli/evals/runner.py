@@ -20,7 +20,7 @@ from glm3cli.evals.results import (
     tally_subjects,
     write_json,
 )
-from glm3cli.evals.resume import Key, Progress, run_key
+from glm3cli.evals.resume import AnswerFile, Key, run_key
 from glm3cli.evals.suite import Suite
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run_benchmark(
         DataError: There is no tokenizer, or a letter isn't one of its tokens.
     """
     texts = (suite.prompt(q, one.shots) for one in subjects for q in one.questions)
-    progress = Progress(config.output, run_key(config, suite.protocol, hash_texts(texts)))
+    progress = AnswerFile(config.output, run_key(config, suite.protocol, hash_texts(texts)))
     known = progress.read() if config.resume else {}
     from glm3cli.device import require_active
     from glm3cli.infer.load import open_engine
@@ -95,7 +95,7 @@ class Ledger:
 
     prompts: Sequence[Prompt]
     answers: dict[Key, Answer] = field(default_factory=dict)
-    progress: Progress | None = None
+    progress: AnswerFile | None = None
     report: Report | None = None
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ from glm3cli.forecast.recorder import Operator, recording
 from glm3cli.model.build import TORCH_DTYPES, unwrap
 from glm3cli.model.rotary import rotation_of_sequence
 from glm3cli.parallel.groups import Grid, open_grid
-from glm3cli.train.setup import build_trainer
-from glm3cli.train.step import Trainer, forward
+from glm3cli.train.setup import build_train_step
+from glm3cli.train.step import TrainStep, forward
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def record_stage(config: TrainConfig, model: ModelConfig, kind: str, pp_rank: in
         pp_rank: The stage.
     """
     with _alone(config, kind, pp_rank) as grid:
-        trainer = build_trainer(config, model, grid)
-        step = _Step(config, model, trainer)
+        train_step = build_train_step(config, model, grid)
+        step = _Step(config, model, train_step)
         # What is made once for all steps, or in the first micro-batch of one, is made now.
         for _ in range(2):
             with recording():
@@ -92,18 +92,18 @@ def _alone(config: TrainConfig, kind: str, pp_rank: int) -> Iterator[Grid]:
 class _Step:
     config: TrainConfig
     model: ModelConfig
-    trainer: Trainer
+    train_step: TrainStep
 
     def run(self, index: int) -> ChunkWork:
         """One micro-batch through a chunk and back, without the pipeline's messages."""
-        chunk, grid = self.trainer.chunks[index], self.trainer.grid
+        chunk, grid = self.train_step.chunks[index], self.train_step.grid
         is_first = grid.is_first_stage and index == 0
         is_last = grid.is_last_stage and index == self.config.vpp - 1
         chunk.train()
         if not is_first:
             unwrap(chunk).set_input_tensor(self._hidden().requires_grad_())
         with recording() as forth:
-            result, losses = forward(self.trainer.loss_divisor, iter([self._batch()]), chunk)
+            result, losses = forward(self.train_step.loss_divisor, iter([self._batch()]), chunk)
             if is_last:
                 result = losses(result)[0]
         grad = None if is_last else self._hidden()
@@ -112,24 +112,24 @@ class _Step:
         return ChunkWork(forth, back)
 
     def update(self) -> None:
-        """All that `Trainer.step` does once per step."""
-        trainer = self.trainer
+        """All that `TrainStep.step` does once per step."""
+        train_step = self.train_step
         count = torch.empty((), dtype=torch.int, device="meta")
-        for chunk in trainer.chunks:
+        for chunk in train_step.chunks:
             any_chunk: Any = chunk
             any_chunk.zero_grad_buffer()
             if self.config.overlap_grad_reduce:
                 any_chunk.start_grad_sync()
-        trainer.optimizer.zero_grad()
-        trainer.finalize(trainer.chunks, count)
+        train_step.optimizer.zero_grad()
+        train_step.finalize(train_step.chunks, count)
         if self.config.dtype != "fp16":
-            trainer.is_gradient_finite()
-        trainer.optimizer.step()
+            train_step.is_gradient_finite()
+        train_step.optimizer.step()
 
     def gather_weights(self) -> None:
         """What the forward passes of the next step wait for."""
         if self.config.overlap_param_gather:
-            for chunk in self.trainer.chunks:
+            for chunk in self.train_step.chunks:
                 any_chunk: Any = chunk
                 any_chunk.start_param_sync(force_sync=True)
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from glm3cli.device.operations import ATTENTION, MATRIX
 
-Kind = Literal["matrix", "attention", "memory", "message"]
+OperatorKind = Literal["matrix", "attention", "memory", "message"]
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ class Operator:
     """
 
     name: str
-    kind: Kind
+    kind: OperatorKind
     flops: float
     bytes: int
     shapes: tuple[tuple[int, ...], ...]
@@ -101,7 +101,7 @@ def _operator(func: Any, args: Any, kwargs: Any, result: Any) -> Operator:
     results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     name = str(func.overloadpacket)
     count = MATRIX.get(name) or ATTENTION.get(name)
-    kind: Kind = "memory"
+    kind: OperatorKind = "memory"
     if count is not None:
         kind = "matrix" if name in MATRIX else "attention"
     return Operator(

@@ -16,14 +16,14 @@ from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_regi
 from torch import Tensor
 
 from glm3cli.checkpoint.load import load_weights
-from glm3cli.checkpoint.source import Source
+from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
-from glm3cli.infer.sampling import Sampling, pick
+from glm3cli.infer.sampling import Sampling, sample
 from glm3cli.model.attention import KVCache
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
-from glm3cli.model.cache import Window
+from glm3cli.model.cache import CacheWindow
 from glm3cli.parallel.groups import Grid
 
 OnTokens = Callable[[list[int | None]], None]
@@ -56,7 +56,9 @@ class Timing:
 class Engine:
     """One rank's part of a model that generates and scores."""
 
-    def __init__(self, source: Source, parallel: ParallelConfig, dtype: DType, grid: Grid) -> None:
+    def __init__(
+        self, source: WeightSource, parallel: ParallelConfig, dtype: DType, grid: Grid
+    ) -> None:
         self.model: ModelConfig = source.model
         self.grid = grid
         # A decoded token is one position: it can't be split over tensor parallel ranks.
@@ -166,9 +168,9 @@ class Engine:
         return torch.tensor(rows, device=self._device), padding
 
     @contextmanager
-    def _cached(self, capacity: int, padding: tuple[int, ...]) -> Iterator[Window]:
+    def _cached(self, capacity: int, padding: tuple[int, ...]) -> Iterator[CacheWindow]:
         """Gives every layer a KV cache for `capacity` slots, and takes it away again."""
-        window = Window(padding=padding)
+        window = CacheWindow(padding=padding)
         attentions = [layer.self_attention.core_attention for layer in self._gpt.decoder.layers]
         for attention in attentions:
             attention.cache = KVCache(window, capacity)
@@ -215,7 +217,7 @@ class Engine:
         chosen = torch.zeros((2, num_rows), dtype=torch.float64, device=self._device)
         if logits is not None:
             last = logits[:, -1].float()
-            tokens = pick(last, sampling, generators)
+            tokens = sample(last, sampling, generators)
             chosen[0] = tokens
             chosen[1] = last.log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
         chosen = self._from_last_stage(chosen)

@@ -22,7 +22,7 @@ class Sampling:
     top_p: float = 1.0
 
 
-def pick(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
+def sample(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
     """One token per row: [b, vocab] -> [b].
 
     Every row draws from its own generator, so that a prompt's text doesn't depend on its batch.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glm3cli.device import require_active
 from glm3cli.device.kernels import Rotation
-from glm3cli.model.cache import Window
+from glm3cli.model.cache import CacheWindow
 from glm3cli.model.context import to_heads, to_positions
 from glm3cli.model.rotary import rotation_at, rotation_of_sequence
 
@@ -16,7 +16,7 @@ from glm3cli.model.rotary import rotation_at, rotation_of_sequence
 class KVCache:
     """Keys and values of one layer for all slots so far, [b, groups, capacity, d] each."""
 
-    def __init__(self, window: Window, capacity: int) -> None:
+    def __init__(self, window: CacheWindow, capacity: int) -> None:
         self.window = window
         self._capacity = capacity
         self._keys: Tensor | None = None

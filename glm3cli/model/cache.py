@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass
-class Window:
+class CacheWindow:
     """What one forward pass of cached decoding looks at; shared by all layers of a model.
 
     Rows are left-padded to one length, so that all of them end at the same slot.

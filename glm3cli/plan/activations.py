@@ -13,7 +13,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 
 if TYPE_CHECKING:
-    from glm3cli.device.kernels import Kept
+    from glm3cli.device.kernels import SavedForBackward
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -40,13 +40,13 @@ class Sizes:
     norm: float
 
     @classmethod
-    def of(cls, config: TrainConfig, model: ModelConfig, kept: "Kept") -> "Sizes":
+    def of(cls, config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward") -> "Sizes":
         """With kernels that keep what is told."""
         tokens = config.micro_batch_size * config.seq_length / config.cp
         shards = config.tp if config.sequence_parallel else 1
         element = BYTES[config.dtype]
         whole = tokens * model.hidden_size * element
-        copies = kept.norm_copies * tokens * model.hidden_size * 4 / shards
+        copies = kernels.norm_copies * tokens * model.hidden_size * 4 / shards
         return cls(
             tokens=tokens,
             element=element,
@@ -58,21 +58,25 @@ class Sizes:
         )
 
 
-def saved_by_layer(config: TrainConfig, model: ModelConfig, kept: "Kept") -> dict[str, float]:
+def saved_by_layer(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward"
+) -> dict[str, float]:
     """Bytes of one layer and micro-batch, with kernels that keep what is told."""
-    sizes = Sizes.of(config, model, kept)
+    sizes = Sizes.of(config, model, kernels)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     return {
         "norms": 2 * sizes.norm,
         "norm outputs": 2 * sizes.hidden,
-        **_saved_by_attention(config, model, kept),
+        **_saved_by_attention(config, model, kernels),
         "fc1 output": 2 * ffn,
         "fc2 input": ffn,
     }
 
 
-def _saved_by_attention(config: TrainConfig, model: ModelConfig, kept: "Kept") -> dict[str, float]:
-    sizes, tp, cp = Sizes.of(config, model, kept), config.tp, config.cp
+def _saved_by_attention(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward"
+) -> dict[str, float]:
+    sizes, tp, cp = Sizes.of(config, model, kernels), config.tp, config.cp
     each = sizes.tokens * sizes.element
     query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
     # With more ranks than groups, each gathers all of QKV, and takes its part as a view.
@@ -86,11 +90,11 @@ def _saved_by_attention(config: TrainConfig, model: ModelConfig, kept: "Kept") -
     saved = {
         "rotated queries": each * query,
         "rotated keys": shared,
-        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * kept.statistics,
+        "softmax statistics": sizes.tokens * model.num_attention_heads / tp * kernels.statistics,
         "context": each * query,
     }
     if cp > 1:
         return {**saved, "exchanged values": shared, "exchanged context": each * query}
-    if kept.copies_values:
+    if kernels.copies_values:
         return {**saved, "values": shared}  # in the layout that the operator takes
     return {**saved, "qkv output": each * qkv}  # values are a view of it

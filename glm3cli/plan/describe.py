@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.plan.activations import BYTES
-from glm3cli.plan.fit import kept_of, shortage, way_out
+from glm3cli.plan.fit import saved_by_kernels, shortage, way_out
 from glm3cli.plan.memory import memory_of_stage
 from glm3cli.plan.search import fits, peak_of, search, table
 
 if TYPE_CHECKING:
-    from glm3cli.device.kernels import Kept
+    from glm3cli.device.kernels import SavedForBackward
 
 
 def describe(config: TrainConfig, model: ModelConfig) -> str:
@@ -19,7 +19,7 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
     Raises:
         ConfigError: The chip is not known.
     """
-    kept = kept_of(config)
+    kernels = saved_by_kernels(config)
     tokens = config.global_batch_size * config.seq_length
     lines = [
         f"model: {model.num_parameters:,} parameters, {model.num_layers} layers",
@@ -29,13 +29,15 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
         f"{config.micro_batch_size} x {config.seq_length} tokens per data parallel rank",
         f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens",
     ]
-    lines += [_stage(config, model, kept, pp_rank) for pp_rank in range(config.pp)]
+    lines += [_stage(config, model, kernels, pp_rank) for pp_rank in range(config.pp)]
     lines.append(f"checkpoint: {checkpoint_bytes(config, model) / 2**30:.2f} GiB")
     return "\n".join(lines)
 
 
-def _stage(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> str:
-    memory = memory_of_stage(config, model, kept, pp_rank)
+def _stage(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
+) -> str:
+    memory = memory_of_stage(config, model, kernels, pp_rank)
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -56,13 +58,13 @@ def advise(config: TrainConfig, model: ModelConfig) -> str:
     """
     from glm3cli.device.catalog import find_chip
 
-    kept = kept_of(config)
-    found = search(config, model, kept, config.device_bytes, find_chip(config.chip))
+    kernels = saved_by_kernels(config)
+    found = search(config, model, kernels, config.device_bytes, find_chip(config.chip))
     lines = []
-    if not fits(peak_of(config, model, kept), found.memory):
+    if not fits(peak_of(config, model, kernels), found.memory):
         lines.append(
-            f"does not fit: {shortage(config, model, kept, found.memory)}; "
-            + way_out(config, model, kept, found.memory)
+            f"does not fit: {shortage(config, model, kernels, found.memory)}; "
+            + way_out(config, model, kernels, found.memory)
         )
     return "\n".join([*lines, table(found)])
 

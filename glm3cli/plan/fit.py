@@ -9,10 +9,10 @@ from glm3cli.plan.memory import HEADROOM
 from glm3cli.plan.search import fits, flags, gib, least_recomputing, none_fits, peak_of, search
 
 if TYPE_CHECKING:
-    from glm3cli.device.kernels import Kept
+    from glm3cli.device.kernels import SavedForBackward
 
 
-def kept_of(config: TrainConfig) -> "Kept":
+def saved_by_kernels(config: TrainConfig) -> "SavedForBackward":
     """What the kernels keep of the device that is planned for: --chip's, or the one here.
 
     Raises:
@@ -22,8 +22,8 @@ def kept_of(config: TrainConfig) -> "Kept":
     from glm3cli.device.catalog import find_chip
 
     if config.dry_run and (config.chip or config.device_memory):
-        return DEVICES[find_chip(config.chip).kind].kept
-    return DEVICES[find() if config.device == "auto" else config.device].kept
+        return DEVICES[find_chip(config.chip).kind].saved_for_backward
+    return DEVICES[find() if config.device == "auto" else config.device].saved_for_backward
 
 
 def check_memory(config: TrainConfig, model: ModelConfig) -> None:
@@ -35,13 +35,15 @@ def check_memory(config: TrainConfig, model: ModelConfig) -> None:
     memory = config.device_bytes
     if memory is None:
         return
-    kept = kept_of(config)
-    if not fits(peak_of(config, model, kept), memory):
-        short = shortage(config, model, kept, memory)
-        raise ConfigError(short, way_out(config, model, kept, memory))
+    kernels = saved_by_kernels(config)
+    if not fits(peak_of(config, model, kernels), memory):
+        short = shortage(config, model, kernels, memory)
+        raise ConfigError(short, way_out(config, model, kernels, memory))
 
 
-def check_device(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str | None:
+def check_device(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
+) -> str | None:
     """Checks that the run fits into the device that is here, unless --device-memory is given.
 
     Returns:
@@ -50,34 +52,39 @@ def check_device(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: 
     Raises:
         ConfigError: The run can't fit; with a layout that does.
     """
-    if config.device_bytes is not None or fits(peak_of(config, model, kept), memory):
+    if config.device_bytes is not None or fits(peak_of(config, model, kernels), memory):
         return None
-    short = shortage(config, model, kept, memory)
-    if peak_of(config, model, kept) <= memory:
+    short = shortage(config, model, kernels, memory)
+    if peak_of(config, model, kernels) <= memory:
         return f"the memory may not last: {short}"
     raise ConfigError(
         short,
-        f"{way_out(config, model, kept, memory)}; --device-memory overrules what the device says",
+        f"{way_out(config, model, kernels, memory)}; --device-memory overrules what the device "
+        "says",
     )
 
 
-def shortage(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str:
+def shortage(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
+) -> str:
     """Says that the run doesn't fit, and by how much."""
-    peak = peak_of(config, model, kept)
+    peak = peak_of(config, model, kernels)
     return (
         f"{flags(config)} needs {gib(peak)} of a device, more than {1 - HEADROOM:.0%} of its "
         f"{gib(memory)}"
     )
 
 
-def way_out(config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int) -> str:
+def way_out(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
+) -> str:
     """Names the nearest layout that fits: the same one recomputing more, or else the fastest."""
     from glm3cli.device.catalog import find_chip
 
-    same = least_recomputing(config, model, kept, memory)
-    if fits(peak_of(same, model, kept), memory):
+    same = least_recomputing(config, model, kernels, memory)
+    if fits(peak_of(same, model, kernels), memory):
         return f"use {flags(same)}"
-    found = search(config, model, kept, memory, find_chip(config.chip))
+    found = search(config, model, kernels, memory, find_chip(config.chip))
     if found.fitting:
         return f"use {flags(found.fitting[0].config)}"
     return f"{none_fits(found)}; use more devices, or shorter sequences"

@@ -16,7 +16,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.plan.activations import BYTES, Sizes, saved_by_layer
 
 if TYPE_CHECKING:
-    from glm3cli.device.kernels import Kept
+    from glm3cli.device.kernels import SavedForBackward
 
 # Share of a device's memory that a plan leaves free, for what isn't counted.
 HEADROOM = 0.1
@@ -42,14 +42,14 @@ class StageMemory:
     step: int
 
     @property
-    def kept(self) -> int:
+    def persistent(self) -> int:
         """What stays from step to step."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def peak(self) -> int:
         """The most at any time: when a backward pass begins, or in the optimizer step."""
-        return self.kept + max(self.activations + self.work, self.step)
+        return self.persistent + max(self.activations + self.work, self.step)
 
     @property
     def at_peak(self) -> str:
@@ -70,7 +70,7 @@ def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) ->
 
 
 def memory_of_stage(
-    config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> StageMemory:
     """What each rank of stage `pp_rank` holds at its peak, with kernels that keep what is told.
 
@@ -82,16 +82,16 @@ def memory_of_stage(
     owned = count // ranks
     # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
     copy = 0 if config.dtype == "fp32" else 4
-    sizes = Sizes.of(config, model, kept)
+    sizes = Sizes.of(config, model, kernels)
     return StageMemory(
         weights=count * BYTES[config.dtype],
         gradients=count * 4,
         optimizer=owned * (8 + copy),
         buffers=int(sizes.gathered),
         activations=int(
-            _in_flight(config, pp_rank) * _saved_by_chunk(config, model, kept, pp_rank)
+            _in_flight(config, pp_rank) * _saved_by_chunk(config, model, kernels, pp_rank)
         ),
-        work=int(_work(config, model, kept, pp_rank)),
+        work=int(_work(config, model, kernels, pp_rank)),
         # AdamW's root of the second moment, of all weights at once (torch's foreach loops).
         step=4 * owned,
     )
@@ -101,11 +101,13 @@ def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> i
     return len(config.layers_of(model.num_layers, pp_rank))
 
 
-def _saved_by_chunk(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> float:
+def _saved_by_chunk(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
+) -> float:
     """Bytes kept of one micro-batch in one model chunk."""
-    sizes = Sizes.of(config, model, kept)
+    sizes = Sizes.of(config, model, kernels)
     layers = _layers_of_chunk(config, model, pp_rank)
-    layer = sum(saved_by_layer(config, model, kept).values())
+    layer = sum(saved_by_layer(config, model, kernels).values())
     saved = layers * layer
     if config.recompute == "full":
         group = min(config.recompute_num_layers, layers)
@@ -116,7 +118,7 @@ def _saved_by_chunk(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_ra
     if config.pp > 1:
         # What was sent (some devices must keep it until it has gone), and what was received, where
         # the first norm keeps copies of it instead.
-        copied = kept.norm_copies > 0 and config.dtype != "fp32"
+        copied = kernels.norm_copies > 0 and config.dtype != "fp32"
         saved += sizes.hidden * (2 if copied else 1)
     return saved
 
@@ -134,17 +136,21 @@ def _in_flight(config: TrainConfig, pp_rank: int) -> int:
     return min(warm_up + 1, config.vpp * config.num_microbatches)
 
 
-def _work(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> float:
+def _work(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
+) -> float:
     """Most bytes held for a moment beside what is kept for the backward pass."""
-    layer = _work_of_layer(config, model, kept, pp_rank)
+    layer = _work_of_layer(config, model, kernels, pp_rank)
     if pp_rank < config.pp - 1:
         return layer
-    return max(layer, _work_of_loss(config, model, kept))
+    return max(layer, _work_of_loss(config, model, kernels))
 
 
-def _work_of_layer(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_rank: int) -> float:
+def _work_of_layer(
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
+) -> float:
     """The backward pass of a stage's last layer, which finds all others' activations there."""
-    sizes, layers = Sizes.of(config, model, kept), _layers_of_chunk(config, model, pp_rank)
+    sizes, layers = Sizes.of(config, model, kernels), _layers_of_chunk(config, model, pp_rank)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     # Of the layer's output, of fc2's input (which is gone by then), and of fc1's output in pieces.
     gradients = sizes.hidden + 3 * ffn
@@ -154,12 +160,12 @@ def _work_of_layer(config: TrainConfig, model: ModelConfig, kept: "Kept", pp_ran
     if config.recompute_method == "block":
         # The recomputed layers come first; when their turn is, the others have freed theirs.
         group = 1 if group == layers else 0
-    return gradients + group * sum(saved_by_layer(config, model, kept).values())
+    return gradients + group * sum(saved_by_layer(config, model, kernels).values())
 
 
-def _work_of_loss(config: TrainConfig, model: ModelConfig, kept: "Kept") -> float:
+def _work_of_loss(config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward") -> float:
     """The last norm, the logits (fp32 for the loss), and their backward pass."""
-    sizes = Sizes.of(config, model, kept)
+    sizes = Sizes.of(config, model, kernels)
     vocab = model.padded_vocab_size / config.tp
     logits = sizes.tokens * vocab * sizes.element
     # Ours makes log-probabilities of fp32 logits; megatron-core's, over tensor parallel ranks,

@@ -13,14 +13,14 @@ from glm3cli.plan.memory import HEADROOM, memory_of_stage
 
 if TYPE_CHECKING:
     from glm3cli.device.catalog import Chip
-    from glm3cli.device.kernels import Kept
+    from glm3cli.device.kernels import SavedForBackward
 
 _MICRO_BATCHES = (1, 2, 4, 8)
 _ROWS = 12
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelPlan:
     """A way to run the same step.
 
     Attributes:
@@ -44,13 +44,13 @@ class Search:
 
     chip: "Chip"
     memory: int
-    fitting: list[Layout]
+    fitting: list[ParallelPlan]
     others: list[tuple[int, TrainConfig]]
 
 
-def peak_of(config: TrainConfig, model: ModelConfig, kept: "Kept") -> int:
+def peak_of(config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward") -> int:
     """Bytes on a rank of the stage that needs most, with kernels that keep what is told."""
-    return max(memory_of_stage(config, model, kept, rank).peak for rank in range(config.pp))
+    return max(memory_of_stage(config, model, kernels, rank).peak for rank in range(config.pp))
 
 
 def fits(peak: int, memory: int) -> bool:
@@ -59,16 +59,20 @@ def fits(peak: int, memory: int) -> bool:
 
 
 def search(
-    config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int | None, chip: "Chip"
+    config: TrainConfig,
+    model: ModelConfig,
+    kernels: "SavedForBackward",
+    memory: int | None,
+    chip: "Chip",
 ) -> Search:
     """Tries every layout with the least recomputation that it fits with."""
     memory = memory or chip.memory_bytes
     fitting, others = [], []
     for layout in _layouts(config, model):
-        chosen = least_recomputing(layout, model, kept, memory)
-        peak = peak_of(chosen, model, kept)
+        chosen = least_recomputing(layout, model, kernels, memory)
+        peak = peak_of(chosen, model, kernels)
         if fits(peak, memory):
-            fitting.append(Layout(chosen, peak, predict(chosen, model, chip)))
+            fitting.append(ParallelPlan(chosen, peak, predict(chosen, model, chip)))
         else:
             others.append((peak, chosen))
     fitting.sort(key=lambda layout: layout.time.seconds)
@@ -105,14 +109,14 @@ def _changed(config: TrainConfig, **values: Any) -> TrainConfig:
 
 def _is_possible(config: TrainConfig, model: ModelConfig) -> bool:
     try:
-        config.check_plan(model)
+        config.check_sizes(model)
     except ConfigError:
         return False
     return True
 
 
 def least_recomputing(
-    config: TrainConfig, model: ModelConfig, kept: "Kept", memory: int
+    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
 ) -> TrainConfig:
     """The layout of `config` with the fewest recomputed layers that it fits with; else, with all.
 
@@ -125,11 +129,11 @@ def least_recomputing(
         for number in range(1, layers)
     ]
     whole = {"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if not fits(peak_of(_changed(config, **whole), model, kept), memory):
+    if not fits(peak_of(_changed(config, **whole), model, kernels), memory):
         return _changed(config, **whole)
     for way in ways:
         candidate = _changed(config, **way)
-        if fits(peak_of(candidate, model, kept), memory):
+        if fits(peak_of(candidate, model, kernels), memory):
             return candidate
     return _changed(config, **whole)
 
@@ -182,7 +186,7 @@ def table(found: Search) -> str:
     return "\n".join(lines)
 
 
-def _row(layout: Layout) -> str:
+def _row(layout: ParallelPlan) -> str:
     config, time = layout.config, layout.time
     parallel = "yes" if config.tp > 1 and config.sequence_parallel else "-"
     return (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm3cli.checkpoint.run.durable import damage
-from glm3cli.checkpoint.run.parts import Parts, bring_together, find_parts
+from glm3cli.checkpoint.run.holdings import Holdings, bring_together, find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage, find_storage
@@ -72,7 +72,7 @@ def choose(run: Path, resume: str, storage: Storage, metrics: "Metrics") -> Path
     names = {name for names in storage.gather(ours) for name in names}
     problems = []
     for folder in (home / name for name in sorted(names, reverse=True)):
-        parts = find_parts(folder, storage)
+        parts = find_holdings(folder, storage)
         problem = parts.problem or damage(folder, parts.files, storage)
         if problem is None:
             assemble(folder, parts, storage, metrics)
@@ -87,7 +87,7 @@ def choose(run: Path, resume: str, storage: Storage, metrics: "Metrics") -> Path
     return None
 
 
-def assemble(folder: Path, parts: Parts, storage: Storage, metrics: "Metrics") -> None:
+def assemble(folder: Path, parts: Holdings, storage: Storage, metrics: "Metrics") -> None:
     """Brings a checkpoint together on every storage; all ranks call it.
 
     Raises:

@@ -18,21 +18,21 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from glm3cli.checkpoint.layouts.companions import copy_companions
 from glm3cli.checkpoint.run.durable import publish, remove
-from glm3cli.checkpoint.run.parts import find_parts
+from glm3cli.checkpoint.run.holdings import find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble, load_training, save_request
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage, together
 from glm3cli.train.candidates import assemble, find_checkpoints
 from glm3cli.train.state import State
-from glm3cli.train.step import Trainer
+from glm3cli.train.step import TrainStep
 
 if TYPE_CHECKING:
     from glm3cli.train.report.metrics import Metrics
 
 
 @dataclass
-class Store:
+class Checkpointer:
     """Writes a run's checkpoints, at once or while training goes on.
 
     Attributes:
@@ -68,7 +68,7 @@ class Store:
                 "free some space, keep fewer checkpoints (--keep-last), or choose another disk",
             )
 
-    def save(self, trainer: Trainer, state: State, metrics: "Metrics") -> int:
+    def save(self, train_step: TrainStep, state: State, metrics: "Metrics") -> int:
         """Begins to write a checkpoint, or writes it; gives its iteration."""
         self.finish()  # one at a time
         started = time.perf_counter()
@@ -77,11 +77,11 @@ class Store:
             partial = self._begin(folder)
             request = save_request(
                 partial,
-                trainer.chunks,
-                trainer.optimizer,
-                trainer.scheduler,
+                train_step.chunks,
+                train_step.optimizer,
+                train_step.scheduler,
                 state.to_dict(),
-                trainer.grid,
+                train_step.grid,
             )
         stall = 0.0
 
@@ -132,7 +132,7 @@ class Store:
         folder = next(reversed(self._complete()), None)
         if folder is None or self.storage.is_shared:
             return folder
-        parts = find_parts(folder, self.storage)
+        parts = find_holdings(folder, self.storage)
         if parts.problem:
             raise CheckpointError(f"{folder}: {parts.problem}", "run the same command again")
         assemble(folder, parts, self.storage, metrics)
@@ -145,11 +145,11 @@ class Store:
         return [self.run / name for name in sorted(names)]
 
     def load(
-        self, folder: Path, trainer: Trainer, metrics: "Metrics", event: str = "resume"
+        self, folder: Path, train_step: TrainStep, metrics: "Metrics", event: str = "resume"
     ) -> State:
-        """Restores a checkpoint into `trainer` and says what could not be restored."""
+        """Restores a checkpoint into `train_step` and says what could not be restored."""
         progress, missing = load_training(
-            folder, trainer.chunks, trainer.optimizer, trainer.scheduler, trainer.grid
+            folder, train_step.chunks, train_step.optimizer, train_step.scheduler, train_step.grid
         )
         state = State.from_dict(progress)
         metrics.event(

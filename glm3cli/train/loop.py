@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from glm3cli.config.training import TrainConfig
 from glm3cli.device import require_active
 from glm3cli.errors import DataError, StoppedError
-from glm3cli.train.checkpointer import Store
+from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.profile import Profiler
 from glm3cli.train.report.metrics import Metrics
-from glm3cli.train.setup import Parts
+from glm3cli.train.setup import TrainingParts
 from glm3cli.train.signals import SAVE, StopFlag, described
 from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
 
 
 @dataclass
-class Loop:
+class Trainer:
     """Trains from `state` to the end, or to a stop signal; the last step is always saved.
 
     Attributes:
@@ -25,10 +25,10 @@ class Loop:
     """
 
     config: TrainConfig
-    parts: Parts
+    parts: TrainingParts
     state: State
     metrics: Metrics
-    store: Store
+    checkpointer: Checkpointer
     profiler: Profiler
     stop: StopFlag
     saved: int = -1
@@ -44,26 +44,26 @@ class Loop:
         """
         self.saved, request = self.state.iteration, self.stop.agreed()
         while self.state.iteration < self.config.train_iters and request <= SAVE:
-            self._train_step()
+            self._run_step()
             request = self.stop.agreed()
             if request == SAVE or _is_due(self.state.iteration, self.config.save_interval):
                 self._save()
             if not request and _is_due(self.state.iteration, self.config.eval_interval):
                 request = self._validate()
-            self.store.poll()
+            self.checkpointer.poll()
         if request > SAVE:
             self.metrics.event("signal", **described(request))
         self._end()
         return self.state
 
-    def _train_step(self) -> None:
-        config, state, phases = self.config, self.state, self.parts.trainer.phases
+    def _run_step(self) -> None:
+        config, state, phases = self.config, self.state, self.parts.train_step.phases
         if state.consumed_samples in state.stepped_over:
             state.step_over(config.global_batch_size, config.seq_length)
             return
         self.profiler.begin(state.iteration + 1)
         phases.begin_step()
-        outcome = self.parts.trainer.step(self.parts.train, state.consumed_samples)
+        outcome = self.parts.train_step.run(self.parts.train, state.consumed_samples)
         spent = phases.step()
         first = state.consumed_samples
         state.advance(outcome, config.global_batch_size, config.seq_length)
@@ -96,26 +96,28 @@ class Loop:
 
     def _roll_back(self, first: int) -> None:
         """Goes back to the newest checkpoint; the batch that begins at `first` is left out."""
-        self.store.finish()
-        folder = self.store.newest(self.metrics)
+        self.checkpointer.finish()
+        folder = self.checkpointer.newest(self.metrics)
         if folder is None:
             return
         counted = self.state
-        self.state = self.store.load(folder, self.parts.trainer, self.metrics, event="rollback")
+        self.state = self.checkpointer.load(
+            folder, self.parts.train_step, self.metrics, event="rollback"
+        )
         self.state.skipped, self.state.nan = counted.skipped, counted.nan
         self.state.stepped_over = [*counted.stepped_over, first]
 
     def _save(self) -> None:
-        with self.parts.trainer.phases.phase("save"):
-            self.saved = self.store.save(self.parts.trainer, self.state, self.metrics)
+        with self.parts.train_step.phases.phase("save"):
+            self.saved = self.checkpointer.save(self.parts.train_step, self.state, self.metrics)
 
     def _validate(self) -> int:
         """Validates, unless a signal comes meanwhile, which it gives."""
         if self.parts.valid is None:
             return 0
-        trainer = self.parts.trainer
-        with trainer.phases.phase("validation"):
-            loss = trainer.validate(self.parts.valid, self.config.eval_iters, self.stop)
+        train_step = self.parts.train_step
+        with train_step.phases.phase("validation"):
+            loss = train_step.validate(self.parts.valid, self.config.eval_iters, self.stop)
         if loss is not None:
             self.metrics.validation(self.state.iteration, loss)
         return self.stop.agreed()
@@ -124,9 +126,9 @@ class Loop:
         self.profiler.close(self.state.iteration)
         if self.saved != self.state.iteration:
             self._save()
-        with self.parts.trainer.phases.phase("save"):
-            self.store.finish()
-        self.metrics.stop(self.state, self.parts.trainer.phases.totals())
+        with self.parts.train_step.phases.phase("save"):
+            self.checkpointer.finish()
+        self.metrics.stop(self.state, self.parts.train_step.phases.totals())
         if self.state.iteration < self.config.train_iters:
             raise StoppedError(
                 f"stopped at iteration {self.state.iteration} of {self.config.train_iters} and "

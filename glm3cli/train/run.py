@@ -12,8 +12,8 @@ from glm3cli.checkpoint.run.durable import finish_publishing
 from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Blend, Kind
-from glm3cli.data.samples.blend_table import sources_of
+from glm3cli.data.prefixes import Blend, DataKind
+from glm3cli.data.samples.blend_table import data_sources
 from glm3cli.data.samples.identity import check_same_data
 from glm3cli.device import require_active
 from glm3cli.device.doctor.diagnose import versions
@@ -22,17 +22,17 @@ from glm3cli.parallel.storage import Storage, find_storage, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
 from glm3cli.train.candidates import choose, find_resume
-from glm3cli.train.checkpointer import Store, claimed
+from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.flops import Utilisation
-from glm3cli.train.loop import Loop
+from glm3cli.train.loop import Trainer
 from glm3cli.train.profile import Profiler
 from glm3cli.train.report.metrics import Metrics
-from glm3cli.train.setup import build_parts
+from glm3cli.train.setup import build_training
 from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
 
 
-def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Blend) -> State:
+def run_training(config: TrainConfig, kind: DataKind, model: ModelConfig, blend: Blend) -> State:
     """Trains on `blend` to the end and gives the final state.
 
     Raises:
@@ -40,7 +40,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
     """
     find_resume(config.save, config.resume)  # what is wrong there is told before all else
     device = require_active()
-    warning = check_device(config, model, device.kept, device.memory())
+    warning = check_device(config, model, device.saved_for_backward, device.memory())
     utilisation = _utilisation(config, model)
     if config.deterministic:
         device.make_deterministic()
@@ -70,7 +70,7 @@ def run_training(config: TrainConfig, kind: Kind, model: ModelConfig, blend: Ble
 
 def _run(
     config: TrainConfig,
-    kind: Kind,
+    kind: DataKind,
     model: ModelConfig,
     blend: Blend,
     grid: Grid,
@@ -84,10 +84,10 @@ def _run(
     with disk_trouble(config.save):
         finish_publishing(config.save, storage)
     resume = choose(config.save, config.resume, storage, metrics)
-    parts = build_parts(config, kind, model, blend, grid, with_weights=resume is None)
+    parts = build_training(config, kind, model, blend, grid, with_weights=resume is None)
     metrics.sources = parts.train.consumed_by_source
     companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
-    store = Store(
+    checkpointer = Checkpointer(
         config.save,
         model,
         companions,
@@ -98,7 +98,7 @@ def _run(
         storage,
     )
     with together():
-        store.check_space()
+        checkpointer.check_space()
     if not storage.is_shared:
         metrics.event("storages", number=len(storage.places), places=", ".join(storage.places))
     metrics.event(
@@ -114,9 +114,9 @@ def _run(
         **versions(),
         unsaid={"sources": _sources(config, kind, blend)},
     )
-    state = State() if resume is None else store.load(resume, parts.trainer, metrics)
+    state = State() if resume is None else checkpointer.load(resume, parts.train_step, metrics)
     profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
-    return Loop(config, parts, state, metrics, store, profiler, stop).run()
+    return Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
 
 
 def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
@@ -125,9 +125,9 @@ def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
     return Utilisation.of(model, config.seq_length, peak, device.chip())
 
 
-def _sources(config: TrainConfig, kind: Kind, blend: Blend) -> list[dict[str, Any]]:
+def _sources(config: TrainConfig, kind: DataKind, blend: Blend) -> list[dict[str, Any]]:
     samples = config.train_iters * config.global_batch_size
-    found = sources_of(blend, kind, config.split, config.seq_length, samples)
+    found = data_sources(blend, kind, config.split, config.seq_length, samples)
     return [asdict(source) for source in found]
 
 

@@ -15,39 +15,39 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from glm3cli.checkpoint.load import load_weights
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.random import RandomSource
-from glm3cli.checkpoint.source import Source, open_source
+from glm3cli.checkpoint.source import WeightSource, open_source
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Blend, Kind
+from glm3cli.data.prefixes import Blend, DataKind
 from glm3cli.data.samples.datasets import Dataset, DataSpec, build_instruction, build_text
 from glm3cli.data.samples.loader import Loader
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.model.build import TORCH_DTYPES, build_chunks, transformer_config, unwrap
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.step import Trainer
+from glm3cli.train.step import TrainStep
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingParts:
     """Everything a run is made of on this rank."""
 
     model: ModelConfig
     tokenizer: Tokenizer
-    trainer: Trainer
+    train_step: TrainStep
     train: Loader
     valid: Loader | None
 
 
-def build_parts(
+def build_training(
     config: TrainConfig,
-    kind: Kind,
+    kind: DataKind,
     model: ModelConfig,
     blend: Blend,
     grid: Grid,
     *,
     with_weights: bool,
-) -> Parts:
+) -> TrainingParts:
     """Builds the run; without weights where a checkpoint is going to bring them.
 
     Raises:
@@ -56,13 +56,13 @@ def build_parts(
     """
     tokenizer = load_tokenizer(config)
     train, valid = _loaders(config, kind, model, blend, tokenizer, grid)
-    trainer = build_trainer(config, model, grid)
+    train_step = build_train_step(config, model, grid)
     if with_weights:
-        gpts = [unwrap(chunk) for chunk in trainer.chunks]
+        gpts = [unwrap(chunk) for chunk in train_step.chunks]
         load_weights(gpts, _source(config, model), config, grid)
         # The optimizer's fp32 copies were made of the weights before they were loaded.
-        trainer.optimizer.reload_model_params()
-    return Parts(model, tokenizer, trainer, train, valid)
+        train_step.optimizer.reload_model_params()
+    return TrainingParts(model, tokenizer, train_step, train, valid)
 
 
 def load_tokenizer(config: TrainConfig) -> Tokenizer:
@@ -73,7 +73,7 @@ def load_tokenizer(config: TrainConfig) -> Tokenizer:
     return Tokenizer.load(locate(config.model).companions)
 
 
-def _source(config: TrainConfig, model: ModelConfig) -> Source:
+def _source(config: TrainConfig, model: ModelConfig) -> WeightSource:
     if config.model is not None:
         return open_source(config.model)
     return RandomSource(model, seed=config.seed, std=config.init_method_std)
@@ -81,7 +81,7 @@ def _source(config: TrainConfig, model: ModelConfig) -> Source:
 
 def _loaders(
     config: TrainConfig,
-    kind: Kind,
+    kind: DataKind,
     model: ModelConfig,
     blend: Blend,
     tokenizer: Tokenizer,
@@ -116,7 +116,7 @@ def make_loader(
     )
 
 
-def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Trainer:
+def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> TrainStep:
     """Model, optimizer, and schedule on this rank, with uninitialised weights."""
     mcore = transformer_config(
         model,
@@ -144,7 +144,7 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
     )
     if require_active().fuses_adamw:
         _fuse_adamw(optimizer)
-    trainer = Trainer(
+    train_step = TrainStep(
         chunks=chunks,
         optimizer=optimizer,
         scheduler=_scheduler(config, optimizer),
@@ -152,9 +152,9 @@ def build_trainer(config: TrainConfig, model: ModelConfig, grid: Grid) -> Traine
         seq_length=config.seq_length,
         micro_batch_size=config.micro_batch_size,
     )
-    _connect(mcore, trainer, ddp)
-    grid.closing.callback(trainer.close)
-    return trainer
+    _connect(mcore, train_step, ddp)
+    grid.closing.callback(train_step.close)
+    return train_step
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:
@@ -197,12 +197,12 @@ def _fuse_adamw(optimizer: Any) -> None:
             group["fused"] = True
 
 
-def _connect(mcore: Any, trainer: Trainer, ddp: DistributedDataParallelConfig) -> None:
+def _connect(mcore: Any, train_step: TrainStep, ddp: DistributedDataParallelConfig) -> None:
     """Gives megatron-core's schedule the hooks of DDP and of the optimizer."""
-    mcore.finalize_model_grads_func = trainer.finalize
-    mcore.grad_scale_func = trainer.optimizer.scale_loss
+    mcore.finalize_model_grads_func = train_step.finalize
+    mcore.grad_scale_func = train_step.optimizer.scale_loss
     if ddp.overlap_grad_reduce:
-        no_sync = [chunk.no_sync for chunk in trainer.chunks]
+        no_sync = [chunk.no_sync for chunk in train_step.chunks]
         mcore.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
 

@@ -57,7 +57,7 @@ class StepOutcome:
 
 
 @dataclass(frozen=True)
-class Trainer:
+class TrainStep:
     """The built parts of a run on this rank.
 
     Attributes:
@@ -104,7 +104,7 @@ class Trainer:
             config.grad_scale_func = None
             config.no_sync_func = None
 
-    def step(self, loader: Loader, consumed: int) -> StepOutcome:
+    def run(self, loader: Loader, consumed: int) -> StepOutcome:
         """Trains on the global batch that starts after `consumed` samples."""
         with self.phases.phase("forward_backward"):
             loss, num_tokens = self.forward_backward(loader, consumed)
@@ -158,7 +158,7 @@ class Trainer:
             chunk.train()
             chunk.zero_grad_buffer()  # type: ignore[operator]
         self.optimizer.zero_grad()
-        return self._run(loader, consumed, forward_only=False)
+        return self._run_schedule(loader, consumed, forward_only=False)
 
     def validate(
         self, loader: Loader, num_batches: int, stop: StopFlag | None = None
@@ -175,11 +175,13 @@ class Trainer:
                 if stop is not None and stop.is_ending():
                     return None
                 consumed = batch * loader.global_batch_size
-                loss, tokens = self._run(loader, consumed, forward_only=True)
+                loss, tokens = self._run_schedule(loader, consumed, forward_only=True)
                 total, num_tokens = total + loss, num_tokens + tokens
         return total / max(num_tokens, 1)
 
-    def _run(self, loader: Loader, consumed: int, *, forward_only: bool) -> tuple[float, int]:
+    def _run_schedule(
+        self, loader: Loader, consumed: int, *, forward_only: bool
+    ) -> tuple[float, int]:
         """Sum of the token losses and number of trained tokens, over all ranks."""
         num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
@@ -214,7 +216,7 @@ def forward(
 ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Losses]]]:
     """The next micro-batch through a chunk; its output, and what makes losses of the last's."""
     batch = next(batches)
-    output = model(batch.tokens, None, batch.numbers, labels=batch.labels)
+    output = model(batch.tokens, None, batch.segment_ids, labels=batch.labels)
     return output, partial(_loss, divisor, batch.loss_mask)
 
 

@@ -126,21 +126,21 @@ def steps(
     from glm3cli.config.model import ModelConfig
     from glm3cli.device import require_active
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.setup import build_trainer, make_loader
+    from glm3cli.train.setup import build_train_step, make_loader
     from tests.support.tiny import Samples, train_config
 
     require_active().keep_freed_memory()
     config, model, clock = train_config(**options), ModelConfig(**shape), getattr(time, clock_name)
     operations, multiply = products()
     with open_grid(config) as grid:
-        trainer = build_trainer(config, model, grid)
-        fill(trainer)
+        train_step = build_train_step(config, model, grid)
+        fill(train_step)
         loader = make_loader(
             config, model, grid, Samples(config.seq_length, model.padded_vocab_size)
         )
         small, large = torch.zeros(8), torch.zeros(LARGE)
         results = [torch.empty(grid.world_size * one.numel()) for one in (small, large)]
-        trainer.step(loader, 0)
+        train_step.run(loader, 0)
         multiply()
         windows = []
         for _ in range(STEPS):
@@ -148,7 +148,7 @@ def steps(
             dist.barrier()
             window["multiply"] += seconds(multiply, 2, clock) / 2
             dist.barrier()
-            window["step"] = seconds(lambda: trainer.step(loader, 0), 1, clock)
+            window["step"] = seconds(lambda: train_step.run(loader, 0), 1, clock)
             dist.barrier()
             window["multiply"] += seconds(multiply, 2, clock) / 2
             window["small"] = seconds(
@@ -170,14 +170,14 @@ def calmest(runs: list[list[dict[str, float]]]) -> dict[str, float]:
     return min(windows, key=lambda window: window["multiply"])
 
 
-def fill(trainer: Any) -> None:
+def fill(train_step: Any) -> None:
     """Weights of the size that a model begins with; numbers as they come may be denormal."""
     import torch
 
-    for chunk in trainer.chunks:
+    for chunk in train_step.chunks:
         for parameter in chunk.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-    trainer.optimizer.reload_model_params()
+    train_step.optimizer.reload_model_params()
 
 
 def describe(pool: RankPool) -> Any:

@@ -52,7 +52,9 @@ def test_the_plan_tells_the_measured_peak(ranks: RankPool, layout: str) -> None:
     options = {"seq_length": 256, "micro_batch_size": 2, "global_batch_size": 4, **changes}
     measured = ranks.run(world_size, measure_peak, options)
     config = train_config(nproc=world_size, **options)
-    told = [memory_of_stage(config, MODEL, CpuDevice.kept, stage) for stage, _ in measured]
+    told = [
+        memory_of_stage(config, MODEL, CpuDevice.saved_for_backward, stage) for stage, _ in measured
+    ]
     # Not `step`: here AdamW is fused, and holds nothing beside its state.
-    peaks = [memory.kept + memory.activations + memory.work for memory in told]
+    peaks = [memory.persistent + memory.activations + memory.work for memory in told]
     assert peaks == pytest.approx([peak for _, peak in measured], rel=0.1)

@@ -53,20 +53,20 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
 
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
-    from glm3cli.train.checkpointer import Store
-    from glm3cli.train.loop import Loop
-    from glm3cli.train.setup import Parts
+    from glm3cli.train.checkpointer import Checkpointer
+    from glm3cli.train.loop import Trainer
+    from glm3cli.train.setup import TrainingParts
     from glm3cli.train.signals import StopFlag
     from glm3cli.train.state import State
     from tests.support.training import build
 
     options = {"train_iters": 6, "save": save, "save_interval": 1, **options}
     with open_grid(train_config(**options)) as grid:
-        config, trainer, loader = build(options, grid, Poisoned)
+        config, train_step, loader = build(options, grid, Poisoned)
         recorder: Any = Recorder()
         (save / "companions").mkdir(parents=True, exist_ok=True)
         (save / "companions/tokenizer.model").touch()
-        store = Store(
+        checkpointer = Checkpointer(
             save,
             TINY,
             save / "companions",
@@ -76,10 +76,10 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
             False,
             find_storage(save),
         )
-        parts = Parts(TINY, None, trainer, loader, None)  # type: ignore[arg-type]
+        parts = TrainingParts(TINY, None, train_step, loader, None)  # type: ignore[arg-type]
         state = State()
         stop = StopFlag(torch.device("cpu"))
-        loop = Loop(config, parts, state, recorder, store, recorder, stop)
+        loop = Trainer(config, parts, state, recorder, checkpointer, recorder, stop)
         try:
             state = loop.run()
         except DataError as error:
@@ -136,13 +136,13 @@ def gradient_is_seen() -> list[bool]:
     from tests.support.training import build
 
     with open_grid(train_config()) as grid:
-        _, trainer, loader = build({}, grid)
-        trainer.forward_backward(loader, 0)
-        found = [trainer.is_gradient_finite()]
+        _, train_step, loader = build({}, grid)
+        train_step.forward_backward(loader, 0)
+        found = [train_step.is_gradient_finite()]
         if grid.rank == 1:
-            gradient = trainer.chunks[0].buffers[0].grad_data
+            gradient = train_step.chunks[0].buffers[0].grad_data
             gradient[0] = torch.nan
-        return [*found, trainer.is_gradient_finite()]
+        return [*found, train_step.is_gradient_finite()]
 
 
 def test_a_gradient_that_is_nan_on_one_rank_is_seen_by_all(ranks: RankPool) -> None:

@@ -63,12 +63,12 @@ def one_step(prefix: str, options: dict[str, Any]) -> tuple[float, float]:
     from tests.support.tiny_tokenizer import tiny_tokenizer
 
     with open_grid(train_config(**options)) as grid:
-        config, trainer, loader = build(options, grid)
+        config, train_step, loader = build(options, grid)
         count = config.global_batch_size
         spec = DataSpec(Blend((prefix,), None), "1,0,0", config.seq_length, 1, count, 0)
         dataset, _ = build_instruction(spec, tiny_tokenizer())
         assert len(dataset) == count
-        outcome = trainer.step(replace(loader, dataset=dataset), 0)
+        outcome = train_step.run(replace(loader, dataset=dataset), 0)
         return outcome.loss, outcome.grad_norm
 
 

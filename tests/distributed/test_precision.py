@@ -58,18 +58,18 @@ def run(
     from glm3cli.train.state import State
 
     with open_grid(train_config(**options)) as grid:
-        config, trainer, loader = build(options, grid)
+        config, train_step, loader = build(options, grid)
         state = State()
-        parts = (trainer.chunks, trainer.optimizer, trainer.scheduler)
+        parts = (train_step.chunks, train_step.optimizer, train_step.scheduler)
         if load is not None:
             state = State.from_dict(load_training(load, *parts, grid)[0])
         assert state.iteration == start
-        weight = next(trainer.chunks[0].parameters())
+        weight = next(train_step.chunks[0].parameters())
         assert weight.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[config.dtype]
         found = []
         for _ in range(start, stop):
             before = weight.detach().clone()
-            outcome = trainer.step(loader, state.consumed_samples)
+            outcome = train_step.run(loader, state.consumed_samples)
             state.advance(outcome, config.global_batch_size, config.seq_length)
             change = float((weight.detach() - before).abs().max())
             found.append(

@@ -63,20 +63,22 @@ def train(
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
     from glm3cli.train.candidates import choose
-    from glm3cli.train.checkpointer import Store
+    from glm3cli.train.checkpointer import Checkpointer
     from glm3cli.train.state import State
     from tests.support.training import build
 
     with open_grid(train_config(**options)) as grid:
         run, events = folders[grid.rank], Events()
         metrics: Any = events
-        config, trainer, loader = build(options, grid)
+        config, train_step, loader = build(options, grid)
         storage = find_storage(run)
         tokenizer = folders[0].parent / "tokenizer.model"
-        store = Store(run, TINY, tokenizer.parent, tokenizer, keep_last, 0, False, storage)
+        checkpointer = Checkpointer(
+            run, TINY, tokenizer.parent, tokenizer, keep_last, 0, False, storage
+        )
         durable.finish_publishing(run, storage)
         folder = choose(run, "auto", storage, metrics)
-        state = State() if folder is None else store.load(folder, trainer, metrics)
+        state = State() if folder is None else checkpointer.load(folder, train_step, metrics)
         losses = []
         rename = durable._rename
 
@@ -86,11 +88,11 @@ def train(
 
         with mock.patch.object(durable, "_rename", killed):
             while state.iteration < steps:
-                outcome = trainer.step(loader, state.consumed_samples)
+                outcome = train_step.run(loader, state.consumed_samples)
                 losses.append(outcome.loss)
                 state.advance(outcome, config.global_batch_size, config.seq_length)
                 if save and state.iteration % 2 == 0:
-                    store.save(trainer, state, metrics)
+                    checkpointer.save(train_step, state, metrics)
         return losses, events
 
 
@@ -288,13 +290,13 @@ def newest(folders: list[Path]) -> tuple[str, Events]:
     """The checkpoint that a run would roll back to."""
     from glm3cli.parallel.groups import open_grid
     from glm3cli.parallel.storage import find_storage
-    from glm3cli.train.checkpointer import Store
+    from glm3cli.train.checkpointer import Checkpointer
 
     with open_grid(train_config()) as grid:
         run, events = folders[grid.rank], Events()
         metrics: Any = events
         storage = find_storage(run)
-        folder = Store(run, TINY, run, run, None, 0, False, storage).newest(metrics)
+        folder = Checkpointer(run, TINY, run, run, None, 0, False, storage).newest(metrics)
         assert folder is not None
         return folder.name, events
 

@@ -62,10 +62,10 @@ def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float
 
     expected = load_file(path)
     with open_grid(train_config(**BATCH, **options)) as grid:
-        config, trainer, loader = build({**BATCH, **options}, grid)
-        loss, num_tokens = trainer.forward_backward(loader, 0)
+        config, train_step, loader = build({**BATCH, **options}, grid)
+        loss, num_tokens = train_step.forward_backward(loader, 0)
         errors = {}
-        for index, chunk in enumerate(trainer.chunks):
+        for index, chunk in enumerate(train_step.chunks):
             layers = config.layers_of(TINY.num_layers, grid.pp_rank, index)
             parameters = dict(unwrap(chunk).named_parameters())
             for weight, layer in glm.all_slots(TINY):

@@ -67,20 +67,20 @@ class LiveMemory(TorchDispatchMode):
 def measure_peak(options: dict[str, Any]) -> tuple[int, int]:
     """Stage of this rank, and most bytes that its tensors held in the second step of a run."""
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.setup import build_trainer, make_loader
+    from glm3cli.train.setup import build_train_step, make_loader
 
     config = train_config(**options)
     with open_grid(config) as grid, LiveMemory() as memory:
-        trainer = build_trainer(config, MODEL, grid)
+        train_step = build_train_step(config, MODEL, grid)
         with torch.no_grad():
-            for chunk in trainer.chunks:
+            for chunk in train_step.chunks:
                 for parameter in chunk.parameters():
                     parameter.uniform_(-0.02, 0.02)
-        trainer.optimizer.reload_model_params()
+        train_step.optimizer.reload_model_params()
         loader = make_loader(
             config, MODEL, grid, Samples(config.seq_length, MODEL.padded_vocab_size)
         )
-        trainer.step(loader, 0)  # makes the optimizer's state
+        train_step.run(loader, 0)  # makes the optimizer's state
         memory.restart()
-        trainer.step(loader, config.global_batch_size)
+        train_step.run(loader, config.global_batch_size)
         return grid.pp_rank, memory.peak

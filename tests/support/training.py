@@ -27,17 +27,17 @@ def first_source() -> Any:
 def build(
     options: dict[str, Any], grid: Any, samples: type[Samples] = Samples
 ) -> tuple[Any, Any, Any]:
-    """Config, trainer, and loader of the tiny model on this rank."""
+    """Config, train_step, and loader of the tiny model on this rank."""
     from glm3cli.checkpoint.load import load_weights
     from glm3cli.model.build import unwrap
-    from glm3cli.train.setup import build_trainer, make_loader
+    from glm3cli.train.setup import build_train_step, make_loader
 
     config = train_config(**options)
-    trainer = build_trainer(config, TINY, grid)
-    load_weights([unwrap(chunk) for chunk in trainer.chunks], first_source(), config, grid)
-    trainer.optimizer.reload_model_params()
+    train_step = build_train_step(config, TINY, grid)
+    load_weights([unwrap(chunk) for chunk in train_step.chunks], first_source(), config, grid)
+    train_step.optimizer.reload_model_params()
     loader = make_loader(config, TINY, grid, samples(config.seq_length, TINY.padded_vocab_size))
-    return config, trainer, loader
+    return config, train_step, loader
 
 
 def train_steps(
@@ -52,27 +52,27 @@ def train_steps(
     from glm3cli.parallel.groups import open_grid
 
     with open_grid(train_config(**options)) as grid:
-        config, trainer, loader = build(options, grid)
+        config, train_step, loader = build(options, grid)
         if load is not None:
             progress, _ = load_training(
-                load, trainer.chunks, trainer.optimizer, trainer.scheduler, grid
+                load, train_step.chunks, train_step.optimizer, train_step.scheduler, grid
             )
             assert progress == {"iteration": start}
         outcomes = [
-            trainer.step(loader, step * config.global_batch_size) for step in range(start, stop)
+            train_step.run(loader, step * config.global_batch_size) for step in range(start, stop)
         ]
         if save is not None:
             save_request(
                 save,
-                trainer.chunks,
-                trainer.optimizer,
-                trainer.scheduler,
+                train_step.chunks,
+                train_step.optimizer,
+                train_step.scheduler,
                 {"iteration": stop},
                 grid,
             ).execute_sync()
-        gather_weights(trainer.chunks)
+        gather_weights(train_step.chunks)
         return Trained(
             losses=[outcome.loss for outcome in outcomes],
             grad_norms=[outcome.grad_norm for outcome in outcomes],
-            pieces=pieces_here(trainer, config, TINY),
+            pieces=pieces_here(train_step, config, TINY),
         )

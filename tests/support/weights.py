@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint.cuts import join
 from glm3cli.checkpoint.names import WEIGHTS, Cut, Stage, slots
-from glm3cli.checkpoint.source import Source
+from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import ModelConfig
 
 # The name of a weight in ChatGLM's checkpoints, and the place of a piece on the tensor parallel
@@ -33,12 +33,12 @@ class Difference:
     absolute: float
 
 
-def pieces_here(trainer: Any, parallel: Any, model: ModelConfig) -> Pieces:
+def pieces_here(train_step: Any, parallel: Any, model: ModelConfig) -> Pieces:
     """What this rank holds of every weight."""
     from glm3cli.model.build import unwrap
 
-    grid, pieces = trainer.grid, {}
-    for index, chunk in enumerate(trainer.chunks):
+    grid, pieces = train_step.grid, {}
+    for index, chunk in enumerate(train_step.chunks):
         parameters = dict(unwrap(chunk).named_parameters())
         layers = parallel.layers_of(model.num_layers, grid.pp_rank, index)
         for weight in WEIGHTS:
@@ -74,7 +74,7 @@ def whole_weights(ranks: Sequence[Pieces], model: ModelConfig) -> Weights:
     return weights
 
 
-def weights_of(source: Source) -> Weights:
+def weights_of(source: WeightSource) -> Weights:
     """All weights of a source, by the same names."""
     return {
         weight.name("chatglm", layer): source.read(weight, layer)

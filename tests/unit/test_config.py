@@ -297,7 +297,7 @@ def test_torchrun_counts_more_than_nproc(monkeypatch):
 def test_ranks_and_batch_give_the_rest_of_the_plan():
     config = train_config(nproc=8, tp=2, pp=2, micro_batch_size=2, global_batch_size=12)
     assert (config.dp, config.num_microbatches) == (2, 3)
-    config.check_plan(TINY)
+    config.check_sizes(TINY)
 
 
 @pytest.mark.parametrize(
@@ -335,13 +335,13 @@ def test_ranks_and_batch_give_the_rest_of_the_plan():
 )
 def test_a_plan_that_does_not_divide_is_refused(options, said, way_out):
     with pytest.raises(ConfigError) as caught:
-        train_config(**options).check_plan(TINY)
+        train_config(**options).check_sizes(TINY)
     assert (caught.value.message, caught.value.hint) == (said, way_out)
 
 
 def test_a_sequence_of_any_length_goes_without_sequence_parallelism():
     config = train_config(nproc=2, tp=2, seq_length=33, sequence_parallel=False)
-    config.check_plan(TINY)
+    config.check_sizes(TINY)
 
 
 def test_warmup_is_a_share_or_a_number_of_steps():
@@ -486,8 +486,8 @@ def test_mc2_is_for_what_its_operators_take(monkeypatch, options, said):
     monkeypatch.setenv("WORLD_SIZE", str(options["tp"]))
     config = train_config(mc2=True, micro_batch_size=4, **options)
     with pytest.raises(ConfigError, match=said) as caught:
-        config.check_plan(TINY)
+        config.check_sizes(TINY)
     assert "--mc2" in caught.value.hint
     config = train_config(mc2=True, tp=2, dtype="bf16", micro_batch_size=4)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    config.check_plan(SIX_B)
+    config.check_sizes(SIX_B)

@@ -59,8 +59,8 @@ def test_a_sample_is_shifted_by_one_and_padded_on_the_right(tmp_path):
     assert sample["loss_mask"].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
     types = {key: value.dtype.name for key, value in sample.items()}
     assert types.pop("loss_mask") == "float32"
-    assert types == dict.fromkeys(("tokens", "labels", "numbers"), "int64")
-    assert sample["numbers"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert types == dict.fromkeys(("tokens", "labels", "segment_ids"), "int64")
+    assert sample["segment_ids"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
     assert valid is None
 
 

@@ -52,13 +52,16 @@ def test_the_plan_tells_what_the_operators_keep(layout: str, device: str) -> Non
     last = config.pp - 1
     with LiveMemory("meta") as memory:
         record_stage(config, SIX_B, device, last)
-    told = memory_of_stage(config, SIX_B, DEVICES[device].kept, last)
+    told = memory_of_stage(config, SIX_B, DEVICES[device].saved_for_backward, last)
     # Not `step`: AdamW is fused there, and holds nothing beside its state.
-    assert told.kept + told.activations + told.work == pytest.approx(memory.peak, rel=0.01)
+    assert told.persistent + told.activations + told.work == pytest.approx(memory.peak, rel=0.01)
 
 
 def test_an_npu_keeps_a_third_less_than_plain_torch() -> None:
     config = train_config(seq_length=8192, dtype="bf16")
-    npu, cpu = (saved_by_layer(config, SIX_B, DEVICES[device].kept) for device in ("npu", "cpu"))
+    npu, cpu = (
+        saved_by_layer(config, SIX_B, DEVICES[device].saved_for_backward)
+        for device in ("npu", "cpu")
+    )
     assert npu["norms"] == pytest.approx(cpu["norms"] / 4, rel=0.01)
     assert sum(npu.values()) == pytest.approx(0.7 * sum(cpu.values()), rel=0.02)

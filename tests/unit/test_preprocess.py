@@ -21,7 +21,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
 from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess import tables
-from glm3cli.data.preprocess.run import Progress, preview
+from glm3cli.data.preprocess.run import PreprocessProgress, preview
 from glm3cli.data.preprocess.statistics import histogram
 from glm3cli.errors import DataError
 from tests.support.preprocess_runs import outputs, run, write_lines
@@ -187,7 +187,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, many_rows, worker
     (tmp_path / "more").mkdir()
     seen: list[tuple[int, float]] = []
 
-    def report(progress: Progress) -> None:
+    def report(progress: PreprocessProgress) -> None:
         seen.append((progress.counts.documents, progress.done))
 
     one = run(many_rows, tmp_path / "one" / "out")
@@ -205,7 +205,7 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(tmp_path, many_rows):
     def workers() -> list:
         return [child for child in multiprocessing.active_children() if child.pid not in others]
 
-    def report(progress: Progress) -> None:
+    def report(progress: PreprocessProgress) -> None:
         for process in workers():
             process.kill()
 

@@ -17,7 +17,7 @@ import pytest
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.preprocess import chunks
 from glm3cli.data.preprocess import output as output_module
-from glm3cli.data.preprocess.run import Progress, preprocess
+from glm3cli.data.preprocess.run import PreprocessProgress, preprocess
 from glm3cli.errors import DataError
 from tests.support import preprocessing
 from tests.support.preprocess_runs import outputs
@@ -235,7 +235,7 @@ class Stopped(Exception):
 
 
 def stop_after(documents):
-    def report(progress: Progress) -> None:
+    def report(progress: PreprocessProgress) -> None:
         if progress.counts.documents >= documents:
             raise Stopped
 

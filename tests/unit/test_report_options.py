@@ -56,9 +56,9 @@ def test_other_steps_are_refused(given):
 
 
 def test_steps_beyond_the_run_are_refused():
-    train_config(profile="19:20").check_plan(TINY)
+    train_config(profile="19:20").check_sizes(TINY)
     with pytest.raises(ConfigError, match="--profile 19:21 goes beyond --train-iters 20"):
-        train_config(profile="19:21").check_plan(TINY)
+        train_config(profile="19:21").check_sizes(TINY)
 
 
 @pytest.mark.parametrize("given", [0.0, -1.0])

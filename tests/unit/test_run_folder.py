@@ -12,7 +12,7 @@ import pytest
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage
 from glm3cli.train.candidates import find_checkpoints, find_resume
-from glm3cli.train.checkpointer import Store
+from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.flops import Utilisation
 from glm3cli.train.phases import Phase
 from glm3cli.train.report.history import History
@@ -98,9 +98,11 @@ def make_run(tmp_path):
     return make
 
 
-def store(run: Path, keep_last: int | None = None, num_bytes: int = 0) -> Store:
+def checkpointer(run: Path, keep_last: int | None = None, num_bytes: int = 0) -> Checkpointer:
     storage = Storage(rank=0, members=(0,), leaders=(0,), places=(f"here:{run}",))
-    return Store(run, TINY, run, run, keep_last, num_bytes, in_background=False, storage=storage)
+    return Checkpointer(
+        run, TINY, run, run, keep_last, num_bytes, in_background=False, storage=storage
+    )
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -161,13 +163,13 @@ def test_only_the_newest_checkpoints_are_kept(keep_last, left, make_run):
     run = make_run(3, 20, 100)
     (run / "iter_0000003" / "weights").touch()
     (run / "metrics.jsonl").touch()
-    store(run, keep_last)._prune(run / "iter_0000100", find_checkpoints(run))
+    checkpointer(run, keep_last)._prune(run / "iter_0000100", find_checkpoints(run))
     assert sorted(path.name for path in run.iterdir()) == sorted([*left, "metrics.jsonl"])
 
 
 def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(make_run):
     run = make_run(3, 10, 20, 100)
-    store(run, 1)._prune(run / "iter_0000010", find_checkpoints(run))
+    checkpointer(run, 1)._prune(run / "iter_0000010", find_checkpoints(run))
     assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000020", "iter_0000100"]
 
 
@@ -175,14 +177,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused(make_run):
     run = make_run(3)
     free = shutil.disk_usage(run).free
     with pytest.raises(CheckpointError, match=r"a checkpoint takes .* GiB, but .* GiB are free"):
-        store(run, num_bytes=free + 2**30).check_space()
-    store(run, num_bytes=1000).check_space()
+        checkpointer(run, num_bytes=free + 2**30).check_space()
+    checkpointer(run, num_bytes=1000).check_space()
 
 
 def test_parts_of_a_checkpoint_that_other_machines_lack_are_not_counted(make_run):
     run = make_run(3, 10, 17, 20)
     complete = [run / name for name in ("iter_0000003", "iter_0000010", "iter_0000020")]
-    store(run, 2)._prune(run / "iter_0000020", complete)
+    checkpointer(run, 2)._prune(run / "iter_0000020", complete)
     assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000017", "iter_0000020"]
 
 

@@ -30,7 +30,7 @@ from glm3cli.checkpoint.convert.transfer import Transfer, label
 from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, versions
 from glm3cli.checkpoint.files.staging import Flusher, check_target, remove_stale, staged, sync
 from glm3cli.checkpoint.layouts.companions import copy_companions
-from glm3cli.checkpoint.layouts.write_plan import Final, Plan
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
 from glm3cli.checkpoint.names import Layout, slots
 from glm3cli.checkpoint.source import StoredSource, open_source
 from glm3cli.config.convert import ConvertOptions
@@ -128,7 +128,7 @@ def _tell(followers: Sequence[Final], path: Path, end: int) -> None:
         follow(path, end)
 
 
-def _plan(source: StoredSource, options: ConvertOptions) -> Plan:
+def _plan(source: StoredSource, options: ConvertOptions) -> WritePlan:
     model = source.model
     if options.layout in ("mcore", "legacy"):
         options.parallel.check_fits(model)
@@ -136,11 +136,11 @@ def _plan(source: StoredSource, options: ConvertOptions) -> Plan:
         check_legacy(options.parallel, model)
     cast = None if options.dtype == "keep" else _DTYPES[options.dtype]
     dtypes = {slot: cast or source.dtype(*slot) for slot in slots(model.num_layers)}
-    plan = Plan(model, options.parallel, dtypes, options.shard_bytes)
-    return Plan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
+    plan = WritePlan(model, options.parallel, dtypes, options.shard_bytes)
+    return WritePlan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
 
 
-def _needs(source: StoredSource, plan: Plan, adapter: Adapter) -> Needs:
+def _needs(source: StoredSource, plan: WritePlan, adapter: Adapter) -> Needs:
     largest = 0
     for slot, dtype in plan.dtypes.items():
         on_the_way = torch.float32 if slot in adapter.pairs else source.dtype(*slot)

@@ -15,7 +15,7 @@ from torch import Tensor
 from glm3cli.checkpoint.adapter.reader import Adapter
 from glm3cli.checkpoint.convert.progress import PrivateMemory, Progress
 from glm3cli.checkpoint.convert.tensor_digests import digest
-from glm3cli.checkpoint.layouts.write_plan import Final, Plan, write
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, write
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.source import StoredSource
@@ -45,7 +45,7 @@ class Transfer:
         memory: The memory of this process, asked whenever a tensor is handed over.
     """
 
-    def __init__(self, source: StoredSource, plan: Plan, adapter: Adapter) -> None:
+    def __init__(self, source: StoredSource, plan: WritePlan, adapter: Adapter) -> None:
         self.source, self.plan, self.adapter = source, plan, adapter
         self.digests: dict[Slot, str] = {}
         self.non_finite = 0

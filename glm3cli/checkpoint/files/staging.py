@@ -18,10 +18,10 @@ _FLUSHED_BYTES = 2**27
 _log = logging.getLogger(__name__)
 
 
-Kind = Literal["model", "adapter"]
+TargetKind = Literal["model", "adapter"]
 
 
-def check_target(target: Path, source: Path, *, force: bool, kind: Kind = "model") -> None:
+def check_target(target: Path, source: Path, *, force: bool, kind: TargetKind = "model") -> None:
     """Checks that a `kind` may be written to `target`; free of side effects.
 
     Raises:
@@ -40,7 +40,7 @@ def check_target(target: Path, source: Path, *, force: bool, kind: Kind = "model
         raise ConfigError(f"{_existing_parent(new)} is a file", "give a folder elsewhere")
 
 
-def _check_replaceable(target: Path, kind: Kind) -> None:
+def _check_replaceable(target: Path, kind: TargetKind) -> None:
     """--force removes what it replaces, so a mistyped path must not cost anyone's other files."""
     advice = "remove it yourself, or choose another folder"
     if target.is_symlink() or not target.is_dir():
@@ -54,7 +54,7 @@ def _check_replaceable(target: Path, kind: Kind) -> None:
         )
 
 
-def _kind_of(folder: Path) -> Kind | None:
+def _kind_of(folder: Path) -> TargetKind | None:
     try:
         locate(folder)
     except CheckpointError:

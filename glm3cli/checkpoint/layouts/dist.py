@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from glm3cli.checkpoint.cuts import from_megatron
 from glm3cli.checkpoint.files.manifest import find_manifest
-from glm3cli.checkpoint.headers import Header, Problem, compare
+from glm3cli.checkpoint.headers import Header, TensorProblem, compare
 from glm3cli.checkpoint.layouts.embedded import MappedFile
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
@@ -109,7 +109,7 @@ class DistSource(StoredSource):
         self._mapped: dict[str, MappedFile] = {}
         self.problems = self._check()
 
-    def _check(self) -> list[Problem]:
+    def _check(self) -> list[TensorProblem]:
         expected: dict[str, tuple[int, ...]] = {}
         layers = self.model.num_layers
         for weight in WEIGHTS:
@@ -124,17 +124,17 @@ class DistSource(StoredSource):
         for name, header in self._headers.items():
             stored = sum(math.prod(part.sizes) for part in self._parts.get(name, []))
             if stored != math.prod(header.shape) and not is_ignored(name):
-                problems.append(Problem("missing", name, f"parts of {name} are missing"))
+                problems.append(TensorProblem("missing", name, f"parts of {name} are missing"))
         return problems
 
-    def _missing_files(self) -> list[Problem]:
+    def _missing_files(self) -> list[TensorProblem]:
         """The files with weights that aren't here; other machines of a training may have them."""
         present = {path.name for path in self.files()}
         missing = {part.file for parts in self._parts.values() for part in parts} - present
         noted = find_manifest(self.path, self.path)
         way = noted[1].way_to(missing) if noted else None
         return [
-            Problem("missing", name, f"{name} is missing" + (f": {way}" if way else ""))
+            TensorProblem("missing", name, f"{name} is missing" + (f": {way}" if way else ""))
             for name in sorted(missing)
         ]
 

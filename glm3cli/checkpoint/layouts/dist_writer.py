@@ -33,11 +33,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from glm3cli.checkpoint.cuts import to_megatron
 from glm3cli.checkpoint.layouts.hf_writer import bytes_of
-from glm3cli.checkpoint.layouts.write_plan import Final, Plan, Produce
+from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.names import Slot, Stage, slots
 
 
-def write_dist(folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
     """Writes the tensors, the (empty) extra states, and the two metadata files."""
     torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
     with warnings.catch_warnings():
@@ -74,7 +74,7 @@ class _Writer(FileSystemWriter):
 class _Planner(DefaultSavePlanner):
     """Plans one write per tensor and layer, and makes the tensor when its turn has come."""
 
-    def __init__(self, plan: Plan, produce: Produce, between: Callable[[], None]) -> None:
+    def __init__(self, plan: WritePlan, produce: Produce, between: Callable[[], None]) -> None:
         """Takes also what to call when a tensor has been written."""
         super().__init__(flatten_state_dict=False)
         self._plan, self._produce, self._between = plan, produce, between

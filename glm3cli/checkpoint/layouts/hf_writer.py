@@ -13,14 +13,16 @@ from pathlib import Path
 from torch import Tensor, uint8
 
 from glm3cli.checkpoint.layouts.hf import SAFETENSORS_DTYPES
-from glm3cli.checkpoint.layouts.write_plan import Final, Plan, Produce
+from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+def write_hf(
+    layout: HfLayout, folder: Path, plan: WritePlan, produce: Produce, final: Final
+) -> None:
     """Writes all tensors under their names in `layout`, shard by shard."""
     shards = list(_shards(plan))
     places: dict[str, str] = {}
@@ -37,7 +39,7 @@ def write_hf(layout: HfLayout, folder: Path, plan: Plan, produce: Produce, final
         (folder / SAFETENSORS_INDEX).write_text(text, encoding="utf-8")
 
 
-def _shards(plan: Plan) -> Iterator[list[Slot]]:
+def _shards(plan: WritePlan) -> Iterator[list[Slot]]:
     """The tensors of every shard; one larger than a shard gets a file of its own."""
     shard: list[Slot] = []
     size = 0
@@ -50,7 +52,7 @@ def _shards(plan: Plan) -> Iterator[list[Slot]]:
     yield shard
 
 
-def _header(layout: HfLayout, shard: list[Slot], plan: Plan) -> dict[str, object]:
+def _header(layout: HfLayout, shard: list[Slot], plan: WritePlan) -> dict[str, object]:
     """What the shard's header says about its tensors; those of one weight follow each other."""
     header: dict[str, object] = {}
     end = 0

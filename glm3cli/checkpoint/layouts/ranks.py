@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.cuts import join, piece_shape
-from glm3cli.checkpoint.headers import Header, Problem, compare
+from glm3cli.checkpoint.headers import Header, TensorProblem, compare
 from glm3cli.checkpoint.layouts import pickles
 from glm3cli.checkpoint.layouts.arguments import model_of, run_of
 from glm3cli.checkpoint.locate import Location
@@ -88,12 +88,12 @@ class RanksSource(StoredSource):
             values["layers_per_stage"] = ",".join(map(str, sizes))
         return ParallelConfig.parse(values)
 
-    def _check(self) -> list[Problem]:
+    def _check(self) -> list[TensorProblem]:
         problems = []
         total = sum(self._sizes.values())
         if total != self.model.num_layers:
             sentence = f"the files hold {total} layers, but the model has {self.model.num_layers}"
-            problems.append(Problem("missing", "layers", sentence))
+            problems.append(TensorProblem("missing", "layers", sentence))
         for (t, p), path in self._paths.items():
             for v, chunk in enumerate(self._chunks[t][p]):
                 found = {n: Header(tuple(x.shape), x.dtype) for n, x in chunk.items()}

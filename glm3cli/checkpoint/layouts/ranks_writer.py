@@ -15,7 +15,7 @@ from glm3cli.checkpoint.cuts import piece_shape, pieces_of
 from glm3cli.checkpoint.layouts.archive import Archive
 from glm3cli.checkpoint.layouts.arguments import arguments_of
 from glm3cli.checkpoint.layouts.ranks import FILE
-from glm3cli.checkpoint.layouts.write_plan import Final, Plan, Produce
+from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.locate import TRACKER
 from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch
@@ -24,7 +24,9 @@ from glm3cli.checkpoint.scratch import Scratch
 _ITERATION = 1
 
 
-def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+def write_ranks(
+    layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final
+) -> None:
     """Writes the tracker file and one file per tensor- and pipeline-parallel rank."""
     parallel, scratch = plan.parallel, Scratch()
     (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
@@ -49,7 +51,7 @@ def write_ranks(layout: Layout, folder: Path, plan: Plan, produce: Produce, fina
                 final(archive.path, archive.final)
 
 
-def _stage(layout: Layout, plan: Plan, p: int) -> tuple[dict[str, Any], list[Slot]]:
+def _stage(layout: Layout, plan: WritePlan, p: int) -> tuple[dict[str, Any], list[Slot]]:
     """The content of a stage's files without values, and its tensors in the content's order."""
     parallel = plan.parallel
     content: dict[str, Any] = {
@@ -65,7 +67,7 @@ def _stage(layout: Layout, plan: Plan, p: int) -> tuple[dict[str, Any], list[Slo
     return content, order
 
 
-def _chunk(layout: Layout, plan: Plan, p: int, v: int, order: list[Slot]) -> dict[str, Any]:
+def _chunk(layout: Layout, plan: WritePlan, p: int, v: int, order: list[Slot]) -> dict[str, Any]:
     """The (nested) dictionary of one chunk, with empty tensors; adds its slots to `order`."""
     chunk: dict[str, Any] = {}
     parallel = plan.parallel

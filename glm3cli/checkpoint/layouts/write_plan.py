@@ -18,7 +18,7 @@ Final = Callable[[Path, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class WritePlan:
     """What is to be written.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan:
         return max(self.dtypes.values(), key=list(self.dtypes.values()).count)
 
 
-def write(layout: Layout, folder: Path, plan: Plan, produce: Produce, final: Final) -> None:
+def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
     """Writes a whole model into the empty `folder`, asking `produce` for one tensor at a time."""
     from glm3cli.checkpoint.layouts.dist_writer import write_dist
     from glm3cli.checkpoint.layouts.hf_writer import write_hf

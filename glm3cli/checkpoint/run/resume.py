@@ -52,7 +52,7 @@ def save_request(
     state["optimizer_common"] = common_state(optimizer)
     state["progress"] = progress
     state["schedule_steps"] = scheduler.num_steps
-    state["grid"] = _layout(grid, len(chunks))
+    state["grid"] = _parallel_sizes(grid, len(chunks))
     state["rng"] = _sharded_rng(grid)
     _keep_queue_from_signals()
     request = dist_checkpointing.save(
@@ -101,7 +101,7 @@ def load_training(
         CheckpointError: The folder holds no training state, or is damaged.
     """
     common = _load_common(folder)
-    same_layout = common.get("grid") == _layout(grid, len(chunks))
+    same_layout = common.get("grid") == _parallel_sizes(grid, len(chunks))
     state = _sharded_weights(chunks)
     state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=True)
     if same_layout:
@@ -181,7 +181,7 @@ def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     }
 
 
-def _layout(grid: Grid, num_chunks: int) -> dict[str, int]:
+def _parallel_sizes(grid: Grid, num_chunks: int) -> dict[str, int]:
     sizes = {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "cp": grid.cp_size}
     return sizes | {"vpp": num_chunks}
 

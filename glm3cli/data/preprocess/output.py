@@ -23,7 +23,7 @@ from glm3cli.data.index_cache import indices_of
 from glm3cli.data.indexed import IndexedWriter, Mark
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.workers import Encoded, Problem
+from glm3cli.data.preprocess.workers import Encoded, RowProblem
 from glm3cli.errors import DataError
 
 _SECONDS_BETWEEN_NOTES = 10.0
@@ -207,7 +207,7 @@ class Output:
             if time.monotonic() - self._noted >= _SECONDS_BETWEEN_NOTES:
                 self._write_note()
 
-    def _write_problem(self, problem: Problem) -> None:
+    def _write_problem(self, problem: RowProblem) -> None:
         assert self._errors is not None
         self._errors.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
 

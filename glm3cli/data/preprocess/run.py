@@ -29,7 +29,7 @@ from glm3cli.data.preprocess.workers import (
     SHOWN_PROBLEMS,
     Encoded,
     Encoder,
-    Problem,
+    RowProblem,
     bad_rows_error,
     encode_all,
     problem_of,
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Progress:
+class PreprocessProgress:
     """How far a run is.
 
     Attributes:
@@ -85,7 +85,7 @@ class Summary:
 
 
 def preprocess(
-    config: PreprocessConfig, report: Callable[[Progress], None] = lambda progress: None
+    config: PreprocessConfig, report: Callable[[PreprocessProgress], None] = lambda progress: None
 ) -> Summary:
     """Turns the inputs into token files.
 
@@ -117,7 +117,7 @@ def preprocess(
         Output(config.output_prefix, names, samples or names, job, skips_bad=skips_bad) as output,
     ):
         if not output.is_finished:
-            progress = Progress(output.counts, output.counts.copy())
+            progress = PreprocessProgress(output.counts, output.counts.copy())
             _encode(config, tokenizer, files, handler, output, progress, report, start)
             if not output.counts.documents:
                 raise DataError(
@@ -174,8 +174,8 @@ def _encode(
     files: list[Path],
     handler: Handler,
     output: Output,
-    progress: Progress,
-    report: Callable[[Progress], None],
+    progress: PreprocessProgress,
+    report: Callable[[PreprocessProgress], None],
     start: float,
 ) -> None:
     """Fills the output with all that isn't in it yet."""
@@ -190,7 +190,7 @@ def _encode(
                 if encoded.damage:
                     raise encoded.damage
             elif encoded.damage:
-                encoded.problems.append(Problem(encoded.source, "", encoded.damage.message, ""))
+                encoded.problems.append(RowProblem(encoded.source, "", encoded.damage.message, ""))
             encoded.counts.bad_rows = len(encoded.problems)
             output.add(encoded, after.popleft())
             progress.seconds = time.perf_counter() - start
@@ -200,7 +200,7 @@ def _encode(
             report(progress)
 
 
-def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[Problem]:
+def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[RowProblem]:
     problems = list(encoded.problems)
     with contextlib.suppress(DataError):  # the input's own damage, further on
         for more in itertools.islice(following, _MORE_CHUNKS):

@@ -32,7 +32,7 @@ _SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
-class Problem:
+class RowProblem:
     """A row that didn't fit, and its beginning."""
 
     where: str
@@ -45,7 +45,7 @@ class Problem:
         return f"{self.where}: {named}{self.problem}"
 
 
-def bad_rows_error(problems: Sequence[Problem]) -> DataError:
+def bad_rows_error(problems: Sequence[RowProblem]) -> DataError:
     """The error that ends a run; shows the first few of the bad rows."""
     shown = "".join(f"\n  {problem}\n    {problem.row}" for problem in problems[:SHOWN_PROBLEMS])
     return DataError(
@@ -55,7 +55,7 @@ def bad_rows_error(problems: Sequence[Problem]) -> DataError:
 
 
 @dataclass
-class Part:
+class KeyPart:
     """What a chunk adds to one output key.
 
     Attributes:
@@ -81,10 +81,10 @@ class _Sequences:
         self._tokens += [np.asarray(ids, dtype=np.int32) for ids in document]
         self._sizes.append(len(document))
 
-    def part(self) -> Part:
+    def part(self) -> KeyPart:
         """All of it."""
         nothing = np.empty(0, dtype=np.int32)
-        return Part(
+        return KeyPart(
             np.concatenate([nothing, *self._tokens]),
             np.array([len(ids) for ids in self._tokens], dtype=np.int32),
             np.array(self._sizes, dtype=np.int64),
@@ -102,8 +102,8 @@ class Encoded:
 
     source: str
     position: int
-    keys: dict[str, Part] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    keys: dict[str, KeyPart] = field(default_factory=dict)
+    problems: list[RowProblem] = field(default_factory=list)
     damage: DataError | None = None
     counts: Counts = field(default_factory=Counts)
 
@@ -159,11 +159,11 @@ class Encoder:
         return self.handler.encode(row)
 
 
-def problem_of(chunk: Chunk, index: int, raw: Any, error: RowError) -> Problem:
+def problem_of(chunk: Chunk, index: int, raw: Any, error: RowError) -> RowProblem:
     """What is told of a bad row."""
     text = raw.decode("utf-8", "backslashreplace").strip() if isinstance(raw, bytes) else repr(raw)
     row = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
-    return Problem(chunk.where(index), error.field, error.problem, row)
+    return RowProblem(chunk.where(index), error.field, error.problem, row)
 
 
 def _counts_of(document: Document) -> Counts:

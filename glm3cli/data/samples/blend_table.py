@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm3cli.data.indexed import read_lengths
-from glm3cli.data.prefixes import Blend, Kind, instruction_file
+from glm3cli.data.prefixes import Blend, DataKind, instruction_file
 from glm3cli.data.samples.splits import document_ranges
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """One part of a blend.
 
     Attributes:
@@ -30,9 +30,9 @@ class Source:
     epochs: float
 
 
-def sources_of(
-    blend: Blend, kind: Kind, split: str, seq_length: int, num_samples: int
-) -> list[Source]:
+def data_sources(
+    blend: Blend, kind: DataKind, split: str, seq_length: int, num_samples: int
+) -> list[DataSource]:
     """Every part of a blend, for a training of `num_samples` samples.
 
     Raises:
@@ -52,11 +52,11 @@ def sources_of(
     for (prefix, documents, tokens), share in zip(parts, shares, strict=True):
         samples = share * num_samples
         epochs = samples * seq_length / tokens if kind == "pretrain" else samples / documents
-        found.append(Source(prefix, share, documents, tokens, round(samples), epochs))
+        found.append(DataSource(prefix, share, documents, tokens, round(samples), epochs))
     return found
 
 
-def table(sources: Sequence[Source]) -> str:
+def table(sources: Sequence[DataSource]) -> str:
     """The sources as lines of text."""
     width = max(len("data"), *(len(source.prefix) for source in sources))
     lines = [

@@ -1,7 +1,7 @@
 """Training samples: megatron-core's GPTDataset for text, and instruction samples of our own.
 
 A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32), each [seq_length];
-those of instructions have `numbers` (int64), which count the samples of a pack from 1.
+those of instructions have `segment_ids` (int64), which count the samples of a pack from 1.
 """
 
 import logging
@@ -267,11 +267,11 @@ class InstructionDataset:
         document = int(self._orders[epoch][place])
         tokens = self._padded(self._files["input_ids"][document][:-1], self._pad_id)
         labels = self._padded(self._files["labels"][document][1:], IGNORED_LABEL)
-        numbers = self._padded(self._files["attention_mask"][document][:-1], 0)
+        segment_ids = self._padded(self._files["attention_mask"][document][:-1], 0)
         mask = labels != IGNORED_LABEL
         return {
             "tokens": tokens,
-            "numbers": numbers,
+            "segment_ids": segment_ids,
             "labels": np.where(mask, labels, 0),
             "loss_mask": mask.astype(np.float32),
         }

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch.distributed as dist
 import xxhash
 
-from glm3cli.data.prefixes import Blend, Kind, file_names
+from glm3cli.data.prefixes import Blend, DataKind, file_names
 from glm3cli.errors import DataError
 from glm3cli.parallel.join import ranges
 
 _SAMPLE = 2**20  # bytes of a .bin that are looked at, at its start and at its end
 
 
-def check_same_data(blend: Blend, kind: Kind) -> None:
+def check_same_data(blend: Blend, kind: DataKind) -> None:
     """Compares the files of every rank; all ranks call it.
 
     Raises:
@@ -42,7 +42,7 @@ def check_same_data(blend: Blend, kind: Kind) -> None:
             )
 
 
-def fingerprint(prefix: str, kind: Kind) -> str:
+def fingerprint(prefix: str, kind: DataKind) -> str:
     """The bytes of the files of a prefix, and a hash of what is in them; nothing of their place."""
     total, digest = 0, xxhash.xxh3_64()
     for name in file_names(prefix, kind):

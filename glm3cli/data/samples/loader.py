@@ -21,14 +21,14 @@ class Batch:
     With context parallelism, s are this rank's positions.
 
     Attributes:
-        numbers: Which sample of its pack each position of the whole sequence belongs to, from 1
+        segment_ids: Which sample of its pack each position of the whole sequence belongs to, from 1
             (0 for padding); None where no sequence is a pack of several.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
-    numbers: Tensor | None = None
+    segment_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,10 @@ class Loader:
     def _batch(self, indices: range) -> Batch:
         samples = [self.dataset[index] for index in indices]
         keys = ["tokens", "labels", "loss_mask"]
-        if any(int(sample["numbers"].max()) > 1 for sample in samples if "numbers" in sample):
-            keys.append("numbers")
+        if any(
+            int(sample["segment_ids"].max()) > 1 for sample in samples if "segment_ids" in sample
+        ):
+            keys.append("segment_ids")
         tensors = {
             key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys
         }

@@ -12,7 +12,7 @@ from glm3cli.errors import ConfigError
 from glm3cli.plan.activations import saved_by_layer
 from glm3cli.plan.describe import advise
 from glm3cli.plan.estimate import predict
-from glm3cli.plan.fit import check_device, check_memory, kept_of
+from glm3cli.plan.fit import check_device, check_memory, saved_by_kernels
 from glm3cli.plan.memory import memory_of_stage
 from glm3cli.plan.search import (
     fits,
@@ -26,7 +26,7 @@ from glm3cli.plan.search import (
 from tests.support.tiny import train_config
 
 SIX_B = PRESETS["6b"]
-NPU = DEVICES["npu"].kept
+NPU = DEVICES["npu"].saved_for_backward
 CARD = find_chip("910b")
 MEMORY = 64 * 10**9
 
@@ -184,7 +184,7 @@ def test_what_fits_is_in_order_and_does_fit():
     seconds = [layout.time.seconds for layout in found.fitting]
     assert seconds == sorted(seconds)
     for layout in found.fitting:
-        layout.config.check_plan(SIX_B)
+        layout.config.check_sizes(SIX_B)
         assert fits(layout.peak, MEMORY)
         # The options that a user copies give the same plan.
         words = flags(layout.config).replace("--", "").replace("-", "_").split()
@@ -260,11 +260,14 @@ def test_a_run_that_the_device_here_cannot_hold_is_refused_unless_its_memory_is_
 
 def test_the_device_that_is_planned_for_is_the_chips_or_the_one_here(monkeypatch):
     monkeypatch.setattr("glm3cli.device.find", lambda: "npu")
-    assert kept_of(planned()) == NPU
-    assert kept_of(planned(device="cpu")) == DEVICES["cpu"].kept
-    assert kept_of(planned(device="cpu", device_memory="64GB")) == NPU
-    assert kept_of(planned(chip="A100")) == DEVICES["cuda"].kept
-    assert kept_of(train_config(device="cpu", device_memory="64GB")) == DEVICES["cpu"].kept
+    assert saved_by_kernels(planned()) == NPU
+    assert saved_by_kernels(planned(device="cpu")) == DEVICES["cpu"].saved_for_backward
+    assert saved_by_kernels(planned(device="cpu", device_memory="64GB")) == NPU
+    assert saved_by_kernels(planned(chip="A100")) == DEVICES["cuda"].saved_for_backward
+    assert (
+        saved_by_kernels(train_config(device="cpu", device_memory="64GB"))
+        == DEVICES["cpu"].saved_for_backward
+    )
 
 
 def test_if_recomputing_does_not_help_another_layout_is_named():

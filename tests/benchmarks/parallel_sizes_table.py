@@ -1,9 +1,9 @@
 """How far training at every layout is from one rank, as a table in Markdown.
 
-    python -m tests.benchmarks.layout_table
+    python -m tests.benchmarks.parallel_sizes_table
 
 trains the tiny model of the tests for twenty steps at every layout of
-tests/distributed/test_layouts.py, in fp32 on gloo ranks of this machine. Losses and gradient norms:
+tests/distributed/test_parallel_sizes.py, in fp32 on gloo ranks of this machine. Losses and gradient norms:
 the greatest relative difference of all steps. Weights at the end: of each, the norm of the
 difference over the norm of what training has changed, the greatest of all weights; and the greatest
 difference of an element.
@@ -12,7 +12,7 @@ difference of an element.
 from collections.abc import Sequence
 from contextlib import closing
 
-from tests.distributed.test_layouts import LAYOUTS, STEPS, distance
+from tests.distributed.test_parallel_sizes import LAYOUTS, STEPS, distance
 from tests.support.ranks import RankPool
 from tests.support.training import Trained, train_steps
 

@@ -11,7 +11,7 @@ from glm3cli.train.flops import Utilisation, flops_per_token
 from tests.support.tiny import TINY, train_config
 
 SIX_B = PRESETS["6b"]
-CPU = DEVICES["cpu"].kept
+CPU = DEVICES["cpu"].saved_for_backward
 
 
 @pytest.fixture(autouse=True)

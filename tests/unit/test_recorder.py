@@ -182,10 +182,10 @@ def test_what_is_planned_for_this_cpu_is_what_runs_on_it() -> None:
 
     options = {"seq_length": 32, "global_batch_size": 1}
     with open_grid(train_config(**options)) as grid:
-        _, trainer, loader = build(options, grid)
-        trainer.step(loader, 0)
+        _, train_step, loader = build(options, grid)
+        train_step.run(loader, 0)
         with recording() as real:
-            trainer.step(loader, 0)
+            train_step.run(loader, 0)
     work = record(kind="cpu", **options)
     planned = [*passes(work), *work.update]
     extra = Counter((one.name, one.bytes, one.flops) for one in real)

@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Parts:
+class Holdings:
     """What the storages have of a checkpoint.
 
     Attributes:
@@ -39,7 +39,7 @@ class Parts:
         return {name: entry for name, entry in self.files.items() if name not in self.held[index]}
 
 
-def find_parts(folder: Path, storage: Storage) -> Parts:
+def find_holdings(folder: Path, storage: Storage) -> Holdings:
     """Looks which files of a checkpoint are where; all ranks call it.
 
     A checkpoint without a manifest, of another program, is taken as it is.
@@ -54,20 +54,20 @@ def find_parts(folder: Path, storage: Storage) -> Parts:
     held = [names for _, names in found]
     entries = {place: entry for place, (entry, _) in zip(storage.places, found, strict=True)}
     if trouble := first(trouble):
-        return Parts({}, held, trouble)
+        return Holdings({}, held, trouble)
     known = [place for place, entry in entries.items() if entry]
     if not known:
         lacking = [place for place, names in zip(entries, held, strict=True) if not names]
         problem = f"it has no {MANIFEST}, and {', '.join(lacking)} lacks it" if lacking else None
-        return Parts({}, held, problem)
+        return Holdings({}, held, problem)
     if len({entry for entry in entries.values() if entry}) > 1:
-        return Parts({}, held, f"it is of different saves on {' and '.join(known)}")
+        return Holdings({}, held, f"it is of different saves on {' and '.join(known)}")
     manifest = _read(folder, storage, storage.leaders[storage.places.index(known[0])])
     if isinstance(manifest, str):
-        return Parts({}, held, manifest)
+        return Holdings({}, held, manifest)
     missing = sorted(set(manifest.files).difference(*held))
     files = manifest.files | {MANIFEST: next(filter(None, entries.values()))}
-    return Parts(files, held, _told(missing, manifest) if missing else None)
+    return Holdings(files, held, _told(missing, manifest) if missing else None)
 
 
 def _entry_of_manifest(folder: Path) -> FileEntry | None:
@@ -93,7 +93,7 @@ def _told(missing: Sequence[str], manifest: Manifest) -> str:
     return f"nobody has its {shown}{more}" + (f" ({way})" if way else "")
 
 
-def bring_together(folder: Path, parts: Parts, storage: Storage) -> tuple[int, int]:
+def bring_together(folder: Path, parts: Holdings, storage: Storage) -> tuple[int, int]:
     """Gives every storage the files that it lacks; all ranks call it.
 
     A file gets its name when it is complete, has the right digest, and is on the disk.
