@@ -102,6 +102,56 @@ def test_modules_and_all_that_they_offer_have_docstrings():
     assert bare == []
 
 
+# A sentence that begins so says nothing by itself: of what?
+RIDDLES = re.compile(r"(All of it|Of|In|On|As|By|For|From|With|Also|Until|At|Through|Where|When)\b")
+IS_TOLD = re.compile(r"\b(is|are|was|were) told\b")
+
+
+def is_dataclass(node: ast.ClassDef) -> bool:
+    names = [ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list]
+    return "dataclass" in names
+
+
+def docstrings(module: Module) -> Iterator[tuple[str, str]]:
+    """The docstrings of a module, and of all that it defines."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, Function | ast.ClassDef | ast.Module):
+            name = "" if isinstance(node, ast.Module) else node.name
+            if text := ast.get_docstring(node):
+                yield name, text
+
+
+def test_every_attribute_of_a_public_dataclass_is_explained():
+    missing = []
+    for name, module in MODULES.items():
+        for owner, node in public_definitions(module.tree.body):
+            if not (isinstance(node, ast.ClassDef) and is_dataclass(node)):
+                continue
+            listed = (ast.get_docstring(node) or "").partition("Attributes:")[2]
+            fields = [
+                part.target.id
+                for part in node.body
+                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+            ]
+            told = set(re.findall(r"^ *(\w+):", listed, re.M))
+            missing += [
+                f"{name}: {owner}.{field}"
+                for field in fields
+                if not field.startswith("_") and field not in told
+            ]
+    assert missing == []
+
+
+def test_docstrings_can_be_read_by_themselves():
+    found = [
+        f"{name}: {owner}: {text.splitlines()[0]}"
+        for name, module in MODULES.items()
+        for owner, text in docstrings(module)
+        if RIDDLES.match(text) or IS_TOLD.search(text)
+    ]
+    assert found == []
+
+
 def test_what_has_global_arguments_is_not_imported():
     forbidden = re.compile(r"megatron\.(training|legacy|post_training)\b|click\b")
     found = {name: [*filter(forbidden.match, imports_of(m.tree))] for name, m in MODULES.items()}

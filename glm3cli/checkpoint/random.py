@@ -8,7 +8,8 @@ from torch import Tensor
 
 from glm3cli.checkpoint.files.staging import staged
 from glm3cli.checkpoint.layouts.companions import copy_companions
-from glm3cli.checkpoint.layouts.write_plan import WritePlan, write
+from glm3cli.checkpoint.layouts.write_plan import WritePlan
+from glm3cli.checkpoint.layouts.writers import write
 from glm3cli.checkpoint.names import WEIGHTS, Weight, slots
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig

@@ -1,4 +1,4 @@
-"""Memory that is used again and again.
+"""Tensors as memory: buffers that are used again and again, and a tensor's bytes without a copy.
 
 A fresh piece of memory for every joined or cut tensor would have to be cleared by the operating
 system first, which takes longer than filling it.
@@ -16,6 +16,11 @@ from torch import Tensor
 Cat = Callable[[list[Tensor], int], Tensor]
 # The embedding and the output layer of a large model are as good as alone above it.
 _MOST_BYTES = 2**28
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's bytes, without a copy where it is contiguous."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class Scratch:

@@ -1,4 +1,4 @@
-"""`WeightSource`: where weights are read from, whatever the layout; `open_source` finds out which.
+"""`WeightSource`: where weights are read from, whatever the layout (see `layouts/opening`).
 
 Readers give canonical tensors (see `cuts`) one at a time, as views of mapped files wherever the
 layout allows it, so that a model larger than the memory can be read.
@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.headers import TensorProblem, refuse
-from glm3cli.checkpoint.locate import Location, locate
+from glm3cli.checkpoint.headers import TensorProblem
+from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import Layout, Weight
 from glm3cli.checkpoint.scratch import Cat
 from glm3cli.config.model import ModelConfig
@@ -71,33 +71,6 @@ class StoredSource(ABC):
     def reading_order(self) -> list[list[Path]]:
         """The files in the order in which the weights are read, those of a group side by side."""
         return [[path] for path in self.files()]
-
-
-def open_source(path: Path, *, check: bool = True) -> StoredSource:
-    """Opens the weights of a MODEL in any layout.
-
-    Args:
-        path: A folder in any layout, or a training run (its newest complete checkpoint).
-        check: Whether missing, unknown or misshapen tensors are refused now.
-
-    Raises:
-        CheckpointError: There are no weights, or they are damaged or don't fit the config.json.
-    """
-    from glm3cli.checkpoint.layouts.dist import DistSource
-    from glm3cli.checkpoint.layouts.hf import HfSource
-    from glm3cli.checkpoint.layouts.ranks import RanksSource
-
-    location = locate(Path(path))
-    source: StoredSource
-    if location.kind == "hf":
-        source = HfSource(location)
-    elif location.kind == "ranks":
-        source = RanksSource(location)
-    else:
-        source = DistSource(location)
-    if check:
-        refuse(source.path, source.problems)
-    return source
 
 
 def config_of(location: Location) -> ModelConfig:

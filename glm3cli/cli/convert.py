@@ -84,7 +84,7 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
     from glm3cli.checkpoint.convert.preflight import check_request
     from glm3cli.host.signals import stopped_by_sigterm
 
-    with stopped_by_sigterm("the conversion"):
+    with stopped_by_sigterm("the conversion", "nothing half-written is left; run it again"):
         check_request(config.source, config.target, options)
         # Huge pages for torch's tensors: cuts and joins get their memory twice as fast.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

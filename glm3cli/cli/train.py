@@ -15,6 +15,7 @@ from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, DataKind, check_files, is_raw, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
+from glm3cli.host.files import existing_parent
 from glm3cli.parallel.launch import is_speaker, run_here
 from glm3cli.plan.describe import advise
 from glm3cli.plan.describe import describe as describe_plan
@@ -157,7 +158,7 @@ def _find_tokenizer(config: TrainConfig) -> Path:
 
 
 def _check_save(save: Path) -> None:
-    existing = next(path for path in (save, *save.absolute().parents) if path.exists())
+    existing = existing_parent(save)
     if not existing.is_dir():
         raise ConfigError(f"--save {save}: {existing} is a file", "give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

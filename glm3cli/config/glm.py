@@ -3,13 +3,11 @@
 GLM-4 and others share the class with other shapes; what can't be a ChatGLM3 is refused.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from glm3cli.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from glm3cli.config.model import ModelConfig
 
 MODEL_TYPE = "glm"
 _BASE = 10_000.0
@@ -79,18 +77,18 @@ def _rope(raw: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def to_glm(model: "ModelConfig", dtype: str) -> dict[str, Any]:
+def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """A config.json that transformers 4 and 5 both read.
 
     Args:
-        model: The shape.
+        shape: The values of a `ModelConfig`.
         dtype: Type of the weights, as transformers calls it.
     """
-    rope = {"rope_theta": model.rotary_base, **{name: _FIXED[name] for name in _ROPE}}
+    rope = {"rope_theta": _BASE * shape["rope_ratio"], **{name: _FIXED[name] for name in _ROPE}}
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["GlmForCausalLM"],
-        **{name: getattr(model, ours) for ours, name in _FIELDS.items()},
+        **{name: shape[ours] for ours, name in _FIELDS.items()},
         **{name: value for name, value in _FIXED.items() if name not in _ROPE},
         "attention_dropout": 0.0,
         "rope_parameters": rope,

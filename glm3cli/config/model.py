@@ -148,7 +148,7 @@ class ModelConfig(Settings):
 
     def to_glm(self) -> dict[str, Any]:
         """The config.json of transformers' own GlmForCausalLM."""
-        return glm.to_glm(self, self._long_dtype)
+        return glm.to_glm(self.model_dump(), self._long_dtype)
 
     @property
     def _long_dtype(self) -> str:

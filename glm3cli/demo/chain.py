@@ -214,8 +214,8 @@ class Chain:
     def _export(self) -> tuple[str, bool]:
         import torch
 
+        from glm3cli.checkpoint.layouts.opening import open_source
         from glm3cli.checkpoint.names import slots
-        from glm3cli.checkpoint.source import open_source
 
         self._glm3("convert", "mg2hf", self._path("finetune"), self._path("export"))
         trained, exported = (open_source(self.folder / name) for name in ("finetune", "export"))

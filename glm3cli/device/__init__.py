@@ -9,9 +9,11 @@ from glm3cli.device.cpu import CpuDevice
 from glm3cli.device.cuda import CudaDevice
 from glm3cli.device.npu import NpuDevice
 
-__all__ = ["DEVICES", "Device", "find", "require_active", "select"]
+__all__ = ["DEVICES", "PACKAGES", "Device", "find", "require_active", "select"]
 
 DEVICES: dict[str, type[Device]] = {"npu": NpuDevice, "cuda": CudaDevice, "cpu": CpuDevice}
+# The packages on whose versions a run's numbers depend; a run's record names them.
+PACKAGES = ("torch", "megatron-core", "torch_npu")
 _devices: dict[str, Device] = {}
 
 

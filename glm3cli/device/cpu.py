@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ import torch
 from glm3cli.device.base import Device, require_active
 from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
+from glm3cli.host.memory import total_memory
 
 _CPU = torch.device("cpu")
 
@@ -151,21 +151,6 @@ def _accumulate(inputs: torch.Tensor, grads: torch.Tensor, main_grad: torch.Tens
         main_grad.add_(grads.t().matmul(inputs))
 
 
-# Of control groups, version 2 and 1 (kernel.org: cgroup-v2, memory controller).
-_MEMORY_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-
-
-def _read_limit(file: Path) -> int | None:
-    """The number in a file, or None where there is no file or no limit."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # "max" is no limit
-        return None
-
-
 class CpuDevice(Device):
     """The embedded default: every machine has one."""
 
@@ -210,9 +195,7 @@ class CpuDevice(Device):
 
     def memory(self) -> int:
         """This rank's share of the machine's memory, or of what its container may use."""
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        limits = [whole, *filter(None, map(_read_limit, _MEMORY_LIMITS))]
-        return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def chip(self) -> str:
         """The processor's architecture: there is no table of processors."""

@@ -4,12 +4,13 @@ import difflib
 import importlib.util
 import json
 import os
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from glm3cli.config.evaluation import HarnessConfig
 from glm3cli.errors import ConfigError
-from glm3cli.evals.results import find_versions, write_json
+from glm3cli.evals.results import PACKAGES
+from glm3cli.host.files import write_json
+from glm3cli.host.versions import versions
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
             "is_score": config.limit is None,
             **_plain(found),
             "settings": {**config.to_options(), "world_size": engine.grid.world_size},
-            "versions": find_versions() | {"lm-eval": metadata.version("lm-eval")},
+            "versions": versions(*PACKAGES, "lm-eval"),
         }
         write_json(config.output, result)
     return result, "\n".join(tables)

@@ -1,18 +1,14 @@
-"""The result of a benchmark: counts, averages, and the file they are written to."""
+"""The result of a benchmark: counts, averages, and what results.json holds."""
 
-import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from glm3cli import __version__
 from glm3cli.evals.suite import Suite
 
-_PACKAGES = ("torch", "megatron-core", "numpy", "sentencepiece")
+# Packages on which a score may depend; their versions stand in the result.
+PACKAGES = ("torch", "megatron-core", "numpy", "sentencepiece")
 
 
 @dataclass(frozen=True)
@@ -124,19 +120,3 @@ def mean_accuracy(tallies: Iterable[Tally]) -> float:
     """The mean of accuracies, each of the same weight."""
     accuracies = [one["accuracy"] for one in tallies]
     return math.fsum(accuracies) / len(accuracies)
-
-
-def find_versions() -> dict[str, str]:
-    """Versions of glm3 and of the packages that a score may depend on."""
-    return {"glm3": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` aside and renames it, so that `path` is whole or as it was."""
-    partial = path.with_name(path.name + ".writing")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

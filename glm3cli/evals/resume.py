@@ -12,6 +12,7 @@ from glm3cli.checkpoint.locate import locate
 from glm3cli.config.evaluation import EvalConfig
 from glm3cli.errors import ConfigError
 from glm3cli.evals.results import Answer
+from glm3cli.host.files import write_text
 
 # Options that leave every answer what it is; the prompts themselves are in the key.
 _IRRELEVANT = {"output", "json", "resume", "nproc", "batch_size", "data_dir"}
@@ -64,9 +65,7 @@ class AnswerFile:
 
     def start(self, answers: Mapping[Key, Answer]) -> None:
         """Begins the file anew with these answers."""
-        partial = self.path.with_name(self.path.name + ".writing")
-        partial.write_text(json.dumps({"key": self._key}) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, json.dumps({"key": self._key}) + "\n")
         self.add(answers)
 
     def add(self, answers: Mapping[Key, Answer]) -> None:

@@ -9,19 +9,20 @@ from glm3cli.config.evaluation import EvalConfig
 from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
 from glm3cli.evals.questions import Subject
 from glm3cli.evals.results import (
+    PACKAGES,
     Answer,
     EvalResult,
     QuestionResult,
     Tally,
-    find_versions,
     mean_accuracy,
     tally,
     tally_categories,
     tally_subjects,
-    write_json,
 )
 from glm3cli.evals.resume import AnswerFile, Key, run_key
 from glm3cli.evals.suite import Suite
+from glm3cli.host.files import write_json
+from glm3cli.host.versions import versions
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -213,5 +214,5 @@ def build_result(
         questions=questions,
         prompt_sha256=hash_texts(prompt.text for prompt in prompts),
         settings=config.to_options(),
-        versions=find_versions(),
+        versions=versions(*PACKAGES),
     )

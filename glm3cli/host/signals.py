@@ -1,4 +1,7 @@
-"""What SIGTERM and SIGINT do to a conversion: they end it by an exception, so that it tidies up."""
+"""What SIGTERM and SIGINT do to work on files: they end it by an exception, so that it tidies up.
+
+Training answers signals in its own way, after a save: see train/signals.py.
+"""
 
 import signal
 import threading
@@ -13,15 +16,23 @@ _HELD = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stopped_by_sigterm(what: str) -> Iterator[None]:
+def stopped_by_sigterm(what: str, hint: str) -> Iterator[None]:
     """Within the block SIGTERM raises, as SIGINT does by itself.
 
+    Only the main thread can answer signals; in another one the block changes nothing.
+
+    Args:
+        what: The name of what is stopped.
+        hint: What the user can do then.
+
     Raises:
-        StoppedError: SIGTERM came; `what` is the name of what it stopped.
+        StoppedError: SIGTERM came.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        hint = "nothing half-written is left; run it again"
         raise StoppedError(f"{what} was stopped by SIGTERM", hint)
 
     previous = signal.signal(signal.SIGTERM, stop)

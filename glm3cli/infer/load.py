@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.locate import locate
-from glm3cli.checkpoint.source import open_source
 from glm3cli.config.inference import InferenceConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.data.tokens.tokenizer import Tokenizer

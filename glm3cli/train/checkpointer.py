@@ -22,6 +22,7 @@ from glm3cli.checkpoint.run.holdings import find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble, load_training, save_request
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.host.files import existing_parent
 from glm3cli.parallel.storage import Storage, together
 from glm3cli.train.candidates import assemble, find_checkpoints
 from glm3cli.train.state import State
@@ -60,7 +61,7 @@ class Checkpointer:
         Raises:
             CheckpointError: It doesn't.
         """
-        free = shutil.disk_usage(next(p for p in (self.run, *self.run.parents) if p.exists())).free
+        free = shutil.disk_usage(existing_parent(self.run)).free
         if free < self.num_bytes:
             raise CheckpointError(
                 f"--save {self.run}: a checkpoint takes {self.num_bytes / 2**30:.1f} GiB, but "

@@ -15,8 +15,9 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, DataKind
 from glm3cli.data.samples.blend_table import data_sources
 from glm3cli.data.samples.identity import check_same_data
-from glm3cli.device import require_active
-from glm3cli.device.doctor.diagnose import versions
+from glm3cli.device import PACKAGES, require_active
+from glm3cli.host.files import write_text
+from glm3cli.host.versions import versions
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, together
 from glm3cli.plan.describe import checkpoint_bytes
@@ -111,7 +112,7 @@ def _run(
         dp=grid.dp_size,
         cp=grid.cp_size,
         environment=require_active().settings(),
-        **versions(),
+        **versions(*PACKAGES),
         unsaid={"sources": _sources(config, kind, blend)},
     )
     state = State() if resume is None else checkpointer.load(resume, parts.train_step, metrics)
@@ -135,6 +136,5 @@ def write_run_file(config: TrainConfig) -> None:
     """Writes RUN/run.yaml, every option with its resolved value; `--config` reads it back."""
     config.save.mkdir(parents=True, exist_ok=True)
     options = {key: value for key, value in config.to_options().items() if value is not None}
-    partial = config.save / ".run.yaml.partial"
-    partial.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), "utf-8")
-    partial.replace(config.save / "run.yaml")
+    text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    write_text(config.save / "run.yaml", text)

@@ -12,10 +12,11 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.load import load_weights
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.random import RandomSource
-from glm3cli.checkpoint.source import WeightSource, open_source
+from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend, DataKind

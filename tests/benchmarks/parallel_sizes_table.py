@@ -1,10 +1,10 @@
-"""How far training at every layout is from one rank, as a table in Markdown.
+"""How far training at all parallel sizes is from one rank, as a table in Markdown.
 
     python -m tests.benchmarks.parallel_sizes_table
 
-trains the tiny model of the tests for twenty steps at every layout of
-tests/distributed/test_parallel_sizes.py, in fp32 on gloo ranks of this machine. Losses and gradient norms:
-the greatest relative difference of all steps. Weights at the end: of each, the norm of the
+trains the tiny model of the tests for twenty steps at all parallel sizes of
+tests/distributed/test_parallel_sizes.py, in fp32 on gloo ranks of this machine. Losses and gradient
+norms: the greatest relative difference of all steps. Weights at the end: of each, the norm of the
 difference over the norm of what training has changed, the greatest of all weights; and the greatest
 difference of an element.
 """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glm3cli.checkpoint.convert.convert import convert
-from glm3cli.checkpoint.source import open_source
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 from tests.support.ranks import RankPool
@@ -23,8 +23,8 @@ def load(dist: Path, hf: Path, tp: int, pp: int) -> list[str]:
     from megatron.core.transformer import TransformerConfig
 
     from glm3cli.checkpoint.cuts import cut
+    from glm3cli.checkpoint.layouts.opening import open_source
     from glm3cli.checkpoint.names import Stage, slots
-    from glm3cli.checkpoint.source import open_source
 
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel(tp, pp)
@@ -93,8 +93,8 @@ def save(dist: Path, hf: Path, cuts: dict[str, int]) -> None:
     import torch
     from megatron.core import dist_checkpointing
 
+    from glm3cli.checkpoint.layouts.opening import open_source
     from glm3cli.checkpoint.load import load_weights
-    from glm3cli.checkpoint.source import open_source
     from glm3cli.config.parallel import ParallelConfig
     from glm3cli.model.build import build_chunks, transformer_config, unwrap
     from glm3cli.parallel.groups import open_grid

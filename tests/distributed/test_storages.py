@@ -11,8 +11,8 @@ import pytest
 from glm3cli.checkpoint.convert.check import check
 from glm3cli.checkpoint.convert.inspect import inspect
 from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.run import parts
-from glm3cli.checkpoint.source import open_source
 from glm3cli.errors import CheckpointError
 from glm3cli.parallel.storage import _distinct
 from tests.support.ranks import RankPool

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glm3cli.checkpoint.convert.convert import convert
-from glm3cli.checkpoint.source import open_source
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
 from tests.support.checkpoints import assert_same, read_all

@@ -26,7 +26,7 @@ def _differences(options: dict[str, Any]) -> dict[str, float]:
     import torch
     from safetensors.torch import load_file
 
-    from glm3cli.checkpoint.source import open_source
+    from glm3cli.checkpoint.layouts.opening import open_source
     from glm3cli.config.parallel import ParallelConfig
     from glm3cli.infer.engine import Engine
     from glm3cli.infer.sampling import Sampling

@@ -5,8 +5,8 @@ Tolerance 1e-4, as in test_golden_logits.
 
 import torch
 
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import WEIGHTS, slots
-from glm3cli.checkpoint.source import open_source
 from glm3cli.config.model import ModelConfig
 from glm3cli.model.plain import plain_logits
 from tests.support import reference

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import WEIGHTS, Stage, slots
-from glm3cli.checkpoint.source import open_source
 from glm3cli.config.model import ModelConfig
 from tests.support.weights import weights_of
 

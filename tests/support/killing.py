@@ -55,7 +55,7 @@ def run_conversion(
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with log.open("a") as stream, contextlib.redirect_stderr(stream):
         try:
-            with stopped_by_sigterm("the conversion"):
+            with stopped_by_sigterm("the conversion", "nothing half-written is left; run it again"):
                 print("begins", file=stream, flush=True)
                 convert(source, target, options)
         except Glm3Error as error:

@@ -64,7 +64,7 @@ def _nurse(orders: Connection, address: str) -> None:
     on_cpu()
     # What every rank needs, and megatron-core beneath it. Only imports: threads, of torch or of
     # gloo, would not live on in the ranks.
-    for part in ("train.setup", "checkpoint.load", "checkpoint.resume", "infer.engine"):
+    for part in ("train.setup", "checkpoint.load", "checkpoint.run.resume", "infer.engine"):
         importlib.import_module(f"glm3cli.{part}")
     gc.freeze()  # what the ranks inherit needn't be looked through after each of their jobs
     context = multiprocessing.get_context("fork")

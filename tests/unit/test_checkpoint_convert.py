@@ -11,7 +11,7 @@ from safetensors import safe_open
 from glm3cli.checkpoint.adapter.reader import Adapter
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.logits import logits_difference
-from glm3cli.checkpoint.source import open_source
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.inspect import inspect
 from glm3cli.checkpoint.convert.preflight import check_request
-from glm3cli.checkpoint.source import open_source
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig

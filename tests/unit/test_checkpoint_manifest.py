@@ -227,30 +227,6 @@ def test_too_little_disk(hf, tmp_path, monkeypatch):
 
 
 def test_too_little_memory(hf, tmp_path, monkeypatch):
-    monkeypatch.setattr(needs, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(needs, "available_memory", lambda: 1000)
     with pytest.raises(ConfigError, match=r"of memory, but only 0\.00 GB is available"):
         convert(hf, tmp_path / "new", OPTIONS["dist"])
-
-
-V2, V1 = ("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")
-GROUPS = {
-    "none": ("", {}, None),
-    "no limit": ("0::/\n", {"": (V2, "max", 1000)}, None),
-    "version 2": ("0::/\n", {"": (V2, "5000", 1000)}, 4000),
-    "a group within": ("0::/a/b\n", {"a/b": (V2, "5000", 1000), "": (V2, "max", 0)}, 4000),
-    "a tighter one around": ("0::/a/b\n", {"a/b": (V2, "5000", 1), "a": (V2, "900", 500)}, 400),
-    "a path of the host": ("0::/host/x\n", {"": (V2, "5000", 1000)}, 4000),
-    "version 1": ("4:cpu,memory:/a\n0::/\n", {"memory/a": (V1, "5000", 1000)}, 4000),
-}
-
-
-@pytest.mark.parametrize(("own", "groups", "left"), GROUPS.values(), ids=GROUPS)
-def test_a_container_limits_the_memory(tmp_path, monkeypatch, own, groups, left):
-    monkeypatch.setattr(needs, "_CGROUP", tmp_path)
-    monkeypatch.setattr(needs, "_OWN_CGROUPS", tmp_path / "own")
-    (tmp_path / "own").write_text(own)
-    for name, ((limit, used), most, amount) in groups.items():
-        (tmp_path / name).mkdir(parents=True, exist_ok=True)
-        (tmp_path / name / limit).write_text(f"{most}\n")
-        (tmp_path / name / "memory.stat").write_text(f"rss 7\n{used} {amount}\nfile 77\n")
-    assert needs._cgroup_memory() == left

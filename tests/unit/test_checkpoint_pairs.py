@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import Layout
-from glm3cli.checkpoint.source import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from glm3cli.checkpoint.convert import transfer
 from glm3cli.checkpoint.convert.convert import convert
-from glm3cli.checkpoint.source import open_source
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError

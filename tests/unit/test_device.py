@@ -7,6 +7,7 @@ import torch
 
 from glm3cli.device import DEVICES, cpu, find, require_active, select
 from glm3cli.errors import DeviceError
+from glm3cli.host import memory
 from tests.support.stand_ins import run, stand_in
 
 # --- the CPU ---
@@ -83,15 +84,14 @@ def test_the_cpu_is_one_device_for_every_rank(monkeypatch):
 
 def test_ranks_on_the_cpu_share_what_the_machine_or_its_container_has(monkeypatch, tmp_path):
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
-    monkeypatch.setattr(cpu, "_MEMORY_LIMITS", limits)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "memory.stat").write_text("anon 7\n")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert select("cpu").memory() == whole
-    limits[0].write_text("max\n")
-    limits[1].write_text(f"{2**62}\n")
-    assert select("cpu").memory() == whole
-    limits[0].write_text("4096\n")
-    assert select("cpu").memory() == 4096
+    for told, expected in (("max", whole), (str(2**62), whole), ("4096", 4096)):
+        (tmp_path / "memory.max").write_text(f"{told}\n")
+        assert select("cpu").memory() == expected
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert select("cpu").memory() == 1024
 

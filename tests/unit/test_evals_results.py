@@ -1,8 +1,6 @@
 """Counts and averages against numbers worked out by hand."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,6 @@ from glm3cli.evals.results import (
     tally,
     tally_categories,
     tally_subjects,
-    write_json,
 )
 
 
@@ -73,12 +70,3 @@ def test_tables_hold_every_subject_once() -> None:
     for suite in (MMLU, CEVAL):
         names = [name for subjects in suite.categories.values() for name in subjects]
         assert len(set(names)) == len(names)
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    write_json(path, {"x": 1 / 3})
-    assert json.loads(path.read_text()) == {"x": 1 / 3}
-    with pytest.raises(TypeError):
-        write_json(path, {"x": object()})
-    assert json.loads(path.read_text()) == {"x": 1 / 3}

@@ -18,8 +18,8 @@ from torch import Tensor
 from glm3cli.checkpoint.adapter.config import CONFIG, AdapterConfig, read_adapter_config
 from glm3cli.checkpoint.adapter.reader import WEIGHTS_FILE, Adapter, Pair, modules_in, open_adapter
 from glm3cli.checkpoint.files.staging import check_target, staged
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import HfLayout
-from glm3cli.checkpoint.source import open_source
 from glm3cli.config.model import ModelConfig
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from glm3cli.checkpoint.convert.progress import Progress
 from glm3cli.checkpoint.convert.tensor_digests import FileDigests, all_digests, slot_name
 from glm3cli.checkpoint.files.manifest import MANIFEST, Manifest, find_manifest, read_manifest
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.locate import locate
-from glm3cli.checkpoint.source import StoredSource, open_source
+from glm3cli.checkpoint.source import StoredSource
 from glm3cli.errors import CheckpointError, ConfigError
 
 _SHOWN = 5

@@ -27,15 +27,17 @@ from glm3cli.checkpoint.convert.tensor_digests import (
     tensor_digests,
 )
 from glm3cli.checkpoint.convert.transfer import Transfer, label
-from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, versions
-from glm3cli.checkpoint.files.staging import Flusher, check_target, remove_stale, staged, sync
+from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, manifest_versions
+from glm3cli.checkpoint.files.staging import Flusher, check_target, remove_stale, staged
 from glm3cli.checkpoint.layouts.companions import copy_companions
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
 from glm3cli.checkpoint.names import Layout, slots
-from glm3cli.checkpoint.source import StoredSource, open_source
+from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.errors import CheckpointError
+from glm3cli.host.files import sync
 from glm3cli.host.signals import started_pool
 
 _DTYPES: dict[DType, torch.dtype] = {
@@ -226,7 +228,7 @@ def _manifest(
             "dtype": options.dtype,
             "lora": str(options.lora.absolute()) if options.lora else None,
         },
-        versions=versions(),
+        versions=manifest_versions(),
         verified=options.verify,
         non_finite=transfer.non_finite,
         files=files,

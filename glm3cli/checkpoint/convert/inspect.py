@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from glm3cli.checkpoint.files.manifest import find_manifest
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import WEIGHTS, Layout, Stage, Weight
-from glm3cli.checkpoint.source import StoredSource, open_source
+from glm3cli.checkpoint.source import StoredSource
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import psutil
-
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -51,25 +49,3 @@ class Progress:
         seconds = time.monotonic() - self._start
         done, total = self._done / 1e9, self._total / 1e9
         sys.stderr.write(f"{self._label}: {done:.2f} of {total:.2f} GB, {seconds:.0f} s\n")
-
-
-class PrivateMemory:
-    """The private (not file-backed) memory of this process.
-
-    Attributes:
-        peak: The highest value at the times it was asked for.
-    """
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self.peak = 0
-
-    def sample(self) -> int:
-        """The bytes now; of everything where the system doesn't tell them apart.
-
-        Mapped pages of a source file can be dropped at any time, so they don't count.
-        """
-        memory = self._process.memory_info()
-        now = int(memory.rss - getattr(memory, "shared", 0))
-        self.peak = max(self.peak, now)
-        return now

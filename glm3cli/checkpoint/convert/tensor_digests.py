@@ -15,9 +15,8 @@ import xxhash
 from torch import Tensor
 
 from glm3cli.checkpoint.convert.pace import Pace
-from glm3cli.checkpoint.layouts.hf_writer import bytes_of
 from glm3cli.checkpoint.names import Slot, slots
-from glm3cli.checkpoint.scratch import Scratch
+from glm3cli.checkpoint.scratch import Scratch, bytes_of
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.host.signals import started_pool
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.adapter.reader import Adapter
-from glm3cli.checkpoint.convert.progress import PrivateMemory, Progress
+from glm3cli.checkpoint.convert.progress import Progress
 from glm3cli.checkpoint.convert.tensor_digests import digest
-from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, write
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
+from glm3cli.checkpoint.layouts.writers import write
 from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
 from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.source import StoredSource
+from glm3cli.host.memory import PrivateMemory
 from glm3cli.host.signals import started_pool
 
 _log = logging.getLogger(__name__)

@@ -3,17 +3,15 @@
 Free of torch.
 """
 
-import functools
 import json
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from glm3cli import __version__
 from glm3cli.errors import CheckpointError
+from glm3cli.host.versions import versions
 
 MANIFEST = "glm3-manifest.json"
 _FORMAT = 2  # 1 had the SHA-256 of the tensors
@@ -70,11 +68,9 @@ class Manifest:
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-@functools.cache
-def versions() -> dict[str, str]:
+def manifest_versions() -> dict[str, str]:
     """The versions that a manifest names."""
-    installed = {name: version(name) for name in _PACKAGES}
-    return {"glm3": __version__, "python": platform.python_version()} | installed
+    return versions(*_PACKAGES) | {"python": platform.python_version()}
 
 
 def find_manifest(path: Path, weights: Path) -> tuple[Path, Manifest] | None:

@@ -12,6 +12,7 @@ from typing import Literal, Self
 from glm3cli.checkpoint.adapter.config import CONFIG as ADAPTER_CONFIG
 from glm3cli.checkpoint.locate import locate
 from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.host.files import existing_parent, sync, sync_one
 from glm3cli.host.signals import signals_held, started_pool
 
 _FLUSHED_BYTES = 2**27
@@ -36,8 +37,8 @@ def check_target(target: Path, source: Path, *, force: bool, kind: TargetKind = 
         if not force:
             raise ConfigError(f"{target} exists", "choose another folder, or replace it by --force")
         _check_replaceable(target, kind)
-    elif not _existing_parent(new).is_dir():
-        raise ConfigError(f"{_existing_parent(new)} is a file", "give a folder elsewhere")
+    elif not existing_parent(new.parent).is_dir():
+        raise ConfigError(f"{existing_parent(new.parent)} is a file", "give a folder elsewhere")
 
 
 def _check_replaceable(target: Path, kind: TargetKind) -> None:
@@ -186,23 +187,3 @@ class Flusher:
 
     def __exit__(self, *_error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-def sync(folder: Path) -> None:
-    """Waits until everything below `folder` is on the disk."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        sync_one(path)
-    sync_one(folder)
-
-
-def sync_one(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.parents if parent.exists())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
-from glm3cli.checkpoint.layouts.hf_writer import bytes_of
+from glm3cli.checkpoint.scratch import bytes_of
 
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
 _CENTRAL_HEADER = 46

@@ -32,9 +32,9 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from glm3cli.checkpoint.cuts import to_megatron
-from glm3cli.checkpoint.layouts.hf_writer import bytes_of
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.names import Slot, Stage, slots
+from glm3cli.checkpoint.scratch import bytes_of
 
 
 def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:

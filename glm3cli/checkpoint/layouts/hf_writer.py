@@ -10,12 +10,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor, uint8
-
 from glm3cli.checkpoint.layouts.hf import SAFETENSORS_DTYPES
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
+from glm3cli.checkpoint.scratch import bytes_of
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -82,8 +81,3 @@ def _write_shard(
             file.write(bytes_of(produce(weight, layer)))
             file.flush()
             final(path, file.tell())
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, without a copy where it is contiguous."""
-    return tensor.contiguous().view(-1).view(uint8).numpy().data

@@ -1,9 +1,17 @@
-"""The shape of a MODEL in any layout; imports torch only where the weights alone can tell it."""
+"""Opens a MODEL: finds out its layout and gives its reader, or its shape alone.
 
+torch is imported only where weights are read.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.locate import Location, locate
 from glm3cli.config.model import ModelConfig
+
+if TYPE_CHECKING:
+    from glm3cli.checkpoint.source import StoredSource
 
 
 def read_shape(path: Path) -> ModelConfig:
@@ -15,6 +23,31 @@ def read_shape(path: Path) -> ModelConfig:
     location = locate(path)
     if location.config is not None:
         return ModelConfig.from_file(location.config)
-    from glm3cli.checkpoint.source import open_source
+    return open_source(path).model  # only the weights themselves can tell
 
-    return open_source(path).model
+
+def open_source(path: Path, *, check: bool = True) -> "StoredSource":
+    """Opens the weights of a MODEL in any layout.
+
+    Args:
+        path: A folder in any layout, or a training run (its newest complete checkpoint).
+        check: Whether missing, unknown or misshapen tensors are refused now.
+
+    Raises:
+        CheckpointError: There are no weights, or they are damaged or don't fit the config.json.
+    """
+    from glm3cli.checkpoint.headers import refuse
+    from glm3cli.checkpoint.layouts.dist import DistSource
+    from glm3cli.checkpoint.layouts.hf import HfSource
+    from glm3cli.checkpoint.layouts.ranks import RanksSource
+
+    location = locate(Path(path))
+    readers: dict[str, Callable[[Location], StoredSource]] = {
+        "hf": HfSource,
+        "ranks": RanksSource,
+        "dist": DistSource,
+    }
+    source = readers[location.kind](location)
+    if check:
+        refuse(source.path, source.problems)
+    return source

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.names import Layout, Slot, Weight
+from glm3cli.checkpoint.names import Slot, Weight
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 
@@ -44,17 +44,3 @@ class WritePlan:
     def main_dtype(self) -> torch.dtype:
         """The type of most weights."""
         return max(self.dtypes.values(), key=list(self.dtypes.values()).count)
-
-
-def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
-    """Writes a whole model into the empty `folder`, asking `produce` for one tensor at a time."""
-    from glm3cli.checkpoint.layouts.dist_writer import write_dist
-    from glm3cli.checkpoint.layouts.hf_writer import write_hf
-    from glm3cli.checkpoint.layouts.ranks_writer import write_ranks
-
-    if layout == "chatglm" or layout == "glm":
-        write_hf(layout, folder, plan, produce, final)
-    elif layout == "dist":
-        write_dist(folder, plan, produce, final)
-    else:
-        write_ranks(layout, folder, plan, produce, final)

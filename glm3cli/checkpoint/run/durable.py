@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.checkpoint.convert.tensor_digests import file_digest
-from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, versions
-from glm3cli.checkpoint.files.staging import sync, sync_one
+from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, manifest_versions
 from glm3cli.checkpoint.run.exchange import exchange
+from glm3cli.host.files import sync, sync_one
 from glm3cli.parallel.storage import Storage, first, tell, together
 
 _DIGESTS = ".digests-{}.json"
@@ -127,7 +127,7 @@ def _describe(
     Manifest(
         source=source,
         settings={},
-        versions=versions(),
+        versions=manifest_versions(),
         verified=False,
         non_finite=0,
         files=dict(sorted((files | common).items())),

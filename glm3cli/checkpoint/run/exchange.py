@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from glm3cli.checkpoint.files.manifest import FileEntry
-from glm3cli.checkpoint.layouts.hf_writer import bytes_of
+from glm3cli.checkpoint.scratch import bytes_of
 from glm3cli.device import require_active
 from glm3cli.errors import CheckpointError
 from glm3cli.parallel.storage import Storage, together

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from glm3cli.checkpoint.convert.tensor_digests import file_digest
 from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, read_manifest
-from glm3cli.checkpoint.files.staging import sync, sync_one
 from glm3cli.checkpoint.run.exchange import exchange
 from glm3cli.errors import CheckpointError
+from glm3cli.host.files import sync, sync_one
 from glm3cli.parallel.storage import Storage, first, tell, together
 
 _SHOWN = 3

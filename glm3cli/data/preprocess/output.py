@@ -25,6 +25,7 @@ from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.job import Job
 from glm3cli.data.preprocess.workers import Encoded, RowProblem
 from glm3cli.errors import DataError
+from glm3cli.host.files import write_json
 
 _SECONDS_BETWEEN_NOTES = 10.0
 _ERRORS, _NOTE, _RECORD, _LOCK = "errors.jsonl", "note.json", "record.json", "lock"
@@ -340,13 +341,3 @@ def _folder(prefix: Path, names: Mapping[str, str]) -> Path:
 def _record(prefix: Path, names: Mapping[str, str]) -> Path:
     """The statistics of the run that has written the files of these names."""
     return prefix.with_name(f".{next(iter(names.values()))}.{_RECORD}")
-
-
-def write_json(path: Path, values: object) -> None:
-    """Writes a JSON file that is complete or as it was."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        json.dump(values, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

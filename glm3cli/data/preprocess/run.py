@@ -3,15 +3,12 @@
 import contextlib
 import itertools
 import logging
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
@@ -35,7 +32,8 @@ from glm3cli.data.preprocess.workers import (
     problem_of,
 )
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from glm3cli.errors import CheckpointError, DataError, StoppedError
+from glm3cli.errors import CheckpointError, DataError
+from glm3cli.host.signals import stopped_by_sigterm
 
 # After the first bad row, how many chunks are searched for more to show.
 _MORE_CHUNKS = 8
@@ -113,7 +111,7 @@ def preprocess(
             return _summary(config, stats, time.perf_counter() - start, repeated=True)
     samples = {key: f"{_SAMPLES}.{key}" for key in ("input_ids", "labels")} if config.pack else {}
     with (
-        _stoppable(),
+        stopped_by_sigterm("preprocess", "run the same again to go on"),
         Output(config.output_prefix, names, samples or names, job, skips_bad=skips_bad) as output,
     ):
         if not output.is_finished:
@@ -304,20 +302,3 @@ class _Sizes:
         if not self._total:
             return 0.0
         return min(1.0, (self._before[encoded.source] + encoded.position) / self._total)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Lets SIGTERM end the run like an error, so that it cleans up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("preprocess was stopped by SIGTERM", "run the same again to go on")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,7 +5,6 @@ import platform
 
 import torch
 
-from glm3cli import __version__
 from glm3cli.device.doctor.cards import cards, check_cards
 from glm3cli.device.doctor.machine import Finding, Machine
 from glm3cli.device.doctor.versions import cann_home, check_versions
@@ -33,13 +32,6 @@ def has_npu(machine: Machine) -> bool:
     """Whether this machine is to use NPUs: it has some, or the software for them."""
     software = machine.installed("torch_npu") or cann_home(machine)
     return bool(cards(machine)) or software is not None
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on; `absent` for what isn't installed."""
-    packages = ("torch", "megatron-core", "torch_npu")
-    machine = Machine()
-    return {"glm3": __version__} | {name: machine.installed(name) or "absent" for name in packages}
 
 
 def _system(machine: Machine) -> Finding:

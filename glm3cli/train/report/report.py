@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from glm3cli.device.doctor.diagnose import versions
+from glm3cli.device import PACKAGES
+from glm3cli.host.files import write_text
 from glm3cli.train.phases import STEP_PHASES
 from glm3cli.train.report.charts import Axis, Chart, Curve, number
 from glm3cli.train.report.history import Event, History
@@ -29,11 +30,10 @@ def write_report(run: Path, history: History | None = None) -> Path:
     """
     settings_file = run / "run.yaml"
     settings = yaml.safe_load(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
-    partial, file = run / ".report.html.partial", run / "report.html"
+    file = run / "report.html"
     history = history or History.read(run / "metrics.jsonl")
     page = build_report(run.resolve().name, history, settings)
-    partial.write_text(page, "utf-8")
-    partial.replace(file)
+    write_text(file, page)
     return file
 
 
@@ -53,7 +53,7 @@ def build_report(name: str, history: History, settings: Mapping[str, Any]) -> st
         sources=_sources(details.get("sources", [])),
         events=_events(history.events),
         settings=_pairs(settings.items()),
-        versions=_pairs((key, details[key]) for key in versions() if key in details),
+        versions=_pairs((key, details[key]) for key in ("glm3", *PACKAGES) if key in details),
     )
 
 

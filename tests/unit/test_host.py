@@ -1,0 +1,59 @@
+"""Files that are whole, a container's memory, and versions, as the machine around us has them."""
+
+import json
+
+import pytest
+
+from glm3cli import __version__
+from glm3cli.host import memory
+from glm3cli.host.files import existing_parent, write_json, write_text
+from glm3cli.host.versions import versions
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"x": 1 / 3})
+    assert json.loads(path.read_text()) == {"x": 1 / 3}
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert json.loads(path.read_text()) == {"x": 1 / 3}
+
+
+def test_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert existing_parent(tmp_path / "a/b") == tmp_path
+    assert existing_parent(tmp_path) == tmp_path
+    assert existing_parent(tmp_path.relative_to(tmp_path) / "new") == tmp_path
+
+
+def test_what_is_not_installed_has_no_version():
+    found = versions("torch", "no-such-package")
+    assert found["glm3"] == __version__
+    assert found["torch"].startswith("2.")
+    assert found["no-such-package"] == "absent"
+
+
+V2, V1 = ("memory.max", "anon"), ("memory.limit_in_bytes", "total_rss")
+GROUPS = {
+    "none": ("", {}, None),
+    "no limit": ("0::/\n", {"": (V2, "max", 1000)}, None),
+    "version 2": ("0::/\n", {"": (V2, "5000", 1000)}, 4000),
+    "a group within": ("0::/a/b\n", {"a/b": (V2, "5000", 1000), "": (V2, "max", 0)}, 4000),
+    "a tighter one around": ("0::/a/b\n", {"a/b": (V2, "5000", 1), "a": (V2, "900", 500)}, 400),
+    "a path of the host": ("0::/host/x\n", {"": (V2, "5000", 1000)}, 4000),
+    "version 1": ("4:cpu,memory:/a\n0::/\n", {"memory/a": (V1, "5000", 1000)}, 4000),
+}
+
+
+@pytest.mark.parametrize(("own", "groups", "left"), GROUPS.values(), ids=GROUPS)
+def test_a_container_limits_the_memory(tmp_path, monkeypatch, own, groups, left):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(own)
+    for name, ((limit, used), most, amount) in groups.items():
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / limit).write_text(f"{most}\n")
+        (tmp_path / name / "memory.stat").write_text(f"rss 7\n{used} {amount}\nfile 77\n")
+    assert min((limit.left for limit in memory.limits()), default=None) == left
