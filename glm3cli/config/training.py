@@ -257,6 +257,15 @@ class TrainConfig(
             return self.lr_warmup_fraction * self.train_iters
         return self.lr_warmup_iters
 
+    def trains(self, weight: str) -> bool:
+        """Whether a weight is trained, by its logical name in checkpoint/names.py: all are.
+
+        This is decided here alone. The model freezes the others before DDP wraps it, so that they
+        have neither gradients nor optimizer state; the predicted memory and the size of a
+        checkpoint follow from the same answer.
+        """
+        return True
+
     def check_sizes(self, model: ModelConfig) -> None:
         """Checks the layout, the batch, and the sequence length against `model` and the ranks.
 
