@@ -40,6 +40,8 @@ _NEEDED = (
 )
 
 DType = Literal["fp32", "bf16", "fp16"]
+# Bytes of one number of each type.
+DTYPE_BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 class ModelConfig(Settings):

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from glm3cli.config.model import ModelConfig
+from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.device.catalog import Chip
 from glm3cli.forecast.record import StageWork, record_stage
 from glm3cli.forecast.recorder import Operator
 from glm3cli.forecast.roofline import cost, send_seconds
 from glm3cli.forecast.schedule import StagePace, span
-from glm3cli.plan.activations import BYTES
 from glm3cli.train.flops import Utilisation
 
 KINDS = ("matrix", "attention", "memory", "message")
@@ -155,7 +154,7 @@ def _send_seconds(config: TrainConfig, model: ModelConfig, chip: Chip) -> float:
         return 0.0
     tokens = config.micro_batch_size * config.seq_length / config.cp
     shards = config.tp if config.sequence_parallel else 1
-    size = tokens / shards * model.hidden_size * BYTES[config.dtype]
+    size = tokens / shards * model.hidden_size * DTYPE_BYTES[config.dtype]
     return send_seconds(size, 2, config.world_size // config.pp + 1, chip)
 
 

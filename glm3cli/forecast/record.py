@@ -16,9 +16,10 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.samples.loader import Batch
 from glm3cli.device import DEVICES
+from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.device.planned import planned
 from glm3cli.forecast.recorder import Operator, recording
-from glm3cli.model.build import TORCH_DTYPES, unwrap
+from glm3cli.model.build import unwrap
 from glm3cli.model.rotary import rotation_of_sequence
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.setup import build_train_step

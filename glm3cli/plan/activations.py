@@ -9,13 +9,11 @@ operators of a chip return.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm3cli.config.model import ModelConfig
+from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 
 if TYPE_CHECKING:
     from glm3cli.device.kernels import SavedForBackward
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Sizes:
         """With kernels that keep what is told."""
         tokens = config.micro_batch_size * config.seq_length / config.cp
         shards = config.tp if config.sequence_parallel else 1
-        element = BYTES[config.dtype]
+        element = DTYPE_BYTES[config.dtype]
         whole = tokens * model.hidden_size * element
         copies = kernels.norm_copies * tokens * model.hidden_size * 4 / shards
         return cls(

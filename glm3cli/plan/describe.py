@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from glm3cli.config.model import ModelConfig
+from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.plan.activations import BYTES
 from glm3cli.plan.fit import saved_by_kernels, shortage, way_out
 from glm3cli.plan.memory import memory_of_stage
 from glm3cli.plan.search import fits, peak_of, search, table
@@ -71,4 +70,4 @@ def advise(config: TrainConfig, model: ModelConfig) -> str:
 
 def checkpoint_bytes(config: TrainConfig, model: ModelConfig) -> int:
     """Bytes of one checkpoint: weights, and in fp32 their copies and two moments."""
-    return model.num_parameters * (BYTES[config.dtype] + 12)
+    return model.num_parameters * (DTYPE_BYTES[config.dtype] + 12)

@@ -9,9 +9,8 @@ embedding's and the loss's messages: it is made for the order of layouts, not fo
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm3cli.config.model import ModelConfig
+from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.plan.activations import BYTES
 from glm3cli.plan.memory import parameters_of_rank
 
 if TYPE_CHECKING:
@@ -96,8 +95,8 @@ def _weights(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
 
     The weights are read in both passes, their gradients are written, read, and added in fp32.
     """
-    each = (2 + _share(config, model, pp_rank)) * BYTES[config.dtype]
-    each += 2 * BYTES[config.dtype] + 2 * 4
+    each = (2 + _share(config, model, pp_rank)) * DTYPE_BYTES[config.dtype]
+    each += 2 * DTYPE_BYTES[config.dtype] + 2 * 4
     return parameters_of_rank(config, model, pp_rank) * each
 
 
@@ -110,7 +109,7 @@ def _messages(config: TrainConfig, model: ModelConfig, chip: "Chip", pp_rank: in
     tp, cp, pp = config.tp, config.cp, config.pp
     layers = _layers(config, model, pp_rank)
     again = _share(config, model, pp_rank)
-    each = _tokens(config) * BYTES[config.dtype]
+    each = _tokens(config) * DTYPE_BYTES[config.dtype]
     seconds = 0.0
     if tp > 1:
         # Two gathers and two scatters a pass; sequence parallelism gathers two inputs once more
@@ -140,7 +139,7 @@ def _update(config: TrainConfig, model: ModelConfig, chip: "Chip") -> float:
         return seconds
     # A reduction whose result all want is a scatter and a gather.
     gradients = 0 if config.overlap_grad_reduce else 4 if config.distributed_optimizer else 8
-    weights = BYTES[config.dtype] if config.distributed_optimizer else 0
+    weights = DTYPE_BYTES[config.dtype] if config.distributed_optimizer else 0
     weights = 0 if config.overlap_param_gather else weights
     piece = count * (ranks - 1) / ranks
     return seconds + piece * (gradients + weights) / chip.bandwidth(ranks, config.tp * ranks)

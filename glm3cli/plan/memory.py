@@ -11,9 +11,9 @@ Not counted: the driver, buffers of the communication library, and the allocator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm3cli.config.model import ModelConfig
+from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.plan.activations import BYTES, Sizes, saved_by_layer
+from glm3cli.plan.activations import Sizes, saved_by_layer
 
 if TYPE_CHECKING:
     from glm3cli.device.kernels import SavedForBackward
@@ -84,7 +84,7 @@ def memory_of_stage(
     copy = 0 if config.dtype == "fp32" else 4
     sizes = Sizes.of(config, model, kernels)
     return StageMemory(
-        weights=count * BYTES[config.dtype],
+        weights=count * DTYPE_BYTES[config.dtype],
         gradients=count * 4,
         optimizer=owned * (8 + copy),
         buffers=int(sizes.gathered),
