@@ -1,4 +1,7 @@
-"""Runs tasks of lm-evaluation-harness on our model; the package is optional."""
+"""Runs tasks of lm-evaluation-harness on our model: `glm3 eval harness`.
+
+The package lm-eval is optional. It is imported inside functions only, after `check_installed`.
+"""
 
 import difflib
 import importlib.util
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
     from glm3cli.infer.engine import Engine
 
-# What is kept of lm-evaluation-harness's result; the rest is about the machine.
+# The parts of lm-evaluation-harness's result that we save; the others describe the machine.
 _PARTS = (
     "results",
     "groups",
@@ -31,28 +34,30 @@ _INSTALL = "pip install 'glm3[eval]'"
 
 
 def check_installed() -> None:
-    """Checks that lm-evaluation-harness is there, without importing it.
+    """Checks that the package lm-eval is installed, without importing it.
 
     Raises:
-        ConfigError: It isn't.
+        ConfigError: It isn't installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("eval harness needs the package lm-eval, which isn't installed", _INSTALL)
 
 
 def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, Any], str] | None:
-    """Runs the tasks and writes the result to `config.output`.
+    """Runs tasks of lm-evaluation-harness and writes the result to `config.output`.
 
     Args:
-        config: Model, tasks and files.
-        quiet: No progress bars.
+        config: The model, the tasks, and the file for the result.
+        quiet: Whether to show no progress bars.
 
     Returns:
-        On rank 0 the result and a table of it; None on the others.
+        On rank 0, the result and the table that lm-evaluation-harness makes of it; None on the
+        other ranks.
 
     Raises:
         CheckpointError: The model can't be read.
-        ConfigError: There is no such task, or no lm-evaluation-harness.
+        ConfigError: A task doesn't exist, or lm-eval isn't installed.
+        DataError: The model has no tokenizer.
     """
     check_installed()
     if quiet:
@@ -82,14 +87,29 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
 def evaluate(
     engine: "Engine", tokenizer: "Tokenizer", config: HarnessConfig, manager: Any
 ) -> dict[str, Any] | None:
-    """Lets lm-evaluation-harness drive `engine`; gives its result on each machine's first rank."""
+    """Runs the tasks of `config`, with `engine` as lm-evaluation-harness's model.
+
+    Args:
+        engine: This rank's part of the model.
+        tokenizer: The model's tokenizer.
+        config: The tasks, and how many examples and prompts.
+        manager: The `lm_eval.tasks.TaskManager` that knows the tasks.
+
+    Returns:
+        What `lm_eval.evaluator.simple_evaluate` returns: the result on the first rank of each
+        machine, None on the other ranks.
+    """
     from lm_eval.api.model import LM
     from lm_eval.evaluator import simple_evaluate
 
     from glm3cli.evals.scorer import Scorer
 
     class Model(Scorer, LM):
-        """Looks like one process to lm-evaluation-harness: each rank is given all requests."""
+        """The model that lm-evaluation-harness calls.
+
+        `LM` says rank 0 of 1 process unless it is overridden, so that every rank of ours receives
+        all requests.
+        """
 
     return simple_evaluate(
         Model(engine, tokenizer, config.batch_size),
@@ -101,7 +121,7 @@ def evaluate(
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """The parts that say how the model did, with nothing in them that JSON doesn't know."""
+    """Selects the parts of `found` that we save, with all values converted to those of JSON."""
     from lm_eval.utils import handle_non_serializable
 
     parts = {name: found[name] for name in _PARTS if name in found}
@@ -111,6 +131,11 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_tasks(config: HarnessConfig) -> Any:
+    """Returns a `TaskManager` that knows all tasks of `config`.
+
+    Raises:
+        ConfigError: A task doesn't exist.
+    """
     from lm_eval.tasks import TaskManager
 
     path = None if config.include_path is None else str(config.include_path)
@@ -129,11 +154,12 @@ def _find_tasks(config: HarnessConfig) -> Any:
 
 
 def _unknown(config: HarnessConfig, manager: Any) -> list[str]:
-    """The names that stand for no task; a name may have wildcards."""
+    """Returns those of `config.task_names` that match no task; a name may have wildcards."""
     return [name for name in config.task_names if not manager.match_tasks([name])]
 
 
 def _with_near(names: list[str], known: list[str]) -> str:
+    """Lists `names`, each with the most similar one of `known`."""
     shown = []
     for name in names:
         near = difflib.get_close_matches(name, known, n=1)

@@ -1,4 +1,8 @@
-"""Asks a model all questions of a benchmark and writes the result."""
+"""Runs a multiple-choice benchmark: asks a model all questions and writes the result.
+
+`run_benchmark` is the entry. The data parallel ranks share the batches; after each round every rank
+has all answers so far (`Ledger`), and rank 0 appends them to the answer file (`resume`).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is.
+    """The progress of a benchmark run after a round of batches.
 
     Attributes:
-        done: Answered questions of `total`.
-        finished: The subjects that the last round completed, with their tallies.
+        done: Number of questions answered so far.
+        total: Number of questions of the whole run.
+        finished: The tally of each subject whose last question this round has answered, by the
+            subject's name.
     """
 
     done: int
@@ -49,22 +55,25 @@ Report = Callable[[Status], None]
 def run_benchmark(
     config: EvalConfig, suite: Suite, subjects: Sequence[Subject], report: Report | None = None
 ) -> EvalResult:
-    """Runs `suite` on a model, writes the result to `config.output`, and gives it on every rank.
+    """Runs `suite` on a model, and writes the result to `config.output` on rank 0.
 
     Args:
-        config: Model, batches and files.
+        config: The model, the batch size, and the file for the result.
         suite: The benchmark.
-        subjects: Its questions, as `read_subjects` gives them.
+        subjects: The benchmark's questions, as `read_subjects` returns them.
         report: Called on rank 0 after each round of batches.
 
+    Returns:
+        The result, on every rank.
+
     Raises:
-        CheckpointError: The model can't be read, or gives NaN.
+        CheckpointError: The model can't be read, or its log-probabilities are NaN.
         ConfigError: `--resume` finds the answers of another run.
-        DataError: There is no tokenizer, or a letter isn't one of its tokens.
+        DataError: The model has no tokenizer, or a letter isn't one token of it.
     """
     texts = (suite.prompt(q, one.shots) for one in subjects for q in one.questions)
-    progress = AnswerFile(config.output, run_key(config, suite.protocol, hash_texts(texts)))
-    known = progress.read() if config.resume else {}
+    answer_file = AnswerFile(config.output, run_key(config, suite.protocol, hash_texts(texts)))
+    known = answer_file.read() if config.resume else {}
     from glm3cli.device import require_active
     from glm3cli.infer.load import open_engine
 
@@ -72,7 +81,7 @@ def run_benchmark(
         prompts = build_prompts(suite, subjects, tokenizer, engine.model.seq_length)
         ledger = Ledger(prompts)
         if engine.grid.rank == 0:
-            ledger.progress, ledger.report = progress, report
+            ledger.answer_file, ledger.report = answer_file, report
         answer_all(engine, tokenizer, suite, ledger, known, config.batch_size)
         result = build_result(config, suite, prompts, ledger.answers)
         result["settings"] |= {
@@ -81,22 +90,24 @@ def run_benchmark(
         }
         if engine.grid.rank == 0:
             write_json(config.output, result)
-            progress.remove()
+            answer_file.remove()
     return result
 
 
 @dataclass
 class Ledger:
-    """The answers so far.
+    """The answers of a run so far; every rank has a ledger with the same answers.
 
     Attributes:
-        progress: Keeps them on disk, on the rank that does.
-        report: Told about every addition, on the rank that speaks.
+        prompts: One prompt per question, in the order of the result.
+        answers: The answer of each question asked so far, by subject and index.
+        answer_file: The file that saves the answers for `--resume`; set on rank 0 only.
+        report: Called after each round of answers; set on rank 0 only.
     """
 
     prompts: Sequence[Prompt]
     answers: dict[Key, Answer] = field(default_factory=dict)
-    progress: AnswerFile | None = None
+    answer_file: AnswerFile | None = None
     report: Report | None = None
 
     def __post_init__(self) -> None:
@@ -105,21 +116,26 @@ class Ledger:
             self._by_subject.setdefault(prompt.question.subject, []).append(prompt)
 
     def begin(self, known: Mapping[Key, Answer]) -> list[int]:
-        """Takes over the answers of an earlier run; gives the positions of the open prompts."""
+        """Takes over the answers of an earlier run.
+
+        Returns:
+            The positions in `prompts` of the questions that have no answer yet.
+        """
         self.answers.update(known)
-        if self.progress is not None:
-            self.progress.start(known)
+        if self.answer_file is not None:
+            self.answer_file.start(known)
         return [i for i, prompt in enumerate(self.prompts) if key_of(prompt) not in known]
 
     def add(self, new: Mapping[Key, Answer]) -> None:
-        """Takes in a round's answers."""
+        """Adds the answers of a round of batches, saves them, and reports the progress."""
         self.answers.update(new)
-        if self.progress is not None:
-            self.progress.add(new)
+        if self.answer_file is not None:
+            self.answer_file.add(new)
         if self.report is not None:
             self.report(Status(len(self.answers), len(self.prompts), self._finished(new)))
 
     def _finished(self, new: Mapping[Key, Answer]) -> dict[str, Tally]:
+        """Returns the tallies of the subjects that are complete now and weren't before `new`."""
         finished: dict[str, Tally] = {}
         for subject in sorted({subject for subject, _ in new}):
             prompts = self._by_subject[subject]
@@ -129,7 +145,7 @@ class Ledger:
 
 
 def key_of(prompt: Prompt) -> Key:
-    """What a prompt's answer is filed under."""
+    """Returns the key of a prompt's answer: the question's subject and its index in the file."""
     return prompt.question.subject, prompt.question.index
 
 
@@ -141,7 +157,20 @@ def answer_all(
     known: Mapping[Key, Answer],
     batch_size: int,
 ) -> None:
-    """Answers the prompts of `ledger` that aren't `known`; every rank ends with all answers."""
+    """Asks all questions of `ledger` that have no answer yet; adds the answers on every rank.
+
+    Args:
+        engine: This rank's part of the model.
+        tokenizer: The model's tokenizer.
+        suite: The benchmark.
+        ledger: The prompts; receives the answers.
+        known: The answers of an earlier run. Those of rank 0 count on every rank.
+        batch_size: Prompts that one model copy runs at once.
+
+    Raises:
+        CheckpointError: The model's log-probabilities are NaN.
+        DataError: A letter isn't one token of the tokenizer.
+    """
     from glm3cli.evals.judge import Judge
     from glm3cli.evals.spread import from_first_rank, spread
 
@@ -159,7 +188,12 @@ def answer_all(
 
 
 def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Subject by subject, so that subjects finish one after the other; long prompts first."""
+    """Returns the positions of `todo` in batches, each of prompts of one subject.
+
+    The subjects come one after the other, so that each finishes early and is reported. The longest
+    prompts of a subject come first, and so does the subject with the longest prompt: a lack of
+    memory shows in the first batch.
+    """
     from glm3cli.evals.spread import batches_by_length
 
     lengths = [len(prompt.token_ids) for prompt in prompts]
@@ -172,7 +206,7 @@ def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) ->
 def question_results(
     prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
 ) -> list[QuestionResult]:
-    """The questions' part of the result, in the prompts' order."""
+    """Returns each question's entry in the result, in the prompts' order."""
     results = []
     for prompt in prompts:
         answer = answers[key_of(prompt)]
@@ -193,7 +227,14 @@ def question_results(
 def build_result(
     config: EvalConfig, suite: Suite, prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
 ) -> EvalResult:
-    """Counts the answers."""
+    """Builds the result of a run: counts and averages of the answers, and the run's settings.
+
+    Args:
+        config: The options of the run.
+        suite: The benchmark.
+        prompts: One prompt per question, in the order of the result.
+        answers: The answer to every prompt's question.
+    """
     questions = question_results(prompts, answers)
     subjects = tally_subjects(questions)
     total = tally([question["choice"] == question["answer"] for question in questions])

@@ -1,7 +1,8 @@
-"""What lm-evaluation-harness asks of a model, answered by our engine.
+"""Answers the requests of lm-evaluation-harness with our inference engine.
 
-Free of lm-evaluation-harness itself: a request is anything with the arguments in `.args`.
-Every rank gets all requests; the model copies share them here.
+This module doesn't import lm-evaluation-harness: a request is any object that has its arguments in
+`args`. Every rank receives all requests and returns all results; the data parallel ranks share the
+work between them.
 """
 
 from collections import defaultdict
@@ -18,28 +19,41 @@ from glm3cli.infer.sampling import Sampling
 
 # lm-evaluation-harness's own default for tasks that don't say how long an answer may be.
 _MAX_NEW_TOKENS = 256
-# A document is scored at every position: the logits of one are as much as memory may hold.
+# A document is scored at every position, and the logits of one may already fill the memory.
 _ROLLING_BATCH_SIZE = 1
 
 Result = TypeVar("Result")
 
 
 class Request(Protocol):
-    """One question of lm-evaluation-harness."""
+    """One request, as lm-evaluation-harness passes it (its `Instance` fits).
+
+    Attributes:
+        args: (context, continuation) for `loglikelihood`, (text,) for `loglikelihood_rolling`,
+            and (context, generation options) for `generate_until`.
+    """
 
     args: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Tokens whose log-probability is asked for, after others."""
+    """One sequence to score: the log-probability of its continuation after its context.
+
+    Attributes:
+        context: Token ids that the model reads first; they begin with `[gMASK] sop`.
+        continuation: Token ids whose log-probabilities are summed.
+    """
 
     context: list[int]
     continuation: list[int]
 
 
 class Scorer:
-    """The three methods that lm-evaluation-harness calls."""
+    """Implements the three methods that lm-evaluation-harness calls on a model.
+
+    It is mixed with `lm_eval.api.model.LM` (see `harness`), so that it needs no import of it.
+    """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, batch_size: int) -> None:
         super().__init__()
@@ -47,19 +61,28 @@ class Scorer:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._prefix = list(tokenizer.prefix)
-        # The last token of a sequence is predicted, not read.
+        # Most tokens of a request beside the prefix. (The last one is predicted and not read, so
+        # that the model could take one more.)
         self._room = engine.model.seq_length - len(self._prefix)
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether greedy decoding gives it."""
+        """Returns, for each request, (log-probability, whether greedy decoding gives it).
+
+        The log-probability is the sum over the continuation's tokens, in nats. A context that is
+        too long loses its beginning.
+        """
         rows = [self._split(*request.args) for request in requests]
         asked = [i for i, row in enumerate(rows) if row.continuation]
         scores = self._score([rows[i] for i in asked], self._batch_size)
         found = dict(zip(asked, scores, strict=True))
-        return [found.get(i, (0.0, True)) for i in range(len(rows))]  # no text follows for certain
+        # An empty continuation follows with probability 1.
+        return [found.get(i, (0.0, True)) for i in range(len(rows))]
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """Log-probability of each text; long ones in windows with as much context as fits."""
+        """Returns the log-probability of each request's whole text, in nats.
+
+        A text that is longer than the model's sequences is scored in the windows of `windows`.
+        """
         rows: list[Scored] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -75,7 +98,11 @@ class Scorer:
         return totals
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        """Continues each context up to one of its stop strings."""
+        """Returns the generated continuation of each request's context.
+
+        A continuation ends before the first stop string (`until`), at an end token, or after
+        `max_gen_toks` tokens.
+        """
         groups: dict[Hashable, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             groups[repr(sorted(request.args[1].items()))].append(i)
@@ -87,6 +114,7 @@ class Scorer:
         return [texts[i] for i in range(len(requests))]
 
     def _split(self, context: str, continuation: str) -> Scored:
+        """Encodes context and continuation together and cuts the ids where the context ends."""
         # Spaces at the border belong to the continuation: the tokenizer joins them to its words.
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
@@ -132,7 +160,13 @@ class Scorer:
     def _run_all(
         self, lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], list[Result]]
     ) -> list[Result]:
-        """Runs batches on all model copies; gives the results in the items' order."""
+        """Shares batches of items among the data parallel ranks; results in the items' order.
+
+        Args:
+            lengths: The length of each item, in tokens.
+            batch_size: Most items of one batch.
+            run: Takes the positions of a batch's items and returns one result for each.
+        """
         batches = batches_by_length(range(len(lengths)), lengths, batch_size)
         order = [i for batch in batches for i in batch]
         outputs = [
@@ -146,10 +180,10 @@ class Scorer:
 
 
 def windows(tokens: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Cuts a long text: (context, tokens to score), together up to `size` tokens.
+    """Cuts the token ids of a long text into windows of at most `size` tokens.
 
-    Each token is scored once; every window but the first has at least one token of context, and
-    the last one as many as fit.
+    Yields (context, tokens to score) for each window. Each token is scored once; every window but
+    the first has at least one token of context, and the last one as many as fit.
     """
     if tokens:
         yield [], list(tokens[:size])
@@ -161,7 +195,10 @@ def windows(tokens: Sequence[int], size: int) -> Iterator[tuple[list[int], list[
 
 
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
-    """A task's generation options, named as in transformers, as our engine takes them."""
+    """Converts a task's generation options, named as in transformers, to those of our engine.
+
+    Decoding is greedy unless the temperature is above 0 and `do_sample` isn't false.
+    """
     temperature = float(options.get("temperature") or 0.0)
     if not options.get("do_sample", temperature > 0) or temperature == 0.0:
         return Sampling(greedy=True)
@@ -174,11 +211,14 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
 
 
 class AllStoppedError(Exception):
-    """Every row of a batch has come to a stop string."""
+    """Ends a generation early: every row of the batch has ended."""
 
 
 class StopWatch:
-    """Turns the tokens of a batch into text and ends the generation when no row goes on."""
+    """Decodes the tokens of a batch as they come, and watches for stop strings in the text.
+
+    A row ends with its first stop string or with the engine's own end of the row.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], num_rows: int) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -187,10 +227,10 @@ class StopWatch:
         self._open = set(range(num_rows))
 
     def push(self, tokens: Sequence[int | None]) -> None:
-        """Takes the newest token of each row, None where a row has ended.
+        """Takes the newest token id of each row; None stands for a row that has ended.
 
         Raises:
-            AllStoppedError: No row goes on.
+            AllStoppedError: Every row has ended, by a stop string or by None.
         """
         for row in sorted(self._open):
             token = tokens[row]
@@ -204,7 +244,7 @@ class StopWatch:
             raise AllStoppedError
 
     def texts(self) -> list[str]:
-        """Each row's text up to its first stop string."""
+        """Returns each row's text up to its first stop string."""
         return [
             self._cut(text + decoder.finish())
             for text, decoder in zip(self._texts, self._decoders, strict=True)
