@@ -18,7 +18,7 @@ from pathlib import Path
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
-from glm3cli.data.prefixes import DataKind
+from glm3cli.data.kinds import DataKind
 from glm3cli.data.preprocess.job import Job
 from glm3cli.data.preprocess.run import (
     PreprocessProgress,
@@ -42,40 +42,33 @@ class RawData:
 
     Attributes:
         item: As the user gave it.
+        kind: The kind of data that the training reads.
         config: The run of preprocess that it needs.
     """
 
     item: str
+    kind: DataKind
     config: PreprocessConfig
 
     @classmethod
     def of(cls, item: str, kind: DataKind, training: TrainConfig, tokenizer: Path) -> "RawData":
-        """What a training of that kind needs of an item.
-
-        Texts end with the end token. All forms of instructions and conversations take ChatGLM3's
-        template, and are cut to the sequence length so that they keep their end.
+        """Returns the raw data that a training reads, with the run of preprocess that it needs.
 
         Raises:
             DataError: The item is missing, or has no format that can be read.
         """
         cache = training.data_cache or training.save / FOLDER
         name = Path(item).absolute().name.split(".")[0]
-        settings = (
-            {"handler": "text", "append_eod": True}
-            if kind == "pretrain"
-            else {"handler": "chat", "seq_length": training.seq_length}
-        )
-        told = {"input": [Path(item)], "tokenizer": tokenizer, "output_prefix": cache / name}
-        config = PreprocessConfig.parse(told | settings)
+        options = {"input": [Path(item)], "tokenizer": tokenizer, "output_prefix": cache / name}
+        config = PreprocessConfig.parse(options | kind.preprocess_settings(training.seq_length))
         job = Job.of(config, find_files(config.inputs), Tokenizer.load(tokenizer))
         prefix = cache / f"{name}.{job.key}"
-        return cls(item, config.model_copy(update={"output_prefix": prefix}))
+        return cls(item, kind, config.model_copy(update={"output_prefix": prefix}))
 
     @property
     def prefix(self) -> str:
         """The prefix of the files that training reads."""
-        prefix = str(self.config.output_prefix)
-        return f"{prefix}_text_document" if self.config.kind == "text" else prefix
+        return self.kind.data_prefix(str(self.config.output_prefix))
 
     def look(self) -> Summary | None:
         """The result of an earlier start, or None where preprocess is still to run."""

@@ -10,6 +10,7 @@ import pytest
 
 from glm3cli.config.training import TrainConfig
 from glm3cli.data import raw
+from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 from glm3cli.data.preprocess.run import preprocess
 from tests.support.project import Ended, Project, call, events, steps
 from tests.support.train_command import losses, options, succeed
@@ -90,7 +91,7 @@ def test_what_each_source_has_given_is_told_and_stays_exact_after_a_resume(
     assert f"{project.text} samples 4; tokens 64" in ended.err
 
 
-def prepared(project: Project, data: Path, save: Path, kind: Any = "pretrain") -> raw.RawData:
+def prepared(project: Project, data: Path, save: Path, kind: DataKind = TEXT) -> raw.RawData:
     values = {"model": project.model, "data": [str(data)], "save": save, "train_iters": 1}
     config = TrainConfig.parse(values | {"seq_length": 64})
     return raw.RawData.of(str(data), kind, config, project.tokenizer / "tokenizer.model")
@@ -101,7 +102,7 @@ def test_the_cache_is_named_after_all_that_it_is_made_of(
 ) -> None:
     one = prepared(project, texts, tmp_path)
     assert prepared(project, texts, tmp_path) == one
-    assert prepared(project, texts, tmp_path, "finetune").prefix != one.prefix
+    assert prepared(project, texts, tmp_path, ANSWERS).prefix != one.prefix
     os.utime(texts, ns=(1, 1))
     assert prepared(project, texts, tmp_path).prefix != one.prefix
 

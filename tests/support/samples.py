@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from glm3cli.data.indexed import IndexedWriter
-from glm3cli.data.prefixes import instruction_file
+from glm3cli.data.kinds import instruction_file
 
 
 def write_documents(prefix: Path | str, documents: Sequence[Sequence[int]]) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from glm3cli.data.kinds import ANSWERS, TEXT
 from glm3cli.data.prefixes import Blend, parse_blend
 from glm3cli.data.samples.blend_table import data_sources, table
 from glm3cli.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ def texts(tmp_path):
 
 def test_samples_and_epochs_of_texts(texts):
     blend = Blend((str(texts / "a"), str(texts / "b")), (3.0, 1.0))
-    first, second = data_sources(blend, "pretrain", "8,2,0", seq_length=16, num_samples=40)
+    first, second = data_sources(blend, TEXT, "8,2,0", seq_length=16, num_samples=40)
     assert (first.weight, first.documents, first.tokens, first.samples) == (0.75, 8, 80, 30)
     assert (second.weight, second.documents, second.tokens, second.samples) == (0.25, 4, 160, 10)
     assert (first.epochs, second.epochs) == (30 * 16 / 80, 1.0)
@@ -26,20 +27,20 @@ def test_samples_and_epochs_of_texts(texts):
 
 def test_without_weights_texts_count_by_their_tokens(texts):
     blend = Blend((str(texts / "a"), str(texts / "b")), None)
-    found = data_sources(blend, "pretrain", "1,0,0", seq_length=10, num_samples=60)
+    found = data_sources(blend, TEXT, "1,0,0", seq_length=10, num_samples=60)
     assert [source.weight for source in found] == [100 / 300, 200 / 300]
     assert [source.epochs for source in found] == pytest.approx([2.0, 2.0])
 
 
 def test_samples_and_epochs_of_instructions(tmp_path):
     write_instructions(tmp_path / "a", [([1], [2, 3])] * 10)
-    [source] = data_sources(Blend((str(tmp_path / "a"),), None), "finetune", "1,0,0", 99, 25)
+    [source] = data_sources(Blend((str(tmp_path / "a"),), None), ANSWERS, "1,0,0", 99, 25)
     assert (source.documents, source.tokens, source.samples, source.epochs) == (10, 30, 25, 2.5)
 
 
 def test_the_table(texts):
     blend = Blend((str(texts / "a"), str(texts / "b")), (3.0, 1.0))
-    lines = table(data_sources(blend, "pretrain", "8,2,0", 16, 40)).splitlines()
+    lines = table(data_sources(blend, TEXT, "8,2,0", 16, 40)).splitlines()
     assert lines[0].split() == ["data", "weight", "documents", "tokens", "samples", "epochs"]
     assert lines[1].split() == [str(texts / "a"), "75.00%", "8", "80", "30", "6.00"]
 
@@ -48,15 +49,15 @@ def test_the_table(texts):
 def test_a_damaged_index_is_told(texts, damage):
     (texts / "a.idx").write_bytes(damage)
     with pytest.raises(DataError, match=r"a\.idx is damaged"):
-        data_sources(Blend((str(texts / "a"),), None), "pretrain", "1,0,0", 8, 8)
+        data_sources(Blend((str(texts / "a"),), None), TEXT, "1,0,0", 8, 8)
 
 
 def test_a_yaml_file_lists_prefixes_from_its_folder(texts):
     (texts / "blend.yaml").write_text("- 3:a\n- 1:b\n")
-    blend = parse_blend([str(texts / "blend.yaml")], "pretrain")
+    blend = parse_blend([str(texts / "blend.yaml")], TEXT)
     assert blend == Blend((str(texts / "a"), str(texts / "b")), (3.0, 1.0))
     (texts / "blend.yaml").write_text("[a, b]")
-    blend = parse_blend([str(texts / "blend.yaml")], "pretrain")
+    blend = parse_blend([str(texts / "blend.yaml")], TEXT)
     assert blend == Blend((str(texts / "a"), str(texts / "b")), None)
 
 
@@ -73,9 +74,9 @@ def test_a_yaml_file_lists_prefixes_from_its_folder(texts):
 def test_yaml_files_that_are_no_blends(texts, content, sentence):
     (texts / "blend.yaml").write_text(content)
     with pytest.raises(ConfigError, match=sentence):
-        parse_blend([str(texts / "blend.yaml")], "pretrain")
+        parse_blend([str(texts / "blend.yaml")], TEXT)
 
 
 def test_a_yaml_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"blend\.yaml does not exist"):
-        parse_blend([str(tmp_path / "blend.yaml")], "pretrain")
+        parse_blend([str(tmp_path / "blend.yaml")], TEXT)

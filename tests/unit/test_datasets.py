@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
+from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.datasets import (
     Dataset,
     DataSpec,
     build_index,
     build_instruction,
+    build_samples,
     build_text,
     consumed_by_part,
 )
@@ -282,40 +284,42 @@ def test_indices_of_files_that_were_written_again_are_not(tmp_path):
 # --- blends ---
 
 
-@pytest.mark.parametrize("kind", ["text", "instruction"])
+@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
 def test_weights_are_shares_of_the_samples(kind, tmp_path):
     prefixes = blend_of(kind, tmp_path, sizes=(10, 10))
-    build = build_text if kind == "text" else build_instruction
-    train, _ = build(spec(*prefixes, weights=(3.0, 1.0), num_train=80), tiny_tokenizer())
+    train, _ = build_samples(
+        kind, spec(*prefixes, weights=(3.0, 1.0), num_train=80), tiny_tokenizer()
+    )
     assert len(train) >= 80
     assert Counter(origin(train[index]) for index in range(80)) == {10: 60, 20: 20}
     # The shares hold from the start on, not only over the whole.
     assert Counter(origin(train[index]) for index in range(8)) == {10: 6, 20: 2}
 
 
-@pytest.mark.parametrize("kind", ["text", "instruction"])
+@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
 def test_without_weights_the_sizes_are_the_shares_for_as_long_as_it_takes(kind, tmp_path):
     prefixes = blend_of(kind, tmp_path, sizes=(30, 10))
-    build = build_text if kind == "text" else build_instruction
-    train, _ = build(spec(*prefixes, num_train=400), tiny_tokenizer())
+    train, _ = build_samples(kind, spec(*prefixes, num_train=400), tiny_tokenizer())
     assert len(train) >= 400
     assert Counter(origin(train[index]) for index in range(400)) == {10: 300, 20: 100}
 
 
-@pytest.mark.parametrize("kind", ["text", "instruction"])
+@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
 def test_one_weighted_part_is_the_part_alone(kind, tmp_path):
     prefix = blend_of(kind, tmp_path, sizes=(10, 10))[0]
-    build = build_text if kind == "text" else build_instruction
-    train, _ = build(spec(prefix, weights=(0.3,), num_train=50), tiny_tokenizer())
+    train, _ = build_samples(kind, spec(prefix, weights=(0.3,), num_train=50), tiny_tokenizer())
     assert {origin(train[index]) for index in range(50)} == {10}
 
 
-@pytest.mark.parametrize("kind", ["text", "instruction"])
+@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
 def test_what_each_part_has_given_is_counted_without_reading_it(kind, tmp_path):
     prefixes = blend_of(kind, tmp_path, sizes=(30, 10))
-    build = build_text if kind == "text" else build_instruction
-    train, _ = build(spec(*prefixes, weights=(2.0, 5.0), num_train=80), tiny_tokenizer())
-    longer, _ = build(spec(*prefixes, weights=(2.0, 5.0), num_train=200), tiny_tokenizer())
+    train, _ = build_samples(
+        kind, spec(*prefixes, weights=(2.0, 5.0), num_train=80), tiny_tokenizer()
+    )
+    longer, _ = build_samples(
+        kind, spec(*prefixes, weights=(2.0, 5.0), num_train=200), tiny_tokenizer()
+    )
     for consumed in (0, 1, 7, 80):
         counted = Counter(origin(train[index]) for index in range(consumed))
         assert consumed_by_part(train, 2, consumed) == [counted[10], counted[20]]
@@ -324,12 +328,12 @@ def test_what_each_part_has_given_is_counted_without_reading_it(kind, tmp_path):
     assert consumed_by_part(train, 1, 17) == [17]
 
 
-def blend_of(kind: str, folder: Path, sizes: tuple[int, int]) -> list[str]:
+def blend_of(kind: DataKind, folder: Path, sizes: tuple[int, int]) -> list[str]:
     """Two data sets of equally long documents whose tokens are all 10, or all 20."""
     prefixes = []
     for token, size in zip((10, 20), sizes, strict=True):
         prefix = folder / str(token)
-        if kind == "text":
+        if kind == TEXT:
             prefixes.append(write_documents(prefix, [[token] * 8] * size))
         else:
             prefixes.append(write_instructions(prefix, [([token] * 4, [token] * 5)] * size))
@@ -355,29 +359,27 @@ def origin(sample: dict[str, np.ndarray]) -> int:
     ],
     ids=["empty", "other content", "cut in the lengths", "cut at the end"],
 )
-@pytest.mark.parametrize("kind", ["text", "instruction"])
+@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_index_is_told(damage, kind, tmp_path):
     prefix = blend_of(kind, tmp_path, sizes=(10, 10))[0]
-    file = next(tmp_path.glob("10*input_ids*.idx" if kind == "instruction" else "10.idx"))
+    file = next(tmp_path.glob("10*input_ids*.idx" if kind == ANSWERS else "10.idx"))
     file.write_bytes(damage(file.read_bytes()))
-    build = build_text if kind == "text" else build_instruction
     with pytest.raises(DataError) as caught:
-        build(spec(prefix), tiny_tokenizer())
+        build_samples(kind, spec(prefix), tiny_tokenizer())
     assert f"{file} is damaged" in caught.value.message
     assert caught.value.hint == "run `glm3 preprocess` again"
     del caught
     gc.collect()  # megatron's half-open file complains when it goes
 
 
-@pytest.mark.parametrize("kind", ["text", "instruction"])
+@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
 def test_tokens_that_are_cut_off_are_told(kind, tmp_path):
     prefix = blend_of(kind, tmp_path, sizes=(10, 10))[0]
-    file = next(tmp_path.glob("10*input_ids*.bin" if kind == "instruction" else "10.bin"))
+    file = next(tmp_path.glob("10*input_ids*.bin" if kind == ANSWERS else "10.bin"))
     file.write_bytes(file.read_bytes()[:-4])
-    build = build_text if kind == "text" else build_instruction
     with pytest.raises(DataError) as caught:
-        build(spec(prefix), tiny_tokenizer())
+        build_samples(kind, spec(prefix), tiny_tokenizer())
     assert f"{file} is damaged" in caught.value.message
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from glm3cli.data.prefixes import INSTRUCTION_KEYS, Blend, instruction_file, parse_blend
+from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, TEXT, instruction_file
+from glm3cli.data.prefixes import Blend, parse_blend
 from glm3cli.errors import ConfigError, DataError
 
 
@@ -30,44 +31,44 @@ def packed(prefix: Path) -> str:
 
 def test_prefixes_without_weights_are_weighted_by_their_sizes(text):
     a, b = text("a", "b")
-    assert parse_blend([a, b], "pretrain") == Blend((a, b), None)
+    assert parse_blend([a, b], TEXT) == Blend((a, b), None)
 
 
 def test_weights_stand_before_a_colon(text):
     a, b = text("a", "b:c")
-    assert parse_blend([f"0.3:{a}", f"2:{b}"], "pretrain") == Blend((a, b), (0.3, 2.0))
+    assert parse_blend([f"0.3:{a}", f"2:{b}"], TEXT) == Blend((a, b), (0.3, 2.0))
 
 
 def test_a_colon_after_anything_else_belongs_to_the_path(text, tmp_path, monkeypatch):
     text("x:a")
     monkeypatch.chdir(tmp_path)
-    assert parse_blend(["x:a"], "pretrain") == Blend(("x:a",), None)
+    assert parse_blend(["x:a"], TEXT) == Blend(("x:a",), None)
 
 
 def test_a_part_that_weighs_nothing_is_left_out_but_not_all_may(text):
     a, b = text("a", "b")
-    assert parse_blend([f"0:{a}", f"1:{b}"], "pretrain") == Blend((b,), (1.0,))
+    assert parse_blend([f"0:{a}", f"1:{b}"], TEXT) == Blend((b,), (1.0,))
     with pytest.raises(ConfigError, match="all weights are 0"):
-        parse_blend([f"0:{a}", f"0.0:{b}"], "pretrain")
+        parse_blend([f"0:{a}", f"0.0:{b}"], TEXT)
     with pytest.raises(ConfigError, match="all weights are 0"):
-        parse_blend([f"0:{a}"], "pretrain")
+        parse_blend([f"0:{a}"], TEXT)
 
 
 def test_weights_for_some_only_are_refused(text):
     a, b = text("a", "b")
     with pytest.raises(ConfigError) as caught:
-        parse_blend([f"0.5:{a}", b], "pretrain")
+        parse_blend([f"0.5:{a}", b], TEXT)
     assert "some have a weight and some don't" in caught.value.message
     assert "for each, or for none" in caught.value.hint
 
 
 def test_instructions_are_six_files(tmp_path):
     prefix = packed(tmp_path / "alpaca")
-    assert parse_blend([prefix], "finetune") == Blend((prefix,), None)
+    assert parse_blend([prefix], ANSWERS) == Blend((prefix,), None)
     missing = tmp_path / "alpaca_packed_labels_document.idx"
     missing.unlink()
     with pytest.raises(DataError) as caught:
-        parse_blend([prefix], "finetune")
+        parse_blend([prefix], ANSWERS)
     assert caught.value.message == f"--data {prefix}: {missing} does not exist"
 
 
@@ -76,29 +77,29 @@ def test_a_missing_file_is_named(suffix, text, tmp_path):
     (a,) = text("a")
     (tmp_path / f"a{suffix}").unlink()
     with pytest.raises(DataError, match=rf"a\{suffix} does not exist"):
-        parse_blend([a], "pretrain")
+        parse_blend([a], TEXT)
 
 
 def test_a_prefix_without_its_ending_is_led_to_the_files(text, tmp_path):
     (document,) = text("wiki_text_document")
     with pytest.raises(DataError) as caught:
-        parse_blend([str(tmp_path / "wiki")], "pretrain")
+        parse_blend([str(tmp_path / "wiki")], TEXT)
     assert caught.value.hint == f"these are there: pretrain --data {document}"
 
 
 def test_data_of_the_other_kind_is_led_to_its_command(text, tmp_path):
     prefix = packed(tmp_path / "alpaca")
     with pytest.raises(DataError) as caught:
-        parse_blend([prefix], "pretrain")
+        parse_blend([prefix], TEXT)
     assert caught.value.hint == f"these are there: finetune --data {prefix}"
     (document,) = text("wiki_text_document")
     with pytest.raises(DataError) as caught:
-        parse_blend([document], "finetune")
+        parse_blend([document], ANSWERS)
     assert caught.value.hint == f"these are there: pretrain --data {document}"
 
 
 def test_without_any_such_file_preprocess_is_the_way_out(tmp_path):
     for prefix in (tmp_path / "nothing", tmp_path / "no" / "folder"):
         with pytest.raises(DataError) as caught:
-            parse_blend([str(prefix)], "pretrain")
+            parse_blend([str(prefix)], TEXT)
         assert "glm3 preprocess" in caught.value.hint

@@ -7,13 +7,12 @@ from functools import partial
 import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.data.kinds import INSTRUCTION_KEYS
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.rows import Row, RowError
 from glm3cli.data.tokens.chat import Message, Template, build_sample, truncate
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
-
-PACKED_KEYS = ("input_ids", "attention_mask", "labels")
 
 Ids = list[int] | np.ndarray
 Conversations = Callable[[Row], list[list[Message]]]
@@ -100,7 +99,7 @@ class ConversationHandler:
     template: Template
     append_eod: bool
     seq_length: int | None
-    keys: tuple[str, ...] = PACKED_KEYS
+    keys: tuple[str, ...] = INSTRUCTION_KEYS
     marker: str = "_packed"
     side_keys: frozenset[str] = frozenset({"attention_mask", "labels"})
     optional: frozenset[str] = frozenset({"input", "system", "history", "tools"})
@@ -123,7 +122,7 @@ class ConversationHandler:
                 continue
             document.num_truncated += sample is not whole
             parts = (sample.input_ids, [1] * len(sample.input_ids), sample.labels)
-            for key, ids in zip(PACKED_KEYS, parts, strict=True):
+            for key, ids in zip(INSTRUCTION_KEYS, parts, strict=True):
                 document.sequences.setdefault(key, []).append(ids)
         return document
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm3cli.data.indexed import read_lengths
-from glm3cli.data.prefixes import Blend, DataKind, instruction_file
+from glm3cli.data.kinds import DataKind
+from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.splits import document_ranges
 
 
@@ -40,18 +41,17 @@ def data_sources(
     """
     parts = []
     for prefix in blend.prefixes:
-        name = prefix if kind == "pretrain" else instruction_file(prefix, "input_ids")
-        lengths = read_lengths(name, prefix)
+        lengths = read_lengths(kind.main_file(prefix), prefix)
         train, _ = document_ranges(len(lengths), split, prefix, needs_valid=False)
         part = lengths[train.start : train.stop]
         parts.append((prefix, len(part), int(part.sum(dtype=np.int64))))
-    sizes = [tokens if kind == "pretrain" else documents for _, documents, tokens in parts]
+    sizes = [kind.default_weight(documents, tokens) for _, documents, tokens in parts]
     weights = np.array(blend.weights or sizes, dtype=np.float64)
     shares = (weights / weights.sum()).tolist()
     found = []
     for (prefix, documents, tokens), share in zip(parts, shares, strict=True):
         samples = share * num_samples
-        epochs = samples * seq_length / tokens if kind == "pretrain" else samples / documents
+        epochs = kind.epochs(samples, seq_length, documents, tokens)
         found.append(DataSource(prefix, share, documents, tokens, round(samples), epochs))
     return found
 

@@ -19,7 +19,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from glm3cli.data.index_cache import index_folder
-from glm3cli.data.prefixes import INSTRUCTION_KEYS, Blend, instruction_file
+from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, TEXT, DataKind, instruction_file
+from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.splits import document_ranges
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
@@ -92,6 +93,18 @@ class DataSpec:
             num_train=steps * config.global_batch_size,
             num_valid=valid,
         )
+
+
+def build_samples(
+    kind: DataKind, spec: DataSpec, tokenizer: Tokenizer
+) -> tuple[Dataset, Dataset | None]:
+    """Builds the training samples of a kind of data, and the validation samples if there are any.
+
+    Raises:
+        DataError: A split has no document, or a file is damaged.
+    """
+    build = {TEXT: build_text, ANSWERS: build_instruction}[kind]
+    return build(spec, tokenizer)
 
 
 def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:

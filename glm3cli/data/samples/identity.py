@@ -11,7 +11,8 @@ from pathlib import Path
 import torch.distributed as dist
 import xxhash
 
-from glm3cli.data.prefixes import Blend, DataKind, file_names
+from glm3cli.data.kinds import DataKind
+from glm3cli.data.prefixes import Blend
 from glm3cli.errors import DataError
 from glm3cli.parallel.join import ranges
 
@@ -45,7 +46,7 @@ def check_same_data(blend: Blend, kind: DataKind) -> None:
 def fingerprint(prefix: str, kind: DataKind) -> str:
     """The bytes of the files of a prefix, and a hash of what is in them; nothing of their place."""
     total, digest = 0, xxhash.xxh3_64()
-    for name in file_names(prefix, kind):
+    for name in kind.file_names(prefix):
         for part in _parts(Path(f"{name}.idx"), Path(f"{name}.bin")):
             digest.update(part)
         total += Path(f"{name}.bin").stat().st_size

@@ -1,0 +1,113 @@
+"""The two kinds of training data, and everything in which they differ.
+
+`glm3 pretrain` reads running text and learns every token of it (`TEXT`). `glm3 finetune` reads
+conversations and learns only their answers (`ANSWERS`). All code that depends on the kind asks the
+`DataKind` here; only `samples.datasets.build_samples` chooses between two functions by it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+# An instruction data set has one pair of files for each of these (ModelLink's names): the token
+# ids, the segment ids, and the labels.
+INSTRUCTION_KEYS = ("input_ids", "attention_mask", "labels")
+
+
+def _instruction_suffix(key: str) -> str:
+    return f"_packed_{key}_document"
+
+
+def instruction_file(prefix: str, key: str) -> str:
+    """Returns the path of one file pair of an instruction data set, without `.bin` and `.idx`.
+
+    Args:
+        prefix: The prefix of the data set, as `--data` takes it.
+        key: One of `INSTRUCTION_KEYS`.
+    """
+    return f"{prefix}{_instruction_suffix(key)}"
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """A kind of training data: its command, its files, and how it is counted.
+
+    Attributes:
+        command: The subcommand of `glm3` that trains on this kind.
+        file_suffixes: What follows a prefix of `--data` in the names of its file pairs, without
+            `.bin` and `.idx`. The sequences of the first pair are the documents.
+        handler: The `--handler` of `glm3 preprocess` that turns raw data into such files.
+        output_suffix: What follows `--output-prefix` of `glm3 preprocess` in the prefix that
+            `--data` takes.
+        documents_are_samples: True if every document is one training sample; False if the
+            documents are joined and the training cuts the joined tokens into samples.
+    """
+
+    command: str
+    file_suffixes: tuple[str, ...]
+    handler: str
+    output_suffix: str
+    documents_are_samples: bool
+
+    def file_names(self, prefix: str) -> list[str]:
+        """Returns the paths of the file pairs of a `--data` prefix, without `.bin` and `.idx`."""
+        return [f"{prefix}{suffix}" for suffix in self.file_suffixes]
+
+    def main_file(self, prefix: str) -> str:
+        """Returns the path of the file pair that says how many documents and tokens there are."""
+        return self.file_names(prefix)[0]
+
+    def preprocess_settings(self, seq_length: int) -> dict[str, Any]:
+        """Returns the options of `glm3 preprocess` that make raw data ready for a training.
+
+        Texts end with the end token, which separates them once they are joined. Conversations are
+        cut to the training's sequence length here, so that a cut one keeps its end token.
+
+        Args:
+            seq_length: The sequence length of the training, in tokens.
+        """
+        if self.documents_are_samples:
+            return {"handler": self.handler, "seq_length": seq_length}
+        return {"handler": self.handler, "append_eod": True}
+
+    def data_prefix(self, output_prefix: str) -> str:
+        """Returns the `--data` prefix of what preprocess writes for an `--output-prefix`."""
+        return f"{output_prefix}{self.output_suffix}"
+
+    def default_weight(self, documents: int, tokens: int) -> int:
+        """Returns the weight in a blend of a data set whose weight isn't given: its size.
+
+        Args:
+            documents: The number of its training documents.
+            tokens: The number of their tokens.
+        """
+        return documents if self.documents_are_samples else tokens
+
+    def epochs(self, samples: float, seq_length: int, documents: int, tokens: int) -> float:
+        """Returns how many times a training goes through a data set.
+
+        Args:
+            samples: The number of samples that the training takes from it.
+            seq_length: The length of a sample, in tokens.
+            documents: The number of its training documents.
+            tokens: The number of their tokens.
+        """
+        if self.documents_are_samples:
+            return samples / documents
+        return samples * seq_length / tokens
+
+
+TEXT = DataKind(
+    command="pretrain",
+    file_suffixes=("",),
+    handler="text",
+    output_suffix="_text_document",
+    documents_are_samples=False,
+)
+# The handler `chat` reads every form of instructions and conversations into ChatGLM3's template.
+ANSWERS = DataKind(
+    command="finetune",
+    file_suffixes=tuple(_instruction_suffix(key) for key in INSTRUCTION_KEYS),
+    handler="chat",
+    output_suffix="",
+    documents_are_samples=True,
+)
