@@ -1,8 +1,15 @@
-"""The operations that chips have fused kernels for; here in plain torch, which defines them.
+"""The operations of the model that some chips have fused kernels for, in plain torch.
 
-The model calls these alone, as `require_active().kernels`. A chip's own kernels replace some.
+The model calls them as methods of `require_active().kernels` and nothing else that depends on the
+chip. `Kernels` computes them with torch alone, runs on every chip, and defines the results that
+`NpuKernels` (npu_kernels.py), which overrides most of its methods, must agree with.
+
+Shapes are written with s: positions of a sequence, b: sequences (rows of a batch), heads: query
+heads, groups: key and value heads (grouped-query attention, Ainslie et al. 2023), d: size of a
+head.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,19 +19,23 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from torch.utils.weak import WeakIdKeyDictionary
 
-from glm3cli.model.cache import CacheWindow
-
+# Cosines and sines of the rotary angles, in the form that `Kernels.rotate` takes.
 Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class SavedForBackward:
-    """What kernels keep for the backward pass, where they differ.
+    """What a chip's kernels save for the backward pass, where chips differ.
+
+    plan/activations.py counts a layer's memory with these numbers.
 
     Attributes:
-        norm_copies: Of an RMSNorm's input, in fp32; with none, it keeps its input as it is.
-        statistics: Bytes of attention's fp32 numbers per position and head.
-        copies_values: Whether attention keeps values of their own; else, a view of all of QKV.
+        norm_copies: Number of fp32 copies of its input that an RMSNorm saves; 0 if it saves the
+            input itself, in its own type.
+        statistics: Bytes of softmax statistics (fp32 numbers) that attention saves per position
+            and query head.
+        copies_values: Whether attention saves a contiguous copy of the values; if not, it saves
+            them as a view, which keeps the whole QKV tensor in memory.
     """
 
     norm_copies: int
@@ -33,9 +44,14 @@ class SavedForBackward:
 
 
 class Kernels:
-    """Plain torch, for every chip."""
+    """The operations in plain torch.
 
-    # Torch takes the norm apart; its attention keeps a logarithm of each row's sum.
+    Attributes:
+        saved_for_backward: What these kernels save for the backward pass.
+    """
+
+    # Torch computes the norm in several operations, which save two fp32 copies; its attention
+    # saves the logarithm of each row's sum.
     saved_for_backward: ClassVar[SavedForBackward] = SavedForBackward(
         norm_copies=2, statistics=4, copies_values=False
     )
@@ -44,47 +60,68 @@ class Kernels:
         self._masks: Any = WeakIdKeyDictionary()
 
     def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Hidden / rms(hidden) * weight over the last dim, computed in fp32."""
+        """Returns hidden / rms(hidden) * weight over the last dimension, computed in fp32."""
         return rms_norm(hidden, weight.shape, weight, eps)
 
     def swiglu(self, gate_and_up: Tensor) -> Tensor:
-        """silu(gate) * up of [..., gate and up one after the other] (Shazeer 2020)."""
+        """Returns silu(gate) * up (Shazeer 2020).
+
+        Args:
+            gate_and_up: The gate's numbers and, after them, the up projection's, [..., 2 ffn].
+
+        Returns:
+            The activations, [..., ffn].
+        """
         return _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
 
     def rotation(self, angles: Tensor, dtype: torch.dtype) -> Rotation:
-        """What `rotate` takes for angles [s, b or 1, 1, width / 4] in fp32."""
+        """Returns cosines and sines in the form that `rotate` takes.
+
+        Args:
+            angles: The rotary angle of each position and pair, [s, b or 1, 1, d / 4], fp32.
+            dtype: The type of the heads that will be rotated.
+        """
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def rotate(self, heads: Tensor, rotation: Rotation) -> Tensor:
-        """Turns the interleaved pairs of the first half of each head, [s, b, heads, width]."""
+        """Rotates neighbouring pairs of numbers in the first half of each head (RoPE).
+
+        Args:
+            heads: Queries or keys, [s, b, heads, d]; the second half of d stays as it is.
+            rotation: The result of this class's `rotation`.
+
+        Returns:
+            The rotated heads, [s, b, heads, d].
+        """
         return _Rotate.apply(heads, *rotation)  # type: ignore[no-untyped-call]
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
     ) -> Tensor:
-        """Causal attention over grouped queries; K and V are not expanded to the heads.
+        """Computes causal grouped-query attention without expanding keys and values to the heads.
 
         Args:
-            query: [s, b, heads, d].
-            key: [s, b, groups, d], as `value`.
-            value: What is averaged.
-            scale: Of the scores.
-            segment_ids: The sample of its pack that each position belongs to, [b, s]; a position
-                sees its own sample only. The positions of a pack may go on: rotation depends on
-                distances alone.
+            query: The queries, [s, b, heads, d].
+            key: The keys, [s, b, groups, d].
+            value: The values, [s, b, groups, d].
+            scale: Factor on the scores before the softmax.
+            segment_ids: For packed sequences, the sample that each position belongs to, [b, s]; a
+                position attends to its own sample only. Positions are counted through the whole
+                pack: rotary attention depends on distances alone.
 
         Returns:
-            [s, b, heads, d].
+            The context, [s, b, heads, d].
         """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask = None if segment_ids is None else self._within_samples(segment_ids, query.dtype)
         return _attention(query, key, value, mask, scale).permute(2, 0, 1, 3)
 
     def _within_samples(self, segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """What each position of packs sees, [b, 1, s, s]: earlier ones of the same sample.
+        """Returns the mask of packed sequences, which is added to the scores, [b, 1, s, s].
 
-        All layers have one mask, and keep one for the backward pass, of the kind that is added to
-        the scores: torch would make that of a mask of booleans in every layer.
+        It is 0 where the key is at the same or an earlier position of the query's sample, and
+        minus infinity elsewhere. All layers share it, and save one for the backward pass: given a
+        mask of booleans, torch would make such a mask in every layer.
         """
         masks = self._masks.setdefault(segment_ids, {})
         if dtype not in masks:
@@ -97,38 +134,73 @@ class Kernels:
         return found
 
     def cached_attention(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: CacheWindow
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        start: int,
+        padding: tuple[int, ...],
     ) -> Tensor:
-        """Attention of the last `s` slots over all slots so far.
+        """Computes attention of new queries over a KV cache that holds their keys and values, too.
+
+        Rows are left-padded, so that all rows of the batch end at the same slot of the cache.
 
         Args:
-            query: [s, b, heads, d].
-            keys: The whole cache, [b, groups, capacity, d], as `values`.
-            values: What is averaged.
-            scale: Of the scores.
-            window: Where the pass begins, and what of each row is padding.
+            query: The queries of slots `start` to `start` + s, [s, b, heads, d].
+            keys: The whole cache of keys, [b, groups, capacity, d].
+            values: The whole cache of values, [b, groups, capacity, d].
+            scale: Factor on the scores before the softmax.
+            start: First slot that this forward pass has written.
+            padding: Number of pad slots in front of each row, b numbers.
 
         Returns:
-            [s, b, heads, d]; without meaning at pad slots.
+            The context, [s, b, heads, d]; its numbers at pad slots have no meaning.
         """
-        length, end = query.size(0), window.start + query.size(0)
-        mask = window.mask(length, query.device)
+        end = start + query.size(0)
+        mask = _seen_in_cache(start, query.size(0), padding, query.device)
         query = query.permute(1, 2, 0, 3)
         context = _attention(query, keys[:, :, :end], values[:, :, :end], mask, scale)
         return context.permute(2, 0, 1, 3)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """-log softmax(logits)[label], in fp32; logits [..., vocabulary], labels [...]."""
+        """Returns the token losses, -log softmax(logits)[label], computed in fp32.
+
+        Args:
+            logits: The logits in any floating type, [..., vocabulary].
+            labels: The right token ids, [...].
+
+        Returns:
+            The losses in fp32, [...].
+        """
         return _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
 
     def gather_matmul(self, rows: Tensor, matrix: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-        """Multiplies the rows of all ranks: [m, k], [k, n] -> [m * ranks, n], [m * ranks, k]."""
+        """Gathers the rows of all ranks of a group, and multiplies them by a matrix.
+
+        Args:
+            rows: This rank's rows, [m, k].
+            matrix: This rank's matrix, [k, n].
+            group: The process group.
+
+        Returns:
+            The product, [m * ranks, n], and the gathered rows, [m * ranks, k].
+        """
         gathered = rows.new_empty(rows.size(0) * group.size(), rows.size(1))
         dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
         return gathered.matmul(matrix), gathered
 
     def matmul_scatter(self, rows: Tensor, matrix: Tensor, group: Any) -> Tensor:
-        """This rank's rows of the products' sum over ranks: [m, k], [k, n] -> [m / ranks, n]."""
+        """Multiplies on every rank of a group, and returns this rank's rows of the products' sum.
+
+        Args:
+            rows: This rank's rows, [m, k].
+            matrix: This rank's matrix, [k, n].
+            group: The process group.
+
+        Returns:
+            This rank's share of the rows of the sum over all ranks, [m / ranks, n].
+        """
         product = rows.matmul(matrix)
         sums = product.new_empty(product.size(0) // group.size(), product.size(1))
         dist.reduce_scatter_tensor(sums, product, group=group)
@@ -138,7 +210,7 @@ class Kernels:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """[b, heads, s, d] each; causal where there is no mask."""
+    """Calls torch's attention on tensors [b, heads or groups, s, d]; causal without a mask."""
     return scaled_dot_product_attention(
         query,
         key,
@@ -151,13 +223,42 @@ def _attention(
 
 
 def _later(segment_ids: Tensor) -> Tensor:
-    """Which positions, by column, come after those by row; [s, s]."""
+    """Returns whether the position of a column comes after that of a row, [s, s]."""
     length = segment_ids.size(1)
     return torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).triu_(diagonal=1)
 
 
+def _seen_in_cache(
+    start: int, length: int, padding: tuple[int, ...], device: torch.device
+) -> Tensor | None:
+    """Returns which slots of a KV cache each query sees, [b or 1, 1, length, start + length].
+
+    None stands for what torch does without a mask: plain causal attention of a first pass, or a
+    single query that sees everything.
+    """
+    if not any(padding) and (start == 0 or length == 1):
+        return None
+    keys = torch.arange(start + length, device=device)
+    queries = keys[start:].unsqueeze(1)  # [length, 1]
+    seen = keys <= queries
+    if not any(padding):
+        return seen[None, None]
+    real = keys >= padding_tensor(padding, device)[:, None, None]  # [b, 1, keys]
+    # A pad slot sees itself: a row of the softmax without any key would be NaN.
+    return ((seen & real) | (keys == queries)).unsqueeze(1)
+
+
+@functools.lru_cache(maxsize=8)
+def padding_tensor(padding: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns the numbers of pad slots as a tensor, [b].
+
+    It is cached: the numbers are copied to the device once for all layers and tokens.
+    """
+    return torch.tensor(padding, device=device)
+
+
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input alone, and writes both halves of the gradient into one tensor."""
+    """SwiGLU that saves its input alone and writes both halves of its gradient into one tensor."""
 
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
@@ -177,7 +278,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """Writes each half of the result once; the gradient is the rotation the other way."""
+    """Rotary positions, written into the result once; the gradient is the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -191,6 +292,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor, sign: int) -> Tensor:
+    """Returns the heads turned by the angles (`sign` 1) or by their negatives (-1)."""
     half = heads.size(-1) // 2
     result = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
     result[..., half:] = heads[..., half:]
@@ -203,7 +305,7 @@ def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor, sign: int) -> Tensor
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the log-probabilities, and turns them into the gradient where they are."""
+    """Cross-entropy that saves log-probabilities and turns them into the gradient in place."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:

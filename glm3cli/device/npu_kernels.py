@@ -1,7 +1,31 @@
-"""Ascend's fused kernels behind the interface of `Kernels`.
+"""Ascend's fused kernels behind the interface of `Kernels`, and what runs where on an NPU.
 
-They are called as `torch.ops.npu.NAME`, the operators themselves: each with its own backward
-operator, and without an import of torch_npu, so that shapes and speeds can be planned elsewhere.
+- Attention in training: `npu_fusion_attention`, in the layout of tensors that Ascend calls SBH
+  ([s, b, heads * d]), with the groups of keys and values as they are and one mask of 2048 x 2048
+  for every sequence length. Packed samples run as TND ([b * s, heads, d]) with the lengths of the
+  samples.
+- Attention in decoding: `npu_fused_infer_attention_score` on the KV cache where it is; padding is
+  passed as numbers. The operator has no fp32, for which plain torch computes.
+- Norms: `npu_rms_norm`. Activation: `npu_swiglu`.
+- Rotary positions: `npu_rotary_mul`, interleaved and over the whole head, whose second half turns
+  by an angle of zero.
+- Loss: `npu_cross_entropy_loss` in fp32. Over several tensor parallel ranks megatron-core's
+  vocab-parallel cross-entropy runs instead.
+- `--mc2`: `npu_all_gather_base_mm` and `npu_mm_reduce_scatter_base`, which multiply and communicate
+  at the same time. The option is off by default: they need one server whose NPUs are all joined,
+  and the firmware, driver and CANN of one release.
+- AdamW: MindSpeed's one-pass operator. Without MindSpeed it is torch's AdamW, in several passes; a
+  log line says so.
+
+Everything else is the same code as on other devices: `--recompute`, `--distributed-optimizer`,
+`--overlap-grad-reduce` and `--cp` (DeepSpeed-Ulysses) are megatron-core's and ours.
+`--deterministic` also fixes the order of HCCL's sums. Operators are not compiled for each shape
+(`jit_compile` is off), and the shapes of training never change. MindSpeed's swap-attention, which
+moves activations to the host, is not here: it takes its settings from the global arguments of
+megatron.training, which glm3 doesn't use; `--recompute` frees that memory instead.
+
+The operators are called as `torch.ops.npu.NAME`, each with its own backward operator. This needs no
+import of torch_npu, so that shapes and speeds can be planned on other machines (npu_operators.py).
 Every argument exists in torch_npu 2.7.1. The limits named below are from its documentation
 (torch_npu/_op_plugin_docs.py).
 """
@@ -15,7 +39,6 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from glm3cli.device.kernels import Kernels, Rotation, SavedForBackward
-from glm3cli.model.cache import CacheWindow
 
 npu = torch.ops.npu
 
@@ -26,9 +49,13 @@ _CAUSAL_TO_THE_END = 3  # sparse_mode: the diagonal ends in the lower right corn
 
 
 class NpuKernels(Kernels):
-    """Fused kernels for training and decoding."""
+    """The operations as fused kernels of torch_npu, for training and decoding.
 
-    # npu_fusion_attention returns each row's maximum and sum eight times.
+    Attributes:
+        saved_for_backward: What these kernels save for the backward pass.
+    """
+
+    # npu_fusion_attention returns each row's maximum and sum, each of them eight times in fp32.
     saved_for_backward: ClassVar[SavedForBackward] = SavedForBackward(
         norm_copies=0, statistics=2 * 8 * 4, copies_values=True
     )
@@ -38,32 +65,41 @@ class NpuKernels(Kernels):
         self._lengths: Any = WeakIdKeyDictionary()
 
     def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Keeps its input, and 1 / rms in fp32."""
+        """Calls npu_rms_norm; its input and 1 / rms in fp32 are saved for the backward pass."""
         return _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
 
     def swiglu(self, gate_and_up: Tensor) -> Tensor:
-        """Keeps its input."""
+        """Calls npu_swiglu; its input is saved for the backward pass."""
         return _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
 
     def rotation(self, angles: Tensor, dtype: torch.dtype) -> Rotation:
-        """Angles of whole heads: the operator turns all pairs, the second half by nothing.
+        """Returns cosines and sines for whole heads, since npu_rotary_mul turns all pairs.
 
-        [s, b or 1, 1, width / 4] -> [s, b or 1, 1, width].
+        The second half of a head gets angles of zero.
+
+        Args:
+            angles: The angle of each position and pair, [s, b or 1, 1, d / 4], fp32.
+            dtype: The type of the heads that will be rotated.
+
+        Returns:
+            Cosines and sines, [s, b or 1, 1, d] each.
         """
         angles = angles.repeat_interleave(2, dim=-1)
         angles = torch.cat([angles, torch.zeros_like(angles)], dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def rotate(self, heads: Tensor, rotation: Rotation) -> Tensor:
-        """One pass over the heads, without cutting and joining their halves."""
+        """Rotates in one pass over the heads, without cutting and joining their halves."""
         return _Rotate.apply(heads, *rotation)  # type: ignore[no-untyped-call]
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
     ) -> Tensor:
-        """As SBH, which is what linear layers give and take; packs as one long TND sequence.
+        """Calls npu_fusion_attention as SBH, and for packed samples as one long TND sequence.
 
-        A value that is a view of all of QKV is copied: the whole would be kept for its sake.
+        SBH is how linear layers lay out their inputs and outputs, so that nothing is transposed.
+        Values that are a view of the QKV tensor are copied: the view would keep the whole tensor
+        in memory until the backward pass.
         """
         settings: dict[str, Any] = {"head_num": query.size(2), "scale": scale}
         if segment_ids is None:
@@ -79,7 +115,10 @@ class NpuKernels(Kernels):
         return context.unflatten(0, segment_ids.shape).transpose(0, 1)
 
     def _ends_of_samples(self, segment_ids: Tensor) -> list[int]:
-        """Where the samples of packs [b, s] end in b * s positions; found once for all layers."""
+        """Returns where each sample ends among the b * s positions of segment ids [b, s].
+
+        The ends are found once for all layers: reading them waits for the device.
+        """
         if segment_ids not in self._lengths:
             changes = torch.ones_like(segment_ids, dtype=torch.bool)
             changes[:, :-1] = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -88,31 +127,36 @@ class NpuKernels(Kernels):
         return list(self._lengths[segment_ids])
 
     def cached_attention(
-        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: CacheWindow
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        start: int,
+        padding: tuple[int, ...],
     ) -> Tensor:
-        """Reads the cache where it is: what is padding or not yet written is told in segment_ids.
+        """Calls npu_fused_infer_attention_score on the cache where it is.
 
-        The operator has no fp32, for which plain torch stays.
+        Slots that are padding or not yet written are excluded by lengths, which are passed as
+        numbers. The operator has no fp32, for which plain torch computes.
         """
         if query.dtype == torch.float32:
-            return super().cached_attention(query, keys, values, scale, window)
+            return super().cached_attention(query, keys, values, scale, start, padding)
         length, device = query.size(0), query.device
-        end = window.start + length
+        end = start + length
         options: dict[str, Any] = {}
         if length > 1:
             options = {
                 "atten_mask": _causal_mask(device),
-                "sparse_mode": _CAUSAL if window.start == 0 else _CAUSAL_TO_THE_END,
-                "actual_seq_lengths": [
-                    length - max(pads - window.start, 0) for pads in window.padding
-                ],
+                "sparse_mode": _CAUSAL if start == 0 else _CAUSAL_TO_THE_END,
+                "actual_seq_lengths": [length - max(pads - start, 0) for pads in padding],
                 "query_padding_size": _number(0, device),
             }
         context, _ = npu.npu_fused_infer_attention_score(
             query.permute(1, 2, 0, 3).contiguous(),
             keys,
             values,
-            actual_seq_lengths_kv=[end - pads for pads in window.padding],
+            actual_seq_lengths_kv=[end - pads for pads in padding],
             kv_padding_size=_number(keys.size(2) - end, device),
             num_heads=query.size(2),
             num_key_value_heads=keys.size(1),
@@ -123,40 +167,45 @@ class NpuKernels(Kernels):
         return context.permute(2, 0, 1, 3)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """In fp32: the operator's loss has the type of its input."""
+        """Calls npu_cross_entropy_loss on fp32 logits, since its loss has its input's type."""
         return _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
 
     def gather_matmul(self, rows: Tensor, matrix: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-        """MC2; for 16 bits, 2, 4 or 8 ranks that are joined with each other, and k >= 256."""
+        """Calls npu_all_gather_base_mm (MC2), which multiplies rows while others travel.
+
+        It is for 16-bit types, for 2, 4 or 8 ranks whose NPUs are all joined, and for k >= 256.
+        """
         name = self.hccl_name(group)
         product, gathered = npu.npu_all_gather_base_mm(rows, matrix, name, group.size())
         return product, gathered
 
     def matmul_scatter(self, rows: Tensor, matrix: Tensor, group: Any) -> Tensor:
-        """MC2, with the same limits."""
+        """Calls npu_mm_reduce_scatter_base (MC2), with the limits of `gather_matmul`."""
         name = self.hccl_name(group)
         return npu.npu_mm_reduce_scatter_base(rows, matrix, name, group.size())
 
     def hccl_name(self, group: Any) -> str:
-        """What HCCL calls the group on this rank."""
+        """Returns the name by which HCCL knows a process group on this rank."""
         backend = group._get_backend(torch.device("npu"))
         return str(backend.get_hccl_comm_name(dist.get_rank()))
 
 
 @functools.lru_cache(maxsize=1)
 def _causal_mask(device: torch.device) -> Tensor:
-    """The mask of a causal sparse_mode; True is hidden."""
+    """Returns the mask that every causal sparse_mode takes; True means hidden."""
     ones = torch.ones((_MASK_SIZE, _MASK_SIZE), dtype=torch.bool, device=device)
     return ones.triu(diagonal=1)
 
 
 @functools.lru_cache(maxsize=64)
 def _number(value: int, device: torch.device) -> Tensor:
-    """A number that an operator wants as a tensor; copied once for all layers."""
+    """Returns a number as a tensor [1], as operators take it; copied once for all layers."""
     return torch.tensor([value], dtype=torch.int64, device=device)
 
 
 class _RMSNorm(torch.autograd.Function):
+    """npu_rms_norm with its backward operator."""
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         normed, inverse = npu.npu_rms_norm(hidden, weight, epsilon=eps)
@@ -171,6 +220,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
+    """npu_swiglu with its backward operator."""
+
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_and_up)
@@ -183,7 +234,10 @@ class _SwiGLU(torch.autograd.Function):
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient is the rotation the other way; npu_rotary_mul_backward would want the input."""
+    """npu_rotary_mul, whose gradient is the inverse rotation.
+
+    Its own backward operator, npu_rotary_mul_backward, would need the input, which isn't saved.
+    """
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -197,7 +251,11 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Interleaved mode takes SBND with angles S11D alone: rows of their own become positions."""
+    """Rotates heads [s, b, heads, d] by angles [s, b or 1, 1, d].
+
+    The interleaved mode takes heads as SBND with angles of the shape S11D only. Where each row of
+    the batch has angles of its own, positions and rows are therefore flattened into one dimension.
+    """
     if cosines.size(1) == 1:
         return npu.npu_rotary_mul(heads, cosines, sines, rotary_mode="interleave")
     flat = heads.flatten(0, 1).unsqueeze(1)  # [s * b, 1, heads, d]
@@ -206,7 +264,10 @@ def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 class _FusionAttention(torch.autograd.Function):
-    """Causal; keeps the result and two fp32 numbers per row instead of the scores."""
+    """Causal npu_fusion_attention with its backward operator.
+
+    The context and each row's maximum and sum (fp32) are saved instead of the scores.
+    """
 
     @staticmethod
     def forward(
@@ -257,6 +318,8 @@ class _FusionAttention(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """npu_cross_entropy_loss with its backward operator."""
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         rows = logits.flatten(0, -2).float()

@@ -21,9 +21,8 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
 from glm3cli.infer.sampling import Sampling, sample
-from glm3cli.model.attention import KVCache
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
-from glm3cli.model.cache import CacheWindow
+from glm3cli.model.cache import CacheWindow, KVCache
 from glm3cli.parallel.groups import Grid
 
 OnTokens = Callable[[list[int | None]], None]

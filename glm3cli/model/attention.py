@@ -1,4 +1,4 @@
-"""Core attention on the kernels of the chip, with an optional KV cache for decoding."""
+"""Core attention on the kernels of the active device, with an optional KV cache for decoding."""
 
 from typing import Any
 
@@ -8,35 +8,20 @@ from torch import Tensor
 
 from glm3cli.device import require_active
 from glm3cli.device.kernels import Rotation
-from glm3cli.model.cache import CacheWindow
+from glm3cli.model.cache import KVCache
 from glm3cli.model.context import to_heads, to_positions
 from glm3cli.model.rotary import rotation_at, rotation_of_sequence
 
 
-class KVCache:
-    """Keys and values of one layer for all slots so far, [b, groups, capacity, d] each."""
-
-    def __init__(self, window: CacheWindow, capacity: int) -> None:
-        self.window = window
-        self._capacity = capacity
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores those of this pass, [s, b, groups, d], and gives the whole cache."""
-        if self._keys is None or self._values is None:
-            shape = (key.size(1), key.size(2), self._capacity, key.size(3))
-            self._keys, self._values = key.new_empty(shape), value.new_empty(shape)
-        end = self.window.start + key.size(0)
-        self._keys[:, :, self.window.start : end] = key.permute(1, 2, 0, 3)
-        self._values[:, :, self.window.start : end] = value.permute(1, 2, 0, 3)
-        return self._keys, self._values
-
-
 class CoreAttention(torch.nn.Module):
-    """Causal attention over grouped queries; K and V are not expanded to the number of heads.
+    """Causal grouped-query attention with rotary positions; megatron-core's `core_attention`.
 
-    `cache` is set by the inference engine; it is None in training.
+    Keys and values are not expanded to the number of query heads.
+
+    Attributes:
+        layer_number: The layer's number in the model, from 1 on, as megatron-core counts.
+        scale: Factor on the scores, 1 / sqrt(head size).
+        cache: The layer's KV cache, which the inference engine sets; None in training.
     """
 
     def __init__(
@@ -58,11 +43,18 @@ class CoreAttention(torch.nn.Module):
         attention_mask: Tensor | None,
         **_megatron: Any,
     ) -> Tensor:
-        """Attends: query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d].
+        """Rotates queries and keys, and attends.
 
-        With context parallelism, s are this rank's positions.
-        `attention_mask` holds the number of each position's sample, [b, whole s], where a sequence
-        is a pack of several; each sees itself only.
+        Args:
+            query: The queries, [s, b, heads, d]; with context parallelism s are the positions of
+                this rank.
+            key: The keys, [s, b, groups, d].
+            value: The values, [s, b, groups, d].
+            attention_mask: For packed sequences, the sample (segment id) of each position of the
+                whole sequence, [b, whole s]: a position attends to its own sample only. Else None.
+
+        Returns:
+            The context, [s, b, heads * d].
         """
         if self._sharers is not None:
             query, key, value = (to_heads(one, self._sharers) for one in (query, key, value))
@@ -72,12 +64,16 @@ class CoreAttention(torch.nn.Module):
             context = kernels.attention(query, key, value, self.scale, attention_mask)
         else:
             keys, values = self.cache.extend(key, value)
-            context = kernels.cached_attention(query, keys, values, self.scale, self.cache.window)
+            window = self.cache.window
+            context = kernels.cached_attention(
+                query, keys, values, self.scale, window.start, window.padding
+            )
         if self._sharers is not None:
             context = to_positions(context, self._sharers)
         return context.flatten(2)
 
     def _rotation(self, query: Tensor) -> Rotation:
+        """Returns the rotation of the positions that `query`, [s, b, heads, d], stands at."""
         length, width = query.size(0), query.size(-1)
         if self.cache is None:
             return rotation_of_sequence(length, width, self._rotary_base, query.dtype, query.device)

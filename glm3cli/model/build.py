@@ -22,10 +22,9 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
-from glm3cli.model.activation import SwiGLU
 from glm3cli.model.attention import CoreAttention
 from glm3cli.model.gpt import ChatGLM
-from glm3cli.model.layers import RMSNorm
+from glm3cli.model.layers import RMSNorm, SwiGLU
 from glm3cli.model.mc2 import GatheringLinear, ScatteringLinear
 
 TORCH_DTYPES: dict[str, torch.dtype] = {

@@ -1,48 +1,67 @@
-"""Which slots of a KV cache a pass of decoding looks at."""
+"""The KV cache of cached decoding, and the part of it that one forward pass reads and writes."""
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from glm3cli.device.kernels import padding_tensor
+
 
 @dataclass
 class CacheWindow:
-    """What one forward pass of cached decoding looks at; shared by all layers of a model.
+    """The slots of a KV cache that one forward pass works on; shared by all layers of a model.
 
-    Rows are left-padded to one length, so that all of them end at the same slot.
+    A slot is the place of one token in a row of the cache. Rows are left-padded to one length, so
+    that all of them end at the same slot.
 
     Attributes:
         padding: Number of pad slots in front of each row.
-        start: First slot that this pass writes.
+        start: First slot that this pass writes; slots before it were written by earlier passes.
     """
 
     padding: tuple[int, ...]
     start: int = 0
 
     def positions(self, length: int, device: torch.device) -> Tensor:
-        """Rotary positions of the slots of this pass, [b or 1, length]; pad slots get 0."""
+        """Returns the rotary positions of this pass's `length` slots, [b or 1, length].
+
+        A row's first token that isn't padding has position 0; pad slots get 0, too.
+        """
         slots = torch.arange(self.start, self.start + length, device=device).unsqueeze(0)
         if not any(self.padding):
             return slots
-        return (slots - _on_device(self.padding, device).unsqueeze(1)).clamp(min=0)
-
-    def mask(self, length: int, device: torch.device) -> Tensor | None:
-        """What each query sees, [b or 1, 1, length, start + length]; None if plain causal."""
-        if not any(self.padding) and (self.start == 0 or length == 1):
-            return None
-        keys = torch.arange(self.start + length, device=device)
-        queries = keys[self.start :].unsqueeze(1)  # [length, 1]
-        seen = keys <= queries
-        if not any(self.padding):
-            return seen[None, None]
-        real = keys >= _on_device(self.padding, device)[:, None, None]  # [b, 1, keys]
-        # A pad slot sees itself: a row of the softmax without any key would be NaN.
-        return ((seen & real) | (keys == queries)).unsqueeze(1)
+        return (slots - padding_tensor(self.padding, device).unsqueeze(1)).clamp(min=0)
 
 
-@functools.lru_cache(maxsize=8)
-def _on_device(padding: tuple[int, ...], device: torch.device) -> Tensor:
-    """The paddings as a tensor; copied once for all layers and tokens."""
-    return torch.tensor(padding, device=device)
+class KVCache:
+    """Keys and values that one layer has computed so far, [b, groups, capacity, d] each.
+
+    Attributes:
+        window: The slots that the present forward pass works on.
+    """
+
+    def __init__(self, window: CacheWindow, capacity: int) -> None:
+        self.window = window
+        self._capacity = capacity
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores this pass's keys and values, and returns the whole cache.
+
+        Args:
+            key: The keys of the window's slots, [s, b, groups, d].
+            value: The values of the same slots, [s, b, groups, d].
+
+        Returns:
+            All keys and all values, [b, groups, capacity, d] each; slots after this pass's are
+            uninitialised.
+        """
+        if self._keys is None or self._values is None:
+            shape = (key.size(1), key.size(2), self._capacity, key.size(3))
+            self._keys, self._values = key.new_empty(shape), value.new_empty(shape)
+        end = self.window.start + key.size(0)
+        self._keys[:, :, self.window.start : end] = key.permute(1, 2, 0, 3)
+        self._values[:, :, self.window.start : end] = value.permute(1, 2, 0, 3)
+        return self._keys, self._values

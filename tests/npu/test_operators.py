@@ -141,7 +141,6 @@ PASSES = {
 
 def decode(name: str, dtype: torch.dtype) -> torch.Tensor:
     from glm3cli.device import require_active
-    from glm3cli.model.cache import CacheWindow
 
     padding, start, length = PASSES[name]
     with torch.no_grad():
@@ -149,8 +148,8 @@ def decode(name: str, dtype: torch.dtype) -> torch.Tensor:
         keys, values = leaf(2, B, GROUPS, 16, WIDTH, dtype=dtype)
         keys[:, :, start + length :] = torch.nan  # not yet written
         values[:, :, start + length :] = torch.nan
-        window = CacheWindow(padding, start)
-        found = require_active().kernels.cached_attention(query, keys, values, SCALE, window)
+        kernels = require_active().kernels
+        found = kernels.cached_attention(query, keys, values, SCALE, start, padding)
     for row, pads in enumerate(padding):
         found[: max(pads - start, 0), row] = 0  # without meaning
     return found
