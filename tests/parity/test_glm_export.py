@@ -12,7 +12,7 @@ from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.random import RandomSource, write_random_model
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
-from glm3cli.data.tokens.chat import Message, build_prompt, call_text
+from glm3cli.data.tokens.chat import TOOL_PROMPT, Message, build_prompt, call_text
 from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.support import in_transformers
 from tests.support.programs import printed
@@ -254,11 +254,10 @@ def test_tools_and_calls_as_transformers_spells_them(fast, ours):
         },
         {"role": "tool", "content": "cold"},
     ]
-    system = "Answer the following questions as best as you can."
     expected = build_prompt(
         ours,
         [
-            Message("system", system, tools=TOOLS),
+            Message("system", TOOL_PROMPT, tools=TOOLS),
             Message("user", "天气?"),
             Message("assistant", call_text(arguments), metadata="天气"),
             Message("observation", "cold"),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.data.tokens.chat import (
-    IGNORED,
+    IGNORED_LABEL,
     Message,
     build_prompt,
     build_sample,
@@ -75,7 +75,7 @@ def test_a_sample_starts_with_the_prompt_that_generation_uses():
     prompt = build_prompt(tokenizer, asked)
     sample = build_sample(tokenizer, [*asked, Message("assistant", "jumps")])
     assert sample.input_ids[: len(prompt)] == prompt
-    assert set(sample.labels[: len(prompt)]) == {IGNORED}
+    assert set(sample.labels[: len(prompt)]) == {IGNORED_LABEL}
     assert sample.labels[len(prompt) :] == sample.input_ids[len(prompt) :]
     assert sample.labels[-1] == tokenizer.eos_id
 
@@ -93,7 +93,9 @@ def test_every_answer_learns_to_stop():
         Message("assistant", "f"),
     ]
     labels = build_sample(tokenizer, conversation).labels
-    assert [label for label in labels if tokenizer.is_special(label) and label != IGNORED] == [
+    assert [
+        label for label in labels if tokenizer.is_special(label) and label != IGNORED_LABEL
+    ] == [
         observation,
         user,
         tokenizer.eos_id,
@@ -108,7 +110,9 @@ def test_a_turn_without_loss_trains_nothing_of_itself():
         Message("user", "b"),
         Message("assistant", "fox"),
     ]
-    trained = [label for label in build_sample(tokenizer, conversation).labels if label != IGNORED]
+    trained = [
+        label for label in build_sample(tokenizer, conversation).labels if label != IGNORED_LABEL
+    ]
     assert tokenizer.decode(trained).strip() == "fox"
     assert trained[-1] == tokenizer.eos_id
 
@@ -123,7 +127,7 @@ def test_a_cut_sample_keeps_the_end_of_its_last_answer(conversation, length):
         assert cut is whole
         return
     if cut is None:
-        assert set(whole.labels[:length]) == {IGNORED}
+        assert set(whole.labels[:length]) == {IGNORED_LABEL}
         return
     assert len(cut.input_ids) == len(cut.labels) <= length
     assert cut.input_ids[:-1] == whole.input_ids[: len(cut.input_ids) - 1]

@@ -7,14 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from glm3cli.data.tokens.chat import ROLES, Message, Role, call_text
+from glm3cli.data.tokens.chat import ROLES, TOOL_PROMPT, Message, Role, call_text
 
 Row = Mapping[str, Any]
 
-# What ChatGLM3 was trained to find in front of a list of tools (its finetune_demo).
-_TOOL_PROMPT = (
-    "Answer the following questions as best as you can. You have access to the following tools:"
-)
 _SHARE_GPT_ROLES: dict[str, Role] = {
     "system": "system",
     "human": "user",
@@ -210,7 +206,7 @@ def _with_tools(messages: list[Message], row: Row) -> list[Message]:
 def _system(content: str, tools: Any) -> list[Message]:
     if not content and tools is None:
         return []
-    return [Message("system", content or _TOOL_PROMPT, tools=tools)]
+    return [Message("system", content or TOOL_PROMPT, tools=tools)]
 
 
 def _tools(row: Row) -> Any:

@@ -22,11 +22,11 @@ from glm3cli.data.index_cache import index_folder
 from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, TEXT, DataKind, instruction_file
 from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.splits import document_ranges
+from glm3cli.data.tokens.chat import IGNORED_LABEL
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
 Sample = dict[str, np.ndarray]
-IGNORED_LABEL = -100
 _AGAIN = "run `glm3 preprocess` again"
 
 

@@ -17,7 +17,12 @@ Role = Literal["system", "user", "assistant", "observation"]
 Template = Literal["chatglm3", "modellink"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
-IGNORED = -100  # label of a position without loss (torch's cross_entropy default)
+IGNORED_LABEL = -100  # label of a position without loss (torch's cross_entropy default)
+
+# What ChatGLM3 was trained to find in front of a list of tools (source: its finetune_demo).
+TOOL_PROMPT = (
+    "Answer the following questions as best as you can. You have access to the following tools:"
+)
 
 # ModelLink 1.1's training text (its prompter.py); files made with it must stay byte-identical.
 _SYSTEM = (
@@ -74,7 +79,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sequence; the label of a position is its own id, or IGNORED."""
+    """One training sequence; the label of a position is its own id, or IGNORED_LABEL."""
 
     input_ids: list[int]
     labels: list[int]
@@ -102,15 +107,15 @@ def build_sample(
     """
     if template == "modellink":
         return _modellink_sample(tokenizer, messages, append_eod)
-    ids, labels = list(tokenizer.prefix), [IGNORED] * len(tokenizer.prefix)
+    ids, labels = list(tokenizer.prefix), [IGNORED_LABEL] * len(tokenizer.prefix)
     trained = False
     for message in messages:
         turn = _turn(tokenizer, message)
-        labels.append(turn[0] if trained else IGNORED)
+        labels.append(turn[0] if trained else IGNORED_LABEL)
         trained = message.role == "assistant" and message.loss
-        labels += turn[1:] if trained else [IGNORED] * (len(turn) - 1)
+        labels += turn[1:] if trained else [IGNORED_LABEL] * (len(turn) - 1)
         ids += turn
-    labels.append(tokenizer.eos_id if trained else IGNORED)
+    labels.append(tokenizer.eos_id if trained else IGNORED_LABEL)
     return Sample([*ids, tokenizer.eos_id], labels)
 
 
@@ -127,12 +132,15 @@ def truncate(tokenizer: Tokenizer, sample: Sample, length: int) -> Sample | None
     if len(ids) <= length:
         return sample
     cut = length - 1
-    if labels[cut] == IGNORED:
-        while cut >= 0 and labels[cut] == IGNORED:
+    if labels[cut] == IGNORED_LABEL:
+        while cut >= 0 and labels[cut] == IGNORED_LABEL:
             cut -= 1
         return Sample(ids[: cut + 1], labels[: cut + 1]) if cut >= 0 else None
     end = cut
-    while not tokenizer.is_special(ids[end]) and labels[end + 1 : end + 2] not in ([], [IGNORED]):
+    while not tokenizer.is_special(ids[end]) and labels[end + 1 : end + 2] not in (
+        [],
+        [IGNORED_LABEL],
+    ):
         end += 1
     kept = labels[:cut]
     return Sample([*ids[:cut], ids[end]], [*kept, labels[end]])
@@ -173,4 +181,4 @@ def _modellink_sample(
     if append_eod:
         ids.append(tokenizer.eos_id)
     num_hidden = min(len(ids), len(tokenizer.prefix) + len(tokenizer.encode(prompt)))
-    return Sample(ids, [IGNORED] * num_hidden + ids[num_hidden:])
+    return Sample(ids, [IGNORED_LABEL] * num_hidden + ids[num_hidden:])

@@ -17,6 +17,7 @@ from typing import Any
 
 import sentencepiece
 
+from glm3cli.data.tokens.chat import TOOL_PROMPT
 from glm3cli.data.tokens.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer, keeps_text
 from glm3cli.errors import DataError
 
@@ -39,8 +40,7 @@ _CHAT_TEMPLATE = r"""
 {%- endmacro -%}
 {{- '[gMASK]sop' }}
 {%- if tools and (not messages or messages[0].role != 'system') %}
-{{- turn('system', '', 'Answer the following questions as best as you can.\n'
-    ~ tools | tojson(indent=4)) }}
+{{- turn('system', '', TOOL_PROMPT ~ '\n' ~ tools | tojson(indent=4)) }}
 {%- endif %}
 {%- for message in messages %}
 {%- set content = message.content or '' %}
@@ -156,8 +156,8 @@ def to_fast_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
 
 
 def _chat_template(names: list[str]) -> str:
-    text = _CHAT_TEMPLATE.replace("BREAK", _MARK)
-    return text.replace("SPECIAL", json.dumps(names))
+    text = _CHAT_TEMPLATE.replace("BREAK", _MARK).replace("SPECIAL", json.dumps(names))
+    return text.replace("TOOL_PROMPT", json.dumps(TOOL_PROMPT))
 
 
 def _added(tokenizer: Tokenizer) -> dict[int, str]:
