@@ -56,7 +56,7 @@ def locate(path: Path) -> Location:
         raise CheckpointError(f"{path} is a file", "give the model's folder")
     kind = kind_of(path)
     if kind is not None:
-        return Location(kind, path, _config_of(path, kind), _iteration_of(path))
+        return Location(kind, path, _config_of(path, kind), iteration_of(path))
     inner = _tracked(path) or _newest(path) or _converted(path)
     if inner is None:
         raise CheckpointError(
@@ -108,7 +108,7 @@ def _tracked(path: Path) -> Path | None:
     if not (path / TRACKER).is_file():
         return None
     text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
-    name = f"iter_{int(text):07d}" if text.isdecimal() else text
+    name = iteration_folder(int(text)) if text.isdecimal() else text
     if text != "release" and not text.isdecimal():
         raise CheckpointError(
             f"{path / TRACKER} says {text!r}", "it must be an iteration's number or 'release'"
@@ -123,8 +123,8 @@ def _tracked(path: Path) -> Path | None:
 
 def _newest(path: Path) -> Path | None:
     """The newest complete checkpoint among iter_* folders, else `release`."""
-    found = [child for child in path.glob("iter_*") if _iteration_of(child) is not None]
-    for child in sorted(found, key=lambda child: _iteration_of(child) or 0, reverse=True):
+    found = [child for child in path.glob("iter_*") if iteration_of(child) is not None]
+    for child in sorted(found, key=lambda child: iteration_of(child) or 0, reverse=True):
         try:
             if kind_of(child):
                 return child
@@ -139,7 +139,13 @@ def _converted(path: Path) -> Path | None:
     return next((folder for folder in folders if folder.is_dir() and kind_of(folder)), None)
 
 
-def _iteration_of(folder: Path) -> int | None:
+def iteration_folder(iteration: int) -> str:
+    """Returns the name of the folder of a checkpoint, such as iter_0000030."""
+    return f"iter_{iteration:07d}"
+
+
+def iteration_of(folder: Path) -> int | None:
+    """Returns the iteration that a checkpoint's folder is named for; None for other names."""
     match = _ITERATION.fullmatch(folder.name)
     return int(match.group(1)) if match else None
 
@@ -149,7 +155,7 @@ def _config_of(folder: Path, kind: FolderKind) -> Path | None:
     if kind == "hf":
         above = [folder.parent] if folder.name in _CONVERTED else []
     else:
-        is_part = _iteration_of(folder) is not None or folder.name == "release"
+        is_part = iteration_of(folder) is not None or folder.name == "release"
         above = [folder.resolve().parent, folder.resolve().parent.parent] if is_part else []
     paths = (place / "config.json" for place in (folder, *above))
     return next((path for path in paths if path.is_file()), None)

@@ -258,3 +258,11 @@ def slots(num_layers: int) -> Iterator[Slot]:
             for weight in WEIGHTS:
                 if weight.stage is stage:
                     yield weight, layer
+
+
+def logical_name(mcore: str) -> str:
+    """Returns the logical name of a weight by its name in a megatron-core model."""
+    return _LOGICAL[re.sub(r"\blayers\.\d+\.", "layers.{}.", mcore)]
+
+
+_LOGICAL = {weight.mcore: weight.logical for weight in WEIGHTS}

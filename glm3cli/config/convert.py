@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from glm3cli.config.base import Flag, Settings
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -28,7 +28,7 @@ class ConvertOptions:
     """
 
     layout: Literal["chatglm", "glm", "legacy", "mcore", "dist"]
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ModelParallelConfig = field(default_factory=ModelParallelConfig)
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
     shard_bytes: int = 5 * 10**9
     verify: bool = True
@@ -61,7 +61,7 @@ class ConvertConfig(Settings):
     )
 
 
-class ToMegatronConfig(ConvertConfig, ParallelConfig):
+class ToMegatronConfig(ConvertConfig, ModelParallelConfig):
     """Options of hf2mg and mg2mg."""
 
     format: Literal["mcore", "legacy", "dist"] = Field(
@@ -73,8 +73,10 @@ class ToMegatronConfig(ConvertConfig, ParallelConfig):
     @property
     def options(self) -> ConvertOptions:
         """These options in the form that the core takes."""
-        cuts = {name: getattr(self, name) for name in ParallelConfig.model_fields}
-        parallel = ParallelConfig() if self.format == "dist" else ParallelConfig.parse(cuts)
+        cuts = {name: getattr(self, name) for name in ModelParallelConfig.model_fields}
+        parallel = (
+            ModelParallelConfig() if self.format == "dist" else ModelParallelConfig.parse(cuts)
+        )
         return ConvertOptions(
             layout=self.format,
             parallel=parallel,

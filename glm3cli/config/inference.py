@@ -26,9 +26,11 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
     )
 
     @model_validator(mode="after")
-    def _check_chunks(self) -> Self:
-        if self.vpp > 1:
-            raise ValueError("--vpp is for training; it makes no sense here")
+    def _check_axes(self) -> Self:
+        given = {"--vpp": self.vpp > 1, "--cp": self.cp > 1, "--mc2": self.mc2}
+        for flag, is_given in given.items():
+            if is_given:
+                raise ValueError(f"{flag} is for training; it makes no sense here")
         return self
 
 

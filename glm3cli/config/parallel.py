@@ -1,4 +1,4 @@
-"""`ParallelConfig`: how a model is spread over ranks, and whether that works for a given model."""
+"""How a model and its work are spread over ranks, and whether that works for a given model."""
 
 from typing import Annotated, Self
 
@@ -11,8 +11,8 @@ from glm3cli.errors import ConfigError
 PANEL = "Parallelism"
 
 
-class ParallelConfig(Settings):
-    """Sizes of the parallel axes; data parallelism takes what is left of the ranks."""
+class ModelParallelConfig(Settings):
+    """How one copy of a model is cut over ranks: by tensor and by pipeline parallelism."""
 
     tp: Annotated[
         int,
@@ -138,6 +138,19 @@ class ParallelConfig(Settings):
             raise ConfigError(
                 "--vpp needs more than one pipeline stage", "drop --vpp or raise --pp"
             )
+
+
+class ParallelConfig(ModelParallelConfig):
+    """The sizes of all parallel axes; data parallelism takes the ranks that are left."""
+
+    cp: Annotated[int, Flag(("--context-parallel-size", "--context-parallel"), panel=PANEL)] = (
+        Field(default=1, ge=1, description="Context parallel size: ranks that share a sequence.")
+    )
+    mc2: Annotated[bool, Flag(panel=PANEL)] = Field(
+        default=False,
+        description="Send while multiplying in tensor parallel layers (MC2 operators); off because "
+        "they want one server whose devices are all joined, and software of one release.",
+    )
 
 
 def _any_of(values: list[int]) -> str:

@@ -134,12 +134,9 @@ class OptimizerOptions(Settings):
         return self
 
 
-class EngineOptions(Settings):
-    """How megatron-core spreads the work."""
+class MegatronOptions(Settings):
+    """What megatron-core does to save memory and to hide messages."""
 
-    cp: Annotated[int, Flag(("--context-parallel-size", "--context-parallel"), panel=PARALLEL)] = (
-        Field(default=1, ge=1, description="Context parallel size: ranks that share a sequence.")
-    )
     sequence_parallel: Annotated[bool, Flag(panel=PARALLEL)] = Field(
         default=True, description="Split activations between tensor parallel layers (tp > 1)."
     )
@@ -162,12 +159,6 @@ class EngineOptions(Settings):
     )
     recompute_num_layers: Annotated[int, Flag(panel=PARALLEL)] = Field(
         default=1, ge=1, description="Layers of --recompute-method."
-    )
-
-    mc2: Annotated[bool, Flag(panel=PARALLEL)] = Field(
-        default=False,
-        description="Send while multiplying in tensor parallel layers (MC2 operators); off because "
-        "they want one server whose devices are all joined, and software of one release.",
     )
 
     @model_validator(mode="after")
@@ -232,7 +223,7 @@ class TrainConfig(
     ReportOptions,
     RunOptions,
     OptimizerOptions,
-    EngineOptions,
+    MegatronOptions,
     ParallelConfig,
     DataOptions,
     StartOptions,

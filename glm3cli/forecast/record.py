@@ -23,7 +23,7 @@ from glm3cli.model.build import unwrap
 from glm3cli.model.rotary import rotation_of_sequence
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.train.setup import build_train_step
-from glm3cli.train.step import TrainStep, forward
+from glm3cli.train.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Step:
         if not is_first:
             unwrap(chunk).set_input_tensor(self._hidden().requires_grad_())
         with recording() as forth:
-            result, losses = forward(self.train_step.loss_divisor, iter([self._batch()]), chunk)
+            result, losses = self.train_step.objective.forward(iter([self._batch()]), chunk)
             if is_last:
                 result = losses(result)[0]
         grad = None if is_last else self._hidden()

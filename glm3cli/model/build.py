@@ -3,6 +3,7 @@
 `transformer_config` is the one function that maps our configs to megatron-core's.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,18 +21,12 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
-from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
+from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.model.attention import CoreAttention
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.layers import RMSNorm, SwiGLU
 from glm3cli.model.mc2 import GatheringLinear, ScatteringLinear
-
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 
 def transformer_config(
@@ -94,15 +89,41 @@ def _pipeline_layout(parallel: ParallelConfig) -> list[list[str]] | None:
     return stages
 
 
-def layer_spec(model: ModelConfig, *, mc2: bool = False) -> ModuleSpec:
+@dataclass(frozen=True)
+class LinearLayers:
+    """The classes that a layer's four matrix products are made of.
+
+    What replaces or wraps linear layers gives classes of its own here; each is built with the
+    arguments of the megatron-core class that it stands for.
+
+    Attributes:
+        column: The class of the layers whose outputs are cut over tensor parallel ranks (QKV and
+            fc1); a `ColumnParallelLinear` or a subclass.
+        row: The class of the layers whose inputs are cut (proj and fc2); a `RowParallelLinear` or
+            a subclass.
+    """
+
+    column: type[tensor_parallel.ColumnParallelLinear]
+    row: type[tensor_parallel.RowParallelLinear]
+
+
+PLAIN = LinearLayers(tensor_parallel.ColumnParallelLinear, tensor_parallel.RowParallelLinear)
+MC2 = LinearLayers(GatheringLinear, ScatteringLinear)
+
+
+def linear_layers(parallel: ParallelConfig, config: TransformerConfig) -> LinearLayers:
+    """Returns the linear layers of a model with these settings."""
+    # Without sequence parallelism there is nothing to gather: decoding never does.
+    return MC2 if parallel.mc2 and config.sequence_parallel else PLAIN
+
+
+def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
     """One ChatGLM3 layer out of megatron-core's local (Transformer Engine free) parts.
 
     Args:
-        model: Its shape.
-        mc2: Whether linear layers send while they multiply.
+        model: The model's shape.
+        linears: The classes of its linear layers.
     """
-    column = GatheringLinear if mc2 else tensor_parallel.ColumnParallelLinear
-    row = ScatteringLinear if mc2 else tensor_parallel.RowParallelLinear
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -111,11 +132,11 @@ def layer_spec(model: ModelConfig, *, mc2: bool = False) -> ModuleSpec:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=column,
+                    linear_qkv=linears.column,
                     core_attention=ModuleSpec(
                         module=CoreAttention, params={"rotary_base": model.rotary_base}
                     ),
-                    linear_proj=row,
+                    linear_proj=linears.row,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
@@ -123,8 +144,8 @@ def layer_spec(model: ModelConfig, *, mc2: bool = False) -> ModuleSpec:
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(
-                    linear_fc1=column,
-                    linear_fc2=row,
+                    linear_fc1=linears.column,
+                    linear_fc2=linears.row,
                     activation_func=SwiGLU,
                 ),
             ),
@@ -154,9 +175,7 @@ def _build_chunk(
 ) -> torch.nn.Module:
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
-    # Without sequence parallelism there is nothing to gather: decoding never does.
-    mc2 = isinstance(parallel, EngineOptions) and parallel.mc2 and config.sequence_parallel
-    spec = layer_spec(model, mc2=mc2)
+    spec = layer_spec(model, linear_layers(parallel, config))
     gpt = ChatGLM(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(

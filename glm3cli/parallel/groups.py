@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from glm3cli.config.parallel import ParallelConfig
-from glm3cli.config.training import EngineOptions
 from glm3cli.device import require_active
 from glm3cli.parallel.join import join
 
@@ -76,7 +75,7 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
             tensor_model_parallel_size=config.tp,
             pipeline_model_parallel_size=config.pp,
             virtual_pipeline_model_parallel_size=config.vpp if config.vpp > 1 else None,
-            context_parallel_size=config.cp if isinstance(config, EngineOptions) else 1,
+            context_parallel_size=config.cp,
             create_gloo_process_groups=False,
         )
         _seed_everything(seed)

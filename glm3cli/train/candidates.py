@@ -1,10 +1,10 @@
 """Which checkpoint a run goes on from."""
 
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm3cli.checkpoint.locate import iteration_of
 from glm3cli.checkpoint.run.durable import damage
 from glm3cli.checkpoint.run.holdings import Holdings, bring_together, find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble
@@ -14,14 +14,14 @@ from glm3cli.parallel.storage import Storage, find_storage
 if TYPE_CHECKING:
     from glm3cli.train.report.metrics import Metrics
 
-_NAME = re.compile(r"iter_(\d{7})")
-
 
 def find_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first; a folder of that name is complete."""
     if not run.is_dir():
         return []
-    return sorted(path for path in run.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(
+        path for path in run.iterdir() if iteration_of(path) is not None and path.is_dir()
+    )
 
 
 def find_resume(run: Path, resume: str) -> list[Path]:
@@ -42,7 +42,7 @@ def find_resume(run: Path, resume: str) -> list[Path]:
             )
         return []
     path = Path(resume)
-    found = [path] if _NAME.fullmatch(path.name) and path.is_dir() else find_checkpoints(path)
+    found = [path] if iteration_of(path) is not None and path.is_dir() else find_checkpoints(path)
     if not found:
         raise CheckpointError(
             f"--resume {resume} is no checkpoint and has none in it",

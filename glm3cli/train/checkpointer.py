@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from glm3cli.checkpoint.layouts.companions import copy_companions
+from glm3cli.checkpoint.locate import iteration_folder, iteration_of
 from glm3cli.checkpoint.run.durable import publish, remove
 from glm3cli.checkpoint.run.holdings import find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble, load_training, save_request
@@ -73,7 +74,7 @@ class Checkpointer:
         """Begins to write a checkpoint, or writes it; gives its iteration."""
         self.finish()  # one at a time
         started = time.perf_counter()
-        folder = self.run / f"iter_{state.iteration:07d}"
+        folder = self.run / iteration_folder(state.iteration)
         with disk_trouble(folder):
             partial = self._begin(folder)
             request = save_request(
@@ -91,7 +92,7 @@ class Checkpointer:
             durable = time.perf_counter() - started
             metrics.event(
                 "save",
-                iteration=int(folder.name.removeprefix("iter_")),
+                iteration=iteration_of(folder),
                 path=str(folder),
                 stall_seconds=stall if self.in_background else durable,
                 durable_seconds=durable,

@@ -19,9 +19,15 @@ class Trainer:
     """Trains from `state` to the end, or to a stop signal; the last step is always saved.
 
     Attributes:
-        stop: Whether a signal has come.
-        saved: Iteration of the newest checkpoint.
-        skipped_in_a_row: Steps since the weights last changed.
+        config: The settings.
+        parts: Model, optimizer, and data on this rank.
+        state: How far the run has come.
+        metrics: What the run reports; rank 0 alone writes it.
+        checkpointer: Writes the checkpoints.
+        profiler: Traces the steps that --profile names.
+        stop: The requests of signals and of --exit-duration.
+        saved: The iteration of the newest checkpoint.
+        skipped_in_a_row: The number of steps since the weights last changed.
     """
 
     config: TrainConfig

@@ -1,19 +1,16 @@
-"""`run_training`: the whole of a pretrain or finetune command on one rank."""
+"""`run_training`: a prepared training on one rank, from its groups to its last checkpoint."""
 
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
 
 import yaml
 
-from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.run.durable import finish_publishing
 from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Blend, DataKind
-from glm3cli.data.samples.blend_table import data_sources
+from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.identity import check_same_data
 from glm3cli.device import PACKAGES, require_active
 from glm3cli.host.files import write_text
@@ -26,6 +23,7 @@ from glm3cli.train.candidates import choose, find_resume
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.flops import Utilisation
 from glm3cli.train.loop import Trainer
+from glm3cli.train.prepare import Prepared
 from glm3cli.train.profile import Profiler
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import build_training
@@ -33,13 +31,14 @@ from glm3cli.train.signals import StopFlag
 from glm3cli.train.state import State
 
 
-def run_training(config: TrainConfig, kind: DataKind, model: ModelConfig, blend: Blend) -> State:
-    """Trains on `blend` to the end and gives the final state.
+def run_training(prepared: Prepared, blend: Blend) -> State:
+    """Trains on `blend` to the end and returns the final state.
 
     Raises:
         Glm3Error: As its children say, each with the way out.
     """
-    find_resume(config.save, config.resume)  # what is wrong there is told before all else
+    config, model = prepared.config, prepared.model
+    find_resume(config.save, config.resume)  # what is wrong there is reported before all else
     device = require_active()
     warning = check_device(config, model, device.saved_for_backward, device.memory())
     utilisation = _utilisation(config, model)
@@ -64,72 +63,66 @@ def run_training(config: TrainConfig, kind: DataKind, model: ModelConfig, blend:
             metrics.say(remark)
         device.keep_freed_memory()
         try:
-            return _run(config, kind, model, blend, grid, metrics, storage)
+            return _train(prepared, blend, grid, metrics, storage)
         finally:
             metrics.close()
 
 
-def _run(
-    config: TrainConfig,
-    kind: DataKind,
-    model: ModelConfig,
-    blend: Blend,
-    grid: Grid,
-    metrics: Metrics,
-    storage: Storage,
+def _train(
+    prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
 ) -> State:
+    config = prepared.config
     stop = StopFlag(require_active().torch_device(), config.exit_duration)
     if grid.rank == 0:
         write_run_file(config)
-    check_same_data(blend, kind)
+    check_same_data(blend, prepared.kind)
     with disk_trouble(config.save):
         finish_publishing(config.save, storage)
     resume = choose(config.save, config.resume, storage, metrics)
-    parts = build_training(config, kind, model, blend, grid, with_weights=resume is None)
+    parts = build_training(prepared, blend, grid, with_weights=resume is None)
     metrics.sources = parts.train.consumed_by_source
-    companions = locate(config.model).companions if config.model else parts.tokenizer.path.parent
     checkpointer = Checkpointer(
         config.save,
-        model,
-        companions,
+        prepared.model,
+        prepared.companions,
         parts.tokenizer.path,
         config.keep_last,
-        checkpoint_bytes(config, model),
+        checkpoint_bytes(config, prepared.model),
         config.async_save,
         storage,
     )
     with together():
         checkpointer.check_space()
+    _report_start(prepared, blend, grid, metrics, storage)
+    state = State() if resume is None else checkpointer.load(resume, parts.train_step, metrics)
+    profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
+    return Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
+
+
+def _report_start(
+    prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
+) -> None:
     if not storage.is_shared:
         metrics.event("storages", number=len(storage.places), places=", ".join(storage.places))
     metrics.event(
         "start",
-        command=kind,
-        parameters=model.num_parameters,
+        command=prepared.kind.command,
+        parameters=prepared.model.num_parameters,
         tp=grid.tp_size,
         pp=grid.pp_size,
-        vpp=config.vpp,
+        vpp=prepared.config.vpp,
         dp=grid.dp_size,
         cp=grid.cp_size,
         environment=require_active().settings(),
         **versions(*PACKAGES),
-        unsaid={"sources": _sources(config, kind, blend)},
+        unsaid={"sources": [asdict(source) for source in prepared.data_sources(blend)]},
     )
-    state = State() if resume is None else checkpointer.load(resume, parts.train_step, metrics)
-    profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
-    return Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
 
 
 def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
     device = require_active()
     peak = config.peak_tflops or device.peak_tflops(config.dtype)
     return Utilisation.of(model, config.seq_length, peak, device.chip())
-
-
-def _sources(config: TrainConfig, kind: DataKind, blend: Blend) -> list[dict[str, Any]]:
-    samples = config.train_iters * config.global_batch_size
-    found = data_sources(blend, kind, config.split, config.seq_length, samples)
-    return [asdict(source) for source in found]
 
 
 def write_run_file(config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""From a checked TrainConfig to the parts of a run: model, optimizer, schedule, and data."""
+"""From a prepared training to the parts of a run: model, optimizer, schedule, and data."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,31 +9,41 @@ from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
 )
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.checkpoint.layouts.opening import open_at
 from glm3cli.checkpoint.load import load_weights
-from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.names import logical_name
 from glm3cli.checkpoint.random import RandomSource
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.prefixes import Blend, DataKind
-from glm3cli.data.samples.datasets import Dataset, DataSpec, build_instruction, build_text
+from glm3cli.data.prefixes import Blend
+from glm3cli.data.samples.datasets import Dataset, DataSpec, build_samples
 from glm3cli.data.samples.loader import Loader
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
-from glm3cli.model.build import TORCH_DTYPES, build_chunks, transformer_config, unwrap
+from glm3cli.device.dtypes import TORCH_DTYPES
+from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.parallel.groups import Grid
+from glm3cli.train.objective import NextTokenLoss
+from glm3cli.train.prepare import Prepared
 from glm3cli.train.step import TrainStep
 
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """Everything a run is made of on this rank."""
+    """What a run is made of on this rank.
 
-    model: ModelConfig
+    Attributes:
+        tokenizer: The tokenizer that the data was encoded with.
+        train_step: Model, optimizer, schedule and objective.
+        train: The micro-batches to train on.
+        valid: The micro-batches to validate on; None where the run doesn't validate.
+    """
+
     tokenizer: Tokenizer
     train_step: TrainStep
     train: Loader
@@ -41,57 +51,47 @@ class TrainingParts:
 
 
 def build_training(
-    config: TrainConfig,
-    kind: DataKind,
-    model: ModelConfig,
-    blend: Blend,
-    grid: Grid,
-    *,
-    with_weights: bool,
+    prepared: Prepared, blend: Blend, grid: Grid, *, with_weights: bool
 ) -> TrainingParts:
-    """Builds the run; without weights where a checkpoint is going to bring them.
+    """Builds a run on this rank.
+
+    Args:
+        prepared: The checked settings.
+        blend: What is read.
+        grid: This rank's coordinates.
+        with_weights: Whether to load the model to start from; not where a checkpoint is going to
+            bring the weights.
 
     Raises:
         CheckpointError: The model can't be read.
         DataError: The data doesn't fit.
     """
-    tokenizer = load_tokenizer(config)
-    train, valid = _loaders(config, kind, model, blend, tokenizer, grid)
+    config, model = prepared.config, prepared.model
+    tokenizer = Tokenizer.load(prepared.tokenizer)
+    train, valid = _loaders(prepared, blend, tokenizer, grid)
     train_step = build_train_step(config, model, grid)
     if with_weights:
         gpts = [unwrap(chunk) for chunk in train_step.chunks]
-        load_weights(gpts, _source(config, model), config, grid)
+        load_weights(gpts, _source(prepared), config, grid)
         # The optimizer's fp32 copies were made of the weights before they were loaded.
         train_step.optimizer.reload_model_params()
-    return TrainingParts(model, tokenizer, train_step, train, valid)
+    return TrainingParts(tokenizer, train_step, train, valid)
 
 
-def load_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The tokenizer of `--tokenizer`, or else of the model."""
-    if config.tokenizer is not None:
-        return Tokenizer.load(config.tokenizer)
-    assert config.model is not None  # the command line has checked it
-    return Tokenizer.load(locate(config.model).companions)
-
-
-def _source(config: TrainConfig, model: ModelConfig) -> WeightSource:
-    if config.model is not None:
-        return open_source(config.model)
-    return RandomSource(model, seed=config.seed, std=config.init_method_std)
+def _source(prepared: Prepared) -> WeightSource:
+    if prepared.location is not None:
+        return open_at(prepared.location)
+    config = prepared.config
+    return RandomSource(prepared.model, seed=config.seed, std=config.init_method_std)
 
 
 def _loaders(
-    config: TrainConfig,
-    kind: DataKind,
-    model: ModelConfig,
-    blend: Blend,
-    tokenizer: Tokenizer,
-    grid: Grid,
+    prepared: Prepared, blend: Blend, tokenizer: Tokenizer, grid: Grid
 ) -> tuple[Loader, Loader | None]:
+    config = prepared.config
     spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
-    build = build_text if kind == "pretrain" else build_instruction
-    train, valid = build(spec, tokenizer)
-    load = partial(make_loader, config, model, grid, sources=blend.prefixes)
+    train, valid = build_samples(prepared.kind, spec, tokenizer)
+    load = partial(make_loader, config, prepared.model, grid, sources=blend.prefixes)
     return load(train), None if valid is None else load(valid)
 
 
@@ -136,9 +136,12 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
         overlap_param_gather=config.overlap_param_gather and distributed,
         use_distributed_optimizer=distributed,
     )
+    bare = build_chunks(model, config, mcore)
+    for chunk in bare:
+        _freeze(unwrap(chunk), config)
     chunks: list[torch.nn.Module] = [
         DistributedDataParallel(mcore, ddp, chunk, disable_bucketing=index > 0)
-        for index, chunk in enumerate(build_chunks(model, config, mcore))
+        for index, chunk in enumerate(bare)
     ]
     optimizer = get_megatron_optimizer(
         _optimizer_config(config, distributed=distributed), chunks, use_gloo_process_groups=False
@@ -146,6 +149,7 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
     if require_active().fuses_adamw:
         _fuse_adamw(optimizer)
     train_step = TrainStep(
+        objective=NextTokenLoss.of(config),
         chunks=chunks,
         optimizer=optimizer,
         scheduler=_scheduler(config, optimizer),
@@ -156,6 +160,12 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
     _connect(mcore, train_step, ddp)
     grid.closing.callback(train_step.close)
     return train_step
+
+
+def _freeze(gpt: GPTModel, config: TrainConfig) -> None:
+    """Takes the weights that don't train out of autograd; DDP then makes no buffers for them."""
+    for name, parameter in gpt.named_parameters():
+        parameter.requires_grad_(config.trains(logical_name(name)))
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """One optimizer step through megatron-core's pipeline schedule, and validation by the same way."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +10,12 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from glm3cli.data.samples.loader import Batch, Loader
+from glm3cli.data.samples.loader import Loader
 from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
+from glm3cli.train.objective import Objective
 from glm3cli.train.phases import Phases
 from glm3cli.train.signals import StopFlag
-
-Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,21 @@ class StepOutcome:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """The built parts of a run on this rank.
+    """One optimizer step of a run on this rank, and a validation by the same way.
 
     Attributes:
-        chunks: Model chunks wrapped in megatron-core's DDP.
-        phases: The clock of the run's parts.
+        objective: The forward pass and the loss of a micro-batch.
+        chunks: This rank's model chunks, each wrapped in megatron-core's DDP.
+        optimizer: Megatron-core's optimizer of all chunks.
+        scheduler: Megatron-core's schedule of the learning rate, counted in samples.
+        grid: This rank's coordinates.
+        seq_length: Tokens of a sample, over all context parallel ranks.
+        micro_batch_size: Samples of a micro-batch.
+        phases: The clock that adds up the seconds of forward and backward passes, the optimizer,
+            and the waits for data.
     """
 
+    objective: Objective
     chunks: list[torch.nn.Module]
     optimizer: Any
     scheduler: Any
@@ -73,19 +78,11 @@ class TrainStep:
     micro_batch_size: int
     phases: Phases = field(default_factory=Phases)
 
-    @property
-    def loss_divisor(self) -> float:
-        """Keeps a micro-batch's loss, a sum, near a mean, so that fp16 gradients don't overflow.
-
-        A power of two, so that it changes no other bit; `finalize` takes it out again.
-        """
-        return 2.0 ** math.ceil(math.log2(self.micro_batch_size * self.seq_length))
-
     def finalize(
         self, chunks: list[torch.nn.Module], num_tokens: Tensor | None = None, **megatron: Any
     ) -> None:
         """Reduces the gradients and divides them by the tokens of the global batch."""
-        count = None if num_tokens is None else num_tokens / self.loss_divisor
+        count = None if num_tokens is None else num_tokens / self.objective.loss_divisor
         # Where work is queued, it is only here that the host waits for the backward pass.
         queued = require_active().stream_ordered
         with self.phases.phase("forward_backward" if queued else "optimizer"):
@@ -186,8 +183,8 @@ class TrainStep:
         num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
-        reports: list[Losses] = get_forward_backward_func()(
-            forward_step_func=partial(forward, self.loss_divisor),
+        reports: list[dict[str, Tensor]] = get_forward_backward_func()(
+            forward_step_func=self.objective.forward,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=num_microbatches,
@@ -197,7 +194,7 @@ class TrainStep:
         )
         return self._sum(reports)
 
-    def _sum(self, reports: list[Losses]) -> tuple[float, int]:
+    def _sum(self, reports: list[dict[str, Tensor]]) -> tuple[float, int]:
         # The last stage knows the losses, every tensor parallel rank of it the same ones.
         totals = torch.zeros(2, dtype=torch.float64)
         if self.grid.is_last_stage and self.grid.tp_rank == 0:
@@ -209,24 +206,3 @@ class TrainStep:
         dist.all_gather(gathered, totals)
         loss, num_tokens = torch.stack(gathered).sum(dim=0).tolist()
         return loss, int(num_tokens)
-
-
-def forward(
-    divisor: float, batches: Iterator[Batch], model: torch.nn.Module
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Losses]]]:
-    """The next micro-batch through a chunk; its output, and what makes losses of the last's."""
-    batch = next(batches)
-    output = model(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-    return output, partial(_loss, divisor, batch.loss_mask)
-
-
-def _loss(divisor: float, mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Losses]:
-    """Sum of the losses where `mask` is 1 over `divisor`, and their number; [b, s] each.
-
-    Megatron-core divides the gradient by the number of tokens of the whole global batch
-    (calculate_per_token_loss), so that a token weighs the same at every layout.
-    """
-    total = (losses.float() * mask).sum()
-    num_tokens = mask.sum().to(torch.int)
-    sums = torch.stack([total.detach(), num_tokens.to(total.dtype)])
-    return total / divisor, num_tokens, {"sums": sums}

@@ -15,15 +15,23 @@ if TYPE_CHECKING:
 
 
 def read_shape(path: Path) -> ModelConfig:
-    """The shape of the model at `path`.
+    """Returns the shape of the MODEL at `path`.
 
     Raises:
         CheckpointError: There is no model, or its config.json is wrong.
     """
-    location = locate(path)
+    return shape_at(locate(path))
+
+
+def shape_at(location: Location) -> ModelConfig:
+    """Returns the shape of a MODEL that has been located.
+
+    Raises:
+        CheckpointError: The config.json is wrong, or there is none and the weights don't tell.
+    """
     if location.config is not None:
         return ModelConfig.from_file(location.config)
-    return open_source(path).model  # only the weights themselves can tell
+    return open_at(location).model  # only the weights themselves can tell
 
 
 def open_source(path: Path, *, check: bool = True) -> "StoredSource":
@@ -36,12 +44,20 @@ def open_source(path: Path, *, check: bool = True) -> "StoredSource":
     Raises:
         CheckpointError: There are no weights, or they are damaged or don't fit the config.json.
     """
+    return open_at(locate(Path(path)), check=check)
+
+
+def open_at(location: Location, *, check: bool = True) -> "StoredSource":
+    """Opens the weights of a MODEL that has been located; as `open_source`.
+
+    Raises:
+        CheckpointError: The weights are damaged or don't fit the config.json.
+    """
     from glm3cli.checkpoint.headers import refuse
     from glm3cli.checkpoint.layouts.dist import DistSource
     from glm3cli.checkpoint.layouts.hf import HfSource
     from glm3cli.checkpoint.layouts.ranks import RanksSource
 
-    location = locate(Path(path))
     readers: dict[str, Callable[[Location], StoredSource]] = {
         "hf": HfSource,
         "ranks": RanksSource,

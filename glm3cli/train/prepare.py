@@ -1,0 +1,146 @@
+"""`prepare`: everything about a training that can be known, and refused, before a rank starts.
+
+A dry run and a real one begin here alike. Nothing here imports torch where the model has a
+config.json and --data is preprocessed, so that a mistake is answered at once.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glm3cli.checkpoint.layouts.opening import shape_at
+from glm3cli.checkpoint.locate import Location, locate
+from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.training import TrainConfig
+from glm3cli.data.kinds import DataKind
+from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
+from glm3cli.errors import ConfigError, DataError
+from glm3cli.host.files import existing_parent
+from glm3cli.train.report.reporters import check_installed
+
+if TYPE_CHECKING:
+    from glm3cli.data.raw import RawData
+    from glm3cli.data.samples.blend_table import DataSource
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked training.
+
+    Attributes:
+        config: The settings.
+        kind: The kind of data that the command reads.
+        model: The shape of the model.
+        location: Where the weights to start from lie; None for random ones.
+        tokenizer: The tokenizer.model file.
+        named: The items of --data and their weights, as the user gave them.
+        raw: The items that preprocess has to turn into files first, by their names in `named`.
+    """
+
+    config: TrainConfig
+    kind: DataKind
+    model: ModelConfig
+    location: Location | None
+    tokenizer: Path
+    named: Blend
+    raw: "Mapping[str, RawData]"
+
+    @property
+    def companions(self) -> Path:
+        """The folder with the small files that a checkpoint needs beside its weights."""
+        return self.location.companions if self.location else self.tokenizer.parent
+
+    def blend(self, prefixes: Mapping[str, str]) -> Blend:
+        """Returns what training reads.
+
+        Args:
+            prefixes: The prefix of the files that preprocess has made of each raw item.
+
+        Raises:
+            DataError: A file is missing.
+        """
+        found = tuple(prefixes.get(name, name) for name in self.named.prefixes)
+        for prefix in found:
+            check_files(prefix, self.kind)
+        return Blend(found, self.named.weights)
+
+    def data_sources(self, blend: Blend) -> "list[DataSource]":
+        """Returns documents, tokens, samples and epochs of each part of `blend`.
+
+        Raises:
+            DataError: An index is damaged, or a split has no document.
+        """
+        from glm3cli.data.samples.blend_table import data_sources
+
+        config = self.config
+        samples = config.train_iters * config.global_batch_size
+        return data_sources(blend, self.kind, config.split, config.seq_length, samples)
+
+
+def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
+    """Reads the model's shape and what --data names, and checks all settings against them.
+
+    Raises:
+        ConfigError: A setting doesn't fit the model, the ranks, or the folder of the run.
+        CheckpointError: The model isn't there, or its config.json is wrong.
+        DataError: The tokenizer or a file of --data is missing.
+    """
+    location = None if config.model is None else locate(config.model)
+    model = _shape(config, location)
+    config.check_sizes(model)
+    tokenizer = _find_tokenizer(config, location)
+    _check_save(config.save)
+    check_installed(config.tools)
+    named = read_blend(config.data)
+    raw = _raw_data(config, kind, named, tokenizer)
+    return Prepared(config, kind, model, location, tokenizer, named, raw)
+
+
+def _shape(config: TrainConfig, location: Location | None) -> ModelConfig:
+    if location is not None:
+        return shape_at(location)
+    assert config.shape is not None  # StartOptions has checked it
+    return PRESETS.get(config.shape) or ModelConfig.from_file(Path(config.shape))
+
+
+def _find_tokenizer(config: TrainConfig, location: Location | None) -> Path:
+    place = config.tokenizer or (location.companions if location else None)
+    if place is None:
+        raise ConfigError(
+            "--from-scratch has no model folder to take the tokenizer from",
+            "give --tokenizer with a folder or a tokenizer.model",
+        )
+    file = place / "tokenizer.model" if place.is_dir() else place
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer {file} does not exist",
+            "give --tokenizer with a folder that has a tokenizer.model, or that file",
+        )
+    return file
+
+
+def _check_save(save: Path) -> None:
+    existing = existing_parent(save)
+    if not existing.is_dir():
+        raise ConfigError(f"--save {save}: {existing} is a file", "give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--save {save}: {existing} is not writable", "give a folder that you may write to"
+        )
+
+
+def _raw_data(
+    config: TrainConfig, kind: DataKind, named: Blend, tokenizer: Path
+) -> "dict[str, RawData]":
+    """Finds the raw items of --data; the files of all others must be there already."""
+    raw = {}
+    for item in named.prefixes:
+        if not is_raw(item, kind):
+            check_files(item, kind)
+            continue
+        from glm3cli.data.raw import RawData
+
+        raw[item] = RawData.of(item, kind, config, tokenizer)
+    return raw
