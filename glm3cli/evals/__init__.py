@@ -1,1 +1,12 @@
-"""Benchmarks on top of infer."""
+"""Benchmarks: scores a model on multiple-choice questions and on lm-evaluation-harness's tasks.
+
+Begin with `suite` (what a benchmark is; `mmlu`, `ceval` and `cmmlu` define one each) and with
+`runner`, which asks all questions: `questions` reads the CSV files, `prompts` makes token ids of
+them, `judge` gets the answers from the inference engine, `spread` shares the batches among the
+data parallel ranks, `resume` saves the answers as they come, and `results` counts them.
+`harness` and `scorer` are the second way: lm-evaluation-harness asks, and our engine answers.
+
+The command line (`cli.evaluate`) calls `questions.read_subjects`, `runner.run_benchmark` and
+`harness.run_harness`, and prints `results.EvalResult`. It imports the suites and `questions` before
+torch, so that wrong files are reported at once; these two import nothing heavy.
+"""

@@ -1,4 +1,7 @@
-"""C-Eval: 52 subjects in Chinese; `val` is asked, since the answers of `test` are not public."""
+"""C-Eval (github.com/hkust-nlp/ceval): 52 subjects in Chinese.
+
+The questions are those of the split `val`, because the answers of `test` are not public.
+"""
 
 # ruff: noqa: RUF001 - the prompts are Chinese, and so is their punctuation
 

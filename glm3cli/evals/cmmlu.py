@@ -1,4 +1,4 @@
-"""CMMLU: 67 subjects in Chinese, of which some are about China in particular."""
+"""CMMLU (github.com/haonan-li/CMMLU): 67 subjects in Chinese, 15 of them specific to China."""
 
 # ruff: noqa: RUF001 - the prompts are Chinese, and so is their punctuation
 
@@ -80,7 +80,7 @@ professional_medicine 专业医学
 sports_science 体育学
 traditional_chinese_medicine 中医中药
 """)
-# These count in a second category too.
+# The subjects of the category "China specific"; each of them also counts in one of the others.
 _CHINA = """
 ancient_chinese chinese_civil_service_exam chinese_driving_rule chinese_food_culture
 chinese_foreign_policy chinese_history chinese_literature chinese_teacher_qualification

@@ -1,4 +1,4 @@
-"""One forward pass for a batch of questions, and what it says about each."""
+"""Answers a batch of questions by one forward pass of the model."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from glm3cli.evals.suite import LETTERS, Suite
 if TYPE_CHECKING:
     from glm3cli.infer.engine import Engine
 
-# How ModelLink 1.1 finds a letter in the text; the first of the two that matches.
+# How ModelLink 1.1 finds a letter in the text: by the first of these two that matches.
 _LETTERS_IN_TEXT = (
     re.compile(r".*(?P<answer>[A|B|C|D])\..*"),
     re.compile(r"(?P<answer>[A|B|C|D])"),
@@ -22,7 +22,7 @@ _LETTERS_IN_TEXT = (
 
 
 def letter_in(text: str) -> str | None:
-    """The answer that `text` gives by ModelLink's rules, or None."""
+    """Returns the letter that ModelLink 1.1's rules find in `text`, or None."""
     for pattern in _LETTERS_IN_TEXT:
         if match := pattern.match(text.lstrip()):
             letter = match["answer"]
@@ -31,7 +31,7 @@ def letter_in(text: str) -> str | None:
 
 
 class Judge:
-    """Gets answers from an engine by the rule of a suite."""
+    """Asks an engine the questions of a suite, and reads its answers by the suite's rule."""
 
     def __init__(self, engine: "Engine", tokenizer: Tokenizer, suite: Suite) -> None:
         self._engine = engine
@@ -40,10 +40,10 @@ class Judge:
         self._letters = answer_tokens(suite, tokenizer)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """The answers to some questions.
+        """Answers the questions of a batch of prompts, in their order, by one forward pass.
 
         Raises:
-            CheckpointError: The model gives NaN.
+            CheckpointError: A log-probability of a letter is NaN.
         """
         prompt_ids = [prompt.token_ids for prompt in prompts]
         if self._suite.judge == "letters":
@@ -58,14 +58,14 @@ class Judge:
         return answers
 
     def _read(self, logprobs: Sequence[float]) -> Answer:
-        """The answer of one greedy token over the whole vocabulary."""
+        """Reads the answer in the likeliest token, given the log-probability of each token id."""
         text = self._tokenizer.decode([_largest(logprobs)])
         scores = tuple(logprobs[token] for token in self._letters)
         return Answer(scores, letter_in(text), text)
 
 
 def _largest(values: Sequence[float]) -> int:
-    """Position of the largest value, the first one of equals."""
+    """Returns the position of the largest value; of equal ones, the first."""
     return max(range(len(values)), key=values.__getitem__)
 
 

@@ -1,4 +1,7 @@
-"""MMLU: 57 subjects in English, asked as in Hendrycks' code or as in ModelLink 1.1."""
+"""MMLU (github.com/hendrycks/test): 57 subjects in English.
+
+There are two protocols: `MMLU` asks as Hendrycks' code does, `MODELLINK` as ModelLink 1.1.
+"""
 
 from dataclasses import replace
 
@@ -60,5 +63,5 @@ MODELLINK = replace(
 
 
 def suite_of(protocol: Protocol) -> Suite:
-    """MMLU by a protocol's name."""
+    """Returns the suite that asks MMLU's questions by `protocol`."""
     return MODELLINK if protocol == "modellink" else MMLU

@@ -1,4 +1,7 @@
-"""From questions to token ids that fit the model, and the tokens that may follow them."""
+"""Builds the prompts of a benchmark: token ids that fit into the model's sequences.
+
+Also finds the tokens that stand for the letters A to D after a prompt.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -12,12 +15,14 @@ from glm3cli.evals.suite import LETTERS, Question, Suite
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is shown for one question.
+    """The prompt for one question.
 
     Attributes:
-        token_ids: `[gMASK] sop` and the text.
-        num_shots: Shots that it has left.
-        over_length: Whether it is longer than the model's sequences even without any.
+        question: The question that is asked.
+        text: The prompt's text: header, shots, question, and cue.
+        token_ids: `[gMASK] sop` and the tokens of the text.
+        num_shots: The number of shots that fit into the prompt.
+        over_length: Whether the prompt is longer than the model's sequences even without shots.
     """
 
     question: Question
@@ -30,10 +35,10 @@ class Prompt:
 def build_prompts(
     suite: Suite, subjects: Iterable[Subject], tokenizer: Tokenizer, max_tokens: int
 ) -> list[Prompt]:
-    """One prompt per question, in order.
+    """Builds one prompt per question, in the order of the subjects and of their questions.
 
-    A prompt of more than `max_tokens` loses its last shot until it fits, as in Hendrycks' code;
-    the question itself is never cut.
+    A prompt of more than `max_tokens` tokens loses its last shot until it fits, as in Hendrycks'
+    code; the question itself is never cut.
     """
     return [
         _fitted(suite, question, subject.shots, tokenizer, max_tokens)
@@ -60,7 +65,7 @@ def _fitted(
 
 
 def hash_texts(texts: Iterable[str]) -> str:
-    """SHA-256 over texts in their order, a zero byte after each."""
+    """Returns the SHA-256 (in hex) of the texts in their order, each followed by a zero byte."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -68,10 +73,10 @@ def hash_texts(texts: Iterable[str]) -> str:
 
 
 def answer_tokens(suite: Suite, tokenizer: Tokenizer) -> list[int]:
-    """The tokens that continue the cue as A, B, C, D.
+    """Returns the ids of the tokens that continue the suite's cue as A, B, C, D.
 
     Raises:
-        DataError: With this tokenizer a letter isn't one token after the cue.
+        DataError: The tokenizer doesn't encode a letter after the cue as one token of its own.
     """
     cue = tokenizer.encode(suite.cue)
     tokens = []

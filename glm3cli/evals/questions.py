@@ -1,6 +1,6 @@
-"""Finds and reads a benchmark's CSV files; every cell stays the string it is in the file.
+"""Finds and reads the CSV files of a benchmark; every cell stays the string that is in the file.
 
-Needs no torch: what is wrong with the files is found before the model is loaded.
+Imports no torch, so that errors in the files are reported before the model is loaded.
 """
 
 import csv
@@ -18,7 +18,13 @@ _COLUMNS = 1 + len(LETTERS) + 1
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject's questions and the solved questions to put in front of them."""
+    """The questions of one subject of a benchmark.
+
+    Attributes:
+        name: The subject, as its files are named.
+        questions: The questions to ask, in the order of the file.
+        shots: The solved questions of the dev split that stand in front of each question.
+    """
 
     name: str
     questions: tuple[Question, ...]
@@ -32,18 +38,18 @@ def read_subjects(
     num_shots: int = 5,
     limit: int | None = None,
 ) -> list[Subject]:
-    """Reads the subjects `names` (all if empty) in alphabetical order.
+    """Reads the subjects of a benchmark, in alphabetical order.
 
     Args:
         suite: The benchmark.
-        data_dir: The folder with a folder per split, or the folder around it called `data`.
-        names: Subjects as their files are called.
-        num_shots: Solved questions per subject, the first ones of its dev file.
-        limit: Only the first so many questions of each subject.
+        data_dir: The folder that has a folder per split, itself or in its folder `data`.
+        names: The subjects to read, as their files are named; all subjects if empty.
+        num_shots: Number of solved questions per subject: the first ones of its dev file.
+        limit: Most questions to read of each subject; None for all.
 
     Raises:
         ConfigError: A name is not among the files, or a dev file has fewer than `num_shots` rows.
-        DataError: The folder is missing or has no such files, or a row is damaged.
+        DataError: The folder or a split's files are missing, or a row is damaged.
     """
     root = _root(data_dir, suite.split)
     files = _files(root, suite.split)
@@ -60,6 +66,7 @@ def read_subjects(
 
 
 def _root(data_dir: Path, split: str) -> Path:
+    """Returns the folder that has the folder `split`: `data_dir` or `data` in it."""
     if not data_dir.is_dir():
         raise DataError(
             f"--data-dir {data_dir} does not exist",
@@ -75,7 +82,7 @@ def _root(data_dir: Path, split: str) -> Path:
 
 
 def _files(root: Path, split: str) -> dict[str, Path]:
-    """The files of a split by subject: `law_test.csv` and `law.csv` are both of `law`."""
+    """Returns a split's files by subject: `law_test.csv` and `law.csv` both belong to `law`."""
     paths = sorted((root / split).glob("[!.]*.csv"))
     if not paths:
         raise DataError(
@@ -100,6 +107,7 @@ def _check_known(names: Sequence[str], files: dict[str, Path]) -> None:
 def _first_shots(
     files: dict[str, Path], root: Path, name: str, suite: Suite, num_shots: int
 ) -> tuple[Question, ...]:
+    """Returns the first `num_shots` questions of the subject `name` in the dev split."""
     if not num_shots:
         return ()
     if name not in files:
@@ -116,6 +124,7 @@ def _first_shots(
 
 
 def _rows(path: Path, subject: str, suite: Suite) -> Iterator[Question]:
+    """Yields the questions of one CSV file."""
     rows = _cells(path)
     places: Sequence[int] = range(_COLUMNS)
     width = _COLUMNS
@@ -138,7 +147,7 @@ def _rows(path: Path, subject: str, suite: Suite) -> Iterator[Question]:
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file, each with the number of the line it starts in."""
+    """Yields the rows of a CSV file, each with the number of the line in which it begins."""
     line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -154,6 +163,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _places(header: list[str], columns: Sequence[str], where: str) -> list[int]:
+    """Returns the position of each of `columns` in the header line of a file."""
     names = [name.strip().lower() for name in header]
     missing = [name for name in columns if name.lower() not in names]
     if missing:

@@ -1,4 +1,4 @@
-"""The result of a benchmark: counts, averages, and what results.json holds."""
+"""Defines the result of a benchmark: answers, counts and averages, and the form of results.json."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,18 +7,18 @@ from typing import Any, NotRequired, TypedDict
 
 from glm3cli.evals.suite import Suite
 
-# Packages on which a score may depend; their versions stand in the result.
+# Packages on which a score may depend; the result has their versions.
 PACKAGES = ("torch", "megatron-core", "numpy", "sentencepiece")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one question.
+    """The model's answer to one question.
 
     Attributes:
-        scores: Log-probabilities of the tokens A to D after the cue.
-        choice: The letter it chose; None if its text has none.
-        text: What it wrote, where that was looked at.
+        scores: Log-probabilities (in nats) of the tokens for A to D after the cue.
+        choice: The letter that the model chose; None if its text has no letter.
+        text: The text of the likeliest token, if the choice was read from it; None otherwise.
     """
 
     scores: tuple[float, ...]
@@ -27,7 +27,14 @@ class Answer:
 
 
 class Tally(TypedDict):
-    """Right answers of a subject or a category."""
+    """The right answers of a subject or a category.
+
+    Attributes:
+        correct: Number of questions answered right.
+        total: Number of questions asked.
+        accuracy: `correct / total`, from 0 to 1.
+        stderr: Standard error of the accuracy p over n questions: sqrt(p (1 - p) / n).
+    """
 
     correct: int
     total: int
@@ -36,16 +43,26 @@ class Tally(TypedDict):
 
 
 class CategoryTally(Tally):
-    """A category's questions together, and the mean over its subjects."""
+    """The right answers of a category, with all questions of its subjects taken together.
+
+    Attributes:
+        macro: Mean of the accuracies of the category's subjects, from 0 to 1.
+    """
 
     macro: float
 
 
 class QuestionResult(TypedDict):
-    """One question.
+    """The entry of one question in results.json.
 
-    `shots` are those its prompt had room for, `choice` is null where the text has no letter, and
-    `text` is there only where the choice was read from text.
+    Attributes:
+        subject: The question's subject.
+        index: The question's position in the subject's file, counted from 0.
+        scores: Log-probabilities (in nats) of the tokens for A to D after the cue.
+        choice: The letter that the model chose; null if its text has no letter.
+        answer: The right letter.
+        shots: Number of shots that fit into the prompt.
+        text: The text of the model's likeliest token; present only if the choice was read from it.
     """
 
     subject: str
@@ -58,13 +75,27 @@ class QuestionResult(TypedDict):
 
 
 class EvalResult(TypedDict):
-    """What results.json holds.
+    """The content of results.json, the result of one benchmark run.
 
-    `micro` is the share of right answers, `stderr` its standard error sqrt(p (1 - p) / n), and
-    `macro` the mean of the subjects' accuracies. `is_score` is false where `--limit` left
-    questions out. `unparsed` answers have no letter and count as wrong; `shortened` prompts had
-    to lose shots to fit the model, and `over_length` ones are too long without any.
-    `unknown_subjects` are not the benchmark's own and count in its category "other".
+    Attributes:
+        benchmark: The suite's name.
+        protocol: The suite's protocol.
+        shots: Number of solved questions per prompt that were asked for.
+        is_score: False if `--limit` left questions out, so that the result is no score.
+        micro: Share of right answers over all questions, from 0 to 1.
+        macro: Mean of the subjects' accuracies, from 0 to 1.
+        stderr: Standard error of `micro`: sqrt(p (1 - p) / n) over n questions.
+        unparsed: Number of answers without a letter; they count as wrong.
+        shortened: Number of prompts that lost shots to fit into the model's sequences.
+        over_length: Number of prompts that are longer than these even without shots.
+        unknown_subjects: Subjects that aren't the benchmark's own; they count in the suite's
+            category for the rest.
+        subjects: The tally of each subject.
+        categories: The tally of each category that has any of the subjects.
+        questions: The entry of each question, in the order of the prompts.
+        prompt_sha256: `hash_texts` of the text of all prompts, in their order.
+        settings: The options of the run by their names, its device, and its number of ranks.
+        versions: The versions of glm3 and of the packages on which a score may depend.
     """
 
     benchmark: str
@@ -87,7 +118,7 @@ class EvalResult(TypedDict):
 
 
 def tally(right: Sequence[bool]) -> Tally:
-    """Counts right answers; there must be at least one question."""
+    """Counts the questions (at least one) and those of them whose value in `right` is true."""
     total, correct = len(right), sum(right)
     accuracy = correct / total
     stderr = math.sqrt(accuracy * (1 - accuracy) / total)
@@ -95,7 +126,7 @@ def tally(right: Sequence[bool]) -> Tally:
 
 
 def tally_subjects(questions: Iterable[QuestionResult]) -> dict[str, Tally]:
-    """The tally of each subject, in the questions' order."""
+    """Returns the tally of each subject, in the questions' order."""
     right: dict[str, list[bool]] = {}
     for question in questions:
         right.setdefault(question["subject"], []).append(question["choice"] == question["answer"])
@@ -103,7 +134,7 @@ def tally_subjects(questions: Iterable[QuestionResult]) -> dict[str, Tally]:
 
 
 def tally_categories(suite: Suite, subjects: dict[str, Tally]) -> dict[str, CategoryTally]:
-    """The tally of each category that has any of `subjects`, in the suite's order."""
+    """Returns the tally of each category that has any of `subjects`, in the suite's order."""
     members: dict[str, list[Tally]] = {name: [] for name in suite.categories}
     for subject, counts in subjects.items():
         for name in suite.categories_of(subject):
@@ -117,6 +148,6 @@ def tally_categories(suite: Suite, subjects: dict[str, Tally]) -> dict[str, Cate
 
 
 def mean_accuracy(tallies: Iterable[Tally]) -> float:
-    """The mean of accuracies, each of the same weight."""
+    """Returns the mean of the accuracies, each of the same weight."""
     accuracies = [one["accuracy"] for one in tallies]
     return math.fsum(accuracies) / len(accuracies)

@@ -1,4 +1,8 @@
-"""The finished questions of a run that may be cut off: a file beside the result, a line each."""
+"""Saves the answers of a benchmark run as they come, so that a run that was cut off can go on.
+
+The answers are in a JSON Lines file beside the result; `--resume` reads it. Its first line is the
+run's key, each further line the answer to one question.
+"""
 
 import hashlib
 import json
@@ -14,7 +18,7 @@ from glm3cli.errors import ConfigError
 from glm3cli.evals.results import Answer
 from glm3cli.host.files import write_text
 
-# Options that leave every answer what it is; the prompts themselves are in the key.
+# Options that change no answer. (The data's folder changes the prompts, whose hash is in the key.)
 _IRRELEVANT = {"output", "json", "resume", "nproc", "batch_size", "data_dir"}
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".distcp"}
 
@@ -22,14 +26,26 @@ Key = tuple[str, int]  # subject and index of a question
 
 
 def run_key(config: EvalConfig, protocol: str, prompts_hash: str) -> str:
-    """What two runs must share for one to use the other's answers: options, prompts, weights."""
+    """Returns a hash (SHA-256 in hex) of all that determines a run's answers.
+
+    Two runs with the same key may use each other's answers. It covers the options, the prompts, and
+    the names, sizes and times of the weight files.
+
+    Args:
+        config: The options of the run.
+        protocol: The suite's protocol.
+        prompts_hash: `hash_texts` of the prompts' texts with all their shots.
+    """
     options = {k: v for k, v in config.to_options().items() if k not in _IRRELEVANT}
     facts = [options, protocol, prompts_hash, _weight_files(locate(config.model).folder)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _weight_files(folder: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a model's files: reading the weights themselves takes too long."""
+    """Returns (name, size in bytes, modification time in ns) of each weight file in `folder`.
+
+    They stand for the weights, which would take too long to read.
+    """
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _WEIGHTS]
     stats = [path.stat() for path in paths]
     return [
@@ -39,17 +55,23 @@ def _weight_files(folder: Path) -> list[tuple[str, int, int]]:
 
 
 class AnswerFile:
-    """The file OUTPUT.partial.jsonl; only one rank has one."""
+    """The file OUTPUT.partial.jsonl, which holds a run's answers until its result is written.
+
+    Every rank may read it; only rank 0 writes.
+
+    Attributes:
+        path: The file's path.
+    """
 
     def __init__(self, output: Path, key: str) -> None:
         self.path = output.with_name(output.name + ".partial.jsonl")
         self._key = key
 
     def read(self) -> dict[Key, Answer]:
-        """The answers so far; none if there is no file.
+        """Reads the answers of the earlier run; there are none if there is no file.
 
         Raises:
-            ConfigError: The file is of a run with other options, prompts or weights.
+            ConfigError: The file belongs to a run with other options, prompts or weights.
         """
         if not self.path.is_file():
             return {}
@@ -64,12 +86,12 @@ class AnswerFile:
         return {(row["subject"], row["index"]): _answer(row) for row in rows[1:]}
 
     def start(self, answers: Mapping[Key, Answer]) -> None:
-        """Begins the file anew with these answers."""
+        """Replaces the file by one with this run's key and `answers`."""
         write_text(self.path, json.dumps({"key": self._key}) + "\n")
         self.add(answers)
 
     def add(self, answers: Mapping[Key, Answer]) -> None:
-        """Appends answers; they are on disk when this returns."""
+        """Appends `answers`; they are on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             for (subject, index), answer in answers.items():
                 row = {"subject": subject, "index": index, **asdict(answer)}
@@ -78,7 +100,7 @@ class AnswerFile:
             os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """Takes the file away: the result has it all."""
+        """Removes the file, whose answers are all in the result."""
         self.path.unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
-"""What a multiple-choice benchmark is: where its questions lie and how they become a prompt.
+"""Describes a multiple-choice benchmark: its files, its prompts' text, its subjects and categories.
 
-A `Suite` is data. It knows nothing of tokens and models: `prompts` and `runner` do.
+A `Suite` is plain data, without tokens or models; `mmlu`, `ceval` and `cmmlu` define one each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,24 @@ LETTERS = ("A", "B", "C", "D")
 
 
 def titled(table: str) -> dict[str, str]:
-    """A table with a subject and its title (one word each) per line, as a dict."""
+    """Parses a table with a subject and its title (one word each) per line.
+
+    Returns:
+        The title of each subject, in the table's order.
+    """
     return dict(line.split() for line in table.strip().splitlines())
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row of a benchmark's file, its strings as they are in the file.
+    """One multiple-choice question: a row of a benchmark's CSV file, with unchanged strings.
 
     Attributes:
-        index: Position in its file, from 0.
-        answer: The right letter.
+        subject: The subject whose file has the row.
+        index: The row's position in its file, counted from 0.
+        text: The question itself.
+        choices: The four options, A to D.
+        answer: The letter of the right option.
     """
 
     subject: str
@@ -33,25 +40,30 @@ class Question:
 
 @dataclass(frozen=True)
 class Suite:
-    """A benchmark and the text of its prompts.
+    """A multiple-choice benchmark: where its files lie, and the text of its prompts.
 
-    A prompt is `header`, then each shot (question, cue, gap, its letter) followed by `shot_end`,
-    then the question up to the cue.
+    A prompt is `header`, then each shot (a solved question: question, cue, gap, letter) followed by
+    `shot_end`, then the question that is asked, up to the cue.
 
     Attributes:
-        split: Folder of the questions; the shots are in `dev`.
-        columns: Names of the columns question, A to D and answer; None if files have no header.
-        header: Has `{subject}` where the subject's title goes.
-        question: Has `{text}`, and `{A}` to `{D}` for the choices.
-        cue: What asks for the answer.
-        gap: What stands between the cue and the letter.
-        last_shot_end: Stands after the last shot in place of `shot_end`, or after the header if
-            there are no shots; None where nothing differs.
-        judge: How the choice is found: the likeliest of the four letters, or a letter in the
-            likeliest token of all.
-        titles: A subject's name in the header; without a title it is its name with spaces.
+        name: The benchmark's name in results.json and on the command line.
+        protocol: The name of the way in which it asks, as results.json has it.
+        split: The folder of the questions; the shots are in the folder `dev`.
+        columns: The names of the columns for the question, A to D, and the answer; None if the
+            files have no header line and the columns stand in this order.
+        header: The prompt's beginning, with `{subject}` where the subject's title goes.
+        question: The form of a question, with `{text}`, and `{A}` to `{D}` for the options.
+        cue: The text that asks for the answer.
+        gap: The text between the cue and the letter.
+        titles: The title of a subject in the header; a subject without one is named by its file,
+            with spaces for underscores.
         categories: The subjects of each category; a subject may be in several.
-        rest: Category of subjects that the suite doesn't know.
+        rest: The category of subjects that aren't the benchmark's own.
+        shot_end: The text after each shot.
+        last_shot_end: The text after the last shot in place of `shot_end`, or after the header if
+            there are no shots; None if nothing differs.
+        judge: How the model's choice is found: `letters` takes the likeliest of the four letters'
+            tokens, `text` looks for a letter in the likeliest token of the whole vocabulary.
     """
 
     name: str
@@ -70,20 +82,20 @@ class Suite:
     judge: Literal["letters", "text"] = "letters"
 
     def title(self, subject: str) -> str:
-        """The subject as the header names it."""
+        """Returns the title of `subject` in the prompt's header."""
         return self.titles.get(subject, subject.replace("_", " "))
 
     def categories_of(self, subject: str) -> list[str]:
-        """The categories that `subject` counts in."""
+        """Returns the names of the categories in which `subject` counts."""
         found = [name for name, subjects in self.categories.items() if subject in subjects]
         return found or [self.rest]
 
     def knows(self, subject: str) -> bool:
-        """Whether `subject` is one of the benchmark's own."""
+        """Returns whether `subject` is one of the benchmark's own."""
         return any(subject in subjects for subjects in self.categories.values())
 
     def prompt(self, question: Question, shots: Sequence[Question]) -> str:
-        """The text in front of the answer."""
+        """Returns the prompt's text for `question`, after the solved questions `shots`."""
         solved = [self._asked(shot) + self.gap + shot.answer for shot in shots]
         text = self.header.format(subject=self.title(question.subject)) + self.shot_end.join(solved)
         if self.last_shot_end is not None:

@@ -27,7 +27,7 @@ def test_a_failed_check_ends_the_demo_with_1(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(chain.Chain, "_tokenizer", lambda _self: ("it can't spell", False))
     assert not chain.run_demo(DemoConfig(keep=tmp_path / "demo"))
-    told = capsys.readouterr().out
-    assert "it can't spell" in told
-    assert "failed" in told
-    assert "make a random model" not in told
+    shown = capsys.readouterr().out
+    assert "it can't spell" in shown
+    assert "failed" in shown
+    assert "make a random model" not in shown

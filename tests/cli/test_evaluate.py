@@ -125,18 +125,18 @@ def test_json_on_stdout(model: Path, exam: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_every_layout_gives_the_same_answers(
+def test_all_parallel_sizes_give_the_same_answers(
     model: Path, exam: Path, tmp_path: Path, ranks: RankPool
 ) -> None:
     base = {"model": model, "data_dir": exam, "device": "cpu", "output": tmp_path / "out.json"}
     alone = ranks.run(1, run_on_rank, base)[0]
-    for world_size, layout in [
+    for world_size, sizes in [
         (2, {}),
         (2, {"tp": 2}),
         (2, {"pp": 2, "batch_size": 3}),
         (4, {"tp": 2, "batch_size": 1}),
     ]:
-        results = ranks.run(world_size, run_on_rank, base | layout)
+        results = ranks.run(world_size, run_on_rank, base | sizes)
         for result in results:
             for ours, theirs in zip(result["questions"], alone["questions"], strict=True):
                 assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-4)

@@ -151,14 +151,14 @@ def run_tasks(options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.dist
-def test_every_layout_gives_the_same_answers(tasks: Path, tmp_path: Path, ranks: RankPool) -> None:
+def test_all_parallel_sizes_give_the_same_answers(tasks: Path, tmp_path: Path, ranks: RankPool) -> None:
     pytest.importorskip("lm_eval")
     names = "toy_choice,toy_text,toy_rolling"
     model = write_exam_model(tmp_path / "model")
     base = _config(tasks, tasks=names, model=model, batch_size=2, device="cpu").model_dump()
     alone = ranks.run(1, run_tasks, base)[0]
-    for layout in ({}, {"tp": 2}, {"pp": 2}):
-        first, second = ranks.run(2, run_tasks, base | layout)
+    for sizes in ({}, {"tp": 2}, {"pp": 2}):
+        first, second = ranks.run(2, run_tasks, base | sizes)
         assert second is None
         for task, metrics in alone["results"].items():
             numbers = {k: v for k, v in metrics.items() if not isinstance(v, str)}

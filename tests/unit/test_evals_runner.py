@@ -77,7 +77,7 @@ def test_choices_are_the_likeliest_letters(engine: FakeEngine, options: dict[str
     assert order == [(name, i) for name, size in SIZES.items() for i in range(size)]
 
 
-def test_result_counts_and_tells(engine: FakeEngine, options: dict[str, Any]) -> None:
+def test_result_has_counts_and_settings(engine: FakeEngine, options: dict[str, Any]) -> None:
     result = run(MmluConfig.parse(options))
     assert json.loads(options["output"].read_text()) == result
     right = sum(question["choice"] == question["answer"] for question in result["questions"])
@@ -121,7 +121,7 @@ def test_limit_is_marked_as_no_score(engine: FakeEngine, options: dict[str, Any]
     assert len(result["questions"]) == 2
 
 
-def test_dropped_shots_are_told(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+def test_dropped_shots_are_reported(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     tokenizer = exam_tokenizer()
     whole = FakeEngine(tokenizer)
     install(monkeypatch, whole)
