@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+from torch.utils._device import _device_constructors
 
 from glm3cli.device.base import Device, require_active
 from glm3cli.device.gloo import EXCHANGES
@@ -170,6 +171,9 @@ class CpuDevice(Device):
         warnings.filterwarnings("ignore", module=r"megatron\.")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         sys.modules.setdefault(_APEX, _gradient_accumulation())
+        # When it first meets `with torch.device(...)`, torch notes the factories that this concerns
+        # (torch/utils/_device.py). They must be the originals, which the redirects below call.
+        _device_constructors()
         self._redirects.apply()
 
     def torch_device(self) -> torch.device:
