@@ -6,12 +6,12 @@ from megatron.core.models.gpt import GPTModel
 from glm3cli.checkpoint.cuts import cut
 from glm3cli.checkpoint.names import WEIGHTS, Stage
 from glm3cli.checkpoint.source import WeightSource
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.parallel.groups import Grid
 
 
 def load_weights(
-    chunks: list[GPTModel], source: WeightSource, parallel: ParallelConfig, grid: Grid
+    chunks: list[GPTModel], source: WeightSource, parallel: ModelParallelConfig, grid: Grid
 ) -> None:
     """Fills every parameter of `chunks` from `source`, casting to the parameter's type.
 

@@ -12,7 +12,7 @@ from glm3cli.checkpoint.layouts.write_plan import WritePlan
 from glm3cli.checkpoint.layouts.writers import write
 from glm3cli.checkpoint.names import WEIGHTS, Weight, slots
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 
 # Rows whose output is added to the residual stream: scaled down by the number of additions
 # (GPT-2; megatron-core's output_layer_init_method).
@@ -51,7 +51,7 @@ def write_random_model(
 ) -> None:
     """Writes random weights as a Hugging Face folder, with the tokenizer files of `companions`."""
     dtypes = dict.fromkeys(slots(source.model.num_layers), dtype)
-    plan = WritePlan(source.model, ParallelConfig(), dtypes, shard_bytes=2**30)
+    plan = WritePlan(source.model, ModelParallelConfig(), dtypes, shard_bytes=2**30)
 
     def produce(weight: Weight, layer: int | None) -> Tensor:
         return source.read(weight, layer).to(dtype)

@@ -16,7 +16,7 @@ from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import Layout, Weight
 from glm3cli.checkpoint.scratch import Cat
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 
 
 class WeightSource(Protocol):
@@ -52,7 +52,7 @@ class StoredSource(ABC):
         self.config = location.config
         self.iteration = location.iteration
         self.model = model
-        self.parallel = ParallelConfig()
+        self.parallel = ModelParallelConfig()
         self.problems: list[TensorProblem] = []
         self.cat: Cat = torch.cat
 

@@ -12,7 +12,7 @@ from glm3cli.checkpoint.convert.check import check
 from glm3cli.checkpoint.convert.inspect import inspect
 from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
 from glm3cli.checkpoint.layouts.opening import open_source
-from glm3cli.checkpoint.run import parts
+from glm3cli.checkpoint.run import holdings
 from glm3cli.errors import CheckpointError
 from glm3cli.parallel.storage import _distinct
 from tests.support.ranks import RankPool
@@ -231,10 +231,10 @@ def test_one_part_alone_says_what_is_missing_and_where_it_is(home: Path) -> None
 
 
 def test_files_of_other_machines_must_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(parts.shutil, "disk_usage", lambda _path: SimpleNamespace(free=2**30))
-    parts._check_room(tmp_path / LAST, 2**30)
+    monkeypatch.setattr(holdings.shutil, "disk_usage", lambda _path: SimpleNamespace(free=2**30))
+    holdings._check_room(tmp_path / LAST, 2**30)
     with pytest.raises(CheckpointError, match=r"take 1\.5 GiB, but 1\.0 GiB are free"):
-        parts._check_room(tmp_path / LAST, 3 * 2**29)
+        holdings._check_room(tmp_path / LAST, 3 * 2**29)
 
 
 # --- going on ---

@@ -10,13 +10,13 @@ import torch
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from tests.support.checkpoints import assert_same, read_all
 from tests.support.shared import GOLDEN, needs_shared
 
 pytestmark = needs_shared
 
-CASES = {"tp1pp1": ParallelConfig(), "tp2pp2": ParallelConfig(tp=2, pp=2)}
+CASES = {"tp1pp1": ModelParallelConfig(), "tp2pp2": ModelParallelConfig(tp=2, pp=2)}
 
 
 def flatten(tree: dict, prefix: str) -> dict[str, dict]:

@@ -10,10 +10,10 @@ from safetensors import safe_open
 
 from glm3cli.checkpoint.adapter.reader import Adapter
 from glm3cli.checkpoint.convert.convert import convert
-from glm3cli.checkpoint.convert.logits import logits_difference
+from glm3cli.checkpoint.convert.verify import logits_difference
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 
@@ -30,8 +30,8 @@ CUTS = [
 
 
 def options(layout="mcore", **values):
-    cuts = {k: values.pop(k) for k in list(values) if k in ParallelConfig.model_fields}
-    return ConvertOptions(layout=layout, parallel=ParallelConfig(**cuts), **values)
+    cuts = {k: values.pop(k) for k in list(values) if k in ModelParallelConfig.model_fields}
+    return ConvertOptions(layout=layout, parallel=ModelParallelConfig(**cuts), **values)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_per_rank_round_trip(hf, tmp_path, layout, cuts):
     source = open_source(tmp_path / "mg")
     assert source.layout == layout
     assert source.iteration == 1
-    assert source.parallel == ParallelConfig(**cuts)
+    assert source.parallel == ModelParallelConfig(**cuts)
     convert(tmp_path / "mg", tmp_path / "back", options("chatglm"))
     assert_same(read_all(tmp_path / "back"), random_weights())
 
@@ -161,11 +161,11 @@ def test_a_small_models_logits_are_compared(hf, tmp_path, monkeypatch):
     def difference(target, **options):
         return convert(hf, tmp_path / target, ConvertOptions(**options)).logits_difference
 
-    assert difference("same", layout="mcore", parallel=ParallelConfig(tp=2, pp=2)) == 0
+    assert difference("same", layout="mcore", parallel=ModelParallelConfig(tp=2, pp=2)) == 0
     # Weights that are rounded to 8 bits change logits, whose size is about 10, by some percent.
     assert 1e-3 < difference("rounded", layout="dist", dtype="bf16") < 1
     assert difference("unread", layout="mcore", verify=False) is None
-    monkeypatch.setattr("glm3cli.checkpoint.convert.logits._MOST_PARAMETERS", 10_000)
+    monkeypatch.setattr("glm3cli.checkpoint.convert.verify._MOST_PARAMETERS", 10_000)
     assert difference("large", layout="mcore") is None
 
 

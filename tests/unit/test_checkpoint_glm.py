@@ -17,7 +17,7 @@ from glm3cli.checkpoint.convert.preflight import check_request
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.data.tokens.fast_tokenizer import check_fast, to_fast
 from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
 from glm3cli.errors import CheckpointError, DataError
@@ -108,7 +108,7 @@ def test_round_trip_at_any_shape(tmp_path_factory, model, dtype, shard_bytes):
     ids=str,
 )
 def test_round_trip_through_every_layout(tmp_path, glm, layout, cuts):
-    convert(glm, tmp_path / "mg", ConvertOptions(layout, parallel=ParallelConfig(**cuts)))
+    convert(glm, tmp_path / "mg", ConvertOptions(layout, parallel=ModelParallelConfig(**cuts)))
     convert(tmp_path / "mg", tmp_path / "glm2", GLM)
     files = names_in(glm)
     assert files == names_in(tmp_path / "glm2")

@@ -13,7 +13,7 @@ from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.files.staging import remove_stale
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from tests.support.checkpoints import write_hf
 from tests.support.killing import free_process_number, hashes, run_conversion, start
 
@@ -31,7 +31,7 @@ SOME_MEGABYTES = ModelConfig(
     torch_dtype="fp16",
 )
 OPTIONS = {
-    "mcore": ConvertOptions(layout="mcore", parallel=ParallelConfig(tp=2, pp=2)),
+    "mcore": ConvertOptions(layout="mcore", parallel=ModelParallelConfig(tp=2, pp=2)),
     "dist": ConvertOptions(layout="dist"),
     "chatglm": ConvertOptions(layout="chatglm", shard_bytes=4_000_000),
 }

@@ -12,7 +12,7 @@ import torch
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.config.convert import ConvertOptions
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError
 from tests.support.adapters import (
     ALPHA,
@@ -52,7 +52,7 @@ def expected(tensors, scale_of=lambda _module: ALPHA / RANK, modules=None):
 
 
 def merge(hf, tmp_path, adapter, dtype="fp32", layout="chatglm", **cuts):
-    parallel = ParallelConfig(**cuts)
+    parallel = ModelParallelConfig(**cuts)
     options = ConvertOptions(layout=layout, parallel=parallel, dtype=dtype, lora=adapter)
     result = convert(hf, tmp_path / "new", options)
     return read_all(tmp_path / "new"), result
@@ -90,7 +90,7 @@ def test_the_sum_is_rounded_once(hf, tmp_path):
 
 @pytest.mark.parametrize("cuts", [{"tp": 2, "pp": 2}, {"tp": 4}, {"pp": 2, "vpp": 2}], ids=str)
 def test_every_source_and_stage(hf, tmp_path, cuts):
-    convert(hf, tmp_path / "mg", ConvertOptions(layout="mcore", parallel=ParallelConfig(**cuts)))
+    convert(hf, tmp_path / "mg", ConvertOptions(layout="mcore", parallel=ModelParallelConfig(**cuts)))
     tensors = adapter_tensors()
     found, _ = merge(tmp_path / "mg", tmp_path, write_adapter(tmp_path / "adapter", tensors))
     assert_close(found, expected(tensors))

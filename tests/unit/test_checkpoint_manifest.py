@@ -18,14 +18,14 @@ from glm3cli.checkpoint.convert.pace import Pace
 from glm3cli.checkpoint.convert.tensor_digests import FileDigests, Follower
 from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
 from glm3cli.config.convert import ConvertOptions
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from tests.support.checkpoints import random_weights, write_hf
 from tests.support.killing import hashes
 
 OPTIONS = {
-    "mcore": ConvertOptions(layout="mcore", parallel=ParallelConfig(tp=2, pp=2)),
-    "vpp": ConvertOptions(layout="legacy", parallel=ParallelConfig(pp=2, vpp=2)),
+    "mcore": ConvertOptions(layout="mcore", parallel=ModelParallelConfig(tp=2, pp=2)),
+    "vpp": ConvertOptions(layout="legacy", parallel=ModelParallelConfig(pp=2, vpp=2)),
     "dist": ConvertOptions(layout="dist"),
     "chatglm": ConvertOptions(layout="chatglm", shard_bytes=9_000),
 }

@@ -13,7 +13,7 @@ from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from tests.support.checkpoints import assert_same, random_weights, read_all, write_hf
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
@@ -72,7 +72,7 @@ def test_there_and_back(tmp_path_factory, first, second, data):
     shutil.copy(tiny_tokenizer_folder() / "tokenizer.model", source)
     steps = [source, folder / "first", folder / "second", folder / "back"]
     for old, new, layout in zip(steps, steps[1:], (first, second, "chatglm"), strict=False):
-        parallel = ParallelConfig.parse(ways.get(layout, {}))
+        parallel = ModelParallelConfig.parse(ways.get(layout, {}))
         convert(old, new, ConvertOptions(layout=layout, parallel=parallel))
         opened = open_source(new)
         assert (opened.layout, opened.model) == (layout, model)

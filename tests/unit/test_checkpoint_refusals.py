@@ -14,7 +14,7 @@ from glm3cli.checkpoint.convert import transfer
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from tests.support.checkpoints import assert_same, random_weights, read_all, write_hf
 
@@ -28,7 +28,7 @@ def hf(tmp_path):
 
 def ranks(tmp_path, **cuts):
     hf = write_hf(tmp_path / "for_ranks")
-    options = ConvertOptions(layout="mcore", parallel=ParallelConfig(**cuts), verify=False)
+    options = ConvertOptions(layout="mcore", parallel=ModelParallelConfig(**cuts), verify=False)
     convert(hf, tmp_path / "mg", options)
     shutil.rmtree(hf)
     return tmp_path / "mg"
@@ -203,7 +203,7 @@ def test_no_config(hf):
     ],
 )
 def test_sizes_that_do_not_divide(hf, cuts, sentence):
-    refused(hf, sentence, ConfigError, parallel=ParallelConfig(**cuts))
+    refused(hf, sentence, ConfigError, parallel=ModelParallelConfig(**cuts))
 
 
 def test_target_exists(hf, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from glm3cli.checkpoint.adapter.reader import Adapter, open_adapter
-from glm3cli.checkpoint.convert.logits import is_small, logits_difference
+from glm3cli.checkpoint.convert.verify import is_small, logits_difference
 from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
 from glm3cli.checkpoint.convert.progress import Progress

@@ -7,7 +7,7 @@ from glm3cli.checkpoint.files.staging import check_target
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ def _check_tokenizer(source: Path) -> None:
         check_fast(Tokenizer.load(file))
 
 
-def check_legacy(parallel: ParallelConfig, model: ModelConfig) -> None:
+def check_legacy(parallel: ModelParallelConfig, model: ModelConfig) -> None:
     """Checks that Megatron's legacy model can be cut as asked.
 
     Raises:

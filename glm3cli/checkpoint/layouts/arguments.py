@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -99,7 +99,7 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
 
 
 def arguments_of(
-    model: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype, *, is_mcore: bool
+    model: ModelConfig, parallel: ModelParallelConfig, dtype: torch.dtype, *, is_mcore: bool
 ) -> Namespace:
     """The arguments to save with a model that is cut as `parallel` says."""
     per_chunk = model.num_layers // (parallel.pp * parallel.vpp) if parallel.vpp > 1 else None

@@ -22,7 +22,7 @@ from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import Cut, Layout, Stage, Weight, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError
 
 FILE = "model_optim_rng.pt"
@@ -81,12 +81,12 @@ class RanksSource(StoredSource):
                 sizes[p, v] = max(found, default=-1) + 1
         return sizes
 
-    def _find_parallel(self) -> ParallelConfig:
+    def _find_parallel(self) -> ModelParallelConfig:
         sizes = [self._sizes[p, 0] for p in range(self._pp)]
         values: dict[str, Any] = {"tp": self._tp, "pp": self._pp, "vpp": self._vpp}
         if self._vpp == 1 and len(set(sizes)) > 1:
             values["layers_per_stage"] = ",".join(map(str, sizes))
-        return ParallelConfig.parse(values)
+        return ModelParallelConfig.parse(values)
 
     def _check(self) -> list[TensorProblem]:
         problems = []

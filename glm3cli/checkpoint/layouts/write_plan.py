@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint.names import Slot, Weight
 from glm3cli.config.model import ModelConfig
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 
 # Gives the canonical tensor of one row of the table; to be asked for all in the order of `slots`.
 Produce = Callable[[Weight, int | None], Tensor]
@@ -27,7 +27,7 @@ class WritePlan:
     """
 
     model: ModelConfig
-    parallel: ParallelConfig
+    parallel: ModelParallelConfig
     dtypes: Mapping[Slot, torch.dtype]
     shard_bytes: int
 
