@@ -1,4 +1,4 @@
-"""Runs the whole chain by the commands that a user would type, and checks each step."""
+"""Runs the steps of `glm3 demo` by the commands that a user would type, and checks each of them."""
 
 import json
 import os
@@ -21,14 +21,22 @@ from glm3cli.demo.quiz import MMLU_DIR
 from glm3cli.errors import ConfigError
 
 RANKS = ("--nproc", "4", "--tp", "2", "--pp", "2")
-# Chance is 1 in 4 questions.
+# Guessing answers 1 in 4 questions right.
 MIN_ACCURACY = 0.6
+# Held-out prompts that are asked, and how many answers must be right.
 NUM_PROMPTS, MIN_RIGHT = 10, 9
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the final table: a step and its check."""
+    """One line of the demo's final table: a step and the result of its check.
+
+    Attributes:
+        step: The step's name.
+        result: What the step did, or how it failed, in words.
+        passed: Whether the step's check passed.
+        seconds: Time that the step took.
+    """
 
     step: str
     result: str
@@ -37,19 +45,25 @@ class Row:
 
 
 class StepError(Exception):
-    """A command of the chain ended with an error; its last words are the message."""
+    """A command of the demo ended with an error; the message has the last lines of its stderr."""
 
 
 @dataclass
 class Chain:
-    """The files of one demo, and what happened so far."""
+    """One run of the demo: its folder of files and the results of its steps so far.
+
+    Attributes:
+        folder: The folder for all files of the demo.
+        console: Where the names of the steps and their commands are shown.
+        rows: A line of the final table for each step that has ended.
+    """
 
     folder: Path
     console: Console
     rows: list[Row] = field(default_factory=list)
 
     def run(self) -> bool:
-        """Runs all steps until one fails; tells whether all checks passed."""
+        """Runs all steps, up to the first one that fails; returns whether all checks passed."""
         steps: list[tuple[str, Callable[[], tuple[str, bool]]]] = [
             ("train a tokenizer", self._tokenizer),
             ("make a random model", self._model),
@@ -78,7 +92,11 @@ class Chain:
         return str(self.folder / name)
 
     def _glm3(self, *arguments: str) -> str:
-        """Runs a glm3 command as a user would; gives its stdout."""
+        """Runs a glm3 command in a process of its own and returns its stdout.
+
+        Raises:
+            StepError: The command's exit code isn't 0.
+        """
         self.console.print(f"  glm3 {' '.join(arguments)}", style="dim", highlight=False)
         command = [sys.executable, "-m", "glm3cli", *arguments]
         # Files, not pipes: a process that a killed rank leaves behind would hold a pipe open.
@@ -86,8 +104,8 @@ class Chain:
         with out.open("w") as stdout, err.open("w") as stderr:
             code = subprocess.run(command, stdout=stdout, stderr=stderr, check=False).returncode
         if code:
-            told = err.read_text("utf-8", errors="replace").strip().splitlines()[-15:]
-            raise StepError(f"exit code {code}: " + "\n".join(told))
+            lines = err.read_text("utf-8", errors="replace").strip().splitlines()[-15:]
+            raise StepError(f"exit code {code}: " + "\n".join(lines))
         return out.read_text("utf-8")
 
     def _tokenizer(self) -> tuple[str, bool]:
@@ -155,7 +173,7 @@ class Chain:
     def _train(
         self, command: str, model: str, data: str, recipe: content.Recipe, largest: float
     ) -> tuple[str, bool]:
-        """Trains; the loss must fall below `largest` of what it was at first."""
+        """Runs a training command; the last loss must be below `largest` times the first one."""
         options = [
             part
             for key, value in vars(recipe).items()
@@ -225,7 +243,7 @@ class Chain:
         return done, same == len(places)
 
     def table(self) -> Table:
-        """What happened, a line per step."""
+        """Returns the final table, with one line per step that has run."""
         total = sum(row.seconds for row in self.rows)
         table = Table(title=f"glm3 demo: {total:.0f} s")
         table.add_column("step")
@@ -239,10 +257,10 @@ class Chain:
 
 
 def run_demo(config: DemoConfig) -> bool:
-    """Runs the chain and prints its table; tells whether all checks passed.
+    """Runs the demo and prints its table; returns whether all checks passed.
 
     Raises:
-        ConfigError: The folder to keep the files in exists.
+        ConfigError: The folder `config.keep` exists already.
     """
     with _work_folder(config.keep) as folder:
         chain = Chain(folder, Console(stderr=True, soft_wrap=True))
@@ -253,6 +271,7 @@ def run_demo(config: DemoConfig) -> bool:
 
 @contextmanager
 def _work_folder(keep: Path | None) -> Iterator[Path]:
+    """Makes the folder for the demo's files: `keep`, or a temporary one that is removed again."""
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="glm3-demo-", ignore_cleanup_errors=True) as name:
             yield Path(name)

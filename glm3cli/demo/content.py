@@ -1,7 +1,7 @@
-"""What `glm3 demo` trains on: documents, a tokenizer, a tiny model, a task, and how to train.
+"""Makes what `glm3 demo` works on: documents, a tokenizer, a model's shape, a task, and recipes.
 
-Everything comes from the package's own files and from fixed seeds, so each run sees the same data.
-The steps of the demo call these functions; nothing here knows how a model is trained or run.
+Everything comes from the package's own files and fixed seeds, so that each run has the same data.
+The steps in `chain` call these functions; nothing here knows how a model is trained or run.
 """
 
 import io
@@ -15,7 +15,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.demo.quiz import facts, quiz_documents
 from glm3cli.demo.words import OPPOSITES
 
-NUM_PIECES = 1000  # of the tokenizer; the nine special tokens follow
+NUM_PIECES = 1000  # size of the sentencepiece vocabulary; the nine special tokens follow it
 _NUM_HELD_OUT_PAIRS = 20
 _NUM_QUIZ_DOCUMENTS = 900
 _NUM_FACT_DOCUMENTS = 200
@@ -39,7 +39,20 @@ INIT_METHOD_STD = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Training options under their names on the command line; the others keep their defaults."""
+    """The options of one training run of the demo; options that aren't here keep their defaults.
+
+    The attributes are named as the options on the command line.
+
+    Attributes:
+        seq_length: Tokens of one sample.
+        micro_batch_size: Samples that one rank runs at once.
+        global_batch_size: Samples of one optimizer step, over all ranks.
+        train_iters: Number of optimizer steps.
+        lr: Highest learning rate.
+        min_lr: Learning rate at the end of the decay.
+        lr_warmup_iters: Number of steps with a rising learning rate.
+        weight_decay: Decoupled weight decay of AdamW.
+    """
 
     seq_length: int
     micro_batch_size: int
@@ -51,7 +64,7 @@ class Recipe:
     weight_decay: float
 
 
-# On one packed stream of `[gMASK] sop`, document, eos.
+# Pretraining reads one packed stream: `[gMASK] sop`, document, eos, and so on.
 PRETRAIN = Recipe(
     seq_length=64,
     micro_batch_size=32,
@@ -62,7 +75,7 @@ PRETRAIN = Recipe(
     lr_warmup_iters=20,
     weight_decay=0.0,
 )
-# On ChatGLM3's conversation form, one row a sample, with the loss on the answer.
+# Finetuning reads one conversation in ChatGLM3's form per sample, with the loss on the answer.
 FINETUNE = Recipe(
     seq_length=32,
     micro_batch_size=32,
@@ -76,13 +89,16 @@ FINETUNE = Recipe(
 
 
 def prose() -> list[str]:
-    """The paragraphs of the bundled text."""
+    """Returns the paragraphs of the bundled text (corpus.txt)."""
     text = (Path(__file__).parent / "corpus.txt").read_text(encoding="utf-8")
     return text.strip().split("\n\n")
 
 
 def pretrain_documents() -> list[str]:
-    """The bundled text, paragraphs of facts, and quiz documents, in a mixed order."""
+    """Returns the documents of the pretraining, shuffled.
+
+    They are the paragraphs of the bundled text, paragraphs of facts, and quiz documents.
+    """
     rng = random.Random(_SEED)
     opposites, others = _opposite_facts(), facts()
     documents = prose() + quiz_documents(_NUM_QUIZ_DOCUMENTS, _SEED)
@@ -103,17 +119,20 @@ def _opposites() -> dict[str, str]:
 
 
 def training_rows() -> list[dict[str, str]]:
-    """Instructions to give the opposites of two words, in alpaca form."""
+    """Returns the rows of the finetuning, in alpaca form: give the opposites of two words."""
     return [_row(one, other) for pair in _word_pairs()[_NUM_HELD_OUT_PAIRS:] for one, other in pair]
 
 
 def held_out_rows() -> list[dict[str, str]]:
-    """Instructions of the same form about pairs of words that training has in neither order."""
+    """Returns rows in the form of `training_rows`, about pairs of words that these don't have.
+
+    Training has neither order of such a pair.
+    """
     return [_row(one, other) for pair in _word_pairs()[:_NUM_HELD_OUT_PAIRS] for one, other in pair]
 
 
 def _word_pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """All pairs of words that aren't each other's opposite, in both orders, shuffled."""
+    """Returns the pairs of words that aren't opposites, shuffled, each pair in both orders."""
     opposites = _opposites()
     pairs = [pair for pair in combinations(opposites, 2) if opposites[pair[0]] != pair[1]]
     random.Random(_SEED).shuffle(pairs)
@@ -130,7 +149,11 @@ def _row(one: str, other: str) -> dict[str, str]:
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Writes tokenizer.model and tokenizer_config.json with the traits of ChatGLM3's tokenizer."""
+    """Trains a tokenizer on the demo's texts, and writes its files into `folder`.
+
+    The files are tokenizer.model and tokenizer_config.json. The tokenizer has the traits of
+    ChatGLM3's: byte fallback, single digits, no normalization, and a space in front of the text.
+    """
     import sentencepiece
 
     rows = [f"{row['instruction']}\n{row['output']}" for row in training_rows()[::8]]

@@ -1,10 +1,10 @@
 """The demo's mini-MMLU: bundled test questions, and documents that teach how to answer.
 
-`MMLU_DIR` has the files in Hendrycks' form, so `glm3 eval mmlu --data-dir` reads it. A subject
-asks for the kind of a word in one of three wordings. The documents show each word in the two
-wordings that its test question doesn't have, so no test question is seen in training, though its
-fact is. The four options of a subject keep one order: a model of this size learns where the kind
-stands, not yet how to search for it.
+`MMLU_DIR` has CSV files in the form of Hendrycks' MMLU, so that `glm3 eval mmlu --data-dir` reads
+it. A question asks for the kind of a word, in one of the subject's three wordings. The training
+documents ask about each word in the two wordings that its test question doesn't have: training
+shows the fact, but never the test question. The four options of a subject keep one order, because
+a model of this size learns where the right kind stands, not yet how to search for it.
 """
 
 import csv
@@ -21,8 +21,14 @@ QUESTIONS_PER_DOCUMENT = 3
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question of a subject, about the word `word` in the wording number `wording`."""
+class QuizQuestion:
+    """A question of the mini-MMLU for the kind of one word.
+
+    Attributes:
+        subject: The subject's name in `words.SUBJECTS`.
+        word: The word that is asked about.
+        wording: The position of the question's form among the subject's wordings, from 0.
+    """
 
     subject: str
     word: str
@@ -30,7 +36,7 @@ class Question:
 
     @property
     def kind(self) -> str:
-        """The right option."""
+        """The kind of the word: the right one of the four options."""
         kinds = SUBJECTS[self.subject].kinds
         return next(kind for kind, words in kinds.items() if self.word in words)
 
@@ -41,30 +47,30 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The question without its options."""
+        """The text of the question, without the options."""
         return SUBJECTS[self.subject].wordings[self.wording].format(word=self.word)
 
     @property
     def fact(self) -> str:
-        """The sentence that answers it."""
+        """The sentence that answers the question, as training documents state it."""
         return SUBJECTS[self.subject].statement.format(word=self.word, kind=self.kind)
 
     @property
     def cells(self) -> list[str]:
-        """Its line of an MMLU file."""
+        """The question's row in a CSV file of MMLU: the text, the four options, the letter."""
         return [self.text, *SUBJECTS[self.subject].kinds, self.answer]
 
     @property
     def prompt(self) -> str:
-        """The question as it stands in MMLU's prompt, up to where the letter is due."""
+        """The question as it stands in a prompt of MMLU: text, options, and `Answer:`."""
         options = zip(LETTERS, SUBJECTS[self.subject].kinds, strict=True)
         return "\n".join([self.text, *(f"{letter}. {kind}" for letter, kind in options), "Answer:"])
 
 
-def all_questions() -> list[Question]:
-    """Every word of every subject in every wording."""
+def all_questions() -> list[QuizQuestion]:
+    """Returns the questions about every word of every subject, in every wording."""
     return [
-        Question(name, word, wording)
+        QuizQuestion(name, word, wording)
         for name, subject in SUBJECTS.items()
         for words in subject.kinds.values()
         for word in words
@@ -73,7 +79,7 @@ def all_questions() -> list[Question]:
 
 
 def test_texts() -> set[str]:
-    """The bundled test questions, without their options."""
+    """Returns the texts of the bundled test questions, without their options."""
     return {cells[0] for cells in _read_split("test")}
 
 
@@ -84,12 +90,20 @@ def _read_split(split: str) -> Iterator[list[str]]:
 
 
 def facts() -> list[str]:
-    """One sentence for every word of every subject."""
+    """Returns the fact of every word of every subject, a sentence each."""
     return [question.fact for question in all_questions() if question.wording == 0]
 
 
 def quiz_documents(number: int, seed: int) -> list[str]:
-    """Draws `number` documents in the form of MMLU's prompt, none of them with a test question."""
+    """Draws training documents that teach the form of an MMLU prompt and the facts.
+
+    Each document has the header of a prompt and three solved questions of one subject; none of
+    them is a test question.
+
+    Args:
+        number: Number of documents.
+        seed: Seed of the random draws; the same seed gives the same documents.
+    """
     held_out = test_texts()
     allowed = [question for question in all_questions() if question.text not in held_out]
     rng = random.Random(seed)

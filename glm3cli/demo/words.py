@@ -1,11 +1,12 @@
 """The word lists of the demo: pairs of opposites, and the subjects of its mini-MMLU.
 
 `content` and `quiz` build documents, instructions and questions from these tables. Every word
-here is one piece of the demo's tokenizer, so the tiny model reads and writes a word as one token.
+here is one piece of the demo's tokenizer, so that the tiny model reads and writes it as one token.
 """
 
 from dataclasses import dataclass
 
+# Each word is the opposite of the other word of its pair.
 OPPOSITES: tuple[tuple[str, str], ...] = (
     ("hot", "cold"),
     ("tall", "short"),
@@ -35,13 +36,14 @@ OPPOSITES: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A subject of the mini-MMLU: questions that fit each of its words, and one fact a word.
+class WordSubject:
+    """A subject of the mini-MMLU: which kind is a word of? One fact per word answers it.
 
     Attributes:
-        wordings: Ways to ask for the kind of `{word}`.
-        statement: The fact as documents state it.
-        kinds: The four options, in the order of all questions, and the words of each.
+        wordings: The forms of the question for the kind of `{word}`.
+        statement: The form of a fact, with `{word}` and `{kind}`, as documents state it.
+        kinds: The words of each kind. The kinds are the four options of every question, in this
+            order.
     """
 
     wordings: tuple[str, ...]
@@ -49,8 +51,8 @@ class Subject:
     kinds: dict[str, tuple[str, ...]]
 
 
-SUBJECTS: dict[str, Subject] = {
-    "animals": Subject(
+SUBJECTS: dict[str, WordSubject] = {
+    "animals": WordSubject(
         wordings=(
             "What does the {word} do?",
             "How does the {word} move?",
@@ -64,7 +66,7 @@ SUBJECTS: dict[str, Subject] = {
             "crawls": ("snake", "worm"),
         },
     ),
-    "food": Subject(
+    "food": WordSubject(
         wordings=(
             "What kind of food is the {word}?",
             "What is the {word}?",
@@ -78,7 +80,7 @@ SUBJECTS: dict[str, Subject] = {
             "drink": ("milk", "tea"),
         },
     ),
-    "house": Subject(
+    "house": WordSubject(
         wordings=(
             "Where do we keep the {word}?",
             "Where is the {word}?",

@@ -1,9 +1,11 @@
+"""The demo's texts, words, rows and questions agree with each other, and tests stay unseen."""
+
 import csv
 import dataclasses
 
 import pytest
 
-from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.config.training import DataOptions, OptimizerOptions
 from glm3cli.data.tokens.chat import Message, build_sample
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -116,7 +118,7 @@ def test_quiz_documents_have_the_form_of_the_mmlu_prompt():
 
 
 def test_model_and_recipes_are_valid_options():
-    ParallelConfig(tp=2, pp=2).check_fits(content.MODEL)
+    ModelParallelConfig(tp=2, pp=2).check_fits(content.MODEL)
     assert content.MODEL.padded_vocab_size % 64 == 0
     for recipe in (content.PRETRAIN, content.FINETUNE):
         values = dataclasses.asdict(recipe)

@@ -151,7 +151,9 @@ def run_tasks(options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.dist
-def test_all_parallel_sizes_give_the_same_answers(tasks: Path, tmp_path: Path, ranks: RankPool) -> None:
+def test_all_parallel_sizes_give_the_same_answers(
+    tasks: Path, tmp_path: Path, ranks: RankPool
+) -> None:
     pytest.importorskip("lm_eval")
     names = "toy_choice,toy_text,toy_rolling"
     model = write_exam_model(tmp_path / "model")

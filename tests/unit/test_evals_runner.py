@@ -121,7 +121,9 @@ def test_limit_is_marked_as_no_score(engine: FakeEngine, options: dict[str, Any]
     assert len(result["questions"]) == 2
 
 
-def test_dropped_shots_are_reported(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+def test_dropped_shots_are_reported(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
     tokenizer = exam_tokenizer()
     whole = FakeEngine(tokenizer)
     install(monkeypatch, whole)
