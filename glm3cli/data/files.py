@@ -1,4 +1,4 @@
-"""Finds the input files: what paths, folders and globs stand for, and what format a file has."""
+"""Finds input files: expands paths, folders and globs, and tells a file's format by its name."""
 
 import logging
 from collections import Counter
@@ -22,10 +22,13 @@ _log = logging.getLogger(__name__)
 
 
 def find_files(inputs: Iterable[Path]) -> list[Path]:
-    """The files that the inputs (files, folders, globs) stand for, in order.
+    """Returns the files that the inputs name, in the order of the inputs.
+
+    Args:
+        inputs: Files, folders, globs, or `config.preprocess.PIPE` for standard input.
 
     Raises:
-        DataError: Something isn't there, or isn't of a format that can be read.
+        DataError: An input doesn't exist, a glob matches no file, or a file has an unknown format.
     """
     files = [file for path in inputs for file in _expand(path)]
     for file in files:
@@ -35,24 +38,25 @@ def find_files(inputs: Iterable[Path]) -> list[Path]:
 
 
 def has_format(path: Path) -> bool:
-    """Whether a file of that name can be read."""
+    """Returns whether the file's name ends as one of a format that preprocess reads."""
     return _format(path) is not None
 
 
 def format_of(path: Path) -> str:
-    """The format of a file by its name.
+    """Returns the format of a file by its name: one of the values of `FORMATS`.
 
     Raises:
-        DataError: The name says nothing known.
+        DataError: The name has no known ending.
     """
-    kind = _format(path)
-    if kind is None:
+    file_format = _format(path)
+    if file_format is None:
         known = ", ".join([*FORMATS, *(f".jsonl{suffix}" for suffix in _COMPRESSED)])
         raise DataError(f"{path} has a format that is not known", f"known are {known}")
-    return kind
+    return file_format
 
 
 def _expand(path: Path) -> list[Path]:
+    """Returns the files that one input names."""
     if path == PIPE:
         return [path]
     if path.is_dir():
@@ -74,28 +78,35 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _folder_files(folder: Path) -> list[Path]:
-    """The files of the most frequent format, so that a README.txt doesn't become data."""
+    """Returns a folder's files of its most frequent format, at any depth, without hidden files.
+
+    Files of other formats are left out, so that a README.txt doesn't become data.
+
+    Raises:
+        DataError: The folder has no file to read, or two formats are equally frequent.
+    """
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
-    counts = Counter(kind for path in files if (kind := _format(path)))
+    counts = Counter(found for path in files if (found := _format(path)))
     if not counts:
         raise DataError(f"folder {folder} has no file to read", f"known are {', '.join(FORMATS)}")
-    (kind, most), *others = counts.most_common()
+    (main_format, most), *others = counts.most_common()
     if others and others[0][1] == most:
         raise DataError(
-            f"folder {folder} has as many {kind} files as {others[0][0]} files",
+            f"folder {folder} has as many {main_format} files as {others[0][0]} files",
             f"say which: --input '{folder}/*.SUFFIX'",
         )
     if others:
         named = ", ".join(f"{count} {name}" for name, count in others)
-        _log.warning("%s: reading its %d %s files, not its %s", folder, most, kind, named)
-    return [path for path in files if _format(path) == kind]
+        _log.warning("%s: reading its %d %s files, not its %s", folder, most, main_format, named)
+    return [path for path in files if _format(path) == main_format]
 
 
 def _format(path: Path) -> str | None:
+    """Returns the format of a file by its name, or None if the ending is unknown."""
     suffix = path.suffix.lower()
     if suffix in _COMPRESSED:
         inner = FORMATS.get(Path(path.stem).suffix.lower())

@@ -1,6 +1,8 @@
-"""Where the sample indices of text are kept that `preprocess --build-index` has built.
+"""Names the folders of the sample indices that `glm3 preprocess --build-index` has built.
 
-Training builds them itself where there are none for exactly its data and settings.
+A sample index of megatron-core's GPTDataset says which tokens of which documents form each sample.
+PREFIX.samples/ has one folder for each combination of data and settings. A training that finds no
+folder for exactly its own builds its indices itself.
 """
 
 import hashlib
@@ -12,24 +14,24 @@ from typing import Any
 FOLDER = "samples"
 
 
-def index_folder(prefix: str, told: dict[str, Any]) -> Path:
-    """The folder for a pair of files as they are now.
+def index_folder(prefix: str, settings: dict[str, Any]) -> Path:
+    """Returns the folder for the indices of a pair of token files in its present state.
 
     Args:
-        prefix: Of the files.
-        told: All that the indices depend on besides; JSON values.
+        prefix: The path of the token files without `.bin` and `.idx`.
+        settings: Everything else that the indices depend on, as JSON values.
     """
     path = Path(prefix).absolute()
     files = []
-    for kind in ("idx", "bin"):
-        stat = path.with_name(f"{path.name}.{kind}").stat()
+    for ending in ("idx", "bin"):
+        stat = path.with_name(f"{path.name}.{ending}").stat()
         files.append([stat.st_size, stat.st_mtime_ns])
-    # megatron-core names its files by more than what is told here: another one finds none.
-    key = json.dumps([str(path), files, told, version("megatron-core")], sort_keys=True)
+    # The version, because megatron-core may name or fill its files otherwise in another one.
+    key = json.dumps([str(path), files, settings, version("megatron-core")], sort_keys=True)
     folder = indices_of(path)
     return folder / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def indices_of(prefix: Path) -> Path:
-    """The folder of all indices of a pair of files."""
+    """Returns the folder that holds all sample indices of a pair of token files."""
     return prefix.with_name(f"{prefix.name}.{FOLDER}")

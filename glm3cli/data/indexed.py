@@ -1,9 +1,9 @@
-"""Writes token files in the format that megatron-core's IndexedDataset reads.
+"""Writes and reads token files in the format of megatron-core's IndexedDataset.
 
-PREFIX.bin holds the tokens of all sequences as int32; PREFIX.idx their lengths and byte offsets,
-and which sequences make a document (source of the format: MMIDIDX of Megatron-LM's
-indexed_dataset.py). A writer of our own, because importing megatron takes seconds, and because
-this one can be taken up again where it was left, and keeps nothing in memory.
+PREFIX.bin holds the tokens of all sequences as int32. PREFIX.idx holds the length and byte offset
+of every sequence, and which sequences form a document (source of the format: MMIDIDX in
+Megatron-LM's indexed_dataset.py). The writer is our own because importing megatron takes seconds,
+and because this writer can resume after an interruption and holds no index in memory.
 """
 
 import os
@@ -18,18 +18,26 @@ import numpy as np
 from glm3cli.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<QBQQ")  # version, type, sequences, documents and 1
+_HEADER = struct.Struct(
+    "<QBQQ"
+)  # version, code of the type, number of sequences, number of documents + 1
 _VERSION = 1
-# int32 always: uint16, which megatron would take for small vocabularies, can't hold -100.
+# Always int32: uint16, which megatron would choose for small vocabularies, can't hold -100.
 _INT32_CODE = 4
 _INT32_SIZE = 4
 _INT64_SIZE = 8
-_BLOCK = 1 << 20  # numbers
+_BLOCK = 1 << 20  # numbers that are read at a time
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a writer is: numbers of tokens, of sequences, and of documents."""
+    """A position of a writer: how much it has written.
+
+    Attributes:
+        tokens: The number of tokens.
+        sequences: The number of sequences.
+        documents: The number of documents.
+    """
 
     tokens: int = 0
     sequences: int = 0
@@ -37,22 +45,31 @@ class Mark:
 
 
 class IndexedWriter:
-    """Writes one pair of files, and beside them two more, of which `finish` makes the index.
+    """Writes one pair of token files.
+
+    While it writes, two more files grow beside PREFIX.bin: PREFIX.lengths, the length of every
+    sequence in tokens (int32), and PREFIX.documents, the number of sequences up to the end of
+    every document (int64). `finish` makes PREFIX.idx of them and leaves them in place.
 
     Attributes:
-        bin_path: The tokens.
-        idx_path: The index; there once the pair is finished.
+        bin_path: The path of the tokens.
+        idx_path: The path of the index, which exists once the pair is finished.
     """
 
     def __init__(self, prefix: Path, mark: Mark = Mark()) -> None:
-        """Begins a pair, or goes on where `mark` says.
+        """Begins a new pair of files, or resumes one.
+
+        Args:
+            prefix: The path of the files without `.bin` and `.idx`.
+            mark: The position up to which the files of an earlier writer are to be reused; what
+                they hold beyond it is cut off.
 
         Raises:
-            ValueError: What was marked isn't there any more.
+            ValueError: A file is missing or shorter than `mark` says.
         """
         self.bin_path, self.idx_path, self._lengths_path, self._documents_path = (
-            prefix.with_name(f"{prefix.name}.{kind}")
-            for kind in ("bin", "idx", "lengths", "documents")
+            prefix.with_name(f"{prefix.name}.{ending}")
+            for ending in ("bin", "idx", "lengths", "documents")
         )
         self._mark = mark
         self._bin = _reopened(self.bin_path, mark.tokens * _INT32_SIZE)
@@ -63,9 +80,9 @@ class IndexedWriter:
         """Appends documents.
 
         Args:
-            tokens: All tokens of all sequences, int32.
-            lengths: Tokens of each sequence, int32.
-            sizes: Sequences of each document.
+            tokens: The tokens of all sequences, one after the other, int32 [number of tokens].
+            lengths: The number of tokens of each sequence, int32 [number of sequences].
+            sizes: The number of sequences of each document, [number of documents].
         """
         ends = self._mark.sequences + np.cumsum(sizes, dtype=np.int64)
         self._bin.write(tokens.data)
@@ -78,14 +95,14 @@ class IndexedWriter:
         )
 
     def mark(self) -> Mark:
-        """How far it is, once all of that is on the disk."""
+        """Waits until everything written is on the disk, and returns the position after it."""
         for file in (self._bin, self._lengths, self._documents):
             file.flush()
             os.fsync(file.fileno())
         return self._mark
 
     def finish(self) -> None:
-        """Completes the pair."""
+        """Writes the index, which completes the pair, and closes the files."""
         self.mark()
         self.close()
         sequences, documents = self._mark.sequences, self._mark.documents
@@ -106,22 +123,20 @@ class IndexedWriter:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files without completing the pair."""
         for file in (self._bin, self._lengths, self._documents):
             file.close()
 
-    def forget_marks(self) -> None:
-        """Removes what a finished pair doesn't need any more."""
-        self._lengths_path.unlink(missing_ok=True)
-        self._documents_path.unlink(missing_ok=True)
-
 
 def read_lengths(prefix: str, named: str) -> np.ndarray:
-    """Tokens of every sequence of a pair of files, mapped.
+    """Returns the number of tokens of every sequence of a pair of files, memory-mapped.
 
     Args:
-        prefix: Of the files.
-        named: What the user has called them.
+        prefix: The path of the files without `.bin` and `.idx`.
+        named: The item of `--data` that the files belong to, for the error message.
+
+    Returns:
+        int32 [number of sequences].
 
     Raises:
         DataError: The index is damaged.
@@ -139,7 +154,7 @@ def read_lengths(prefix: str, named: str) -> np.ndarray:
 
 
 def _reopened(path: Path, size: int) -> BinaryIO:
-    """The file without what was written to it after it had `size` bytes."""
+    """Opens a file for writing after its first `size` bytes, and cuts off all others."""
     if size and (not path.exists() or path.stat().st_size < size):
         raise ValueError(f"{path} has lost what it held")
     file = path.open("r+b" if size else "wb")
@@ -149,6 +164,7 @@ def _reopened(path: Path, size: int) -> BinaryIO:
 
 
 def _blocks(path: Path, dtype: type[np.generic]) -> Iterator[np.ndarray]:
+    """Reads a file of numbers block by block, so that it needn't fit into memory."""
     with path.open("rb") as file:
         while len(numbers := np.fromfile(file, dtype, _BLOCK)):
             yield numbers

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     plain, fast = Tokenizer.load(options.tokenizer), Tokenizer.load(options.tokenizer)
-    fast.hurry()
+    fast.use_fast_encoder()
     assert fast._fast is not None, "there is no fast encoder for this tokenizer"
     pieces = [plain.pieces.id_to_piece(i) for i in range(plain.pieces.get_piece_size())]
     start, count, size, left = time.monotonic(), 0, 0, 0

@@ -16,7 +16,8 @@ def write_documents(prefix: Path | str, documents: Sequence[Sequence[int]]) -> s
         tokens = np.array(document, dtype=np.int32)
         writer.add(tokens, np.array([len(document)], dtype=np.int32), np.array([1]))
     writer.finish()
-    writer.forget_marks()
+    for path in (writer.bin_path.with_suffix(ending) for ending in (".lengths", ".documents")):
+        path.unlink()
     return str(prefix)
 
 

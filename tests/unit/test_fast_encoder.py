@@ -21,7 +21,7 @@ TEXTS = 20_000
 def both(folder):
     """The same tokenizer with and without the fast encoder."""
     plain, fast = Tokenizer.load(folder), Tokenizer.load(folder)
-    fast.hurry()
+    fast.use_fast_encoder()
     assert fast._fast is not None
     return plain, fast
 
@@ -115,7 +115,7 @@ def test_a_model_of_another_kind_is_left_to_sentencepiece(tmp_path, caplog, opti
     tokenizer = trained(tmp_path, **options)
     before = tokenizer.encode("new york is in")
     with caplog.at_level(logging.INFO):
-        tokenizer.hurry()
+        tokenizer.use_fast_encoder()
     assert tokenizer._fast is None
     assert "sentencepiece encodes everything" in caplog.text
     assert tokenizer.encode("new york is in") == before
@@ -140,6 +140,6 @@ def test_without_the_library_sentencepiece_does_it_all(monkeypatch, caplog):
     monkeypatch.setattr(builtins, "__import__", without)
     tokenizer = Tokenizer.load(tiny_tokenizer_folder())
     with caplog.at_level(logging.INFO):
-        tokenizer.hurry()
+        tokenizer.use_fast_encoder()
     assert tokenizer.encode_array("the fox").tolist() == tokenizer.encode("the fox")
     assert "gigatoken is not installed" in caplog.text

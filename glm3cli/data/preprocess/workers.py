@@ -112,7 +112,7 @@ class Encoder:
     """Turns chunks of rows into tokens."""
 
     def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer) -> None:
-        tokenizer.hurry()
+        tokenizer.use_fast_encoder()
         self.handler: Handler = build_handler(config, tokenizer)
         self._stop = config.on_error == "stop"
 

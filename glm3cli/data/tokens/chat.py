@@ -1,8 +1,9 @@
-r"""ChatGLM3's conversations as token ids: one builder for training and generation.
+r"""Turns conversations into token ids, for training and for generation.
 
-A turn is its role token, the tokens of "METADATA\n" and the tokens of the content (source:
-build_single_message and build_chat_input of ChatGLM3's tokenization_chatglm.py). The role token
-that follows ends an assistant turn, so a model learns to stop only if that token is trained.
+In ChatGLM3's template a turn is its role token, the tokens of "METADATA\n", and the tokens of its
+content (source: build_single_message and build_chat_input of ChatGLM3's tokenization_chatglm.py).
+An assistant turn is ended by the role token of the next turn, so a model learns to stop only if
+that token is trained, too.
 """
 
 import json
@@ -17,14 +18,15 @@ Role = Literal["system", "user", "assistant", "observation"]
 Template = Literal["chatglm3", "modellink"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
-IGNORED_LABEL = -100  # label of a position without loss (torch's cross_entropy default)
+# The label of a token that isn't trained (the default of torch's cross_entropy).
+IGNORED_LABEL = -100
 
-# What ChatGLM3 was trained to find in front of a list of tools (source: its finetune_demo).
+# The system message that ChatGLM3 was trained on in front of tools (source: its finetune_demo).
 TOOL_PROMPT = (
     "Answer the following questions as best as you can. You have access to the following tools:"
 )
 
-# ModelLink 1.1's training text (its prompter.py); files made with it must stay byte-identical.
+# ModelLink 1.1's prompt (source: its prompter.py); the files made with it must be byte-identical.
 _SYSTEM = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request. Please note that you "
@@ -38,8 +40,10 @@ class Message:
     """One turn of a conversation.
 
     Attributes:
-        metadata: Of an assistant turn: the tool it calls, or nothing.
-        tools: Of a system turn: the tools the model may call, as JSON values.
+        role: Who speaks.
+        content: What is said.
+        metadata: The name of the tool that an assistant turn calls; "" for none.
+        tools: The tools that a system turn offers to the model, as JSON values; None for none.
         loss: Whether an assistant turn is trained.
     """
 
@@ -51,10 +55,10 @@ class Message:
 
     @classmethod
     def from_dict(cls, turn: Mapping[str, Any]) -> "Message":
-        """Reads ChatGLM3's own form: role, content, and perhaps metadata, tools, loss.
+        """Reads a turn in ChatGLM3's own form: role, content, optional metadata, tools and loss.
 
         Raises:
-            DataError: The role is unknown or the content is no text.
+            DataError: The role is unknown or the content isn't a string.
         """
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES:
@@ -71,7 +75,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content as the model sees it, tools included."""
+        """The content as the model reads it, which includes the tools of a system turn."""
         if self.role == "system" and self.tools is not None:
             return f"{self.content}\n{json.dumps(self.tools, indent=4, ensure_ascii=False)}"
         return self.content
@@ -79,14 +83,23 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sequence; the label of a position is its own id, or IGNORED_LABEL."""
+    """One training sequence.
+
+    Attributes:
+        input_ids: The token ids.
+        labels: For each position, its own id if it is trained, else IGNORED_LABEL. The labels
+            aren't shifted: the token before a position predicts its label.
+    """
 
     input_ids: list[int]
     labels: list[int]
 
 
 def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids after which the model answers: all turns and the assistant's role token."""
+    """Returns the ids after which the model answers.
+
+    They are the prefix, all turns, and the assistant's role token.
+    """
     ids = list(tokenizer.prefix)
     for message in messages:
         ids += _turn(tokenizer, message)
@@ -99,11 +112,15 @@ def build_sample(
     template: Template = "chatglm3",
     append_eod: bool = False,
 ) -> Sample:
-    """Ids and labels for training.
+    """Turns a conversation into ids and labels for training.
 
-    chatglm3: loss on every assistant turn with `loss`, and on the token that ends it: the next
-    role token, or eos after the last turn. modellink: ModelLink 1.1's text, loss on the last
-    answer only; eos follows with `append_eod`.
+    Args:
+        tokenizer: The tokenizer.
+        messages: The turns.
+        template: `chatglm3` trains every assistant turn with `loss`, and the token that ends it:
+            the next turn's role token, or the end token after the last turn. `modellink` writes
+            ModelLink 1.1's prompt and trains the last answer only.
+        append_eod: Appends the end token in the template `modellink`; `chatglm3` always does.
     """
     if template == "modellink":
         return _modellink_sample(tokenizer, messages, append_eod)
@@ -120,13 +137,18 @@ def build_sample(
 
 
 def truncate(tokenizer: Tokenizer, sample: Sample, length: int) -> Sample | None:
-    """Cuts a sample to `length` tokens without losing the token that ends its last answer.
+    """Cuts a sample to at most `length` tokens so that it still ends with a trained token.
 
-    A cut within an answer keeps its beginning and its end token; a cut within a prompt falls
-    back to the end of the answer before.
+    A cut within an answer keeps the answer's beginning, followed by the token that ended it. A cut
+    within a prompt is moved back to the end of the answer before it.
+
+    Args:
+        tokenizer: The tokenizer that made the sample.
+        sample: The sample.
+        length: The largest number of tokens.
 
     Returns:
-        The sample, or None where no trained token would be left.
+        The cut sample, the same object if it is short enough, or None if no trained token is left.
     """
     ids, labels = sample.input_ids, sample.labels
     if len(ids) <= length:
@@ -147,13 +169,13 @@ def truncate(tokenizer: Tokenizer, sample: Sample, length: int) -> Sample | None
 
 
 def call_text(arguments: Mapping[str, Any]) -> str:
-    """A tool call as ChatGLM3 writes it; the tool's name is the turn's metadata."""
+    """Returns the content of a turn that calls a tool; the tool's name is the turn's metadata."""
     listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return f"```python\ntool_call({listed})\n```"
 
 
 def parse_reply(text: str) -> Message:
-    """Splits generated text at its first line break into metadata and content."""
+    """Splits generated text at its first line break into metadata and content of an answer."""
     metadata, found, content = text.partition("\n")
     if not found or not metadata.strip():
         return Message("assistant", text.strip())
@@ -161,6 +183,7 @@ def parse_reply(text: str) -> Message:
 
 
 def _turn(tokenizer: Tokenizer, message: Message) -> list[int]:
+    """Returns the ids of a turn in ChatGLM3's template."""
     return [
         tokenizer.special(f"<|{message.role}|>"),
         *tokenizer.encode(f"{message.metadata}\n"),
@@ -171,11 +194,13 @@ def _turn(tokenizer: Tokenizer, message: Message) -> list[int]:
 def _modellink_sample(
     tokenizer: Tokenizer, messages: Sequence[Message], append_eod: bool
 ) -> Sample:
+    """Builds a sample in ModelLink's template; every turn but the assistant's is an instruction."""
     text = f"\n{_SYSTEM}\n" + "".join(
         f"{_RESPONSE if message.role == 'assistant' else _INSTRUCTION}\n{message.content}\n"
         for message in messages
     )
-    # The last marker of the whole text, as there: one inside an answer hides what is before it.
+    # The last marker of the whole text, as in ModelLink: a marker within the answer, too, makes
+    # everything before it untrained.
     prompt = f"{text.rsplit(_RESPONSE, maxsplit=1)[0]}{_RESPONSE}\n"
     ids = [*tokenizer.prefix, *tokenizer.encode(text)]
     if append_eod:

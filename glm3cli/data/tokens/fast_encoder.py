@@ -1,8 +1,9 @@
-"""Encodes text with gigatoken, a library several times as fast as sentencepiece.
+"""Encodes text with gigatoken, a library that is several times as fast as sentencepiece.
 
-All that is known of that library is in this file: without it, or where it can't be relied on,
-`FastEncoder.of` gives None, and sentencepiece does all the work. The ids are the same: gigatoken
-differs only on text that spells a control piece such as </s>, which it takes for the piece.
+No other module uses that library. If it isn't installed, or gives other ids than sentencepiece for
+a model, `FastEncoder.of` returns None, and sentencepiece encodes everything. The libraries differ
+in text that spells a control piece such as `</s>`, which gigatoken encodes as that piece; such text
+is left to sentencepiece.
 """
 
 import logging
@@ -10,16 +11,16 @@ import logging
 import numpy as np
 import sentencepiece
 
-# Its memory of words grows by about 2 bytes for every character of new text, without a limit.
+# gigatoken's cache of words grows by about 2 bytes for every character of new text, without limit.
 _CHARACTERS_BETWEEN_RENEWALS = 128 << 20
-_PROBED_PIECES = 10_000
-# What a normalisation, or another idea of white space, would treat otherwise.
+_PROBED_PIECES = 10_000  # about how many pieces are compared with sentencepiece
+# A text that a normalisation, or another notion of white space, would encode otherwise.
 _PROBE = "  a\tb\r\n\n  \u3000\uff41 \ufb01 \u2460\x1f\u00a0 \0 e\u0301 \u2581x  y\u200d\U0001f600 "
 _log = logging.getLogger(__name__)
 
 
 class FastEncoder:
-    """An encoder with the ids of a sentencepiece model."""
+    """Encodes text into the same ids as a sentencepiece model."""
 
     def __init__(self, pieces: sentencepiece.SentencePieceProcessor) -> None:
         self._model: bytes = pieces.serialized_model_proto()
@@ -29,7 +30,7 @@ class FastEncoder:
 
     @classmethod
     def of(cls, pieces: sentencepiece.SentencePieceProcessor) -> "FastEncoder | None":
-        """An encoder for a model, or None where there is none that gives the same ids."""
+        """Returns an encoder for a model, or None if none is known to give the same ids."""
         try:
             encoder = cls(pieces)
             if all(encoder._agrees(pieces, text) for text in _probes(pieces)):
@@ -43,32 +44,37 @@ class FastEncoder:
         return None
 
     def encode(self, text: str) -> np.ndarray | None:
-        """The ids of a text, int32; None where only sentencepiece knows them."""
+        """Encodes a text.
+
+        Returns:
+            The ids, int32 [number of tokens], or None if sentencepiece has to encode this text.
+        """
         if any(control in text for control in self._controls):
             return None
-        self._room -= len(text)
-        if self._room < 0:
+        self._characters_left -= len(text)
+        if self._characters_left < 0:
             self._renew()
         try:
             ids: np.ndarray = self._encode(text)
-        except (TypeError, UnicodeEncodeError):  # half a surrogate pair
+        except (TypeError, UnicodeEncodeError):  # the text has half a surrogate pair
             return None
         return ids.view(np.int32)
 
     def _renew(self) -> None:
-        """Begins with an empty memory of words."""
+        """Makes a new gigatoken tokenizer, whose cache of words is empty."""
         import gigatoken
 
         self._encode = gigatoken.Tokenizer.from_sentencepiece(self._model).encode
-        self._room = _CHARACTERS_BETWEEN_RENEWALS
+        self._characters_left = _CHARACTERS_BETWEEN_RENEWALS
 
     def _agrees(self, pieces: sentencepiece.SentencePieceProcessor, text: str) -> bool:
+        """Returns whether this encoder gives sentencepiece's ids for a text, or leaves it to it."""
         ids = self.encode(text)
         return ids is None or ids.tolist() == pieces.EncodeAsIds(text)
 
 
 def _probes(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """Texts of pieces from all over the vocabulary, and an awkward one."""
+    """Returns texts to compare on: pieces from all over the vocabulary, and unusual characters."""
     ids = range(0, pieces.get_piece_size(), max(1, pieces.get_piece_size() // _PROBED_PIECES))
     joined = "".join(pieces.id_to_piece(i) for i in ids)
     return [_PROBE, joined, joined.replace("\u2581", " ")]

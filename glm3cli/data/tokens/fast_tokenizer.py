@@ -1,15 +1,15 @@
-r"""The tokenizer as files that transformers reads without remote code.
+r"""Converts the tokenizer into files that transformers reads without remote code.
 
-tokenizer.json is what Hugging Face's `tokenizers` loads: the same BPE as sentencepiece's, with the
-merges rebuilt from the pieces, whose scores are their ranks. The ids are the same as `Tokenizer`'s,
-with one difference that lies in `tokenizers`: text that spells a special token becomes that token,
-where ChatGLM3's own tokenizer keeps it text. The eleven such spellings are the nine special tokens,
-`</s>` and `<unk>` (`sop` and `eop` only where they stand as words). Where the text isn't one's own,
-call the tokenizer with `split_special_tokens=True`: then all of it stays text, here too.
+tokenizer.json is the file that Hugging Face's `tokenizers` loads. It has the same BPE as the
+sentencepiece model, with merges rebuilt from the pieces, whose scores are their ranks. The ids are
+the same as those of `Tokenizer`, with one exception that comes from `tokenizers`: text that spells
+a special token becomes that token, while ChatGLM3's own tokenizer leaves it text. There are eleven
+such spellings: the nine special tokens, `</s>` and `<unk>` (`sop` and `eop` only as whole words).
+For text from others, call the tokenizer with `split_special_tokens=True`, which leaves it text.
 
-The chat template can't do without special tokens, but nobody may end a turn by writing `<|user|>`
-into it. So it breaks what spells one in a message with a mark, which the normalizer takes out again
-after the special tokens have been found.
+The chat template needs special tokens, but nobody may end a turn by writing `<|user|>` into it. So
+the template puts a mark into every spelling of a special token in a message. The normalizer, which
+runs after the special tokens have been found, removes the mark again.
 """
 
 import json
@@ -18,14 +18,15 @@ from typing import Any
 import sentencepiece
 
 from glm3cli.data.tokens.chat import TOOL_PROMPT
-from glm3cli.data.tokens.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer, keeps_text
+from glm3cli.data.tokens.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer, only_prepends_space
 from glm3cli.errors import DataError
 
 _WORDS = tuple(name for name in SPECIAL_TOKENS if name.isalpha())
-# Two of the code points that Unicode keeps out of texts (noncharacters).
+# Two of Unicode's noncharacters, which no text should hold.
 _MARK = "\ufdd0\ufdd1"
-# A turn is two encodings one after the other (see `chat`), so the content has a space of its own
-# in front. Tools are spelled as json.dumps(tools, indent=4) does, calls as chat.call_text does.
+# Metadata and content of a turn are encoded apart (see `chat`), each with a space in front, so the
+# template writes the space of the content. Tools are written as by json.dumps(tools, indent=4),
+# and tool calls as by chat.call_text.
 _CHAT_TEMPLATE = r"""
 {%- macro plain(text) -%}
 {%- set broken = namespace(text=text) %}
@@ -73,10 +74,10 @@ _CHAT_TEMPLATE = r"""
 
 
 def check_fast(tokenizer: Tokenizer) -> None:
-    """Checks that `tokenizers` can do what the sentencepiece model does.
+    """Checks that a tokenizer.json can encode as the sentencepiece model does.
 
     Raises:
-        DataError: It can't.
+        DataError: It can't; says why.
     """
     reason = _obstacle(tokenizer.pieces, _normal(tokenizer.pieces))
     if reason:
@@ -87,10 +88,10 @@ def check_fast(tokenizer: Tokenizer) -> None:
 
 
 def to_fast(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of a tokenizer.json.
+    """Returns the content of a tokenizer.json that encodes as the sentencepiece model does.
 
     Raises:
-        DataError: `tokenizers` can't do what the sentencepiece model does.
+        DataError: No tokenizer.json can; says why.
     """
     check_fast(tokenizer)
     pieces = tokenizer.pieces
@@ -134,11 +135,11 @@ def to_fast(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def to_fast_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
-    """The content of the tokenizer_config.json that goes with it.
+    """Returns the content of the tokenizer_config.json that belongs to `to_fast`'s file.
 
     Args:
         tokenizer: The tokenizer.
-        length: Most tokens that the model was trained on.
+        length: The longest sequence that the model was trained on, in tokens.
     """
     pieces = tokenizer.pieces
     return {
@@ -156,19 +157,20 @@ def to_fast_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
 
 
 def _chat_template(names: list[str]) -> str:
+    """Returns the chat template, which breaks up `names` where they stand in messages."""
     text = _CHAT_TEMPLATE.replace("BREAK", _MARK).replace("SPECIAL", json.dumps(names))
     return text.replace("TOOL_PROMPT", json.dumps(TOOL_PROMPT))
 
 
 def _added(tokenizer: Tokenizer) -> dict[int, str]:
-    """The tokens that `tokenizers` finds in text by their spelling."""
+    """Returns the ids and names of the tokens that `tokenizers` finds in text by their spelling."""
     ids = (tokenizer.pieces.unk_id(), tokenizer.eos_id)
     special = {tokenizer.special(name): name for name in SPECIAL_TOKENS}
     return {i: tokenizer.pieces.id_to_piece(i) for i in ids} | special
 
 
 def _normal(pieces: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
-    """The pieces that stand for text, with their ids."""
+    """Returns the pieces that stand for text (no bytes, no control pieces), with their ids."""
     return {
         pieces.id_to_piece(i): i
         for i in range(pieces.get_piece_size())
@@ -177,14 +179,17 @@ def _normal(pieces: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
 
 
 def _obstacle(pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, int]) -> str | None:
-    """What stands in the way, found by what the model does: its own settings aren't readable."""
+    """Returns why a tokenizer.json can't encode as the model does, or None if it can.
+
+    It tries out what the model does, since sentencepiece doesn't let its settings be read.
+    """
     scores = [pieces.get_score(i) for i in normal.values()]
-    # Those of Unigram are logarithms; those of pieces that a user has defined are all 0.
+    # A Unigram model's scores are logarithms; those of pieces that a user has defined are all 0.
     if any(score != int(score) for score in scores) or len({*scores}) < len(scores):
         return "it is no plain BPE model"
     if sum(map(pieces.is_byte, range(pieces.get_piece_size()))) != 256:
         return "it has no byte fallback"
-    if not keeps_text(pieces):
+    if not only_prepends_space(pieces):
         return "it changes text or its spaces"
     if any("\n" in name for name in normal):
         return "it has pieces with line breaks"
@@ -197,7 +202,7 @@ def _obstacle(pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, in
 def _merges(
     pieces: sentencepiece.SentencePieceProcessor, normal: dict[str, int]
 ) -> list[list[str]]:
-    """Every way to make a piece of two others, the piece with the highest score first."""
+    """Returns every pair of pieces that joins to a third, by falling score of the third."""
     found = [
         (-pieces.get_score(i), normal[name[:k]], normal[name[k:]], [name[:k], name[k:]])
         for name, i in normal.items()
@@ -211,7 +216,7 @@ def _added_token(i: int, name: str) -> dict[str, Any]:
     return {
         "id": i,
         "content": name,
-        "single_word": name in _WORDS,  # else "philosophy" would have one
+        "single_word": name in _WORDS,  # else "sop" in "philosophy" would be a token
         "lstrip": False,
         "rstrip": False,
         "normalized": False,
@@ -220,7 +225,10 @@ def _added_token(i: int, name: str) -> dict[str, Any]:
 
 
 def _post_processor(tokenizer: Tokenizer, eos: str) -> dict[str, Any]:
-    """Puts `[gMASK] sop` in front; a pair ends with eos, as in the original tokenizer."""
+    """Returns the step that puts `[gMASK] sop` in front; a pair of texts ends with `eos`.
+
+    Both are as in ChatGLM3's own tokenizer.
+    """
     prefix = ("[gMASK]", "sop")
     ids = {name: tokenizer.special(name) for name in prefix} | {eos: tokenizer.eos_id}
     start = [{"SpecialToken": {"id": name, "type_id": 0}} for name in prefix]

@@ -1,8 +1,9 @@
-"""ChatGLM3's tokenizer on sentencepiece alone: text to ids and back, also token by token.
+"""ChatGLM3's tokenizer on sentencepiece alone: turns text into token ids and back.
 
-The special tokens follow the sentencepiece vocabulary in a fixed order (source: ChatGLM3's
-tokenization_chatglm.py, whose ids and decodings these are). Text that looks like one of them
-stays text; only `special` and the prompt builder in `chat` yield their ids.
+The ids of the special tokens follow those of the sentencepiece vocabulary in a fixed order. Ids and
+decoded text are the same as those of ChatGLM3's tokenization_chatglm.py. Text that is spelled like
+a special token is encoded as text; only `Tokenizer.special` and the builders in `chat` give the ids
+of special tokens.
 """
 
 import hashlib
@@ -29,22 +30,27 @@ SPECIAL_TOKENS = (
     "<|assistant|>",
     "<|observation|>",
 )
-SPACE = "\u2581"  # how sentencepiece writes a space
-# Any normalisation would change one of these.
+SPACE = "\u2581"  # what sentencepiece writes for a space
+# A text of characters of which any normalisation would change at least one.
 _UNCHANGED = "\u3000\uff41 \ufb01\t\u2460\x1f\u00a0 x"
-_NO_CHARACTER = "\ufffd"
+_NO_CHARACTER = "\ufffd"  # shown for bytes that are no UTF-8
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Turns text into token ids and back.
 
-    `eod`, `pad` and `unique_identifiers` are what megatron-core's GPTDataset asks of the
-    tokenizer in its config (megatron/core/datasets/gpt_dataset.py and megatron_dataset.py).
+    It can be pickled: a copy in another process loads the file again.
 
     Attributes:
-        path: The tokenizer.model file.
-        vocab_size: Number of ids: the sentencepiece pieces and the special tokens.
+        path: The path of the tokenizer.model file.
+        vocab_size: The number of ids: the sentencepiece pieces and the special tokens.
         prefix: The ids of `[gMASK] sop`, with which every sequence starts.
+        eos_id: The id of the end token, `</s>`.
+        pad_id: The id that fills up short samples.
+        eod: `eos_id` under the name that megatron-core's GPTDataset asks for.
+        pad: `pad_id` under the name that megatron-core's GPTDataset asks for.
+        hidden_spaces: How many leading spaces decoding leaves out because encoding puts them in:
+            0 for none, 1 for one, 2 for any number.
     """
 
     eos_id = 2
@@ -60,12 +66,14 @@ class Tokenizer:
         self._special = {name: self._num_pieces + i for i, name in enumerate(SPECIAL_TOKENS)}
         self.vocab_size = self._num_pieces + len(SPECIAL_TOKENS)
         self.prefix = (self._special["[gMASK]"], self._special["sop"])
-        # How many leading spaces the model adds itself and hides again: none, one, or any.
         self.hidden_spaces = 2 - len(pieces.decode_pieces([SPACE, SPACE]))
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Reads a tokenizer.model file, or the one in the folder `path`.
+        """Reads a tokenizer.model file.
+
+        Args:
+            path: The file, or a folder that has a tokenizer.model.
 
         Raises:
             DataError: The file is missing or isn't a sentencepiece model.
@@ -92,7 +100,10 @@ class Tokenizer:
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, object]:
-        """What tells two tokenizers apart; part of the key of megatron-core's index cache."""
+        """What distinguishes this tokenizer from others, for the key of an index cache.
+
+        megatron-core's GPTDataset reads it (source: megatron_dataset.py).
+        """
         return OrderedDict(
             {
                 "class": type(self).__name__,
@@ -103,52 +114,61 @@ class Tokenizer:
 
     @property
     def pieces(self) -> sentencepiece.SentencePieceProcessor:
-        """The sentencepiece model, for those who write it down otherwise."""
+        """The sentencepiece model, for code that writes it in another format."""
         return self._pieces
 
     def special(self, name: str) -> int:
-        """The id of a special token such as `<|user|>`."""
+        """Returns the id of a special token such as `<|user|>`."""
         return self._special[name]
 
     def is_special(self, token: int) -> bool:
-        """Whether `token` stands for no text: a special token, eos, or beyond the vocabulary."""
+        """Returns whether an id has no text: `<unk>`, `<s>`, `</s>`, or any beyond the pieces."""
         return not 2 < token < self._num_pieces
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without the prefix."""
+        """Returns the ids of a text, without the prefix."""
         ids = self._fast.encode(text) if self._fast else None
         return self._encode(text) if ids is None else ids.tolist()
 
     def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `text`, without the prefix, as int32."""
+        """Returns the ids of a text, without the prefix, as int32 [number of tokens]."""
         ids = self._fast.encode(text) if self._fast else None
         return np.array(self._encode(text), dtype=np.int32) if ids is None else ids
 
     def _encode(self, text: str) -> list[int]:
-        """The ids that sentencepiece gives, which are the reference."""
+        """Returns the ids that sentencepiece gives; those of the fast encoder equal them."""
         try:
             ids: list[int] = self._pieces.EncodeAsIds(text)
         except (RuntimeError, UnicodeEncodeError):
-            # Half a surrogate pair (JSON can spell one) is no character: show it as unknown.
+            # JSON can spell half a surrogate pair, which is no character: encode U+FFFD instead.
             whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             ids = self._pieces.EncodeAsIds(whole)
         return ids
 
-    def hurry(self) -> None:
-        """Makes encoding faster for much text, at the price of a second and some memory."""
+    def use_fast_encoder(self) -> None:
+        """Makes encoding several times as fast, at the cost of a second now and some memory.
+
+        Ids stay the same. Without the library that does it, or for a tokenizer that it can't
+        handle, nothing changes.
+        """
         self._fast = FastEncoder.of(self._pieces)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`; special tokens vanish, or show as their names."""
+        """Returns the text of ids.
+
+        Args:
+            ids: The token ids.
+            skip_special: Leaves special tokens out of the text; else they appear by their names.
+        """
         decoder = StreamDecoder(self, skip_special)
         return "".join([decoder.push(token) for token in ids]) + decoder.finish()
 
     def stream_decoder(self, skip_special: bool = True) -> "StreamDecoder":
-        """A decoder that takes one token at a time."""
+        """Returns a decoder that takes one token at a time; see `decode` for the argument."""
         return StreamDecoder(self, skip_special)
 
     def token_name(self, token: int) -> str:
-        """How a token is spelled in the vocabulary, for people to look at."""
+        """Returns how the vocabulary spells an id, to be shown to people."""
         if 0 <= token < self._num_pieces:
             name: str = self._pieces.id_to_piece(token)
             return name
@@ -156,7 +176,12 @@ class Tokenizer:
         return str(piece) or f"<{token}>"
 
     def piece(self, token: int) -> str | int:
-        """What `token` stands for: text with its spaces, one byte as a number, or "" for none."""
+        """Returns what one id stands for.
+
+        Returns:
+            A str with the text, spaces included (the name for a special token, "" for an id
+            without text), or an int for an id that stands for one byte of UTF-8.
+        """
         if self.is_special(token):
             i = token - self._num_pieces
             return SPECIAL_TOKENS[i] if 0 <= i < len(SPECIAL_TOKENS) else ""
@@ -169,9 +194,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Turns tokens into text as they come, never showing half a character.
+    """Turns tokens into text one by one and holds back bytes until they form a character.
 
-    All that `push` and `finish` return is, joined, what `Tokenizer.decode` returns.
+    The joined results of `push` and `finish` equal the result of `Tokenizer.decode`.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
@@ -181,7 +206,7 @@ class StreamDecoder:
         self._at_start = True
 
     def push(self, token: int) -> str:
-        """Takes one token and returns the text that is certain by now."""
+        """Takes one token and returns the text that has become certain with it."""
         piece = self._tokenizer.piece(token)
         if isinstance(piece, int):
             self._pending += bytes([piece])
@@ -195,12 +220,12 @@ class StreamDecoder:
         return text + self._without_hidden_space(piece)
 
     def finish(self) -> str:
-        """The rest: bytes that never became a character, each shown as U+FFFD."""
+        """Returns the text of the bytes held back: U+FFFD for each of them."""
         rest, self._pending = self._pending, b""
         return _NO_CHARACTER * len(rest)
 
     def _without_hidden_space(self, piece: str) -> str:
-        """Drops the space that encoding put in front of the text."""
+        """Removes from a piece the leading space that encoding put in front of the text."""
         hidden = self._tokenizer.hidden_spaces
         if not self._at_start or not piece:
             return piece
@@ -213,9 +238,12 @@ class StreamDecoder:
 
 
 def _whole_characters(data: bytes) -> tuple[str, bytes]:
-    """Splits bytes into the characters they spell and the beginning of one more.
+    """Decodes the complete UTF-8 characters of bytes.
 
-    A byte that can't belong to a character becomes U+FFFD by itself, as in sentencepiece.
+    A byte that can't belong to a character becomes one U+FFFD, as in sentencepiece.
+
+    Returns:
+        The characters, and the remaining bytes, which begin a character that isn't complete.
     """
     text = ""
     while data:
@@ -232,7 +260,7 @@ def _whole_characters(data: bytes) -> tuple[str, bytes]:
 
 
 def _character_size(first: int) -> int:
-    """Bytes of the UTF-8 character that starts with `first`; 0 if none does."""
+    """Returns the size in bytes of a UTF-8 character by its first byte; 0 for an invalid one."""
     if first < 0x80:
         return 1
     if 0xC2 <= first < 0xE0:
@@ -242,7 +270,7 @@ def _character_size(first: int) -> int:
     return 4 if 0xF0 <= first < 0xF5 else 0
 
 
-def keeps_text(pieces: sentencepiece.SentencePieceProcessor) -> bool:
-    """Whether all that a model does to a text is to put one space in front."""
+def only_prepends_space(pieces: sentencepiece.SentencePieceProcessor) -> bool:
+    """Returns whether a model changes nothing of a text but puts one space in front of it."""
     unchanged = pieces.decode(pieces.encode(_UNCHANGED)) == _UNCHANGED
     return unchanged and pieces.decode_pieces([SPACE, SPACE]) == " "
