@@ -33,7 +33,7 @@ class PlanOptions(LaunchConfig):
     chip: Annotated[str | None, Flag(panel=PANEL)] = Field(
         default=None,
         description="Device to plan for, for its speed and memory, or a .toml file that describes "
-        "one; default: 910B.",
+        "one (keys: see glm3cli/device/chips.toml); default: 910B.",
     )
 
     @model_validator(mode="after")

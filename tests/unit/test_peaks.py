@@ -3,7 +3,8 @@
 import pytest
 
 from glm3cli.device import DEVICES, select
-from glm3cli.device.peaks import PEAKS, peak_tflops
+from glm3cli.device.catalog import chips
+from glm3cli.device.peaks import known_peaks, peak_tflops
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,12 @@ def test_what_is_not_known_has_no_peak(device, dtype):
 
 
 def test_every_row_says_where_its_numbers_are_from():
-    assert all(len(row.source) > 10 and row.tflops for row in PEAKS)
+    assert len(known_peaks()) == 13
+    assert all(len(row.source) > 10 and row.tflops for row in known_peaks())
+
+
+def test_only_what_is_described_can_be_planned_for():
+    assert [chip.name for chip in chips()] == ["910B", "910A", "A100", "H100"]
 
 
 def test_a_device_looks_its_chip_up(monkeypatch):
