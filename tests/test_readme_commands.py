@@ -16,7 +16,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from glm3cli.checkpoint.adapter import writer as adapter_writer
+from glm3cli.checkpoint.convert import adapter as adapter_conversion
 from glm3cli.checkpoint.convert import convert as conversion
 from glm3cli.checkpoint.convert import inspect as inspection
 from glm3cli.cli import evaluate, generate
@@ -35,7 +35,7 @@ TRAINING = {"pretrain", "finetune"}
 # What is not run: where the work of a command begins.
 WORK = {
     (conversion, "convert"): "convert",
-    (adapter_writer, "convert_adapter"): "convert",
+    (adapter_conversion, "convert_adapter"): "convert",
     (inspection, "inspect"): "convert",
     (generate, "run_here"): "generate",
     (evaluate, "run_here"): "eval",

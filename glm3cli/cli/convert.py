@@ -45,11 +45,11 @@ def mg2mg(config: ToMegatronConfig) -> None:
 def adapter(config: AdapterOptions) -> None:
     """Rename a LoRA adapter for the other Hugging Face layout; no weights are merged."""
     from glm3cli.checkpoint.adapter.config import read_adapter_config
-    from glm3cli.checkpoint.files.staging import check_target
+    from glm3cli.checkpoint.convert.target import check_target
 
     check_target(config.target, config.source, force=config.force, kind="adapter")
     read_adapter_config(config.source)
-    from glm3cli.checkpoint.adapter.writer import convert_adapter
+    from glm3cli.checkpoint.convert.adapter import convert_adapter
 
     modules = convert_adapter(
         config.source, config.target, config.model, config.layout, force=config.force

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glm3cli.checkpoint.adapter.writer import convert_adapter
+from glm3cli.checkpoint.convert.adapter import convert_adapter
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.errors import CheckpointError, ConfigError

@@ -90,7 +90,9 @@ def test_the_sum_is_rounded_once(hf, tmp_path):
 
 @pytest.mark.parametrize("cuts", [{"tp": 2, "pp": 2}, {"tp": 4}, {"pp": 2, "vpp": 2}], ids=str)
 def test_every_source_and_stage(hf, tmp_path, cuts):
-    convert(hf, tmp_path / "mg", ConvertOptions(layout="mcore", parallel=ModelParallelConfig(**cuts)))
+    convert(
+        hf, tmp_path / "mg", ConvertOptions(layout="mcore", parallel=ModelParallelConfig(**cuts))
+    )
     tensors = adapter_tensors()
     found, _ = merge(tmp_path / "mg", tmp_path, write_adapter(tmp_path / "adapter", tensors))
     assert_close(found, expected(tensors))

@@ -15,30 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glm3cli.checkpoint.adapter.config import CONFIG, AdapterConfig, read_adapter_config
-from glm3cli.checkpoint.adapter.reader import WEIGHTS_FILE, Adapter, Pair, modules_in, open_adapter
-from glm3cli.checkpoint.files.staging import check_target, staged
-from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.checkpoint.adapter.config import CONFIG, AdapterConfig
+from glm3cli.checkpoint.adapter.reader import WEIGHTS_FILE, Adapter, Pair, modules_in
 from glm3cli.checkpoint.names import HfLayout
 from glm3cli.config.model import ModelConfig
-
-
-def convert_adapter(
-    source: Path, target: Path, base: Path, layout: HfLayout, *, force: bool
-) -> int:
-    """Writes the adapter `source` of the MODEL `base` for the names of `layout`; its modules.
-
-    Raises:
-        CheckpointError: The adapter or the model is damaged, or they don't fit each other.
-        ConfigError: The target may not be written.
-    """
-    check_target(target, source, force=force, kind="adapter")
-    model = open_source(base, check=False).model
-    adapter = open_adapter(source, model)
-    with staged(target, force=force) as folder:
-        count = write_adapter(folder, adapter, layout, model, read_adapter_config(source), base)
-        open_adapter(folder, model)  # complete, and of the shapes that the base has
-    return count
 
 
 def write_adapter(

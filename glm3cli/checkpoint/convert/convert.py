@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from glm3cli.checkpoint.adapter.reader import Adapter, open_adapter
-from glm3cli.checkpoint.convert.verify import is_small, logits_difference
 from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
 from glm3cli.checkpoint.convert.progress import Progress
+from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.convert.tensor_digests import (
     Follower,
     file_digest,
@@ -27,8 +27,9 @@ from glm3cli.checkpoint.convert.tensor_digests import (
     tensor_digests,
 )
 from glm3cli.checkpoint.convert.transfer import Transfer, label
+from glm3cli.checkpoint.convert.verify import is_small, logits_difference
 from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, manifest_versions
-from glm3cli.checkpoint.files.staging import Flusher, check_target, remove_stale, staged
+from glm3cli.checkpoint.files.staging import Flusher, remove_stale, staged
 from glm3cli.checkpoint.layouts.companions import copy_companions
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from glm3cli.checkpoint.adapter.config import read_adapter_config
-from glm3cli.checkpoint.files.staging import check_target
+from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig

@@ -7,60 +7,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-from glm3cli.checkpoint.adapter.config import CONFIG as ADAPTER_CONFIG
-from glm3cli.checkpoint.locate import locate
 from glm3cli.errors import CheckpointError, ConfigError
-from glm3cli.host.files import existing_parent, sync, sync_one
+from glm3cli.host.files import sync, sync_one
 from glm3cli.host.signals import signals_held, started_pool
 
 _FLUSHED_BYTES = 2**27
 _log = logging.getLogger(__name__)
-
-
-TargetKind = Literal["model", "adapter"]
-
-
-def check_target(target: Path, source: Path, *, force: bool, kind: TargetKind = "model") -> None:
-    """Checks that a `kind` may be written to `target`; free of side effects.
-
-    Raises:
-        ConfigError: It exists, overlaps the source, or holds something of another kind.
-    """
-    new, old = target.resolve(), source.resolve()
-    if new == old or new.is_relative_to(old) or old.is_relative_to(new):
-        raise ConfigError(
-            f"{target} and the source {source} lie in one another", "give a folder elsewhere"
-        )
-    if target.is_symlink() or target.exists():
-        if not force:
-            raise ConfigError(f"{target} exists", "choose another folder, or replace it by --force")
-        _check_replaceable(target, kind)
-    elif not existing_parent(new.parent).is_dir():
-        raise ConfigError(f"{existing_parent(new.parent)} is a file", "give a folder elsewhere")
-
-
-def _check_replaceable(target: Path, kind: TargetKind) -> None:
-    """--force removes what it replaces, so a mistyped path must not cost anyone's other files."""
-    advice = "remove it yourself, or choose another folder"
-    if target.is_symlink() or not target.is_dir():
-        raise ConfigError(f"{target} is no folder, so --force doesn't replace it", advice)
-    if any(target.iterdir()) and _kind_of(target) != kind:
-        raise ConfigError(
-            f"{target} holds something other than a model"
-            + (" adapter" if kind == "adapter" else "")
-            + ", so --force doesn't replace it",
-            advice,
-        )
-
-
-def _kind_of(folder: Path) -> TargetKind | None:
-    try:
-        locate(folder)
-    except CheckpointError:
-        return "adapter" if (folder / ADAPTER_CONFIG).is_file() else None
-    return "model"
 
 
 @contextmanager
