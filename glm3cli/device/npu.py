@@ -1,8 +1,9 @@
-"""Ascend NPUs: torch_npu, then MindSpeed's adaptor, then megatron; the only place that knows them.
+"""Ascend NPUs as a device: imports torch_npu, then MindSpeed's adaptor, and only then megatron.
 
-MindSpeed patches megatron-core when it is imported and parses `sys.argv` while doing so: it must
-come before every import of megatron, and must see its own arguments instead of ours. torch_npu's
-transfer_to_npu is what makes megatron-core's `cuda` an NPU; MindSpeed mends what is left.
+This is the only module that imports these packages. torch_npu's transfer_to_npu makes
+megatron-core's `cuda` mean an NPU. MindSpeed, which repairs what is left, patches megatron-core
+when it is imported and parses `sys.argv` while doing so: it must come before every import of
+megatron, and must see its own arguments instead of ours.
 """
 
 import functools
@@ -18,6 +19,7 @@ import torch
 
 from glm3cli.device.base import Device
 from glm3cli.device.doctor.cards import require_cards
+from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.doctor.versions import LOST, has_mindspeed, require_versions
 from glm3cli.device.kernels import SavedForBackward
@@ -25,14 +27,7 @@ from glm3cli.device.npu_kernels import NpuKernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.errors import DeviceError
 
-# Megatron's and HCCL's needs, set unless the user has set them.
-ENVIRONMENT = {
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # launch order, on which communication overlap relies
-    "HCCL_CONNECT_TIMEOUT": "1200",  # seconds; the 120 s default is short for many machines
-    "MIND_SPEED_LOG_LEVEL": "WARNING",  # its INFO are megatron-core's settings, on every rank
-    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",  # less fragmentation
-}
-# As MindSpeed's npu_deterministic sets them.
+# The variables that MindSpeed's npu_deterministic sets.
 _DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}
 # What MindSpeed is to do: only what megatron-core needs to run on NPUs, and its AdamW. Its fused
 # operators and its parallelism are for the models of megatron.training; ours has its own.
@@ -41,6 +36,8 @@ _INSTALL = "`glm3 doctor` says what is missing"
 
 
 def _cuda_type(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Replaces Tensor.type by one that names CUDA's types for tensors on an NPU."""
+
     @functools.wraps(original)
     def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
@@ -51,6 +48,7 @@ def _cuda_type(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set_rng_state(_original: Any) -> Callable[..., None]:
+    """Replaces the setter of CUDA's generator by torch_npu's."""
     return lambda state, *_args, **_kwargs: torch.npu.set_rng_state(state)  # type: ignore[attr-defined]
 
 
@@ -69,6 +67,7 @@ _WITHOUT_MINDSPEED = (
 
 @contextmanager
 def _mindspeed_argv() -> Iterator[None]:
+    """Within the block `sys.argv` holds MindSpeed's arguments instead of ours."""
     argv = sys.argv
     sys.argv = [argv[0], *MINDSPEED_ARGUMENTS]
     try:
@@ -78,14 +77,18 @@ def _mindspeed_argv() -> Iterator[None]:
 
 
 def _keep_stdout_for_results() -> None:
-    """MindSpeed lets all loggers write there; megatron-core's would fill the screen, too."""
+    """Sends to stderr what root loggers write to stdout, where MindSpeed points them."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
 
 
 class NpuDevice(Device):
-    """Ascend NPUs with HCCL."""
+    """Ascend NPUs with HCCL as collective backend.
+
+    Attributes:
+        machine: The machine whose NPUs and versions are checked before anything is imported.
+    """
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
@@ -100,6 +103,11 @@ class NpuDevice(Device):
         self.kernels = NpuKernels()
 
     def _prepare(self) -> None:
+        """Imports the vendor's packages in their order, and picks this rank's NPU.
+
+        Raises:
+            DeviceError: NPUs or versions don't fit, an import fails, or there is no NPU.
+        """
         require_cards(self.machine)
         require_versions(self.machine)
         with _mindspeed_argv():
@@ -119,6 +127,11 @@ class NpuDevice(Device):
         self._npu.set_compile_mode(jit_compile=False)
 
     def _import(self, name: str) -> Any:
+        """Imports a package of the vendor's.
+
+        Raises:
+            DeviceError: The import fails, for whatever reason.
+        """
         try:
             return importlib.import_module(name)
         except Exception as error:  # torch_npu raises bare ones where a part of CANN is missing
@@ -126,28 +139,28 @@ class NpuDevice(Device):
             raise DeviceError(f"--device npu: import {name} failed: {reason}", _INSTALL) from error
 
     def make_deterministic(self) -> None:
-        """Also HCCL's reductions and the order within matrix products."""
+        """Fixes HCCL's reductions and the order of sums in matrix products as well as torch's."""
         super().make_deterministic()
         os.environ.update(_DETERMINISTIC)
 
     def synchronize(self) -> None:
-        """Waits for the NPU."""
+        """Waits until the NPU has done all work that is queued on it."""
         self._npu.synchronize()
 
     def peak_memory(self) -> int:
-        """Peak bytes of torch_npu's allocator."""
+        """Returns the peak of what torch_npu's allocator has handed out, in bytes."""
         return int(self._npu.max_memory_allocated())
 
     def memory(self) -> int:
-        """Of the NPU."""
+        """Returns the memory of this rank's NPU, in bytes."""
         return int(self._npu.get_device_properties(self.torch_device()).total_memory)
 
     def chip(self) -> str:
-        """The NPU's name, e.g. Ascend910B3."""
+        """Returns the NPU's name, such as Ascend910B3."""
         return str(self._npu.get_device_name())
 
     def profiler(self) -> Any:
-        """torch_npu's own profiler: torch's doesn't see the NPU."""
+        """Returns torch_npu's own profiler, since torch's doesn't see the NPU."""
         profiler = self._import("torch_npu.profiler")
         activities = profiler.ProfilerActivity
         return profiler.profile(activities=[activities.CPU, activities.NPU])

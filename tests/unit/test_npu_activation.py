@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.versions import LOST
-from glm3cli.device.npu import ENVIRONMENT, MINDSPEED_ARGUMENTS
+from glm3cli.device.npu import MINDSPEED_ARGUMENTS
 from tests.support.stand_ins import run, stand_in
 
 RECORDER = """

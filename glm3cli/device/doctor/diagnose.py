@@ -1,4 +1,4 @@
-"""What hardware, drivers, and packages are here, and what doesn't fit together."""
+"""`diagnose`: what hardware, drivers, and packages a machine has, and what doesn't fit together."""
 
 import os
 import platform
@@ -6,16 +6,20 @@ import platform
 import torch
 
 from glm3cli.device.doctor.cards import cards, check_cards
+from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.machine import Finding, Machine
 from glm3cli.device.doctor.versions import cann_home, check_versions
-from glm3cli.device.npu import NpuDevice
 
 _SMALL = 2**28  # bytes of shared memory that data loaders and gloo may well need
 _LIBRARIES = ("sentencepiece", "safetensors", "pyarrow", "pydantic", "typer", "rich")
 
 
 def diagnose(machine: Machine | None = None) -> list[Finding]:
-    """Looks at everything; imports no vendor package and changes nothing."""
+    """Returns the report of `glm3 doctor`; imports no vendor package and changes nothing.
+
+    Args:
+        machine: The machine to look at; by default this one. Its GPUs are always this one's.
+    """
     machine = machine or Machine()
     npu = has_npu(machine)
     return [
@@ -29,17 +33,19 @@ def diagnose(machine: Machine | None = None) -> list[Finding]:
 
 
 def has_npu(machine: Machine) -> bool:
-    """Whether this machine is to use NPUs: it has some, or the software for them."""
+    """Returns whether a machine is meant to use NPUs: it has some, or the software for them."""
     software = machine.installed("torch_npu") or cann_home(machine)
     return bool(cards(machine)) or software is not None
 
 
 def _system(machine: Machine) -> Finding:
+    """Reports the machine's Python, architecture, and the cores that this process may use."""
     cores = len(os.sched_getaffinity(0))
     return Finding("system", f"Python {machine.python}, {platform.machine()}, {cores} cores")
 
 
 def _library(machine: Machine, name: str) -> Finding:
+    """Reports the version of a package that glm3 needs; a missing one is wrong."""
     found = machine.installed(name)
     if found is None:
         return Finding(name, "missing", "wrong", f"{name} is not installed", f"pip install {name}")
@@ -47,6 +53,7 @@ def _library(machine: Machine, name: str) -> Finding:
 
 
 def _cuda() -> list[Finding]:
+    """Reports the number and names of the GPUs that torch finds here."""
     if not torch.cuda.is_available():
         return [Finding("cuda", "no GPU", "absent")]
     names = {torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
@@ -54,8 +61,9 @@ def _cuda() -> list[Finding]:
 
 
 def _npu(machine: Machine) -> list[Finding]:
-    ours = NpuDevice.environment.items()
-    defaults = {name: value for name, value in ours if name not in machine.environment}
+    """Reports NPUs and their network, and the variables that glm3 would set."""
+    given = machine.environment
+    defaults = {name: value for name, value in ENVIRONMENT.items() if name not in given}
     return [
         *check_cards(machine),
         *(Finding(name, f"{value} (default of glm3)") for name, value in defaults.items()),
@@ -63,6 +71,7 @@ def _npu(machine: Machine) -> list[Finding]:
 
 
 def _shared_memory(machine: Machine) -> Finding:
+    """Reports the free room of /dev/shm; below `_SMALL` it is wrong."""
     free = machine.free(machine.file("/dev/shm"))
     found = f"{free / 2**30:.1f} GiB free"
     if free >= _SMALL:
