@@ -14,8 +14,8 @@ from glm3cli.checkpoint.convert import needs
 from glm3cli.checkpoint.convert.check import check
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.inspect import inspect
-from glm3cli.checkpoint.convert.pace import Pace
-from glm3cli.checkpoint.convert.tensor_digests import FileDigests, Follower
+from glm3cli.checkpoint.convert.tensor_digests import Pace
+from glm3cli.checkpoint.files.digests import FileDigests, Follower
 from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ModelParallelConfig

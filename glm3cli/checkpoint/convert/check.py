@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm3cli.checkpoint.convert.progress import Progress
-from glm3cli.checkpoint.convert.tensor_digests import FileDigests, all_digests, slot_name
+from glm3cli.checkpoint.convert.tensor_digests import all_digests, slot_name
+from glm3cli.checkpoint.files.digests import FileDigests
 from glm3cli.checkpoint.files.manifest import MANIFEST, Manifest, find_manifest, read_manifest
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.locate import locate

@@ -20,14 +20,10 @@ from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
 from glm3cli.checkpoint.convert.progress import Progress
 from glm3cli.checkpoint.convert.target import check_target
-from glm3cli.checkpoint.convert.tensor_digests import (
-    Follower,
-    file_digest,
-    slot_name,
-    tensor_digests,
-)
+from glm3cli.checkpoint.convert.tensor_digests import slot_name, tensor_digests
 from glm3cli.checkpoint.convert.transfer import Transfer, label
 from glm3cli.checkpoint.convert.verify import is_small, logits_difference
+from glm3cli.checkpoint.files.digests import Follower, file_digest
 from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, manifest_versions
 from glm3cli.checkpoint.files.staging import Flusher, remove_stale, staged
 from glm3cli.checkpoint.layouts.companions import copy_companions

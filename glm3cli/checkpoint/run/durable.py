@@ -11,7 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from glm3cli.checkpoint.convert.tensor_digests import file_digest
+from glm3cli.checkpoint.files.digests import file_digest
 from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, manifest_versions
 from glm3cli.checkpoint.run.exchange import exchange
 from glm3cli.host.files import sync, sync_one

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm3cli.checkpoint.convert.tensor_digests import file_digest
+from glm3cli.checkpoint.files.digests import file_digest
 from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from glm3cli.checkpoint.run.exchange import exchange
 from glm3cli.errors import CheckpointError
