@@ -1,7 +1,8 @@
-"""`Settings`, the base of every config, and `Flag`, how a field looks on the command line.
+"""Defines `Settings`, the base class of every config, and `Flag`, a field's command-line details.
 
 A config class is the single source of an option: its field gives the name (`seq_length` is
-`--seq-length` and the YAML key `seq_length`), the type, the default, the limits and the help text.
+`--seq-length` and the YAML key `seq_length`), the type, the default, the limits, and the help text
+(the field's description).
 """
 
 import difflib
@@ -17,14 +18,14 @@ from glm3cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class Flag:
-    """Command-line details of a field, given as `Annotated[type, Flag(...)]`.
+    """The command-line details of a config's field, given as `Annotated[type, Flag(...)]`.
 
     Attributes:
-        aliases: Further spellings, with their dashes.
-        positional: An argument instead of an option.
-        panel: The heading under which `--help` lists it.
+        aliases: Further spellings of the option, with their dashes.
+        positional: Whether the field is a positional argument instead of an option.
+        panel: The heading under which `--help` lists the option.
         metavar: The placeholder that `--help` shows for the value.
-        name: The option's name, where it isn't the field's (`json`, which pydantic has taken).
+        name: The option's name if it differs from the field's (`json`, which pydantic has taken).
     """
 
     aliases: tuple[str, ...] = ()
@@ -35,7 +36,10 @@ class Flag:
 
 
 class Settings(BaseModel):
-    """A frozen, strict config; unknown keys are refused with the nearest known one."""
+    """The base class of all configs: frozen and strict, and it refuses unknown keys.
+
+    The description of each field is its help text on the command line.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -47,13 +51,16 @@ class Settings(BaseModel):
 
     @classmethod
     def flag_of(cls, field: str) -> Flag:
-        """The command-line details of a field, with its option name filled in."""
+        """Returns the command-line details of the field `field`, with its option name filled in."""
         metadata = cls.model_fields[field].metadata
         flag = next((item for item in metadata if isinstance(item, Flag)), Flag())
         return replace(flag, name=flag.name or field)
 
     def to_options(self) -> dict[str, Any]:
-        """The values under their option names, as a `--config` file holds them."""
+        """Returns the values by their options' names, as a `--config` file has them.
+
+        Positional arguments are left out. All values are those that JSON knows.
+        """
         return {
             str(self.flag_of(field).name): value
             for field, value in self.model_dump(mode="json").items()
@@ -62,10 +69,10 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Checks `values` and builds the config.
+        """Checks `values`, which are named by the fields, and builds the config.
 
         Raises:
-            ConfigError: One sentence for every value that breaks a rule.
+            ConfigError: Values break rules; the message has a sentence for each of them.
         """
         try:
             return cls.model_validate(dict(values))
@@ -75,6 +82,7 @@ class Settings(BaseModel):
 
 
 def _sentence(config: type[Settings], details: ErrorDetails) -> str:
+    """Describes one of pydantic's errors with the option's name as a user types it."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
         return unknown_key(name, config.model_fields)
@@ -86,6 +94,6 @@ def _sentence(config: type[Settings], details: ErrorDetails) -> str:
 
 
 def unknown_key(key: str, known: Mapping[str, Any]) -> str:
-    """Says that `key` is unknown and names the nearest key of `known`."""
+    """Returns the message for an unknown key, with the most similar key of `known`, if any."""
     near = difflib.get_close_matches(key, known, n=1)
     return f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")

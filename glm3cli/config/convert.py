@@ -1,4 +1,4 @@
-"""The options of the convert commands."""
+"""The options of the `glm3 convert` commands, and `ConvertOptions`, which the core takes."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What every conversion is told, whichever command it comes from.
+    """The options of one conversion, in the same form for all convert commands.
 
     Attributes:
-        layout: Naming and order of the weights in the new folder.
-        parallel: How per-rank files are cut.
-        dtype: Type of the new weights; `keep` is the source's.
+        layout: The layout of the new folder: how its files name and cut the weights.
+        parallel: The parallel sizes for which per-rank files are cut.
+        dtype: The type of the new weights; `keep` for the source's own.
         shard_bytes: Most bytes of tensors in one file of a Hugging Face folder.
-        verify: Whether to read the new folder back and compare it.
-        force: Whether an existing target is replaced.
-        lora: Folder of a PEFT adapter to merge.
+        verify: Whether to read the new folder back and compare it with the source.
+        force: Whether to replace an existing target folder.
+        lora: The folder of a PEFT adapter to merge into the weights, or None.
     """
 
     layout: Literal["chatglm", "glm", "legacy", "mcore", "dist"]
@@ -37,7 +37,7 @@ class ConvertOptions:
 
 
 class ConvertConfig(Settings):
-    """Options that all conversions share."""
+    """The options that `hf2mg`, `mg2hf` and `mg2mg` share."""
 
     source: Annotated[Path, Flag(positional=True, metavar="SRC")] = Field(
         description="The model to convert, in any layout."
@@ -62,7 +62,7 @@ class ConvertConfig(Settings):
 
 
 class ToMegatronConfig(ConvertConfig, ModelParallelConfig):
-    """Options of hf2mg and mg2mg."""
+    """The options of `glm3 convert hf2mg` and `glm3 convert mg2mg`."""
 
     format: Literal["mcore", "legacy", "dist"] = Field(
         default="mcore",
@@ -72,7 +72,7 @@ class ToMegatronConfig(ConvertConfig, ModelParallelConfig):
 
     @property
     def options(self) -> ConvertOptions:
-        """These options in the form that the core takes."""
+        """The options in the form that the core (`checkpoint.convert`) takes."""
         cuts = {name: getattr(self, name) for name in ModelParallelConfig.model_fields}
         parallel = (
             ModelParallelConfig() if self.format == "dist" else ModelParallelConfig.parse(cuts)
@@ -88,7 +88,7 @@ class ToMegatronConfig(ConvertConfig, ModelParallelConfig):
 
 
 class ToHfConfig(ConvertConfig):
-    """Options of mg2hf."""
+    """The options of `glm3 convert mg2hf`."""
 
     layout: Literal["chatglm", "glm"] = Field(
         default="chatglm",
@@ -103,7 +103,7 @@ class ToHfConfig(ConvertConfig):
 
     @property
     def options(self) -> ConvertOptions:
-        """These options in the form that the core takes."""
+        """The options in the form that the core (`checkpoint.convert`) takes."""
         return ConvertOptions(
             layout=self.layout,
             dtype=self.dtype,
@@ -115,7 +115,7 @@ class ToHfConfig(ConvertConfig):
 
 
 class AdapterOptions(Settings):
-    """Options of adapter."""
+    """The options of `glm3 convert adapter`."""
 
     source: Annotated[Path, Flag(positional=True, metavar="SRC")] = Field(
         description="Folder of a PEFT LoRA adapter."
@@ -137,7 +137,7 @@ class AdapterOptions(Settings):
 
 
 class InspectConfig(Settings):
-    """Options of inspect."""
+    """The options of `glm3 convert inspect`."""
 
     path: Annotated[Path, Flag(positional=True, metavar="PATH")] = Field(
         description="A model in any layout."
@@ -152,5 +152,6 @@ class InspectConfig(Settings):
 
 
 def _num_bytes(size: str) -> int:
+    """Converts a size such as 500MB or 5g to bytes; units are powers of 1000."""
     number, unit = re.fullmatch(r"([\d.]+)(\w*)", size.upper()).groups()  # type: ignore[union-attr]
     return int(float(number) * _UNITS[unit if unit in _UNITS else unit + "B"])

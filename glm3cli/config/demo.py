@@ -1,4 +1,4 @@
-"""`DemoConfig`: what `glm3 demo` is asked."""
+"""`DemoConfig`: the options of `glm3 demo`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from glm3cli.config.base import Settings
 
 
 class DemoConfig(Settings):
-    """A demo command."""
+    """The options of `glm3 demo`."""
 
     keep: Path | None = Field(
         default=None, description="Keep all files in this (new) folder instead of removing them."

@@ -1,4 +1,4 @@
-"""`DoctorConfig`: what `glm3 doctor` is asked."""
+"""`DoctorConfig`: the options of `glm3 doctor`."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from glm3cli.config.base import Flag, Settings
 
 
 class DoctorConfig(Settings):
-    """A doctor command."""
+    """The options of `glm3 doctor`."""
 
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="The findings as one JSON object."

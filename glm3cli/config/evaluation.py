@@ -1,4 +1,4 @@
-"""The eval commands: what a benchmark run takes, and what a run of lm-evaluation-harness takes."""
+"""The options of the `glm3 eval` commands: benchmarks on CSV files, and lm-evaluation-harness."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,8 +13,8 @@ BENCHMARK = "Benchmark"
 Protocol = Literal["logits", "modellink"]
 
 
-class ReportOptions(InferenceConfig):
-    """How the questions are run and where the result goes; shared by all eval commands."""
+class EvalOutputOptions(InferenceConfig):
+    """The options that all eval commands share: how many questions, and where the result goes."""
 
     limit: Annotated[int | None, Flag(panel=BENCHMARK)] = Field(
         default=None, ge=1, description="Only the first N questions of each; not a score then."
@@ -40,8 +40,8 @@ class ReportOptions(InferenceConfig):
         return path
 
 
-class EvalConfig(ReportOptions):
-    """A multiple-choice benchmark on a folder of CSV files."""
+class EvalConfig(EvalOutputOptions):
+    """The options of a multiple-choice benchmark on a folder of CSV files."""
 
     data_dir: Annotated[Path, Flag(panel=BENCHMARK, metavar="DIR")] = Field(
         description="Folder of the benchmark: one folder of CSV files per split."
@@ -58,12 +58,12 @@ class EvalConfig(ReportOptions):
 
     @property
     def subject_names(self) -> tuple[str, ...]:
-        """The subjects asked for; none means all."""
+        """The names of the subjects to ask; empty for all subjects."""
         return _names(self.subjects)
 
 
 class MmluConfig(EvalConfig):
-    """MMLU, by either of two protocols."""
+    """The options of `glm3 eval mmlu`, which has two protocols."""
 
     protocol: Annotated[Protocol, Flag(panel=BENCHMARK)] = Field(
         default="logits",
@@ -72,8 +72,8 @@ class MmluConfig(EvalConfig):
     )
 
 
-class HarnessConfig(ReportOptions):
-    """Tasks of lm-evaluation-harness on our model."""
+class HarnessConfig(EvalOutputOptions):
+    """The options of `glm3 eval harness`: which tasks of lm-evaluation-harness to run, and how."""
 
     tasks: Annotated[str, Flag(panel=BENCHMARK, metavar="NAME,...")] = Field(
         description="Tasks or groups of lm-evaluation-harness."
@@ -101,10 +101,11 @@ class HarnessConfig(ReportOptions):
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """The tasks, each once, in the order given."""
+        """The names of the tasks, each once, in the order in which they were given."""
         return _names(self.tasks)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
+    """Splits a list at its commas; returns each name once, without spaces around it."""
     names = [name.strip() for name in (text or "").split(",")]
     return tuple(dict.fromkeys(name for name in names if name))

@@ -1,6 +1,7 @@
-"""The config.json of transformers' own GlmForCausalLM, which computes what ChatGLM3 computes.
+"""Reads and writes the config.json of transformers' own GlmForCausalLM.
 
-GLM-4 and others share the class with other shapes; what can't be a ChatGLM3 is refused.
+That class computes what ChatGLM3 computes. GLM-4 and other models use it with other settings; a
+config.json that can't be that of a ChatGLM3 model is refused.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from glm3cli.errors import CheckpointError
 
 MODEL_TYPE = "glm"
 _BASE = 10_000.0
-# Our names of what a GLM config.json calls otherwise.
+# The fields of `ModelConfig`, and what a GLM config.json calls them.
 _FIELDS = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -23,8 +24,8 @@ _FIELDS = {
     "seq_length": "max_position_embeddings",
     "layernorm_epsilon": "rms_norm_eps",
 }
-# Those that ChatGLM3 has in one way only; where a file leaves them out, GlmConfig (transformers
-# 5.23, configuration_glm.py) takes these values too.
+# Fields that have the same value in every ChatGLM3 model. Where a file leaves them out, GlmConfig
+# (transformers 5.23, configuration_glm.py) takes these values, too.
 _FIXED: dict[str, object] = {
     "hidden_act": "silu",
     "attention_bias": True,
@@ -32,19 +33,22 @@ _FIXED: dict[str, object] = {
     "rope_type": "default",
     "partial_rotary_factor": 0.5,
 }
-# Both stand beside the rotary base.
+# The fields of `_FIXED` that stand beside the rotary base, in `rope_parameters`.
 _ROPE = ("rope_type", "partial_rotary_factor")
 
 
 def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The values of a `ModelConfig` but for the type of the weights.
+    """Reads a GLM config.json.
 
     Args:
         raw: The content of the config.json.
-        path: Where it lies, for the messages.
+        path: The file's path, for the messages.
+
+    Returns:
+        The values of a `ModelConfig`, without `torch_dtype`.
 
     Raises:
-        CheckpointError: A field is missing, or the model isn't of ChatGLM3's kind.
+        CheckpointError: A field is missing, or ChatGLM3 models have another value in it.
     """
     missing = [name for name in _FIELDS.values() if name not in raw]
     if missing:
@@ -67,7 +71,7 @@ def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """The rotation's parameters: transformers 5 nests them, 4 has them at the top."""
+    """Returns the rotary parameters: transformers 5 nests them, 4 has them at the top."""
     rope: dict[str, Any] = {
         name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if name in raw
     }
@@ -78,11 +82,11 @@ def _rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5 both read.
+    """Returns the content of a GLM config.json that both transformers 4 and 5 read.
 
     Args:
         shape: The values of a `ModelConfig`.
-        dtype: Type of the weights, as transformers calls it.
+        dtype: The type of the weights by transformers' name, such as `bfloat16`.
     """
     rope = {"rope_theta": _BASE * shape["rope_ratio"], **{name: _FIXED[name] for name in _ROPE}}
     return {

@@ -1,4 +1,4 @@
-"""`GenerateConfig`, and what it shares with evaluation: which model runs, how tokens are drawn."""
+"""The options of `glm3 generate`, and those that it shares with `glm3 eval`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,7 +13,7 @@ MODEL, SAMPLING, OUTPUT = "Model", "Sampling", "Output"
 
 
 class InferenceConfig(ParallelConfig, LaunchConfig):
-    """Which model runs, and where."""
+    """The options of every command that runs inference: which model runs, and where."""
 
     model: Annotated[Path, Flag(panel=MODEL)] = Field(
         description="Model folder in any layout, or a training run's folder."
@@ -35,7 +35,7 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
 
 
 class SamplingOptions(Settings):
-    """How the next token is drawn."""
+    """The options for the length of an answer and for how each token is drawn."""
 
     max_new_tokens: Annotated[int, Flag(panel=SAMPLING)] = Field(
         default=128, ge=1, description="Longest answer, in tokens."
@@ -58,7 +58,7 @@ class SamplingOptions(Settings):
 
 
 class GenerateConfig(SamplingOptions, InferenceConfig):
-    """A generate command."""
+    """The options of `glm3 generate`."""
 
     prompt: list[str] = Field(default=[], description="Text to continue; repeat for several.")
     prompts_file: Path | None = Field(

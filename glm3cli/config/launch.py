@@ -1,4 +1,4 @@
-"""`LaunchConfig`: on what chip, and by how many ranks, a command runs."""
+"""`LaunchConfig`: the options for the device on which a command runs, and for its ranks."""
 
 import os
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ PANEL = "Device and launch"
 
 
 class LaunchConfig(Settings):
-    """The options of every command that runs the model."""
+    """The options that every command that runs a model has: its device, and how ranks start."""
 
     device: Annotated[Literal["auto", "npu", "cuda", "cpu"], Flag(panel=PANEL)] = Field(
         default="auto", description="Chip; auto is npu if there is one, else cuda, else cpu."
@@ -26,5 +26,5 @@ class LaunchConfig(Settings):
 
     @property
     def world_size(self) -> int:
-        """Number of ranks: those that torchrun started, else `nproc`, else one."""
+        """Number of ranks: of torchrun's environment if it started them, else `nproc`, else 1."""
         return int(os.environ.get("WORLD_SIZE", self.nproc or 1))

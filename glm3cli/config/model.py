@@ -1,6 +1,6 @@
-"""`ModelConfig`: the shape of a ChatGLM2/ChatGLM3 model, read from its config.json alone.
+"""`ModelConfig`: the shape of a ChatGLM2 or ChatGLM3 model, which is read from its config.json.
 
-The file is the original one, or that of transformers' own GlmForCausalLM (see `glm`).
+The file is that of the original remote code, or that of transformers' own GlmForCausalLM (`glm`).
 """
 
 import json
@@ -13,7 +13,7 @@ from glm3cli.config import glm
 from glm3cli.config.base import Settings
 from glm3cli.errors import CheckpointError, ConfigError
 
-# What the family fixes; a config.json that says otherwise is of another family.
+# Fields with the same value in all models of the family; another value means another family.
 _FIXED: dict[str, object] = {
     "add_bias_linear": False,
     "add_qkv_bias": True,
@@ -40,20 +40,25 @@ _NEEDED = (
 )
 
 DType = Literal["fp32", "bf16", "fp16"]
-# Bytes of one number of each type.
+# Size of one number of each type, in bytes.
 DTYPE_BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 class ModelConfig(Settings):
-    """The shape of one model.
+    """The shape of one model, with the names of ChatGLM3's config.json.
 
     Attributes:
-        num_query_groups: Number of K/V heads (`multi_query_group_num`; the number of heads where
-            `multi_query_attention` is false).
+        num_layers: Number of transformer layers.
+        hidden_size: Size of the hidden states between layers.
+        ffn_hidden_size: Size of the hidden states inside an MLP, after SwiGLU.
+        num_attention_heads: Number of query heads.
+        num_query_groups: Number of key/value heads (`multi_query_group_num`; the number of query
+            heads if `multi_query_attention` is false).
         kv_channels: Size of one head.
-        padded_vocab_size: Rows of the embedding and of the output layer.
-        seq_length: Longest sequence the model was trained on, in tokens.
-        rope_ratio: Factor on the rotary base of 10,000 (32k and 128k models).
+        padded_vocab_size: Number of rows of the embedding and of the output layer.
+        seq_length: Length of the longest sequence that the model was trained on, in tokens.
+        layernorm_epsilon: The number that RMSNorm adds to the mean of the squares.
+        rope_ratio: Factor on the rotary base of 10,000 (above 1 in 32k and 128k models).
         torch_dtype: Type of the weights in the checkpoint.
     """
 
@@ -80,22 +85,22 @@ class ModelConfig(Settings):
 
     @property
     def query_size(self) -> int:
-        """Rows of the query projection: heads x head size."""
+        """Number of rows of the query projection: query heads x head size."""
         return self.num_attention_heads * self.kv_channels
 
     @property
     def kv_size(self) -> int:
-        """Rows of the key (or value) projection: groups x head size."""
+        """Number of rows of the key (or value) projection: key/value heads x head size."""
         return self.num_query_groups * self.kv_channels
 
     @property
     def rotary_base(self) -> float:
-        """Base of the rotary frequencies."""
+        """Base of the rotary frequencies: 10,000 x `rope_ratio`."""
         return 10_000.0 * self.rope_ratio
 
     @property
     def num_parameters(self) -> int:
-        """Number of weights of the whole model."""
+        """Number of parameters of the whole model."""
         h = self.hidden_size
         qkv = (self.query_size + 2 * self.kv_size) * (h + 1)
         layer = 2 * h + qkv + self.query_size * h + 3 * self.ffn_hidden_size * h
@@ -103,7 +108,10 @@ class ModelConfig(Settings):
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Reads a Hugging Face config.json (`path` is the file or its folder).
+        """Reads the shape from a config.json, of the original model or of GlmForCausalLM.
+
+        Args:
+            path: The file, or its folder.
 
         Raises:
             CheckpointError: The file is missing, isn't JSON, lacks a field, or is of another
@@ -127,7 +135,7 @@ class ModelConfig(Settings):
             ) from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json of the original remote-code layout."""
+        """Returns the content of a config.json for the original remote code (layout chatglm)."""
         shape = self.model_dump(exclude={"num_query_groups", "torch_dtype"})
         return {
             "model_type": "chatglm",
@@ -149,7 +157,7 @@ class ModelConfig(Settings):
         }
 
     def to_glm(self) -> dict[str, Any]:
-        """The config.json of transformers' own GlmForCausalLM."""
+        """Returns the content of a config.json for transformers' GlmForCausalLM (layout glm)."""
         return glm.to_glm(self.model_dump(), self._long_dtype)
 
     @property
@@ -158,7 +166,10 @@ class ModelConfig(Settings):
 
 
 def is_glm(config: dict[str, Any] | Path) -> bool:
-    """Whether a config.json is that of transformers' own GlmForCausalLM.
+    """Returns whether a config.json is that of transformers' own GlmForCausalLM.
+
+    Args:
+        config: The file, or its content.
 
     Raises:
         CheckpointError: The file is missing or isn't a JSON object.
@@ -182,7 +193,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The values of a `ModelConfig` but for the type of the weights."""
+    """Reads the original config.json: the values of a `ModelConfig`, without `torch_dtype`."""
     _check_family(raw, path)
     missing = [name for name in _NEEDED if name not in raw]
     if missing:
@@ -212,6 +223,7 @@ def _check_family(raw: dict[str, Any], path: Path) -> None:
             )
 
 
+# The shapes that --model-config knows by name: ChatGLM3-6B's, and a small one for trials.
 PRESETS: dict[str, ModelConfig] = {
     "6b": ModelConfig(
         num_layers=28,

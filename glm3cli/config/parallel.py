@@ -1,4 +1,4 @@
-"""How a model and its work are spread over ranks, and whether that works for a given model."""
+"""The options for the parallel sizes, and checks whether they fit a model and a number of ranks."""
 
 from typing import Annotated, Self
 
@@ -12,7 +12,7 @@ PANEL = "Parallelism"
 
 
 class ModelParallelConfig(Settings):
-    """How one copy of a model is cut over ranks: by tensor and by pipeline parallelism."""
+    """The sizes by which one copy of a model is cut over ranks: tensor and pipeline parallelism."""
 
     tp: Annotated[
         int,
@@ -46,14 +46,14 @@ class ModelParallelConfig(Settings):
 
     @property
     def stage_sizes(self) -> tuple[int, ...] | None:
-        """Layers of each stage where they are given one by one."""
+        """Number of layers of each pipeline stage if `layers_per_stage` gives them, else None."""
         if self.layers_per_stage is None:
             return None
         return tuple(int(size) for size in self.layers_per_stage.split(","))
 
     @property
     def model_parallel_size(self) -> int:
-        """Number of ranks that hold one copy of the model."""
+        """Number of ranks that hold one copy of the model: tp x pp."""
         return self.tp * self.pp
 
     def check_world(self, world_size: int) -> None:
@@ -71,10 +71,15 @@ class ModelParallelConfig(Settings):
             )
 
     def layers_of(self, num_layers: int, pp_rank: int, chunk: int = 0) -> range:
-        """The (global) layers that `chunk` of stage `pp_rank` holds.
+        """Returns the global numbers (from 0) of the layers that a chunk of a stage holds.
 
-        With vpp chunks, chunk v of stage p holds layers of the v-th run through all stages
+        With vpp chunks per stage, chunk v holds layers of the v-th pass through all stages
         (megatron-core's interleaved order).
+
+        Args:
+            num_layers: Number of layers of the whole model.
+            pp_rank: The pipeline stage, from 0.
+            chunk: The chunk of the stage, from 0.
         """
         if self.stage_sizes is not None:
             start = sum(self.stage_sizes[:pp_rank])
@@ -84,10 +89,11 @@ class ModelParallelConfig(Settings):
         return range(start, start + size)
 
     def check_fits(self, model: ModelConfig) -> None:
-        """Checks that `model` can be cut this way.
+        """Checks that `model` can be cut by these sizes.
 
         Raises:
-            ConfigError: All sizes that don't divide, and the sizes that would.
+            ConfigError: It can't; the message has all sizes that don't divide, the hint the sizes
+                that would.
         """
         problems = [
             f"{name} {value} is not divisible by --tp {self.tp}"
@@ -108,6 +114,7 @@ class ModelParallelConfig(Settings):
         self._check_layers(model)
 
     def _legal_tp(self, model: ModelConfig) -> list[int]:
+        """Returns the tensor parallel sizes by which `model` can be cut."""
         sizes = (model.num_attention_heads, model.ffn_hidden_size, model.padded_vocab_size)
         groups = model.num_query_groups
         return [
@@ -141,7 +148,10 @@ class ModelParallelConfig(Settings):
 
 
 class ParallelConfig(ModelParallelConfig):
-    """The sizes of all parallel axes; data parallelism takes the ranks that are left."""
+    """The sizes of all parallel axes. Data parallelism takes the ranks that are left.
+
+    Its size isn't an option: it is the number of ranks divided by tp x pp x cp.
+    """
 
     cp: Annotated[int, Flag(("--context-parallel-size", "--context-parallel"), panel=PANEL)] = (
         Field(default=1, ge=1, description="Context parallel size: ranks that share a sequence.")
@@ -154,5 +164,6 @@ class ParallelConfig(ModelParallelConfig):
 
 
 def _any_of(values: list[int]) -> str:
+    """Joins numbers as in "1, 2 or 4"."""
     head = ", ".join(str(value) for value in values[:-1])
     return f"{head} or {values[-1]}" if head else str(values[-1])

@@ -1,4 +1,7 @@
-"""`PlanOptions`: `--dry-run`, and the devices that it plans for, which needn't be here."""
+"""`PlanOptions`: the options of `--dry-run`, and of the devices that it plans for.
+
+Those devices needn't be in this machine.
+"""
 
 import re
 from typing import Annotated, Self
@@ -14,7 +17,7 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class PlanOptions(LaunchConfig):
-    """Whether a run fits into its devices, and which layout would be the fastest."""
+    """The options for planning: does a run fit into its devices, and what would be fastest?"""
 
     dry_run: Annotated[bool, Flag(panel=PANEL)] = Field(
         default=False, description="Check everything, print the plan, write nothing."
@@ -48,12 +51,12 @@ class PlanOptions(LaunchConfig):
 
     @property
     def world_size(self) -> int:
-        """Number of ranks: those planned for, else those that would be started."""
+        """Number of ranks: that of `--world-size`, else that of `LaunchConfig`."""
         return self.planned_world_size or super().world_size
 
     @property
     def device_bytes(self) -> int | None:
-        """`device_memory` in bytes."""
+        """The memory of a device in bytes, by `device_memory`; None if that isn't given."""
         if self.device_memory is None:
             return None
         parts = re.fullmatch(r"([\d.]+)([KMGT]?)(I?)B?", self.device_memory.upper())

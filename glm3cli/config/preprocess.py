@@ -8,10 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from glm3cli.config.base import Flag, Settings
 
-PIPE = Path("-")  # standard input
+PIPE = Path("-")  # the input that stands for stdin
 TEXT, PACKED, INDEX = "Text", "Instruction and chat", "Sample indices"
 
-# Every handler by name, with what it makes: one text per row, or a conversation per row.
+# The kind of each handler, by its name: it makes one text per row, or one conversation per row.
 HANDLERS: dict[str, Literal["text", "instruction", "chat"]] = {
     "text": "text",
     "instruction": "instruction",
@@ -26,11 +26,12 @@ HANDLERS: dict[str, Literal["text", "instruction", "chat"]] = {
     "LeetcodePythonInstructionHandler": "instruction",
     "MOSSMultiTurnHandler": "chat",
 }
+# ModelLink's names for handlers of ours.
 _SAME = {"GeneralPretrainHandler": "text", "GeneralInstructionHandler": "instruction"}
 
 
 class PreprocessConfig(Settings):
-    """What to read, how to turn it into tokens, and where to write them."""
+    """The options of `glm3 preprocess`: what to read, how to tokenize it, and where to write."""
 
     input: Annotated[list[Path], Flag(metavar="PATH")] = Field(
         default=[],
@@ -156,15 +157,15 @@ class PreprocessConfig(Settings):
 
     @property
     def inputs(self) -> list[Path]:
-        """All inputs in the order given."""
+        """The inputs of the options and of the positional arguments, in the order given."""
         return [*self.input, *self.more_input]
 
     @property
     def kind(self) -> Literal["text", "instruction", "chat"]:
-        """What the handler makes of a row."""
+        """The kind of the handler: what it makes of a row, a text or a form of conversation."""
         return HANDLERS[self.handler]
 
     @property
     def conversation_template(self) -> Literal["chatglm3", "modellink"]:
-        """The template given, or the one that belongs to the handler."""
+        """The name of the conversation's template: the one given, else the handler's own."""
         return self.template or ("chatglm3" if self.kind == "chat" else "modellink")

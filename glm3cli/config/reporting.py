@@ -1,4 +1,4 @@
-"""`ReportOptions`: what a training reports beside its log and metrics.jsonl."""
+"""`ReportOptions`: the options for what a training reports beside its log and metrics.jsonl."""
 
 import re
 from typing import Annotated, Literal, get_args
@@ -14,7 +14,7 @@ _STEPS = re.compile(r"(\d{1,12}):(\d{1,12})")
 
 
 class ReportOptions(Settings):
-    """Tools to report to, the peak that MFU goes by, and the steps to profile."""
+    """The options for experiment trackers, for the peak speed in the MFU, and for profiling."""
 
     # Typer takes no list of literals: the names are checked below.
     report_to: Annotated[
@@ -35,12 +35,12 @@ class ReportOptions(Settings):
 
     @property
     def tools(self) -> list[Tool]:
-        """The tools to report to."""
+        """The experiment trackers to report to, each once; empty for none."""
         return [tool for tool in TOOLS if tool in self.report_to]
 
     @property
     def profile_steps(self) -> range:
-        """The iterations to profile, counted from 1."""
+        """The optimizer steps to profile, counted from 1; empty if none is to be profiled."""
         if self.profile is None:
             return range(0)
         start, stop = map(int, self.profile.split(":"))

@@ -1,4 +1,7 @@
-"""`TrainConfig`: everything a training run is told, one class per concern, flat as in run.yaml."""
+"""`TrainConfig`: all options of a training run, in one class per concern.
+
+`TrainConfig` inherits from all of these classes, so that its fields are flat, as in run.yaml.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,7 +20,7 @@ MODEL, DATA, OPTIMIZER, RUN = "Model", "Data", "Optimizer", "Run"
 
 
 class StartOptions(Settings):
-    """Where the weights come from."""
+    """The options for the weights that a training starts from, and for their type."""
 
     model: Annotated[Path | None, Flag(panel=MODEL)] = Field(
         default=None, description="Model folder in any layout, or a training run's folder."
@@ -52,7 +55,7 @@ class StartOptions(Settings):
 
 
 class DataOptions(Settings):
-    """What is read, and how much of it a step takes."""
+    """The options for the training data, and for how much of it a step takes."""
 
     data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
         min_length=1,
@@ -83,7 +86,7 @@ class DataOptions(Settings):
 
 
 class OptimizerOptions(Settings):
-    """AdamW and the learning-rate schedule."""
+    """The options of AdamW, of the learning-rate schedule, and of fp16's loss scale."""
 
     train_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(ge=1, description="Optimizer steps.")
     lr: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
@@ -135,7 +138,7 @@ class OptimizerOptions(Settings):
 
 
 class MegatronOptions(Settings):
-    """What megatron-core does to save memory and to hide messages."""
+    """The options by which megatron-core saves memory and overlaps communication."""
 
     sequence_parallel: Annotated[bool, Flag(panel=PARALLEL)] = Field(
         default=True, description="Split activations between tensor parallel layers (tp > 1)."
@@ -173,7 +176,7 @@ class MegatronOptions(Settings):
 
 
 class RunOptions(Settings):
-    """Where the run is kept, and what it reports."""
+    """The options for a run's folder, its checkpoints, its validation, and its log."""
 
     save: Annotated[Path, Flag(panel=RUN)] = Field(description="Folder of the run.")
     save_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
@@ -229,39 +232,42 @@ class TrainConfig(
     StartOptions,
     PlanOptions,
 ):
-    """A training run, pretraining or finetuning."""
+    """All options of a training run: those of `glm3 pretrain` and of `glm3 finetune`."""
 
     @property
     def dp(self) -> int:
-        """Data parallel size: number of different micro-batches that run at a time."""
+        """Data parallel size: number of model copies, which run different micro-batches."""
         return self.world_size // (self.model_parallel_size * self.cp)
 
     @property
     def num_microbatches(self) -> int:
-        """Micro-batches that each data parallel rank runs per step."""
+        """Number of micro-batches that each model copy runs per optimizer step."""
         return self.global_batch_size // (self.micro_batch_size * self.dp)
 
     @property
     def warmup_iters(self) -> float:
-        """Steps with a rising learning rate."""
+        """Number of optimizer steps with a rising learning rate; may have a fraction."""
         if self.lr_warmup_fraction is not None:
             return self.lr_warmup_fraction * self.train_iters
         return self.lr_warmup_iters
 
     def trains(self, weight: str) -> bool:
-        """Whether a weight is trained, by its logical name in checkpoint/names.py: all are.
+        """Returns whether a weight is trained: every weight is.
 
         This is decided here alone. The model freezes the others before DDP wraps it, so that they
         have neither gradients nor optimizer state; the predicted memory and the size of a
         checkpoint follow from the same answer.
+
+        Args:
+            weight: The weight's logical name, as in `checkpoint/names.py`.
         """
         return True
 
     def check_sizes(self, model: ModelConfig) -> None:
-        """Checks the layout, the batch, and the sequence length against `model` and the ranks.
+        """Checks the parallel sizes, batch sizes and sequence length against `model` and the ranks.
 
         Raises:
-            ConfigError: Something doesn't divide or doesn't fit.
+            ConfigError: A size doesn't divide another, or an option doesn't fit the model.
         """
         self.check_fits(model)
         self.check_world(self.world_size)
@@ -298,7 +304,7 @@ class TrainConfig(
             )
 
     def _check_mc2(self, model: ModelConfig) -> None:
-        """The limits of the operators, as the device layer's kernels name them."""
+        """Checks --mc2 against its operators' limits, as the device layer's kernels name them."""
         if not self.mc2:
             return
         if self.tp not in (2, 4, 8) or not self.sequence_parallel or self.dtype == "fp32":
@@ -316,6 +322,7 @@ class TrainConfig(
             )
 
     def _check_context(self, model: ModelConfig) -> None:
+        """Checks --cp: Ulysses shares attention heads and query groups over the cp ranks."""
         ranks = self.model_parallel_size * self.cp
         if self.world_size % ranks:
             raise ConfigError(
