@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.checkpoint.convert.convert import convert
-from glm3cli.checkpoint.random import RandomSource, write_random_model
+from glm3cli.checkpoint.convert.random_model import write_random_model
+from glm3cli.checkpoint.random import RandomSource
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.data.tokens.chat import TOOL_PROMPT, Message, build_prompt, call_text

@@ -171,7 +171,7 @@ def test_a_small_models_logits_are_compared(hf, tmp_path, monkeypatch):
 
 def test_other_logits_are_refused(hf, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "glm3cli.checkpoint.convert.convert.logits_difference", lambda *_sources: 0.25
+        "glm3cli.checkpoint.convert.verify.logits_difference", lambda *_sources: 0.25
     )
     with pytest.raises(CheckpointError, match=r"other logits than the source \(by 2.50e-01\)"):
         convert(hf, tmp_path / "new", ConvertOptions(layout="mcore"))

@@ -18,11 +18,10 @@ import torch
 from glm3cli.checkpoint.adapter.reader import Adapter, open_adapter
 from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
-from glm3cli.checkpoint.convert.progress import Progress
 from glm3cli.checkpoint.convert.target import check_target
-from glm3cli.checkpoint.convert.tensor_digests import slot_name, tensor_digests
-from glm3cli.checkpoint.convert.transfer import Transfer, label
-from glm3cli.checkpoint.convert.verify import is_small, logits_difference
+from glm3cli.checkpoint.convert.tensor_digests import slot_name
+from glm3cli.checkpoint.convert.transfer import Transfer
+from glm3cli.checkpoint.convert.verify import Verification, verify
 from glm3cli.checkpoint.files.digests import Follower, file_digest
 from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, manifest_versions
 from glm3cli.checkpoint.files.staging import Flusher, remove_stale, staged
@@ -33,7 +32,6 @@ from glm3cli.checkpoint.names import Layout, slots
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import DType, ModelConfig
-from glm3cli.errors import CheckpointError
 from glm3cli.host.files import sync
 from glm3cli.host.signals import started_pool
 
@@ -102,10 +100,11 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
             transfer.write(options.layout, folder, partial(_tell, followers))
             copy_companions(source_path, folder, plan.model, options.layout)
             syncing = disk.submit(sync, folder)  # while all is read back
-            hashed = _verify(folder, target_path, transfer, follower) if options.verify else {}
-            difference = _compare_logits(folder, target_path, transfer) if options.verify else None
+            verified = Verification({}, None)
+            if options.verify:
+                verified = verify(folder, target_path, transfer, follower)
             syncing.result()
-        _manifest(folder, transfer, options, source_path, hashed).write(folder)
+        _manifest(folder, transfer, options, source_path, verified.file_digests).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return ConvertResult(
         source=str(source_path),
@@ -118,7 +117,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
         verified=options.verify,
         non_finite=transfer.non_finite,
         merged=len(adapter.pairs),
-        logits_difference=difference,
+        logits_difference=verified.logits_difference,
     )
 
 
@@ -151,50 +150,6 @@ def _needs(source: StoredSource, plan: WritePlan, adapter: Adapter) -> Needs:
 def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
     name = next(name for name, value in _DTYPES.items() if value is dtype)
     return model.model_copy(update={"torch_dtype": name})
-
-
-def _verify(
-    folder: Path, target_path: Path, transfer: Transfer, follower: Follower
-) -> dict[Path, str]:
-    """Opens the written folder as any other model and compares every tensor.
-
-    Returns:
-        The SHA-256 of the files of weights, as they were read back.
-
-    Raises:
-        CheckpointError: A tensor is missing, or isn't what was to be written.
-    """
-    written = open_source(folder)
-    hashed = follower.finish(written.files())
-    with Progress(transfer.plan.total_bytes, "verifying") as progress:
-        for slot, value, num_bytes in tensor_digests(written):
-            if value != transfer.digests[slot]:
-                raise CheckpointError(
-                    f"{target_path}: {label(slot)} reads back differently",
-                    "the disk may be failing or full; nothing was kept",
-                )
-            transfer.memory.sample()
-            progress.advance(num_bytes)
-    return hashed.result()
-
-
-def _compare_logits(folder: Path, target_path: Path, transfer: Transfer) -> float | None:
-    """The difference between the logits of the source and of the written folder.
-
-    Raises:
-        CheckpointError: They differ, though all weights have kept their types.
-    """
-    source = transfer.source
-    if not is_small(source):
-        return None
-    difference = logits_difference(source, transfer.adapter, open_source(folder))
-    kept = all(source.dtype(*slot) == dtype for slot, dtype in transfer.plan.dtypes.items())
-    if difference and kept and not transfer.adapter.pairs:
-        raise CheckpointError(
-            f"{target_path} computes other logits than the source (by {difference:.2e})",
-            "this is a bug of glm3: please report it; nothing was kept",
-        )
-    return difference
 
 
 def _manifest(

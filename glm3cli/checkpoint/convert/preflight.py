@@ -36,11 +36,11 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
 
 
 def _check_tokenizer(source: Path) -> None:
-    from glm3cli.checkpoint.layouts.companions import TOKENIZER, find_companion
+    from glm3cli.checkpoint.layouts.companions import find_companion
     from glm3cli.data.tokens.fast_tokenizer import check_fast
-    from glm3cli.data.tokens.tokenizer import Tokenizer
+    from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
 
-    file = find_companion(source, TOKENIZER)
+    file = find_companion(source, FILE_NAME)
     if file is not None:
         check_fast(Tokenizer.load(file))
 

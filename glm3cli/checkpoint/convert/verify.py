@@ -1,33 +1,117 @@
-"""Whether the weights that were written compute what the weights that were read compute."""
+"""Verifies a conversion: reads the new folder back as any model, and compares it with the source.
+
+Every tensor must have the digest that it had when it was handed to the writer. Of a small model
+the logits on a fixed prompt are computed, too, from the source and from the new folder.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.adapter.reader import Adapter
+from glm3cli.checkpoint.convert.progress import Progress
+from glm3cli.checkpoint.convert.tensor_digests import tensor_digests
+from glm3cli.checkpoint.convert.transfer import Transfer, label
+from glm3cli.checkpoint.files.digests import Follower
+from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import WEIGHTS, Weight
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.model import ModelConfig
+from glm3cli.errors import CheckpointError
 from glm3cli.model.plain import plain_logits
 
-# About a second of computing on two cores.
+# The logits of such a model take about a second on two cores.
 _MOST_PARAMETERS = 500_000_000
 _PROMPT_LENGTH = 16
 _STEP = 7919  # a prime, so that the prompt is spread over any vocabulary
 _BY_NAME = {weight.logical: weight for weight in WEIGHTS}
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What the verification of a new folder found.
+
+    Attributes:
+        file_digests: The SHA-256 of the files of weights, as they were read back, by their paths.
+        logits_difference: Largest absolute difference between the logits of the source (with the
+            adapter) and of the new folder; None if they weren't computed.
+    """
+
+    file_digests: dict[Path, str]
+    logits_difference: float | None
+
+
+def verify(folder: Path, target: Path, transfer: Transfer, follower: Follower) -> Verification:
+    """Compares the new folder with what was to be written.
+
+    Args:
+        folder: The new folder, complete but for its manifest.
+        target: The name that it is going to have, for messages.
+        transfer: What was written into it.
+        follower: Has hashed the files of weights while they were written.
+
+    Raises:
+        CheckpointError: A tensor is missing or isn't what was to be written, or the new folder
+            computes other logits than the source.
+    """
+    written = open_source(folder)
+    hashed = follower.finish(written.files())
+    _compare_tensors(written, target, transfer)
+    difference = _compare_logits(written, target, transfer)
+    return Verification(hashed.result(), difference)
+
+
+def _compare_tensors(written: StoredSource, target: Path, transfer: Transfer) -> None:
+    """Reads every tensor back and compares its digest with that of the tensor to be written."""
+    with Progress(transfer.plan.total_bytes, "verifying") as progress:
+        for slot, value, num_bytes in tensor_digests(written):
+            if value != transfer.digests[slot]:
+                raise CheckpointError(
+                    f"{target}: {label(slot)} reads back differently",
+                    "the disk may be failing or full; nothing was kept",
+                )
+            transfer.memory.sample()
+            progress.advance(num_bytes)
+
+
+def _compare_logits(written: StoredSource, target: Path, transfer: Transfer) -> float | None:
+    """Returns the difference between the logits of the source and of the new folder.
+
+    Raises:
+        CheckpointError: They differ, though all weights have kept their types and values.
+    """
+    source = transfer.source
+    if not is_small(source):
+        return None
+    difference = logits_difference(source, transfer.adapter, written)
+    kept = all(source.dtype(*slot) == dtype for slot, dtype in transfer.plan.dtypes.items())
+    if difference and kept and not transfer.adapter.pairs:
+        raise CheckpointError(
+            f"{target} computes other logits than the source (by {difference:.2e})",
+            "this is a bug of glm3: please report it; nothing was kept",
+        )
+    return difference
+
+
 def is_small(source: StoredSource) -> bool:
-    """Whether computing the logits takes no time worth speaking of."""
+    """Says whether a model is so small that computing its logits takes about a second at most."""
     return source.model.num_parameters <= _MOST_PARAMETERS
 
 
 def logits_difference(source: StoredSource, adapter: Adapter, written: StoredSource) -> float:
-    """The largest difference between the two models' logits on a fixed prompt, in fp32.
+    """Returns the largest absolute difference between two models' logits on a fixed prompt.
 
-    It is 0 unless the type of the weights was changed, which rounds them (or an adapter was
-    merged, whose sum is rounded to the type of the weights).
+    Both are computed in fp32 by the same operations. So the difference is 0 unless the type of the
+    weights was changed, which rounds them, or an adapter was merged, whose sum with the weights is
+    rounded to their type.
+
+    Args:
+        source: The weights that were converted.
+        adapter: The adapter that was merged into them.
+        written: The new weights.
     """
 
     def adapted(weight: Weight, layer: int | None) -> Tensor:
@@ -39,6 +123,11 @@ def logits_difference(source: StoredSource, adapter: Adapter, written: StoredSou
 
 
 def _logits(model: ModelConfig, read: Callable[[Weight, int | None], Tensor]) -> Tensor:
-    prompt = torch.arange(_PROMPT_LENGTH) * _STEP % model.padded_vocab_size
-    logits = plain_logits(model, lambda name, layer: read(_BY_NAME[name], layer), prompt)
+    """Returns the logits on the fixed prompt, [tokens, vocabulary] in fp32, with 0 for NaN."""
+    logits = plain_logits(model, lambda name, layer: read(_BY_NAME[name], layer), _prompt(model))
     return logits.nan_to_num()
+
+
+def _prompt(model: ModelConfig) -> Tensor:
+    """Returns the token ids of the fixed prompt, [tokens]."""
+    return torch.arange(_PROMPT_LENGTH) * _STEP % model.padded_vocab_size

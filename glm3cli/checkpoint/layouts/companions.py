@@ -1,19 +1,25 @@
-"""The small files that make a folder of weights a usable model: config, tokenizer, remote code."""
+"""The small files beside the weights, which make a folder a usable model: config, tokenizer, code.
+
+A folder in the chatglm layout has the files of the original remote code, which are copied. A folder
+in the glm layout has files of its own, which are made from the model's shape and its tokenizer:
+with them transformers needs no remote code. Per-rank files and `dist` get the chatglm files.
+"""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-from glm3cli.checkpoint.layouts.glm_folder import write_glm_files
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.model import ModelConfig, is_glm
+from glm3cli.data.tokens.fast_tokenizer import to_fast, to_fast_config
+from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
 from glm3cli.errors import CheckpointError
 
-TOKENIZER = "tokenizer.model"
 COMPANIONS = (
-    TOKENIZER,
+    FILE_NAME,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "tokenization_chatglm.py",
@@ -22,32 +28,38 @@ COMPANIONS = (
     "quantization.py",
     "generation_config.json",
 )
+# A reply also ends where somebody else's turn begins.
+_ENDS = ("<|user|>", "<|observation|>")
+_log = logging.getLogger(__name__)
 
 
 def copy_companions(
     source: Path, target: Path, model: ModelConfig, layout: Layout = "chatglm"
 ) -> None:
-    """Copies what a MODEL needs beside its weights into `target`, byte by byte.
+    """Puts the files that a model needs beside its weights into `target`.
 
-    A `glm` folder has files of its own, which are made from the model and its tokenizer. Going from
-    there to another layout, only the tokenizer.model is copied: the rest is for transformers.
+    For the glm layout they are made; for the others they are copied byte by byte. From a glm folder
+    to another layout only tokenizer.model is copied: the rest is for transformers.
 
     config.json is rewritten only where it describes another model than `model` (after a cast, for
     instance), and made from `model` where there is none.
 
     Args:
-        source: A MODEL, or another folder with such files.
+        source: A model in any layout, or another folder with such files.
         target: The folder to complete.
-        model: The model whose weights lie in `target`.
+        model: The shape of the model whose weights lie in `target`.
         layout: The layout of these weights.
+
+    Raises:
+        DataError: The layout is glm, and transformers can't do what the tokenizer does.
     """
     if layout == "glm":
-        write_glm_files(target, model, find_companion(source, TOKENIZER))
+        _write_glm_files(target, model, find_companion(source, FILE_NAME))
         return
     places = _places(source)
     config = _find(places, "config.json")
     is_other = config is not None and is_glm(config)
-    for name in (TOKENIZER,) if is_other else COMPANIONS:
+    for name in (FILE_NAME,) if is_other else COMPANIONS:
         found = _find(places, name)
         if found is not None:
             shutil.copyfile(found, target / name)
@@ -56,18 +68,55 @@ def copy_companions(
     if config is not None and ModelConfig.from_file(config) == model:
         shutil.copyfile(config, target / "config.json")
         return
-    values = model.to_hf() if config is None else _updated(config, model)
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    (target / "config.json").write_text(text, encoding="utf-8")
+    _write(target / "config.json", model.to_hf() if config is None else _updated(config, model))
 
 
 def find_companion(source: Path, name: str) -> Path | None:
-    """Where a MODEL, or another folder with such files, has the file `name`."""
+    """Returns the path of the file `name` of a model, or of another folder with such files.
+
+    Args:
+        source: A model in any layout, or another folder.
+        name: The file's name, such as tokenizer.model.
+
+    Returns:
+        The path, or None if there is no such file.
+    """
     return _find(_places(source), name)
 
 
+def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Returns the ids that end and pad a reply, under their names in transformers' config files.
+
+    Args:
+        tokenizer: The model's tokenizer; without one only the ids that ChatGLM3 fixes are known.
+    """
+    ends = [] if tokenizer is None else [tokenizer.special(name) for name in _ENDS]
+    return {"eos_token_id": [Tokenizer.eos_id, *ends], "pad_token_id": Tokenizer.pad_id}
+
+
+def _write_glm_files(folder: Path, model: ModelConfig, tokenizer_file: Path | None) -> None:
+    """Writes what transformers' GlmForCausalLM needs: config, generation config and tokenizer.
+
+    tokenizer.model is copied as well, which glm3 itself reads.
+    """
+    tokenizer = None
+    if tokenizer_file is None:
+        _log.warning("there is no %s, so the new folder has no tokenizer", FILE_NAME)
+    else:
+        tokenizer = Tokenizer.load(tokenizer_file)
+        _write(folder / "tokenizer.json", to_fast(tokenizer))
+        _write(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
+        shutil.copyfile(tokenizer_file, folder / FILE_NAME)
+    stops = stop_tokens(tokenizer)
+    _write(folder / "config.json", model.to_glm() | stops)
+    _write(folder / "generation_config.json", stops)
+
+
 def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
-    """A config.json with what `model` has differently; all else, such as auto_map, stays."""
+    """Returns a config.json's content with the values that `model` has differently.
+
+    Everything else in it, such as auto_map, stays.
+    """
     raw: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     new, old = model.to_hf(), ModelConfig.from_file(config).to_hf()
     changes = {name: value for name, value in new.items() if value != old[name]}
@@ -77,7 +126,7 @@ def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
 
 
 def _places(source: Path) -> list[Path]:
-    """The folder itself, and the parts of the MODEL in it where the files may lie."""
+    """Returns the folders in which the files of a model may lie, the given one first."""
     try:
         location = locate(source)
     except CheckpointError:
@@ -87,4 +136,11 @@ def _places(source: Path) -> list[Path]:
 
 
 def _find(places: list[Path], name: str) -> Path | None:
+    """Returns the path of the first file of this name in the folders, or None."""
     return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file as transformers formats them."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
