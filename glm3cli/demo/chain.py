@@ -118,7 +118,8 @@ class Chain:
         return f"{tokenizer.vocab_size} tokens; {len(texts)} paragraphs decode to themselves", same
 
     def _model(self) -> tuple[str, bool]:
-        from glm3cli.checkpoint.random import RandomSource, write_random_model
+        from glm3cli.checkpoint.convert.random_model import write_random_model
+        from glm3cli.checkpoint.random import RandomSource
 
         source = RandomSource(content.MODEL, seed=1, std=content.INIT_METHOD_STD)
         write_random_model(self.folder / "hf", source, self.folder / "tokenizer")

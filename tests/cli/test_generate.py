@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from glm3cli.checkpoint.convert.random_model import write_random_model
 from glm3cli.checkpoint.layouts.opening import open_source
-from glm3cli.checkpoint.random import RandomSource, write_random_model
+from glm3cli.checkpoint.random import RandomSource
 from glm3cli.data.tokens.chat import Message, Role, build_prompt, parse_reply
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content

@@ -45,7 +45,8 @@ class Ended:
 
 def make_project(folder: Path) -> Project:
     """Makes all files of a project in `folder`."""
-    from glm3cli.checkpoint.random import RandomSource, write_random_model
+    from glm3cli.checkpoint.convert.random_model import write_random_model
+    from glm3cli.checkpoint.random import RandomSource
     from glm3cli.config.preprocess import PreprocessConfig
     from glm3cli.data.preprocess.run import preprocess
     from glm3cli.demo import content
