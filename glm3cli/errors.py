@@ -1,12 +1,18 @@
-"""The errors that a user can cause, each with its exit code.
+"""The errors that a user can cause or mend, each with the exit code of the program.
 
-Only `cli.app.main` catches them. Anything else that escapes is a bug of ours and keeps its
-traceback (exit code 1).
+`cli.app.main` catches them and prints message and hint as two sentences. Any other exception that
+reaches it is a bug of ours, and ends the program with its traceback (exit code 1).
 """
 
 
 class Glm3Error(Exception):
-    """A user's error: `message` has the value and the rule, `hint` the way out."""
+    """The base of all errors that are reported to a user.
+
+    Attributes:
+        exit_code: The program's exit code after such an error.
+        message: What is wrong: the value and the rule that it breaks.
+        hint: What the user can do about it; may be empty.
+    """
 
     exit_code = 2
 
@@ -16,30 +22,30 @@ class Glm3Error(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type["Glm3Error"], tuple[str, str]]:
-        """So that it also reaches another process whole."""
+        """Pickles message and hint, so that the error reaches another process unchanged."""
         return type(self), (self.message, self.hint)
 
 
 class ConfigError(Glm3Error):
-    """Wrong usage, option or configuration file."""
+    """A command, option or configuration file is wrong."""
 
     exit_code = 2
 
 
 class CheckpointError(Glm3Error):
-    """A model folder that is missing, damaged, or of another kind."""
+    """A model folder is missing, damaged, or holds another kind of model."""
 
     exit_code = 3
 
 
 class DataError(Glm3Error):
-    """Training, prompt or benchmark data that is missing or wrong."""
+    """Data for training, prompts or benchmarks is missing or wrong."""
 
     exit_code = 3
 
 
 class DeviceError(Glm3Error):
-    """An accelerator, driver, or launch that doesn't work."""
+    """An accelerator, a driver, or the start of the ranks doesn't work."""
 
     exit_code = 4
 

@@ -1,4 +1,8 @@
-"""`glm3 doctor`: what is here, what will be used, and what doesn't fit together."""
+"""`glm3 doctor`: shows hardware, drivers, versions and settings, and what doesn't fit together.
+
+`device.doctor` finds all of this out; this module prints it. The exit code is 4 if something is
+wrong.
+"""
 
 import json
 import sys
@@ -13,7 +17,7 @@ _STYLES = {"ok": "green", "absent": "dim", "untried": "yellow", "wrong": "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to `app`."""
+    """Adds the command `doctor` to `app`."""
 
     @command(app, DoctorConfig, "doctor")
     def doctor(config: DoctorConfig) -> None:

@@ -1,9 +1,11 @@
 """Turns a config class into a command's options, so that every option is written once.
 
-Also the `--config` file: it becomes the command's defaults, below the flags.
+Every command also has `--config FILE`, a YAML file whose values become the command's defaults:
+flags win over them.
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,14 +18,24 @@ from glm3cli.errors import ConfigError
 
 Config = TypeVar("Config", bound=Settings)
 
+_INDENT = " " * 4  # of code, in a help text
+# What rich's markup, in which typer shows texts, would take for a tag: the [eval] of glm3[eval].
+_TAG = re.compile(r"\[(?=[a-z#/@])")
+
 
 def command(
-    app: typer.Typer, config: type[Config], name: str, **extra: Any
+    app: typer.Typer, config: type[Config], name: str, *, epilog: str | None = None
 ) -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
-    """Registers `function(config)` on `app` as the command `name`.
+    """Returns a decorator that registers `function(config)` on `app` as the command `name`.
 
-    The command's parameters are the fields of `config` and `--config FILE`; the function gets the
-    checked config. Its docstring is the help text.
+    The command's parameters are the fields of `config` and `--config FILE`; the function is called
+    with the checked config. Its docstring is the first part of the help text.
+
+    Args:
+        app: The program or group that gets the command.
+        config: The class of the command's options.
+        name: The word that a user types for the command.
+        epilog: Prose with which `--help` ends, as `flowing` takes it.
     """
 
     def register(function: Callable[[Config], None]) -> Callable[[Config], None]:
@@ -38,14 +50,32 @@ def command(
         parameters = [_parameter(config, key) for key in config.model_fields]
         run.__signature__ = inspect.Signature([*parameters, _config_file()])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [*parameters, _config_file()]}
-        run.__doc__ = function.__doc__
-        app.command(name, **extra)(run)
+        run.__doc__ = _TAG.sub(r"\\[", function.__doc__ or "")
+        app.command(name, epilog=flowing(epilog) if epilog else None)(run)
         return function
 
     return register
 
 
+def flowing(text: str) -> str:
+    """Prepares prose for the end of a help text, where the terminal breaks the lines.
+
+    The lines of a paragraph become one line. A line that begins with `- ` begins a new one, and
+    lines that are indented by four spaces or more, such as code, stay as they are. Square brackets
+    are shown as they are.
+    """
+    lines: list[str] = []
+    for line in inspect.cleandoc(text).splitlines():
+        goes_on = bool(lines and lines[-1]) and not lines[-1].startswith(_INDENT)
+        if goes_on and line and not line.startswith((_INDENT, "- ")):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return _TAG.sub(r"\\[", "\n".join(lines))
+
+
 def _parameter(config: type[Settings], key: str) -> inspect.Parameter:
+    """Builds the parameter of a command's function that becomes the option of the field `key`."""
     field = config.model_fields[key]
     flag = config.flag_of(key)
     # A missing option is reported by the config, together with everything else that is wrong.
@@ -72,6 +102,7 @@ def _parameter(config: type[Settings], key: str) -> inspect.Parameter:
 
 
 def _spellings(field: FieldInfo, flag: Flag) -> list[str]:
+    """Returns all spellings of an option, its own name first."""
     name = "--" + str(flag.name).replace("_", "-")
     if field.annotation is bool:
         return [f"{name}/--no-{name.removeprefix('--')}", *flag.aliases]
@@ -79,6 +110,7 @@ def _spellings(field: FieldInfo, flag: Flag) -> list[str]:
 
 
 def _config_file() -> inspect.Parameter:
+    """Builds the parameter for `--config FILE`."""
     option = typer.Option(
         "--config",
         help="YAML file with options as keys; flags win over it.",
@@ -95,10 +127,12 @@ def _config_file() -> inspect.Parameter:
 
 
 def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes the keys of a YAML file the command's defaults.
+    """Makes the values of a YAML file the defaults of the command's options.
+
+    A list option may have one value. A key without a value leaves the option's own default.
 
     Raises:
-        ConfigError: The file isn't there, isn't a YAML mapping, or has an unknown key.
+        ConfigError: The file can't be read, isn't a YAML mapping, or has an unknown key.
     """
     if path is None or context.resilient_parsing:
         return path

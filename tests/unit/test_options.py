@@ -8,7 +8,7 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner
 
-from glm3cli.cli.options import command
+from glm3cli.cli.options import command, flowing
 from glm3cli.config.base import Flag, Settings
 from glm3cli.errors import ConfigError
 
@@ -193,3 +193,42 @@ def test_help_lists_names_texts_and_defaults():
         "--config",
     ):
         assert expected in help_text
+
+
+EPILOG = """
+    A paragraph of two lines, which
+    the terminal breaks. See glm3[eval] and [mine].
+
+    - an item that
+      goes on
+    - another
+
+        code --option
+            is as it is
+    """
+
+
+def test_a_help_text_ends_with_the_epilog():
+    app = typer.Typer()
+
+    @command(app, Example, "run", epilog=EPILOG)
+    def run(config: Example) -> None:
+        """Does it (pip install 'glm3[eval]')."""
+
+    help_text = runner.invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    assert "pip install 'glm3[eval]'" in help_text
+    options, epilog = help_text.rsplit("╯", 1)
+    assert "--config" in options
+    lines = [line.rstrip()[1:] for line in epilog.strip("\n").splitlines()]
+    assert [line for line in lines if line] == [
+        "A paragraph of two lines, which the terminal breaks. See glm3[eval] and [mine].",
+        "- an item that goes on",
+        "- another",
+        "    code --option",
+        "        is as it is",
+    ]
+
+
+def test_prose_flows_and_code_stays():
+    assert flowing("a\nb\n\n    c\n    d\ne\nf") == "a b\n\n    c\n    d\ne f"
+    assert flowing("see:\n- a\n- b\n  c\n") == "see:\n- a\n- b c"
