@@ -1,9 +1,9 @@
-"""What autograd keeps of a layer on one rank, tensor by tensor, from shapes alone.
+"""The tensors of a layer that autograd saves for the backward pass, from shapes alone.
 
-Korthikanti et al. 2022 ("Reducing activation recomputation in large transformer models") do the sum
-for GPT-3. Adapt these tables when the model's operations change: tests/distributed/test_memory.py
-compares them with what a CPU really holds, and tests/unit/test_memory_of_kernels.py with what the
-operators of a chip return.
+Korthikanti et al. 2022 ("Reducing activation recomputation in large transformer models") do the
+same sum for GPT-3. Adapt these tables when the model's operations change:
+tests/distributed/test_memory.py compares them with what a CPU really holds, and
+tests/unit/test_memory_of_kernels.py with what the operators of a chip return.
 """
 
 from dataclasses import dataclass
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of the tensors that the tables below are made of, on one rank.
+    """Sizes of the tensors that the tables of this module are made of, on one rank.
 
     Attributes:
-        tokens: Of a micro-batch on this rank.
-        hidden: Of one tensor of the residual stream, [s, b, h]; sequence parallelism cuts it.
-        whole: The same not cut by tensor parallelism.
-        gathered: Buffer for inputs that sequence parallel layers gather.
-        norm: What an RMSNorm keeps beside its output: its input or copies, and 1/rms in fp32.
+        tokens: Number of tokens of a micro-batch; context parallelism shares them out.
+        element: Bytes of one number of an activation.
+        shards: Number of ranks that share the residual stream by sequence parallelism.
+        hidden: Bytes of one tensor of the residual stream, [s, b, h]; sequence parallelism cuts
+            it.
+        whole: Bytes of the same tensor before sequence parallelism cuts it.
+        gathered: Bytes of the buffer in which sequence parallel layers gather their inputs.
+        norm: Bytes that an RMSNorm saves beside its output: its input, or fp32 copies of it, and
+            1 / rms in fp32.
     """
 
     tokens: float
     element: int
     shards: int
-
     hidden: float
     whole: float
     gathered: float
@@ -39,7 +42,13 @@ class Sizes:
 
     @classmethod
     def of(cls, config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward") -> "Sizes":
-        """With kernels that keep what is told."""
+        """Computes the sizes.
+
+        Args:
+            config: The parallel sizes, the batch, and the number type.
+            model: The model's shape.
+            kernels: What the device's kernels save for the backward pass.
+        """
         tokens = config.micro_batch_size * config.seq_length / config.cp
         shards = config.tp if config.sequence_parallel else 1
         element = DTYPE_BYTES[config.dtype]
@@ -59,7 +68,15 @@ class Sizes:
 def saved_by_layer(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward"
 ) -> dict[str, float]:
-    """Bytes of one layer and micro-batch, with kernels that keep what is told."""
+    """Returns the bytes that one layer saves for the backward pass of a micro-batch, by tensor.
+
+    Args:
+        config: The parallel sizes, the batch, the number type, and `recompute` where it is
+            `selective`; layers that are recomputed as a whole save their input only and don't
+            need this table.
+        model: The model's shape.
+        kernels: What the device's kernels save.
+    """
     sizes = Sizes.of(config, model, kernels)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     return {
@@ -74,6 +91,7 @@ def saved_by_layer(
 def _saved_by_attention(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward"
 ) -> dict[str, float]:
+    """Returns the part of `saved_by_layer` that belongs to attention."""
     sizes, tp, cp = Sizes.of(config, model, kernels), config.tp, config.cp
     each = sizes.tokens * sizes.element
     query, kv = model.query_size / tp, max(model.kv_size / tp, model.kv_channels)
@@ -81,7 +99,7 @@ def _saved_by_attention(
     few_groups = tp > model.num_query_groups
     qkv = model.query_size + 2 * model.kv_size if few_groups else query + 2 * kv
     if config.recompute == "selective":
-        # A fused attention keeps nothing large in between: what goes in and comes out stays.
+        # Fused attention saves nothing large in between: its input and output remain.
         return {"qkv output": each * qkv, "queries": each * query, "context": each * query}
     # A context parallel rank has one group at least, of all positions.
     shared = each * max(kv, cp * model.kv_channels) if cp > 1 else each * kv
@@ -94,5 +112,5 @@ def _saved_by_attention(
     if cp > 1:
         return {**saved, "exchanged values": shared, "exchanged context": each * query}
     if kernels.copies_values:
-        return {**saved, "values": shared}  # in the layout that the operator takes
+        return {**saved, "values": shared}  # in the order of dimensions that the operator takes
     return {**saved, "qkv output": each * qkv}  # values are a view of it

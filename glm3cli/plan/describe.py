@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would be, from shapes alone."""
+"""The plan of a run as text, from shapes alone: sizes, memory of each stage, and what fits."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.plan.fit import saved_by_kernels, shortage, way_out
 from glm3cli.plan.memory import memory_of_stage
+from glm3cli.plan.parameters import parameters_of_model
 from glm3cli.plan.search import fits, peak_of, search, table
 
 if TYPE_CHECKING:
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def describe(config: TrainConfig, model: ModelConfig) -> str:
-    """The resolved plan as lines of text.
+    """Describes a run: its model, ranks, batch, length, the memory of each stage, a checkpoint.
+
+    Returns:
+        Lines of text for `--dry-run`.
 
     Raises:
         ConfigError: The chip is not known.
@@ -36,6 +40,7 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
 def _stage(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> str:
+    """Returns the line of text with the memory of one pipeline stage, part by part."""
     memory = memory_of_stage(config, model, kernels, pp_rank)
     parts = {
         "weights": memory.weights,
@@ -45,12 +50,16 @@ def _stage(
         "backward pass": memory.work + memory.buffers,
         "optimizer step": memory.step,
     }
-    told = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
-    return f"stage {pp_rank}: {told}; peak {memory.peak / 2**30:.2f} GiB in the {memory.at_peak}"
+    listed = ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts.items())
+    return f"stage {pp_rank}: {listed}; peak {memory.peak / 2**30:.2f} GiB in the {memory.at_peak}"
 
 
 def advise(config: TrainConfig, model: ModelConfig) -> str:
-    """Whether the run fits into the device that is planned for, and which layouts do.
+    """Says whether a run fits into the device that is planned for, and lists the plans that do.
+
+    Returns:
+        Lines of text for `--dry-run`: a sentence if the run doesn't fit, then the table of the
+        fastest parallel plans.
 
     Raises:
         ConfigError: The chip is not known.
@@ -69,5 +78,9 @@ def advise(config: TrainConfig, model: ModelConfig) -> str:
 
 
 def checkpoint_bytes(config: TrainConfig, model: ModelConfig) -> int:
-    """Bytes of one checkpoint: weights, and in fp32 their copies and two moments."""
-    return model.num_parameters * (DTYPE_BYTES[config.dtype] + 12)
+    """Returns the bytes of one checkpoint of a run.
+
+    It holds all weights, and for each trained one an fp32 copy and two fp32 moments.
+    """
+    counts = parameters_of_model(config, model)
+    return counts.total * DTYPE_BYTES[config.dtype] + counts.trained * 12

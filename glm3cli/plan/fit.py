@@ -1,4 +1,7 @@
-"""Whether a run fits into its devices, and what would; said before the model is built."""
+"""Checks that a run fits into its devices before the model is built, and names a plan that would.
+
+A plan fits if its predicted peak leaves a tenth of the memory free (plan/memory.py: HEADROOM).
+"""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def saved_by_kernels(config: TrainConfig) -> "SavedForBackward":
-    """What the kernels keep of the device that is planned for: --chip's, or the one here.
+    """Returns what kernels save for the backward pass on the device that is planned for.
+
+    That device is --chip's in a dry run that plans for a chip or a memory size, and else the
+    device that the run would start on.
 
     Raises:
         ConfigError: The chip is not known.
@@ -27,10 +33,10 @@ def saved_by_kernels(config: TrainConfig) -> "SavedForBackward":
 
 
 def check_memory(config: TrainConfig, model: ModelConfig) -> None:
-    """Checks that the run fits into --device-memory, where that is given.
+    """Checks that a run fits into --device-memory, if that is given.
 
     Raises:
-        ConfigError: It doesn't; with a layout that does.
+        ConfigError: It doesn't; the hint has a parallel plan that fits.
     """
     memory = config.device_bytes
     if memory is None:
@@ -44,13 +50,19 @@ def check_memory(config: TrainConfig, model: ModelConfig) -> None:
 def check_device(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
 ) -> str | None:
-    """Checks that the run fits into the device that is here, unless --device-memory is given.
+    """Checks that a run fits into the device that is here, unless --device-memory is given.
+
+    Args:
+        config: The run's settings.
+        model: The model's shape.
+        kernels: What the device's kernels save for the backward pass.
+        memory: The device's memory, in bytes.
 
     Returns:
-        A warning, where little or nothing of the device would stay free.
+        A warning if the run fits but leaves less than the headroom free, else None.
 
     Raises:
-        ConfigError: The run can't fit; with a layout that does.
+        ConfigError: The run needs more than the memory; the hint has a parallel plan that fits.
     """
     if config.device_bytes is not None or fits(peak_of(config, model, kernels), memory):
         return None
@@ -67,7 +79,7 @@ def check_device(
 def shortage(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
 ) -> str:
-    """Says that the run doesn't fit, and by how much."""
+    """Returns the sentence that a run needs more than a device with `memory` bytes can give."""
     peak = peak_of(config, model, kernels)
     return (
         f"{flags(config)} needs {gib(peak)} of a device, more than {1 - HEADROOM:.0%} of its "
@@ -78,7 +90,11 @@ def shortage(
 def way_out(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
 ) -> str:
-    """Names the nearest layout that fits: the same one recomputing more, or else the fastest."""
+    """Returns the advice to use the nearest parallel plan that fits into `memory` bytes.
+
+    That is the same plan with more layers recomputed, or else the fastest one that fits; if none
+    does, the advice says by how much the smallest misses.
+    """
     from glm3cli.device.catalog import find_chip
 
     same = least_recomputing(config, model, kernels, memory)

@@ -1,11 +1,12 @@
-"""Memory of a training step on one rank, from shapes alone; imports nothing heavy.
+"""The memory of a training step on one rank, predicted from shapes; imports nothing heavy.
 
-Weights, gradients, and optimizer state are exact. Activations are what autograd really keeps of
-our model (plan/activations.py). tests/distributed/test_memory.py compares all of it with measured
-peaks.
+Weights, gradients, and optimizer state are exact. Activations are the tensors that autograd really
+saves in our model, which plan/activations.py lists. tests/distributed/test_memory.py compares the
+whole prediction with measured peaks.
 
-Not counted: the driver, buffers of the communication library, and the allocator's fragmentation
-(`HEADROOM`), and the mask that keeps packed samples apart where no kernel does.
+The prediction leaves out the driver, buffers of the communication library, and the allocator's
+fragmentation, for which `HEADROOM` stays free, and the mask that keeps packed samples apart on
+devices whose kernels need one.
 """
 
 from dataclasses import dataclass
@@ -14,23 +15,27 @@ from typing import TYPE_CHECKING
 from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.plan.activations import Sizes, saved_by_layer
+from glm3cli.plan.parameters import parameters_of_rank
 
 if TYPE_CHECKING:
     from glm3cli.device.kernels import SavedForBackward
 
-# Share of a device's memory that a plan leaves free, for what isn't counted.
+# Share of a device's memory that a plan leaves free for what isn't counted.
 HEADROOM = 0.1
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Bytes on each rank of one pipeline stage.
+    """The memory of each rank of one pipeline stage, in bytes.
 
     Attributes:
-        buffers: Kept by tensor parallel layers for gathered inputs.
-        activations: Kept for the backward pass, of all micro-batches in flight.
-        work: The most that a backward pass or the loss holds beside these.
-        step: What the optimizer step holds beside weights, gradients, and its state.
+        weights: The weights in the type that is trained in.
+        gradients: The fp32 gradients of the trained weights.
+        optimizer: The optimizer's moments, and the fp32 copies of 16-bit weights.
+        buffers: The buffer that tensor parallel layers keep for inputs that they gather.
+        activations: What is saved for the backward pass, of all micro-batches in flight.
+        work: The most that a backward pass or the loss holds beside the other parts.
+        step: What the optimizer step holds beside weights, gradients, and optimizer state.
     """
 
     weights: int
@@ -43,49 +48,44 @@ class StageMemory:
 
     @property
     def persistent(self) -> int:
-        """What stays from step to step."""
+        """The bytes that stay allocated from step to step."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def peak(self) -> int:
-        """The most at any time: when a backward pass begins, or in the optimizer step."""
+        """The most bytes at any time: when a backward pass begins, or in the optimizer step."""
         return self.persistent + max(self.activations + self.work, self.step)
 
     @property
     def at_peak(self) -> str:
-        """What runs when the peak is reached."""
+        """The part of the step in which the peak is reached, in words."""
         return "optimizer step" if self.step > self.activations + self.work else "backward pass"
-
-
-def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
-    """Weights on one tensor parallel rank of stage `pp_rank`."""
-    h, tp = model.hidden_size, config.tp
-    rows = (model.query_size + 2 * model.kv_size) // tp
-    layer = 2 * h + rows * (h + 1) + (model.query_size * h + 3 * model.ffn_hidden_size * h) // tp
-    chunks = range(config.vpp)
-    layers = sum(len(config.layers_of(model.num_layers, pp_rank, chunk)) for chunk in chunks)
-    vocab = model.padded_vocab_size * h // tp
-    first, last = pp_rank == 0, pp_rank == config.pp - 1
-    return layers * layer + first * vocab + last * (vocab + h)
 
 
 def memory_of_stage(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> StageMemory:
-    """What each rank of stage `pp_rank` holds at its peak, with kernels that keep what is told.
+    """Predicts the memory of each rank of a pipeline stage.
 
     Gradients are fp32. The optimizer holds two fp32 moments, and an fp32 copy of 16-bit weights;
-    the distributed optimizer shares them out over the data and context parallel ranks.
+    the distributed optimizer shares them out over the data and context parallel ranks. Weights
+    that aren't trained have none of these.
+
+    Args:
+        config: The parallel sizes, the batch, and what is recomputed.
+        model: The model's shape.
+        kernels: What the device's kernels save for the backward pass.
+        pp_rank: The stage's rank in the pipeline.
     """
-    count = parameters_of_rank(config, model, pp_rank)
+    counts = parameters_of_rank(config, model, pp_rank)
     ranks = config.dp * config.cp if config.distributed_optimizer else 1
-    owned = count // ranks
-    # The distributed optimizer keeps fp32 weights in place: it has no second copy of them.
+    owned = counts.trained // ranks
+    # In fp32 the optimizer updates the weights themselves and has no second copy of them.
     copy = 0 if config.dtype == "fp32" else 4
     sizes = Sizes.of(config, model, kernels)
     return StageMemory(
-        weights=count * DTYPE_BYTES[config.dtype],
-        gradients=count * 4,
+        weights=counts.total * DTYPE_BYTES[config.dtype],
+        gradients=counts.trained * 4,
         optimizer=owned * (8 + copy),
         buffers=int(sizes.gathered),
         activations=int(
@@ -98,13 +98,14 @@ def memory_of_stage(
 
 
 def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
+    """Returns the number of layers of one chunk of a stage; all its chunks have as many."""
     return len(config.layers_of(model.num_layers, pp_rank))
 
 
 def _saved_by_chunk(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> float:
-    """Bytes kept of one micro-batch in one model chunk."""
+    """Returns the bytes that one model chunk saves of one micro-batch."""
     sizes = Sizes.of(config, model, kernels)
     layers = _layers_of_chunk(config, model, pp_rank)
     layer = sum(saved_by_layer(config, model, kernels).values())
@@ -116,15 +117,15 @@ def _saved_by_chunk(
         else:
             saved = -(-layers // group) * sizes.hidden
     if config.pp > 1:
-        # What was sent (some devices must keep it until it has gone), and what was received, where
-        # the first norm keeps copies of it instead.
+        # The tensor that was sent to the next stage (some devices hold it until it has gone), and
+        # the one that was received, unless the first norm saves copies instead of it.
         copied = kernels.norm_copies > 0 and config.dtype != "fp32"
         saved += sizes.hidden * (2 if copied else 1)
     return saved
 
 
 def _in_flight(config: TrainConfig, pp_rank: int) -> int:
-    """Most micro-batches, counted per chunk, between their forward and backward pass.
+    """Returns the most micro-batches, counted per chunk, between forward and backward pass.
 
     1F1B's warm-up and one more (Narayanan et al. 2021, "Efficient large-scale language model
     training on GPU clusters"); megatron-core, schedules.py: get_pp_rank_microbatches.
@@ -139,7 +140,7 @@ def _in_flight(config: TrainConfig, pp_rank: int) -> int:
 def _work(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> float:
-    """Most bytes held for a moment beside what is kept for the backward pass."""
+    """Returns the most bytes that are held for a moment beside the saved activations."""
     layer = _work_of_layer(config, model, kernels, pp_rank)
     if pp_rank < config.pp - 1:
         return layer
@@ -149,27 +150,32 @@ def _work(
 def _work_of_layer(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> float:
-    """The backward pass of a stage's last layer, which finds all others' activations there."""
+    """Returns the bytes that the backward pass of a stage's last layer takes.
+
+    That layer's backward pass runs first, while the activations of all other layers are there.
+    """
     sizes, layers = Sizes.of(config, model, kernels), _layers_of_chunk(config, model, pp_rank)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
-    # Of the layer's output, of fc2's input (which is gone by then), and of fc1's output in pieces.
+    # The gradients of the layer's output, of fc2's input (which is gone by then), and of fc1's
+    # output in pieces.
     gradients = sizes.hidden + 3 * ffn
     if config.recompute != "full":
         return gradients
     group = min(config.recompute_num_layers, layers)
     if config.recompute_method == "block":
-        # The recomputed layers come first; when their turn is, the others have freed theirs.
+        # The recomputed layers are the stage's first; when their backward pass begins, the later
+        # layers have freed their activations.
         group = 1 if group == layers else 0
     return gradients + group * sum(saved_by_layer(config, model, kernels).values())
 
 
 def _work_of_loss(config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward") -> float:
-    """The last norm, the logits (fp32 for the loss), and their backward pass."""
+    """Returns the bytes of the last norm, the logits, the loss, and their backward pass."""
     sizes = Sizes.of(config, model, kernels)
     vocab = model.padded_vocab_size / config.tp
     logits = sizes.tokens * vocab * sizes.element
-    # Ours makes log-probabilities of fp32 logits; megatron-core's, over tensor parallel ranks,
-    # works in place of these. Those of 16 bits are copied to fp32 first.
+    # Our loss makes log-probabilities of fp32 logits; megatron-core's, over tensor parallel ranks,
+    # works in place of the logits. Both copy 16-bit logits to fp32 first.
     loss = sizes.tokens * vocab * 4 * ((config.tp == 1) + (config.dtype != "fp32")) + logits
     # Gradients of the output layer's weight and input; sequence parallelism scatters the latter.
     weight = vocab * model.hidden_size * sizes.element

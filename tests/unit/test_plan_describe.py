@@ -4,9 +4,13 @@ import pytest
 
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.training import TrainConfig
 from glm3cli.device import DEVICES
+from glm3cli.device.catalog import find_chip
 from glm3cli.plan.describe import checkpoint_bytes, describe
-from glm3cli.plan.memory import memory_of_stage, parameters_of_rank
+from glm3cli.plan.estimate import predict
+from glm3cli.plan.memory import memory_of_stage
+from glm3cli.plan.parameters import ParameterCounts, parameters_of_model, parameters_of_rank
 from glm3cli.train.flops import Utilisation, flops_per_token
 from tests.support.tiny import TINY, train_config
 
@@ -31,7 +35,7 @@ def test_stages_hold_the_whole_model_and_a_copy_of_the_norms_per_rank(model, tp,
     sizes = f"1,{model.num_layers - 3},2"
     options = {**stages, "layers_per_stage": sizes} if "layers_per_stage" in stages else stages
     config = train_config(tp=tp, **options)
-    held = sum(tp * parameters_of_rank(config, model, stage) for stage in range(config.pp))
+    held = sum(tp * parameters_of_rank(config, model, stage).total for stage in range(config.pp))
     norms = (2 * model.num_layers + 1) * model.hidden_size
     assert held == model.num_parameters + (tp - 1) * norms
 
@@ -43,7 +47,9 @@ def test_the_number_of_parameters_is_that_of_the_table_of_weights():
         for extent in weight.shape(SIX_B):
             size *= extent
         total += size
-    assert parameters_of_rank(train_config(), SIX_B, 0) == total == 6_243_584_000
+    config = train_config()
+    assert parameters_of_rank(config, SIX_B, 0).total == total == 6_243_584_000
+    assert parameters_of_model(config, SIX_B).total == SIX_B.num_parameters == total
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -53,7 +59,53 @@ def test_the_plan_of_a_rank_is_the_model_that_it_builds(stage):
     h, vocab = 64, 128 * 64 // 2
     layer = 2 * h + (64 + 2 * 16) // 2 * (h + 1) + 64 * h // 2 + 3 * 96 * h // 2
     extra = {0: vocab, 3: vocab + h}.get(stage, 0)
-    assert parameters_of_rank(config, TINY, stage) == layer + extra
+    assert parameters_of_rank(config, TINY, stage).total == layer + extra
+
+
+def in_closed_form(config: TrainConfig, model: ModelConfig, stage: int) -> int:
+    """Weights on a tensor parallel rank of a stage, from the sizes of the model."""
+    h, tp = model.hidden_size, config.tp
+    rows = (model.query_size + 2 * model.kv_size) // tp
+    layer = 2 * h + rows * (h + 1) + (model.query_size * h + 3 * model.ffn_hidden_size * h) // tp
+    chunks = range(config.vpp)
+    layers = sum(len(config.layers_of(model.num_layers, stage, chunk)) for chunk in chunks)
+    vocab = model.padded_vocab_size * h // tp
+    first, last = stage == 0, stage == config.pp - 1
+    return layers * layer + first * vocab + last * (vocab + h)
+
+
+@pytest.mark.parametrize("model", [SIX_B, TINY], ids=["6b", "tiny"])
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "stages",
+    [{}, {"pp": 2}, {"pp": 4}, {"pp": 2, "vpp": 2}, {"pp": 2, "layers_per_stage": "uneven"}],
+    ids=str,
+)
+def test_the_table_of_weights_gives_the_counts_of_the_closed_formula(model, tp, stages):
+    sizes = f"1,{model.num_layers - 1}"
+    options = {**stages, "layers_per_stage": sizes} if "layers_per_stage" in stages else stages
+    config = train_config(tp=tp, **options)
+    for stage in range(config.pp):
+        expected = in_closed_form(config, model, stage)
+        assert parameters_of_rank(config, model, stage) == ParameterCounts(expected, expected)
+
+
+def test_weights_that_are_not_trained_have_neither_gradients_nor_optimizer_state(monkeypatch):
+    config = train_config(pp=2, tp=2, nproc=8, dtype="bf16")
+    whole, size = memory_of_stage(config, TINY, CPU, 0), checkpoint_bytes(config, TINY)
+    time = predict(config, TINY, find_chip("910B"))
+    monkeypatch.setattr(TrainConfig, "trains", lambda _, weight: weight in ("mlp_up", "mlp_norm"))
+    part = memory_of_stage(config, TINY, CPU, 0)
+    # Two layers of the stage; fc1 is cut over two ranks, the norm is not.
+    trained = 2 * (2 * 96 * 64 // 2 + 64)
+    assert parameters_of_rank(config, TINY, 0).trained == trained
+    assert part.gradients == 4 * trained < whole.gradients
+    assert part.optimizer == 12 * trained // config.dp < whole.optimizer
+    assert part.step == 4 * trained // config.dp < whole.step
+    assert (part.weights, part.activations) == (whole.weights, whole.activations)
+    everywhere = 4 * (2 * 96 * 64 + 64)
+    assert checkpoint_bytes(config, TINY) == 2 * TINY.num_parameters + 12 * everywhere < size
+    assert predict(config, TINY, find_chip("910B")).seconds < time.seconds
 
 
 @pytest.mark.parametrize(
