@@ -10,8 +10,7 @@ import typer
 
 from glm3cli.cli.options import command
 from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
-from glm3cli.config.inference import InferenceConfig
-from glm3cli.parallel.launch import is_speaker, run_here
+from glm3cli.parallel.launch import is_speaker
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,39 +61,19 @@ def harness(config: HarnessConfig) -> None:
 
     glm3 eval harness --model MODEL --tasks gsm8k,boolq
     """
-    from glm3cli.evals.harness import check_installed, run_harness
+    from glm3cli.evals.harness import run_harness
 
-    check_installed()
-    _check_model(config)
-    if not run_here(config):
-        return
     found = run_harness(config, quiet=not (sys.stderr.isatty() and is_speaker()))
     if found is not None:
         result, table = found
         typer.echo(json.dumps(result, ensure_ascii=False) if config.as_json else table)
 
 
-def _check_model(config: InferenceConfig) -> None:
-    from glm3cli.checkpoint.layouts.opening import read_shape
-
-    config.check_world(config.world_size)
-    config.check_fits(read_shape(config.model))
-
-
 def _run(config: EvalConfig, suite: "Suite") -> None:
-    from glm3cli.evals.questions import read_subjects
-
-    subjects = read_subjects(
-        suite, config.data_dir, config.subject_names, config.shots, config.limit
-    )
-    _check_model(config)
-    if not run_here(config):
-        return
     from glm3cli.evals.runner import run_benchmark
 
-    with _reporter(sum(len(subject.questions) for subject in subjects)) as report:
-        result = run_benchmark(config, suite, subjects, report)
-    if not is_speaker():
+    result = run_benchmark(config, suite, _display)
+    if result is None or not is_speaker():
         return
     if config.as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
@@ -104,7 +83,7 @@ def _run(config: EvalConfig, suite: "Suite") -> None:
 
 
 @contextmanager
-def _reporter(total: int) -> "Iterator[Report]":
+def _display(total: int) -> "Iterator[Report]":
     """Shows progress on stderr: a bar on a terminal, otherwise a line per subject."""
     if not sys.stderr.isatty() or not is_speaker():
         yield _report_line

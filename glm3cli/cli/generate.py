@@ -1,13 +1,13 @@
 """`glm3 generate`: continue texts, or talk."""
 
 import json
+import os
+import sys
 
 import typer
 
-from glm3cli.checkpoint.layouts.opening import read_shape
 from glm3cli.cli.options import command
 from glm3cli.config.inference import GenerateConfig
-from glm3cli.parallel.launch import is_speaker, run_here
 
 
 def register(app: typer.Typer) -> None:
@@ -19,23 +19,49 @@ def register(app: typer.Typer) -> None:
 
         glm3 generate --model MODEL --prompt "What is a lake?" --greedy
         """
-        config.check_world(config.world_size)
-        config.check_fits(read_shape(config.model))
-        if not run_here(config):
-            return
-        from glm3cli.infer import generate as core
+        if config.chat:
+            _talk(config)
+        else:
+            _generate(config)
 
-        result = core.generate(config)
-        if result is None or not is_speaker():
-            return
-        if config.as_json:
-            typer.echo(json.dumps(result, ensure_ascii=False))
-            return
-        if not config.stream:
-            for item in result["results"]:
-                typer.echo(item["text"])
-        typer.echo(
-            f"first token {result['first_token_seconds']:.2f} s, "
-            f"{result['tokens_per_second']:.1f} tokens/s",
-            err=True,
-        )
+
+def _talk(config: GenerateConfig) -> None:
+    from glm3cli.infer.generate import talk
+
+    talk(config, _read_line, _write)
+
+
+def _read_line() -> str | None:
+    """Reads what the user types; None at the end of the input."""
+    try:
+        return input("you> " if os.isatty(0) else "").strip()
+    except EOFError:
+        return None
+
+
+def _write(text: str) -> None:
+    """Prints a piece of an answer at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _generate(config: GenerateConfig) -> None:
+    from glm3cli.infer.generate import generate
+    from glm3cli.parallel.launch import is_speaker
+
+    result = generate(config, _write if config.stream else None)
+    if result is None or not is_speaker():
+        return
+    if config.as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    if config.stream:
+        typer.echo()
+    else:
+        for item in result["results"]:
+            typer.echo(item["text"])
+    typer.echo(
+        f"first token {result['first_token_seconds']:.2f} s, "
+        f"{result['tokens_per_second']:.1f} tokens/s",
+        err=True,
+    )

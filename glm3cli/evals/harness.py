@@ -14,6 +14,8 @@ from glm3cli.errors import ConfigError
 from glm3cli.evals.results import PACKAGES
 from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
+from glm3cli.infer.opening import check_model
+from glm3cli.parallel.launch import run_here
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -52,7 +54,7 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
 
     Returns:
         On rank 0, the result and the table that lm-evaluation-harness makes of it; None on the
-        other ranks.
+        other ranks, and in a process that has only started the ranks.
 
     Raises:
         CheckpointError: The model can't be read.
@@ -60,15 +62,19 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
         DataError: The model has no tokenizer.
     """
     check_installed()
+    check_model(config)
+    if not run_here(config):
+        return None
     if quiet:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     manager = _find_tasks(config)
     from lm_eval.utils import make_table
 
-    from glm3cli.infer.load import open_engine
+    from glm3cli.infer.load import open_model
 
-    with open_engine(config) as (engine, tokenizer):
-        found = evaluate(engine, tokenizer, config, manager)
+    with open_model(config) as model:
+        engine = model.engine
+        found = evaluate(engine, model.tokenizer, config, manager)
         if engine.grid.rank != 0:
             return None
         assert found is not None  # lm-evaluation-harness reports on local rank 0

@@ -4,14 +4,15 @@
 has all answers so far (`Ledger`), and rank 0 appends them to the answer file (`resume`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glm3cli.config.evaluation import EvalConfig
 from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
-from glm3cli.evals.questions import Subject
+from glm3cli.evals.questions import read_subjects
 from glm3cli.evals.results import (
     PACKAGES,
     Answer,
@@ -27,6 +28,7 @@ from glm3cli.evals.resume import AnswerFile, Key, run_key
 from glm3cli.evals.suite import Suite
 from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
+from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -50,48 +52,64 @@ class Status:
 
 
 Report = Callable[[Status], None]
+# Opens the display of a run of so many questions, and gives what is called with its progress.
+Display = Callable[[int], AbstractContextManager[Report]]
+
+
+@contextmanager
+def no_display(_total: int) -> Iterator[Report]:
+    """The display of a run that nobody watches."""
+    yield lambda _status: None
 
 
 def run_benchmark(
-    config: EvalConfig, suite: Suite, subjects: Sequence[Subject], report: Report | None = None
-) -> EvalResult:
+    config: EvalConfig, suite: Suite, display: Display = no_display
+) -> EvalResult | None:
     """Runs `suite` on a model, and writes the result to `config.output` on rank 0.
 
     Args:
-        config: The model, the batch size, and the file for the result.
+        config: The model, the questions, the batch size, and the file for the result.
         suite: The benchmark.
-        subjects: The benchmark's questions, as `read_subjects` returns them.
-        report: Called on rank 0 after each round of batches.
+        display: Shows the progress; what it gives is called on rank 0 after each round of batches.
 
     Returns:
-        The result, on every rank.
+        The result, on every rank; None in a process that has only started the ranks.
 
     Raises:
         CheckpointError: The model can't be read, or its log-probabilities are NaN.
-        ConfigError: `--resume` finds the answers of another run.
-        DataError: The model has no tokenizer, or a letter isn't one token of it.
+        ConfigError: A setting doesn't fit, or `--resume` finds the answers of another run.
+        DataError: A file of questions is missing or wrong, the model has no tokenizer, or a letter
+            isn't one token of it.
     """
-    texts = (suite.prompt(q, one.shots) for one in subjects for q in one.questions)
+    subjects = read_subjects(
+        suite, config.data_dir, config.subject_names, config.shots, config.limit
+    )
+    model = open_here(config)
+    if model is None:
+        return None
+    texts = [suite.prompt(q, one.shots) for one in subjects for q in one.questions]
     answer_file = AnswerFile(config.output, run_key(config, suite.protocol, hash_texts(texts)))
-    known = answer_file.read() if config.resume else {}
-    from glm3cli.device import require_active
-    from glm3cli.infer.load import open_engine
-
-    with open_engine(config) as (engine, tokenizer):
+    with model:
+        known = answer_file.read() if config.resume else {}
+        engine, tokenizer = model.engine, model.tokenizer
         prompts = build_prompts(suite, subjects, tokenizer, engine.model.seq_length)
         ledger = Ledger(prompts)
-        if engine.grid.rank == 0:
-            ledger.answer_file, ledger.report = answer_file, report
-        answer_all(engine, tokenizer, suite, ledger, known, config.batch_size)
+        with display(len(texts)) as report:
+            if engine.grid.rank == 0:
+                ledger.answer_file, ledger.report = answer_file, report
+            answer_all(engine, tokenizer, suite, ledger, known, config.batch_size)
         result = build_result(config, suite, prompts, ledger.answers)
-        result["settings"] |= {
-            "device": require_active().name,
-            "world_size": engine.grid.world_size,
-        }
+        result["settings"] |= _where(engine)
         if engine.grid.rank == 0:
             write_json(config.output, result)
             answer_file.remove()
     return result
+
+
+def _where(engine: "Engine") -> dict[str, Any]:
+    from glm3cli.device import require_active
+
+    return {"device": require_active().name, "world_size": engine.grid.world_size}
 
 
 @dataclass

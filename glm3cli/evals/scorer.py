@@ -7,14 +7,13 @@ work between them.
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.spread import batches_by_length, spread
-from glm3cli.infer.engine import Engine
-from glm3cli.infer.generate import stop_ids
+from glm3cli.infer.engine import Engine, Request
+from glm3cli.infer.model import stop_ids
 from glm3cli.infer.sampling import Sampling
 
 # lm-evaluation-harness's own default for tasks that don't say how long an answer may be.
@@ -25,7 +24,7 @@ _ROLLING_BATCH_SIZE = 1
 Result = TypeVar("Result")
 
 
-class Request(Protocol):
+class HarnessRequest(Protocol):
     """One request, as lm-evaluation-harness passes it (its `Instance` fits).
 
     Attributes:
@@ -65,7 +64,7 @@ class Scorer:
         # that the model could take one more.)
         self._room = engine.model.seq_length - len(self._prefix)
 
-    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[HarnessRequest]) -> list[tuple[float, bool]]:
         """Returns, for each request, (log-probability, whether greedy decoding gives it).
 
         The log-probability is the sum over the continuation's tokens, in nats. A context that is
@@ -78,7 +77,7 @@ class Scorer:
         # An empty continuation follows with probability 1.
         return [found.get(i, (0.0, True)) for i in range(len(rows))]
 
-    def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[HarnessRequest]) -> list[float]:
         """Returns the log-probability of each request's whole text, in nats.
 
         A text that is longer than the model's sequences is scored in the windows of `windows`.
@@ -97,7 +96,7 @@ class Scorer:
             totals[owner] += score
         return totals
 
-    def generate_until(self, requests: Sequence[Request]) -> list[str]:
+    def generate_until(self, requests: Sequence[HarnessRequest]) -> list[str]:
         """Returns the generated continuation of each request's context.
 
         A continuation ends before the first stop string (`until`), at an end token, or after
@@ -141,21 +140,30 @@ class Scorer:
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
 
+        sampling, ends = sampling_of(options), stop_ids(self._tokenizer)
+
         def run(batch: list[int]) -> list[str]:
-            watch = StopWatch(self._tokenizer, stops, len(batch))
-            with suppress(AllStoppedError):
-                self._engine.generate(
-                    [prompts[i] for i in batch],
-                    sampling_of(options),
-                    max_new_tokens,
-                    stop_ids(self._tokenizer),
-                    # No two prompts of a run draw from the same generator.
-                    seed=batch[0] * self._batch_size,
-                    on_tokens=watch.push,
-                )
-            return watch.texts()
+            # No two prompts of a run draw from the same generator.
+            seed = batch[0] * self._batch_size
+            requests = [
+                Request(prompts[i], sampling, max_new_tokens, ends, seed + row)
+                for row, i in enumerate(batch)
+            ]
+            return self._watched(requests, stops)
 
         return self._run_all([len(prompt) for prompt in prompts], self._batch_size, run)
+
+    def _watched(self, requests: Sequence[Request], stops: Sequence[str]) -> list[str]:
+        """Generates side by side; each request ends where its text has a stop string."""
+        engine, watch = self._engine, StopWatch(self._tokenizer, stops, len(requests))
+        numbers = [engine.add(request) for request in requests]
+        while not engine.is_idle:
+            new = engine.step()
+            for row in watch.push([new.get(number) for number in numbers]):
+                engine.end(numbers[row])
+        for number in numbers:
+            del engine.results[number]
+        return watch.texts()
 
     def _run_all(
         self, lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], list[Result]]
@@ -210,10 +218,6 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
     )
 
 
-class AllStoppedError(Exception):
-    """Ends a generation early: every row of the batch has ended."""
-
-
 class StopWatch:
     """Decodes the tokens of a batch as they come, and watches for stop strings in the text.
 
@@ -226,12 +230,13 @@ class StopWatch:
         self._texts = [""] * num_rows
         self._open = set(range(num_rows))
 
-    def push(self, tokens: Sequence[int | None]) -> None:
+    def push(self, tokens: Sequence[int | None]) -> list[int]:
         """Takes the newest token id of each row; None stands for a row that has ended.
 
-        Raises:
-            AllStoppedError: Every row has ended, by a stop string or by None.
+        Returns:
+            The rows whose text has just come to a stop string.
         """
+        stopped = []
         for row in sorted(self._open):
             token = tokens[row]
             if token is None:
@@ -240,8 +245,8 @@ class StopWatch:
             self._texts[row] += self._decoders[row].push(token)
             if any(stop in self._texts[row] for stop in self._stops):
                 self._open.discard(row)
-        if not self._open:
-            raise AllStoppedError
+                stopped.append(row)
+        return stopped
 
     def texts(self) -> list[str]:
         """Returns each row's text up to its first stop string."""

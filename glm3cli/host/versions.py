@@ -3,7 +3,7 @@
 import functools
 from importlib.metadata import PackageNotFoundError, version
 
-from glm3cli import __version__
+from glm3cli.version import __version__
 
 
 def versions(*packages: str) -> dict[str, str]:

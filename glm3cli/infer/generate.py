@@ -1,26 +1,32 @@
-"""The generate command: prompts in, texts out."""
+"""The generate command: prompts in, texts out; or a conversation, turn by turn.
+
+Nothing here imports torch before the settings and the prompts are found to be right.
+"""
 
 import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from glm3cli.config.inference import GenerateConfig, SamplingOptions
-from glm3cli.data.tokens.chat import Message, build_prompt, parse_reply
-from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
-from glm3cli.infer.engine import Engine, Generation, Timing
-from glm3cli.infer.load import open_engine
-from glm3cli.infer.sampling import Sampling
+from glm3cli.infer.opening import open_here
+
+if TYPE_CHECKING:
+    from glm3cli.infer.sampling import Sampling
 
 
 class TextResult(TypedDict):
-    """One prompt's continuation; `token_ids` are the new ones."""
+    """The continuation of one prompt, as `generate --json` prints it.
+
+    Attributes:
+        prompt: The prompt, as it was given.
+        text: The new text.
+        token_ids: The new tokens.
+        finish_reason: `stop` where the model has ended its text, `length` at the limit.
+        logprobs: The log-probability of each new token; null unless asked for.
+    """
 
     prompt: str
     text: str
@@ -30,26 +36,103 @@ class TextResult(TypedDict):
 
 
 class GenerateResult(TypedDict):
-    """What `generate --json` prints."""
+    """What `generate --json` prints.
+
+    Attributes:
+        results: One entry for each prompt, in their order.
+        first_token_seconds: The time until the first token of all prompts.
+        tokens_per_second: The new tokens of this rank's prompts over the whole time.
+    """
 
     results: list[TextResult]
     first_token_seconds: float
     tokens_per_second: float
 
 
-def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Where an answer ends: eos, or a role that speaks next."""
-    roles = ("<|user|>", "<|observation|>")
-    return [tokenizer.eos_id, *(tokenizer.special(role) for role in roles)]
+def generate(
+    config: GenerateConfig, on_text: Callable[[str], None] | None = None
+) -> GenerateResult | None:
+    """Continues the prompts of the command line or of the file.
+
+    Args:
+        config: The settings.
+        on_text: Called on rank 0 with the first prompt's text, piece by piece.
+
+    Returns:
+        The results, the same on every rank; None in a process that has only started the ranks.
+
+    Raises:
+        Glm3Error: As its children say.
+    """
+    prompts = read_prompts(config)
+    model = open_here(config)
+    if model is None:
+        return None
+    from glm3cli.infer.engine import Timing
+
+    timing = Timing()
+    with model:
+        completions = model.generate(
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            sampling=to_sampling(config),
+            seed=config.seed,
+            answer=not config.raw,
+            on_text=on_text,
+            timing=timing,
+        )
+    results = [TextResult(**asdict(completion)) for completion in completions]  # type: ignore[typeddict-item]
+    for result in results:
+        result["logprobs"] = result["logprobs"] if config.logprobs else None
+    return GenerateResult(
+        results=results,
+        first_token_seconds=timing.first_token,
+        tokens_per_second=timing.num_tokens / timing.total if timing.total else 0.0,
+    )
 
 
-def to_sampling(options: SamplingOptions) -> Sampling:
-    """The options as the engine takes them."""
+def talk(
+    config: GenerateConfig, read: Callable[[], str | None], write: Callable[[str], None]
+) -> None:
+    """Holds a conversation; rank 0 reads and writes, all ranks compute.
+
+    Args:
+        config: The settings.
+        read: Gives the next line of the user; None ends the conversation.
+        write: Takes the answers piece by piece, each with a line break at its end.
+
+    Raises:
+        Glm3Error: As its children say.
+    """
+    tools = _read_tools(config.tools)
+    model = open_here(config)
+    if model is None:
+        return
+    from glm3cli.infer.conversation import Conversation
+
+    with model:
+        is_host = model.engine.grid.rank == 0
+        conversation = Conversation(model, config, to_sampling(config), tools)
+        while (line := model.from_rank_0(read() if is_host else None)) is not None:
+            if line in ("quit", "exit"):
+                return
+            if line in ("clear", "new"):
+                conversation.reset()
+            elif line:
+                conversation.answer(line, write)
+                if is_host:
+                    write("\n")
+
+
+def to_sampling(options: SamplingOptions) -> "Sampling":
+    """Returns the options in the form that the engine takes."""
+    from glm3cli.infer.sampling import Sampling
+
     return Sampling(options.greedy, options.temperature, options.top_k, options.top_p)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """The prompts of the command line or of the file.
+    """Returns the prompts of the command line or of the file.
 
     Raises:
         DataError: The file is missing, empty, or has a line without a prompt.
@@ -82,151 +165,6 @@ def _lines(path: Path) -> Iterator[str]:
                 f"{path}:{number} has no prompt", 'write {"prompt": "..."} or a JSON string'
             )
         yield prompt
-
-
-def generate(config: GenerateConfig) -> GenerateResult | None:
-    """Continues the prompts, or talks (`--chat`, which has no result).
-
-    Raises:
-        Glm3Error: As its children say.
-    """
-    prompts = [] if config.chat else read_prompts(config)
-    with open_engine(config) as (engine, tokenizer):
-        if config.chat:
-            _Chat(config, engine, tokenizer).run()
-            return None
-        return _continue(config, engine, tokenizer, prompts)
-
-
-def _continue(
-    config: GenerateConfig, engine: Engine, tokenizer: Tokenizer, prompts: Sequence[str]
-) -> GenerateResult:
-    ids = [_prompt_ids(tokenizer, prompt, raw=config.raw) for prompt in prompts]
-    # Data parallel ranks share the prompts out; a row's seed goes by its place in the whole list.
-    grid, timing = engine.grid, Timing()
-    stride = -(-len(ids) // grid.dp_size)
-    mine = range(grid.dp_rank * stride, min((grid.dp_rank + 1) * stride, len(ids)))
-    printer = _Printer(tokenizer, speaks=config.stream and grid.rank == 0)
-    generations: list[Generation] = []
-    if mine:
-        generations = engine.generate(
-            [ids[row] for row in mine],
-            to_sampling(config),
-            config.max_new_tokens,
-            stop_ids(tokenizer),
-            seed=config.seed + mine.start,
-            on_tokens=printer.push,
-            timing=timing,
-        )
-    printer.close()
-    results = [
-        _result(prompts[row], generation, tokenizer, with_logprobs=config.logprobs)
-        for row, generation in zip(mine, generations, strict=True)
-    ]
-    gathered: list[list[TextResult]] = [[] for _ in range(grid.dp_size)]
-    dist.all_gather_object(gathered, results, group=grid.dp_group)
-    return GenerateResult(
-        results=[result for part in gathered for result in part],
-        first_token_seconds=timing.first_token,
-        tokens_per_second=timing.num_tokens / timing.total if timing.total else 0.0,
-    )
-
-
-def _prompt_ids(tokenizer: Tokenizer, prompt: str, *, raw: bool) -> list[int]:
-    if raw:
-        return [*tokenizer.prefix, *tokenizer.encode(prompt)]
-    return build_prompt(tokenizer, [Message("user", prompt)])
-
-
-def _result(
-    prompt: str, generation: Generation, tokenizer: Tokenizer, *, with_logprobs: bool
-) -> TextResult:
-    return TextResult(
-        prompt=prompt,
-        text=tokenizer.decode(generation.token_ids),
-        token_ids=generation.token_ids,
-        finish_reason=generation.finish_reason,
-        logprobs=generation.logprobs if with_logprobs else None,
-    )
-
-
-class _Printer:
-    """Prints the text of one row as its tokens come."""
-
-    def __init__(self, tokenizer: Tokenizer, *, speaks: bool) -> None:
-        self._decoder = tokenizer.stream_decoder()
-        self._speaks = speaks
-
-    def push(self, tokens: list[int | None]) -> None:
-        if self._speaks and tokens[0] is not None:
-            self._write(self._decoder.push(tokens[0]))
-
-    def close(self) -> None:
-        if self._speaks:
-            self._write(self._decoder.finish() + "\n")
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-
-@dataclass
-class _Chat:
-    """A conversation on the terminal; rank 0 reads and prints, all ranks think."""
-
-    config: GenerateConfig
-    engine: Engine
-    tokenizer: Tokenizer
-    history: list[Message] = field(default_factory=list)
-
-    def run(self) -> None:
-        self._reset()
-        while (line := self._read()) is not None:
-            if line in ("quit", "exit"):
-                return
-            if line in ("clear", "new"):
-                self._reset()
-                continue
-            if line:
-                self.history.append(self._message(line))
-                self._answer()
-
-    def _reset(self) -> None:
-        self.history = []
-        tools = _read_tools(self.config.tools)
-        if self.config.system or tools is not None:
-            system = self.config.system or "Answer the following questions as best as you can."
-            self.history.append(Message("system", system, tools=tools))
-
-    def _message(self, line: str) -> Message:
-        last = self.history[-1] if self.history else None
-        # After a tool call, what is typed is the tool's answer.
-        called = last is not None and last.role == "assistant" and bool(last.metadata)
-        return Message("observation" if called else "user", line)
-
-    def _read(self) -> str | None:
-        line: list[str | None] = [None]
-        if self.engine.grid.rank == 0:
-            try:
-                line[0] = input("you> " if os.isatty(0) else "").strip()
-            except EOFError:
-                line[0] = None
-        dist.broadcast_object_list(line, src=0)
-        return line[0]
-
-    def _answer(self) -> None:
-        printer = _Printer(self.tokenizer, speaks=self.engine.grid.rank == 0)
-        [generation] = self.engine.generate(
-            [build_prompt(self.tokenizer, self.history)],
-            to_sampling(self.config),
-            self.config.max_new_tokens,
-            stop_ids(self.tokenizer),
-            seed=self.config.seed + len(self.history),
-            on_tokens=printer.push,
-        )
-        printer.close()
-        self.history.append(parse_reply(self.tokenizer.decode(generation.token_ids)))
 
 
 def _read_tools(path: Path | None) -> Any:

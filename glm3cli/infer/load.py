@@ -1,9 +1,8 @@
 """Opens a model for inference on this rank."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 
-from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.checkpoint.layouts.opening import open_at
 from glm3cli.checkpoint.locate import locate
 from glm3cli.config.inference import InferenceConfig
 from glm3cli.config.model import DType, ModelConfig
@@ -11,32 +10,33 @@ from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import Device, require_active
 from glm3cli.errors import DataError
 from glm3cli.infer.engine import Engine
+from glm3cli.infer.model import Model
 from glm3cli.parallel.groups import open_grid
 
 
-@contextmanager
-def open_engine(config: InferenceConfig) -> Iterator[tuple[Engine, Tokenizer]]:
+def open_model(config: InferenceConfig) -> Model:
     """Joins the other ranks, and loads this rank's part of the model.
 
     Raises:
         CheckpointError: The model can't be read.
-        DataError: It has no tokenizer.
+        ConfigError: The model can't be cut as asked.
+        DataError: It has no tokenizer, or one that has more tokens than the model.
     """
     device = require_active()
-    source = open_source(config.model)
+    location = locate(config.model)
+    source = open_at(location)
     config.check_fits(source.model)
-    tokenizer = Tokenizer.load(config.tokenizer or locate(config.model).companions)
+    tokenizer = Tokenizer.load(config.tokenizer or location.companions)
     if tokenizer.vocab_size > source.model.padded_vocab_size:
         raise DataError(
             f"tokenizer {tokenizer.path} has {tokenizer.vocab_size} tokens, but the model's "
             f"vocabulary has {source.model.padded_vocab_size} entries",
             "give the tokenizer that belongs to this model with --tokenizer",
         )
-    with open_grid(config) as grid:
-        yield (
-            Engine(source, config, config.dtype or _default(source.model, device), grid),
-            tokenizer,
-        )
+    with ExitStack() as stack:
+        grid = stack.enter_context(open_grid(config))
+        dtype = config.dtype or _default(source.model, device)
+        return Model(Engine(source, config, dtype, grid), tokenizer, stack.pop_all())
 
 
 def _default(model: ModelConfig, device: Device) -> DType:

@@ -1,5 +1,6 @@
 """From logits to a token: pure functions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn.
+    """The rule by which a token is drawn.
 
     Attributes:
-        greedy: Take the likeliest token; the rest is not looked at.
-        top_k: Draw among so many likeliest tokens; 0 for all.
+        greedy: Take the likeliest token; the other attributes are then not looked at.
+        temperature: The divisor of the logits.
+        top_k: Draw among this many likeliest tokens; 0 draws among all.
         top_p: Draw among the likeliest tokens that together have this probability.
     """
 
@@ -22,23 +24,33 @@ class Sampling:
     top_p: float = 1.0
 
 
-def sample(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> Tensor:
-    """One token per row: [b, vocab] -> [b].
+def sample(
+    logits: Tensor, rules: Sequence[Sampling], generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Draws one token per row: [b, vocab] -> [b].
 
-    Every row draws from its own generator, so that a prompt's text doesn't depend on its batch.
+    Every row has a rule and a generator of its own, so that a prompt's text doesn't depend on its
+    batch.
     """
-    if sampling.greedy:
-        return logits.argmax(dim=-1)
-    probabilities = filtered_probabilities(logits, sampling).cpu()
-    drawn = [
-        torch.multinomial(row, 1, generator=generator)
-        for row, generator in zip(probabilities, generators, strict=True)
-    ]
-    return torch.cat(drawn).to(logits.device)
+    tokens = logits.argmax(dim=-1)
+    drawing = {rule for rule in rules if not rule.greedy}
+    for rule in drawing:
+        pairs = zip(rules, generators, strict=True)
+        rows = [row for row, (other, _) in enumerate(pairs) if other == rule]
+        probabilities = filtered_probabilities(logits[rows], rule).cpu()
+        drawn = [
+            torch.multinomial(each, 1, generator=generators[row])
+            for row, each in zip(rows, probabilities, strict=True)
+        ]
+        tokens[rows] = torch.cat(drawn).to(tokens.device)
+    return tokens
 
 
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities after temperature, top-k, and top-p, in this order; [b, vocab] fp32."""
+    """Returns the probabilities after temperature, top-k and top-p, in this order.
+
+    [b, vocab] logits of any floating type -> [b, vocab] probabilities in fp32.
+    """
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.size(-1):
         smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]

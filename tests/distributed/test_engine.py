@@ -274,3 +274,46 @@ def test_16_bits_are_close_to_fp32(ranks: RankPool, dtype: str, bits: int, layou
         for ours, exact in zip(rank, glm_logits({}, PROMPTS), strict=True):
             error = (ours - exact).norm() / exact.norm()
             assert 0 < error < 4 * 40**0.5 / 2 * 2.0**-bits
+
+
+def run_requests() -> dict[str, Any]:
+    """Requests that are added, stepped and ended one by one, beside the same in one call."""
+    from glm3cli.config.parallel import ParallelConfig
+    from glm3cli.infer.engine import Engine, Request
+    from glm3cli.infer.sampling import Sampling
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig()
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(MODEL), parallel, "fp32", grid)
+        whole = [one.token_ids for one in engine.generate(PROMPTS, Sampling(), LENGTH, [])]
+        assert engine.is_idle
+        lengths = [LENGTH, 2, *[LENGTH] * (len(PROMPTS) - 2)]
+        requests = [Request(p, Sampling(), n) for p, n in zip(PROMPTS, lengths, strict=True)]
+        numbers = [engine.add(request) for request in requests]
+        first = engine.step()
+        engine.end(numbers[0])  # from outside
+        late = engine.add(requests[2])
+        while not engine.is_idle:
+            engine.step()
+        assert engine.step() == {}
+        return {
+            "whole": whole,
+            "first": [first[number] for number in numbers],
+            "results": [engine.results[number] for number in numbers],
+            "late": engine.results[late],
+        }
+
+
+@pytest.mark.dist
+def test_requests_end_by_themselves_or_from_outside(ranks: RankPool) -> None:
+    [found] = ranks.run(1, run_requests)
+    whole, results = found["whole"], found["results"]
+    assert found["first"] == [tokens[0] for tokens in whole]
+    assert results[0].token_ids == whole[0][:1]
+    assert results[0].finish_reason == "stop"
+    assert results[1].token_ids == whole[1][:2]
+    assert results[1].finish_reason == "length"
+    assert [one.token_ids for one in results[2:]] == whole[2:]
+    # What is added while others run begins when these have ended.
+    assert found["late"].token_ids == whole[2]

@@ -44,12 +44,13 @@ def answers(options: dict[str, Any]) -> dict[tuple[str, int], Any]:
     from glm3cli.evals.prompts import build_prompts
     from glm3cli.evals.questions import read_subjects
     from glm3cli.evals.runner import Ledger, answer_all
-    from glm3cli.infer.load import open_engine
+    from glm3cli.infer.load import open_model
 
     config = MmluConfig.parse(options)
     suite = suite_of("logits")
     subjects = read_subjects(suite, config.data_dir, config.subject_names, config.shots, None)
-    with open_engine(config) as (engine, tokenizer):
+    with open_model(config) as model:
+        engine, tokenizer = model.engine, model.tokenizer
         prompts = build_prompts(suite, subjects, tokenizer, engine.model.seq_length)
         ledger = Ledger(prompts)
         answer_all(engine, tokenizer, suite, ledger, {}, config.batch_size)

@@ -19,10 +19,9 @@ from glm3cli.config.evaluation import EvalConfig, MmluConfig
 from glm3cli.config.model import ModelConfig
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.mmlu import suite_of
-from glm3cli.evals.questions import read_subjects
 from glm3cli.evals.results import EvalResult
 from glm3cli.evals.runner import run_benchmark
-from glm3cli.infer.engine import Generation
+from glm3cli.infer.engine import Generation, Request
 from glm3cli.parallel.groups import Grid
 from tests.support.checkpoints import random_weights, write_hf
 
@@ -136,6 +135,9 @@ class FakeEngine:
         self.batches: list[list[tuple[int, ...]]] = []
         self.on_call: Callable[[], None] = lambda: None
         self.script: list[int] = []
+        self.results: dict[int, Generation] = {}
+        self._running: dict[int, Request] = {}
+        self._prompts: list[tuple[int, ...]] = []
 
     def next_logprobs(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
@@ -158,27 +160,49 @@ class FakeEngine:
             results.append((total, total > -8.0))
         return results
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Any,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        seed: int = 0,
-        on_tokens: Callable[[list[int | None]], None] | None = None,
-    ) -> list[Generation]:
-        """Says `script` to every prompt."""
-        self.batches.append([tuple(prompt) for prompt in prompts])
-        said = []
-        for token in self.script[:max_new_tokens]:
-            if token in stop_ids:
-                if on_tokens is not None:
-                    on_tokens([None] * len(prompts))
-                break
-            said.append(token)
-            if on_tokens is not None:
-                on_tokens([token] * len(prompts))
-        return [Generation(list(said)) for _ in prompts]
+    def add(self, request: Request) -> int:
+        number = len(self.results)
+        self.results[number] = Generation()
+        self._running[number] = request
+        self._prompts.append(tuple(request.prompt))
+        return number
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running
+
+    def end(self, number: int) -> None:
+        self._running.pop(number, None)
+
+    def step(self) -> dict[int, int]:
+        """Says the next word of `script` to every prompt that runs."""
+        if self._prompts:
+            self.batches.append(self._prompts)
+            self._prompts = []
+        new = {}
+        for number, request in list(self._running.items()):
+            said = self.results[number].token_ids
+            rest = self.script[len(said) : request.max_new_tokens]
+            if not rest or rest[0] in request.stop_ids:
+                self.end(number)
+                continue
+            said.append(rest[0])
+            new[number] = rest[0]
+        return new
+
+
+class FakeModel:
+    """An opened model around an engine."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.tokenizer = exam_tokenizer()
+
+    def __enter__(self) -> "FakeModel":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def score(prompt: Sequence[int], candidate: int) -> float:
@@ -196,7 +220,6 @@ def run_on_rank(options: dict[str, Any]) -> EvalResult:
 def run(config: EvalConfig, **more: Any) -> EvalResult:
     """Runs MMLU as the command does."""
     suite = suite_of(config.protocol if isinstance(config, MmluConfig) else "logits")
-    subjects = read_subjects(
-        suite, config.data_dir, config.subject_names, config.shots, config.limit
-    )
-    return run_benchmark(config, suite, subjects, **more)
+    result = run_benchmark(config, suite, **more)
+    assert result is not None
+    return result

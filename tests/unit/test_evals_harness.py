@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 from glm3cli.config.evaluation import HarnessConfig
 from glm3cli.errors import ConfigError
 from glm3cli.evals import harness
-from tests.support.exam import FakeEngine, exam_tokenizer, score, write_exam_model
+from tests.support.exam import FakeEngine, FakeModel, exam_tokenizer, score, write_exam_model
 from tests.support.ranks import RankPool
 
 CHOICE = """
@@ -70,12 +68,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine(exam_tokenizer())
     engine.script = exam_tokenizer().encode("one\ntwo")
 
-    @contextmanager
-    def open_engine(_config: Any) -> Iterator[Any]:
-        yield engine, exam_tokenizer()
-
-    load = SimpleNamespace(open_engine=open_engine)
+    load = SimpleNamespace(open_model=lambda _config: FakeModel(engine))
     monkeypatch.setitem(sys.modules, "glm3cli.infer.load", load)
+    monkeypatch.setattr(harness, "check_model", lambda _config: None)
     return engine
 
 

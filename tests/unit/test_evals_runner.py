@@ -2,11 +2,9 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from glm3cli.evals.runner import Status
 from glm3cli.parallel.groups import open_grid
 from tests.support.exam import (
     FakeEngine,
+    FakeModel,
     exam_tokenizer,
     exam_tokenizer_folder,
     run,
@@ -39,12 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
-    @contextmanager
-    def open_engine(_config: Any) -> Iterator[Any]:
-        yield engine, exam_tokenizer()
-
-    load = SimpleNamespace(open_engine=open_engine)
-    monkeypatch.setitem(sys.modules, "glm3cli.infer.load", load)
+    monkeypatch.setattr("glm3cli.evals.runner.open_here", lambda _config: FakeModel(engine))
 
 
 @pytest.fixture
@@ -168,7 +162,15 @@ def test_nan_is_refused(
 
 def test_reports_every_round(engine: FakeEngine, options: dict[str, Any]) -> None:
     seen: list[Status] = []
-    result = run(MmluConfig.parse(options), report=seen.append)
+    shown: list[int] = []
+
+    @contextmanager
+    def display(total: int) -> Iterator[Any]:
+        shown.append(total)
+        yield seen.append
+
+    result = run(MmluConfig.parse(options), display=display)
+    assert shown == [21]
     assert [status.done for status in seen] == [4, 7, 11, 15, 16, 20, 21]
     finished = {name: counts for status in seen for name, counts in status.finished.items()}
     assert finished == result["subjects"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glm3cli.evals.scorer import AllStoppedError, Scorer, StopWatch, sampling_of, windows
+from glm3cli.evals.scorer import Scorer, StopWatch, sampling_of, windows
 from glm3cli.infer.sampling import Sampling
 from tests.support.exam import FakeEngine, exam_tokenizer, score
 
@@ -120,13 +120,12 @@ def test_prompts_leave_room_for_the_answer() -> None:
     assert engine.batches == [[(*PREFIX, *TOKENIZER.encode(text)[-10:])]]
 
 
-def test_generation_ends_when_every_row_has_stopped() -> None:
+def test_a_row_that_comes_to_a_stop_string_is_named_once() -> None:
     one, two = TOKENIZER.encode("one one")[:1], TOKENIZER.encode("two two")[:1]
     watch = StopWatch(TOKENIZER, ["one"], 2)
-    watch.push([one[0], two[0]])
-    watch.push([two[0], two[0]])
-    with pytest.raises(AllStoppedError):
-        watch.push([two[0], None])
+    assert watch.push([one[0], two[0]]) == [0]
+    assert watch.push([two[0], two[0]]) == []
+    assert watch.push([two[0], None]) == []
     assert watch.texts() == ["", TOKENIZER.decode([two[0], two[0]])]
 
 

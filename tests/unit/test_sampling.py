@@ -44,7 +44,7 @@ def rederived(logits: np.ndarray, temperature: float, top_k: int, top_p: float) 
 
 def test_greedy_takes_the_likeliest_token_of_every_row():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.9]])
-    assert sample(logits, Sampling(greedy=True, top_k=1), []).tolist() == [1, 0]
+    assert sample(logits, [Sampling(greedy=True, top_k=1)] * 2, []).tolist() == [1, 0]
 
 
 def test_temperature_one_without_limits_is_the_softmax():
@@ -112,7 +112,7 @@ def test_half_precision_logits_are_filtered_in_fp32():
 
 def test_draws_follow_the_probabilities_and_nothing_else():
     logits = torch.tensor([logs(0.6, 0.3, 0.0999, 0.0001)]).repeat(4000, 1)
-    drawn = sample(logits, Sampling(greedy=False, top_k=3), generators(*range(4000)))
+    drawn = sample(logits, [Sampling(greedy=False, top_k=3)] * 4000, generators(*range(4000)))
     shares = np.bincount(drawn.numpy(), minlength=4) / 4000
     assert shares == pytest.approx([0.6006, 0.3003, 0.1, 0], abs=0.03)
     assert shares[3] == 0
@@ -123,9 +123,9 @@ def test_a_rows_draws_do_not_depend_on_the_other_rows():
     steps = [torch.randn(3, 50, generator=random) for _ in range(20)]
     sampling = Sampling(greedy=False, temperature=2.0)
     together = generators(7, 8, 9)
-    batched = [sample(logits, sampling, together).tolist() for logits in steps]
+    batched = [sample(logits, [sampling] * 3, together).tolist() for logits in steps]
     alone = generators(8)
-    assert [sample(logits[1:2], sampling, alone).item() for logits in steps] == [
+    assert [sample(logits[1:2], [sampling], alone).item() for logits in steps] == [
         row[1] for row in batched
     ]
     assert len({row[1] for row in batched}) > 5  # it does draw
@@ -133,4 +133,12 @@ def test_a_rows_draws_do_not_depend_on_the_other_rows():
 
 def test_a_generator_more_or_less_than_rows_is_a_bug():
     with pytest.raises(ValueError, match="zip"):
-        sample(torch.zeros(2, 3), Sampling(greedy=False), generators(1))
+        sample(torch.zeros(2, 3), [Sampling(greedy=False)] * 2, generators(1))
+
+
+def test_every_row_has_a_rule_of_its_own():
+    logits = torch.tensor([[0.0, 3.0, 1.0]]).repeat(3, 1)
+    rules = [Sampling(greedy=True), Sampling(greedy=False, top_k=1), Sampling(greedy=False)]
+    drawn = [sample(logits, rules, generators(0, 1, seed)).tolist() for seed in range(40)]
+    assert {row[0] for row in drawn} == {row[1] for row in drawn} == {1}
+    assert {row[2] for row in drawn} == {0, 1, 2}
