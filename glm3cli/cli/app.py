@@ -6,11 +6,11 @@ import traceback
 
 import typer
 
-from glm3cli import __version__
 from glm3cli.cli import convert, demo, doctor, evaluate, generate, train
 from glm3cli.cli import preprocess as data
 from glm3cli.errors import Glm3Error
 from glm3cli.parallel.launch import hand_over, is_alone, is_speaker
+from glm3cli.version import __version__
 
 app = typer.Typer(
     name="glm3",

@@ -1,4 +1,4 @@
-"""`train`: the whole of a pretrain or finetune command, the one function that cli/train.py calls."""
+"""`train`: the whole of a pretrain or finetune command, which cli/train.py calls."""
 
 import logging
 from collections.abc import Callable

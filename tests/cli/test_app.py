@@ -12,8 +12,8 @@ import pytest
 import typer
 
 from glm3cli import __main__ as program
-from glm3cli import __version__
 from glm3cli.cli.app import app
+from glm3cli.version import __version__
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "megatron", "numpy", "pyarrow", "sentencepiece", "transformers"}

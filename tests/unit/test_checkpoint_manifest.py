@@ -8,7 +8,6 @@ import pytest
 import torch
 import xxhash
 
-from glm3cli import __version__
 from glm3cli.checkpoint.convert import convert as convert_module
 from glm3cli.checkpoint.convert import needs
 from glm3cli.checkpoint.convert.check import check
@@ -20,6 +19,7 @@ from glm3cli.checkpoint.files.manifest import MANIFEST, read_manifest
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.version import __version__
 from tests.support.checkpoints import random_weights, write_hf
 from tests.support.killing import hashes
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from glm3cli import __version__
 from glm3cli.host import memory
 from glm3cli.host.files import existing_parent, write_json, write_text
 from glm3cli.host.versions import versions
+from glm3cli.version import __version__
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
