@@ -95,11 +95,11 @@ def save(dist: Path, hf: Path, cuts: dict[str, int]) -> None:
 
     from glm3cli.checkpoint.layouts.opening import open_source
     from glm3cli.checkpoint.load import load_weights
-    from glm3cli.config.parallel import ModelParallelConfig
+    from glm3cli.config.parallel import ParallelConfig
     from glm3cli.model.build import build_chunks, transformer_config, unwrap
     from glm3cli.parallel.groups import open_grid
 
-    parallel = ModelParallelConfig(**cuts)
+    parallel = ParallelConfig(**cuts)
     with open_grid(parallel) as grid:
         config = transformer_config(SMALL, parallel, "bf16", sequence_parallel=False)
         chunks = build_chunks(SMALL, parallel, config)

@@ -16,7 +16,7 @@ from glm3cli.checkpoint.layouts.archive import Archive
 from glm3cli.checkpoint.layouts.arguments import arguments_of
 from glm3cli.checkpoint.layouts.ranks import FILE
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
-from glm3cli.checkpoint.locate import TRACKER
+from glm3cli.checkpoint.locate import TRACKER, iteration_folder
 from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch
 
@@ -38,7 +38,7 @@ def write_ranks(
             numbers |= {slot: (p, number) for number, slot in enumerate(order)}
             for t in range(parallel.tp):
                 name = f"mp_rank_{t:02d}" + (f"_{p:03d}" if parallel.pp > 1 else "")
-                path = folder / f"iter_{_ITERATION:07d}" / name / FILE
+                path = folder / iteration_folder(_ITERATION) / name / FILE
                 path.parent.mkdir(parents=True)
                 archives[t, p] = files.enter_context(Archive(path, content))
         for weight, layer in slots(plan.model.num_layers):

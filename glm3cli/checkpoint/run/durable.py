@@ -1,18 +1,23 @@
-"""Training checkpoints that are complete or absent, and whose damage is found.
+"""Saves the checkpoints of a training run so that each is complete or absent, and damage is found.
 
-Every rank writes its files into a folder aside and leaves their digests there; the manifest has
-them all. The folder gets its name when all of it is on the disk.
+Every rank writes its files into a folder with a temporary name, and leaves their digests there.
+From these the manifest is made. The folder gets its final name, RUN/iter_0000030, when all of its
+content is on the disk.
+
+The machines of a run may share one disk or have a disk each. A `Storage` (see `parallel/storage`)
+says which ranks see the same folder; its lowest rank, the leader, does what is done once per disk.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from glm3cli.checkpoint.files.digests import file_digest
 from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, manifest_versions
+from glm3cli.checkpoint.locate import iteration_of
 from glm3cli.checkpoint.run.exchange import exchange
 from glm3cli.host.files import sync, sync_one
 from glm3cli.parallel.storage import Storage, first, tell, together
@@ -21,7 +26,17 @@ _DIGESTS = ".digests-{}.json"
 
 
 def write_and_digest(write: Callable[..., None], folder: Path, rank: int, *args: Any) -> None:
-    """Lets megatron-core write this rank's files, and notes what they are."""
+    """Writes this rank's files by megatron-core's function, and a note with their digests.
+
+    Args:
+        write: megatron-core's function, which writes files named __RANK_*.distcp.
+        folder: The folder of the checkpoint, which still has its temporary name.
+        rank: This rank.
+        args: The arguments of `write`.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
     write(*args)
     names = [path.name for path in folder.glob(f"__{rank}_*.distcp")]
     entries = {name: astuple(_entry(folder / name)) for name in names}
@@ -29,11 +44,18 @@ def write_and_digest(write: Callable[..., None], folder: Path, rank: int, *args:
 
 
 def publish(partial: Path, folder: Path, source: dict[str, Any], storage: Storage) -> None:
-    """Completes a finished folder, sends all to the disk, and gives it its name.
+    """Adds the manifest, sends everything to the disk, and gives the folder its final name.
 
-    All ranks call it. Where machines have disks of their own, each keeps what its ranks wrote. The
-    manifest is the same everywhere and lists all; what is no rank's own, rank 0 gives to all. No
-    folder gets its name before all are on their disks (`finish_publishing`).
+    All ranks must call it. Where machines have disks of their own, each disk keeps what its ranks
+    wrote; the manifest, which is the same everywhere, lists the files of all. Files that belong to
+    no rank, such as metadata.json, are sent from rank 0 to every disk. No folder gets its final
+    name before all are on their disks (see `finish_publishing`).
+
+    Args:
+        partial: The folder under its temporary name, to which all ranks have written.
+        folder: The final name.
+        source: What the manifest says about the origin of the weights.
+        storage: The storage of this rank.
 
     Raises:
         OSError: A disk is full or failing, on any rank.
@@ -63,9 +85,14 @@ def publish(partial: Path, folder: Path, source: dict[str, Any], storage: Storag
 
 
 def finish_publishing(run: Path, storage: Storage) -> None:
-    """Names the checkpoints that a machine was to name when it was stopped; all ranks call it.
+    """Gives checkpoints their final name on machines that were stopped just before they could.
 
-    One whose name another machine has given was on all their disks before.
+    All ranks must call it. Such a checkpoint was complete on all disks if another machine has given
+    it the final name.
+
+    Args:
+        run: The folder of the training run.
+        storage: The storage of this rank.
 
     Raises:
         OSError: A folder can't be renamed, on any rank.
@@ -73,28 +100,29 @@ def finish_publishing(run: Path, storage: Storage) -> None:
     if storage.is_shared:
         return
     with together():
-        named = _manifests(run, "iter_*") if storage.is_leader else {}
+        folders = [path for path in run.glob("*") if iteration_of(path) is not None]
+        named = _manifests(folders) if storage.is_leader else {}
     published = set().union(*storage.gather(set(named.values())))
     with together():
-        ours = _manifests(run, ".iter_*.partial-*") if storage.is_leader else {}
+        ours = _manifests(run.glob(".*.partial-*")) if storage.is_leader else {}
         for partial, digest in ours.items():
             if digest in published:
                 _rename(partial, run / _final_name(partial))
 
 
-def _manifests(run: Path, pattern: str) -> dict[Path, str]:
-    """The digests of the manifests in the folders of these names."""
-    paths = (folder / MANIFEST for folder in run.glob(pattern))
+def _manifests(folders: Iterable[Path]) -> dict[Path, str]:
+    """Returns the SHA-256 of the manifest in each of the folders that has one."""
+    paths = (folder / MANIFEST for folder in folders)
     return {path.parent: file_digest(path) for path in paths if path.is_file()}
 
 
 def _final_name(partial: Path) -> str:
-    """Of `.iter_0000030.partial-0a1b2c3d`, iter_0000030."""
+    """Returns the final name of a temporary folder: .iter_0000030.partial-0a1b2c3d's is iter_..."""
     return partial.name.split(".")[1]
 
 
 def _take_digests(partial: Path) -> dict[str, FileEntry]:
-    """What the ranks of this storage wrote; their notes are removed."""
+    """Reads and removes the notes in which the ranks of this storage list the files they wrote."""
     entries: dict[str, FileEntry] = {}
     for path in sorted(partial.glob(_DIGESTS.format("*"))):
         found = json.loads(path.read_text("utf-8"))
@@ -109,13 +137,16 @@ def _describe(
     source: dict[str, Any],
     storage: Storage,
 ) -> dict[str, FileEntry]:
-    """Writes the manifest; gives the files that are no rank's own, which every folder needs.
+    """Writes the manifest of a checkpoint; rank 0 calls it.
 
     Args:
-        partial: The folder of rank 0.
-        written: What the ranks of each storage wrote.
-        source: For the manifest.
+        partial: The folder of the checkpoint on rank 0's storage.
+        written: The files that the ranks of each storage wrote.
+        source: What the manifest says about the origin of the weights.
         storage: The storage of rank 0.
+
+    Returns:
+        The manifest and the files that belong to no rank, which every storage needs.
     """
     files = {name: entry for entries in written for name, entry in entries.items()}
     others = [path for path in partial.iterdir() if path.name not in files]
@@ -138,6 +169,7 @@ def _describe(
 
 
 def _rename(partial: Path, folder: Path) -> None:
+    """Gives a folder its final name, and replaces a checkpoint that has it already."""
     if folder.exists():  # of a run that has gone on from an earlier checkpoint
         remove(folder)
     partial.rename(folder)
@@ -145,7 +177,10 @@ def _rename(partial: Path, folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint; what has the name of one is complete at every moment."""
+    """Removes a checkpoint.
+
+    It is renamed first: a folder that has the name of a checkpoint is complete at every moment.
+    """
     doomed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
@@ -153,9 +188,18 @@ def remove(folder: Path) -> None:
 
 
 def damage(folder: Path, files: Mapping[str, FileEntry], storage: Storage) -> str | None:
-    """What of a checkpoint isn't as it was written, or None; all ranks call it.
+    """Looks for a file of a checkpoint that isn't as it was written; all ranks must call it.
 
-    The ranks of a storage read what it has of the `files`, each a part.
+    The ranks of a storage share the reading of the files that it has.
+
+    Args:
+        folder: The checkpoint.
+        files: The files that its manifest lists.
+        storage: The storage of this rank.
+
+    Returns:
+        A sentence about the first damage that was found, the same on all ranks; None if all files
+        are sound.
     """
     ours = [name for name in sorted(files) if (folder / name).exists()]
     share = ours[storage.members.index(storage.rank) :: len(storage.members)]
@@ -166,6 +210,7 @@ def damage(folder: Path, files: Mapping[str, FileEntry], storage: Storage) -> st
 
 
 def _difference(path: Path, entry: FileEntry) -> str | None:
+    """Returns how a file differs from its entry in the manifest; None if it doesn't."""
     try:
         size = path.stat().st_size
         if size != entry.bytes:
@@ -178,4 +223,5 @@ def _difference(path: Path, entry: FileEntry) -> str | None:
 
 
 def _entry(path: Path) -> FileEntry:
+    """Returns the entry of a file in a manifest."""
     return FileEntry(path.stat().st_size, file_digest(path))

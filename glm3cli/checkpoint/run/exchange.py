@@ -1,7 +1,7 @@
-"""Brings files to the machines that lack them, over the process group.
+"""Sends files to the machines that lack them, over the process group in which all ranks train.
 
-It is the group in which all ranks train, which any backend has: one of the leaders alone would hold
-buffers of its own on every device.
+Every backend has that group. A smaller one, of the storages' leaders alone, would hold buffers of
+its own on every device.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ def exchange(
     held: Sequence[Collection[str]],
     storage: Storage,
 ) -> None:
-    """Brings each file to every storage that lacks it; all ranks call it.
+    """Sends each file to every storage that lacks it; all ranks must call it.
 
     Args:
-        source: The folder that is read from.
-        target: The folder that is written to.
-        files: Names, sizes and digests; some storage has each of them.
-        held: The names that each storage has.
-        storage: This rank's.
+        source: The folder that files are read from.
+        target: The folder that files are written to.
+        files: The size and digest of each file, by its name; at least one storage has it.
+        held: The names of the files that each storage has.
+        storage: The storage of this rank.
 
     Raises:
         OSError: A file can't be read or written, on any rank.
-        CheckpointError: What arrived isn't what was written.
+        CheckpointError: The bytes that arrived aren't those that were written.
     """
     for name, entry in sorted(files.items()):
         holders = [i for i, names in enumerate(held) if name in names]
@@ -59,10 +59,17 @@ def exchange(
 
 
 def _pass_on(file: BinaryIO | None, name: str, entry: FileEntry, sender: int) -> None:
-    """Moves one file from its sender to the ranks that have opened one for it.
+    """Broadcasts one file; all ranks must call it.
 
-    Trouble is told after the last chunk only: a rank that left earlier would keep the others
+    A problem is raised after the last chunk only: a rank that left earlier would keep the others
     waiting.
+
+    Args:
+        file: The file to read on the sender, the file to write on the ranks that lack it, and None
+            on all others.
+        name: The file's name, for messages.
+        entry: The file's size and digest.
+        sender: The rank that has the file.
     """
     is_sender = dist.get_rank() == sender
     device, digest = require_active().torch_device(), hashlib.sha256()
@@ -90,6 +97,7 @@ def _pass_on(file: BinaryIO | None, name: str, entry: FileEntry, sender: int) ->
 
 
 def _trouble(action: Callable[..., Any], *args: Any) -> OSError | None:
+    """Calls `action` and returns the OSError that it raised, or None."""
     try:
         action(*args)
     except OSError as error:

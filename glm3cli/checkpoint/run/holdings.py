@@ -1,8 +1,8 @@
-"""A checkpoint whose files are spread over the disks of several machines.
+"""Brings together a checkpoint whose files are spread over the disks of several machines.
 
 Each machine has what its own ranks wrote; before a run goes on, every machine gets the rest. That
-takes the time and the room of a whole checkpoint on each machine, but any layout can go on from it,
-and a machine that is replaced loses nothing that another one has.
+takes the time and the space of a whole checkpoint on each machine, but a run can go on from it at
+any parallel sizes, and a machine that is replaced loses nothing that another one has.
 """
 
 import shutil
@@ -22,12 +22,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Holdings:
-    """What the storages have of a checkpoint.
+    """Which storages have which files of a checkpoint.
 
     Attributes:
-        files: What its manifest lists, and the manifest; nothing of another program's checkpoint.
+        files: The files that the checkpoint's manifest lists, and the manifest, by their names;
+            empty for a checkpoint of another program, which has no manifest.
         held: The names of the files that each storage has.
-        problem: Why it can't be put together, or None.
+        problem: A sentence about why the checkpoint can't be put together; None if it can.
     """
 
     files: Mapping[str, FileEntry]
@@ -35,14 +36,18 @@ class Holdings:
     problem: str | None
 
     def lacking(self, index: int) -> dict[str, FileEntry]:
-        """The files that a storage has not."""
+        """Returns the files that the storage with this index hasn't."""
         return {name: entry for name, entry in self.files.items() if name not in self.held[index]}
 
 
 def find_holdings(folder: Path, storage: Storage) -> Holdings:
-    """Looks which files of a checkpoint are where; all ranks call it.
+    """Finds out which storage has which files of a checkpoint; all ranks must call it.
 
-    A checkpoint without a manifest, of another program, is taken as it is.
+    A checkpoint without a manifest comes from another program and isn't checked.
+
+    Args:
+        folder: The checkpoint.
+        storage: The storage of this rank.
     """
     trouble, entry, names = None, None, set[str]()
     try:
@@ -67,16 +72,23 @@ def find_holdings(folder: Path, storage: Storage) -> Holdings:
         return Holdings({}, held, manifest)
     missing = sorted(set(manifest.files).difference(*held))
     files = manifest.files | {MANIFEST: next(filter(None, entries.values()))}
-    return Holdings(files, held, _told(missing, manifest) if missing else None)
+    return Holdings(files, held, _complaint(missing, manifest) if missing else None)
 
 
 def _entry_of_manifest(folder: Path) -> FileEntry | None:
+    """Returns the size and digest of the manifest in a folder; None if it has none."""
     path = folder / MANIFEST
     return FileEntry(path.stat().st_size, file_digest(path)) if path.is_file() else None
 
 
 def _read(folder: Path, storage: Storage, reader: int) -> Manifest | str:
-    """The manifest, or what is wrong with it; one rank reads it for all that may not have it."""
+    """Returns the manifest, or a sentence about what is wrong with it; all ranks must call it.
+
+    Args:
+        folder: The checkpoint.
+        storage: The storage of this rank.
+        reader: A rank that has the manifest. Unless all ranks share a folder, it reads for all.
+    """
     answer: Manifest | str = ""
     try:
         if storage.is_shared or storage.rank == reader:
@@ -86,7 +98,8 @@ def _read(folder: Path, storage: Storage, reader: int) -> Manifest | str:
     return answer if storage.is_shared else tell(answer, reader)
 
 
-def _told(missing: Sequence[str], manifest: Manifest) -> str:
+def _complaint(missing: Sequence[str], manifest: Manifest) -> str:
+    """Returns a sentence about the files that no storage has, and how to get them."""
     shown = ", ".join(missing[:_SHOWN])
     more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
     way = manifest.way_to(missing)
@@ -94,12 +107,17 @@ def _told(missing: Sequence[str], manifest: Manifest) -> str:
 
 
 def bring_together(folder: Path, parts: Holdings, storage: Storage) -> tuple[int, int]:
-    """Gives every storage the files that it lacks; all ranks call it.
+    """Gives every storage the files that it lacks; all ranks must call it.
 
     A file gets its name when it is complete, has the right digest, and is on the disk.
 
+    Args:
+        folder: The checkpoint.
+        parts: Which storage has which of its files.
+        storage: The storage of this rank.
+
     Returns:
-        How many files went over the network, and their bytes.
+        The number of files that went over the network, and their size in bytes.
 
     Raises:
         OSError: A disk is full or failing, on any rank.
@@ -128,6 +146,7 @@ def bring_together(folder: Path, parts: Holdings, storage: Storage) -> tuple[int
 
 
 def _check_room(folder: Path, num_bytes: int) -> None:
+    """Checks that the disk of a checkpoint has room for `num_bytes` bytes of further files."""
     free = shutil.disk_usage(folder.parent).free
     if free < num_bytes:
         raise CheckpointError(
@@ -138,6 +157,7 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 
 
 def _move(aside: Path, folder: Path) -> None:
+    """Moves the files in `aside` into the checkpoint, which may not exist on this disk yet."""
     if folder.exists():
         for path in aside.iterdir():
             path.replace(folder / path.name)

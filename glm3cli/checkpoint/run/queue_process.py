@@ -1,7 +1,7 @@
-"""The process that megatron-core's writers report to; light, since each rank starts one.
+"""The process that collects the results of megatron-core's writer processes; each rank starts one.
 
-What a spawned process is started with, and what it is sent, it imports: from a module that knows
-torch, it would take seconds.
+A spawned process imports the modules of the function that it runs and of the objects that it is
+sent. This module imports no torch: with it, the process would take seconds to start.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def outlive_signals_alone() -> None:
-    """Ignores SIGTERM, but ends with the process that started this one, however that ends."""
+    """Makes this process ignore SIGTERM, but end whenever the process that started it ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
@@ -21,7 +21,10 @@ def outlive_signals_alone() -> None:
 
 
 class ByteQueue:
-    """What megatron-core uses of a manager's queue; the manager's process sees only bytes."""
+    """A manager's queue with the methods that megatron-core calls; items cross it as pickles.
+
+    So the manager's process need not import what the items are made of.
+    """
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
@@ -31,9 +34,9 @@ class ByteQueue:
         self._queue.put(pickle.dumps(item))
 
     def get_nowait(self) -> Any:
-        """Takes the first item.
+        """Takes the first item out of the queue and returns it.
 
         Raises:
-            queue.Empty: There is none.
+            queue.Empty: The queue has no item.
         """
         return pickle.loads(self._queue.get_nowait())
