@@ -1,4 +1,4 @@
-"""`Chunk`: consecutive rows of a file, which are handed to a worker together."""
+"""`Chunk`: consecutive rows of an input file that a worker encodes together."""
 
 import contextlib
 import csv
@@ -11,10 +11,10 @@ from typing import Any, BinaryIO, Literal
 
 from glm3cli.errors import DataError
 
-# Enough text for a worker to be busy some 50 ms, so that handing it over costs next to nothing.
+# Bytes of text that keep a worker busy for some 50 ms, so that handing them over costs little.
 CHUNK_BYTES = 1 << 18
 CHUNK_ROWS = 1000
-# What unpacking a damaged file raises; pyarrow says OSError.
+# What unpacking a damaged file raises; pyarrow raises OSError.
 DAMAGE: tuple[type[Exception], ...] = (
     EOFError,
     OSError,
@@ -22,7 +22,7 @@ DAMAGE: tuple[type[Exception], ...] = (
     gzip.BadGzipFile,
 )
 
-# Given the columns of a file, those to read; raises DataError where needed ones are missing.
+# Takes the columns of a file and returns those to read; raises DataError if one is missing.
 ColumnChooser = Callable[[Sequence[str]], list[str]]
 
 
@@ -31,10 +31,13 @@ class Chunk:
     """Consecutive rows of one file.
 
     Attributes:
-        first: Number of the first row (or line) in its file, from 1.
-        kind: What `rows` holds: lines of JSON, lines of text, mappings already, or where a row
-            group of a parquet file is (its number and columns), which whoever encodes it reads.
-        position: Bytes of the file read so far, for the progress.
+        source: The path of the file.
+        first: The number of the first row (or line) in its file, from 1.
+        kind: What `rows` holds. `json`: lines of JSON, as bytes. `text`: lines of text, as bytes.
+            `row`: rows that are parsed. `group`: the arguments of `tables.read_group` besides the
+            path, with which the worker reads a row group of a parquet file itself.
+        rows: The rows.
+        position: How many bytes of the file were read so far, for the progress.
     """
 
     source: str
@@ -44,7 +47,7 @@ class Chunk:
     position: int
 
     def where(self, index: int) -> str:
-        """Names the row at `index` for a message."""
+        """Returns what a message calls the row at `index` of the chunk: file and number."""
         number = self.first + index
         is_line = self.kind in ("json", "text")
         return f"{self.source}:{number}" if is_line else f"{self.source} row {number}"
@@ -52,31 +55,42 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Damage(Chunk):
-    """Tells, in the place of the rest of a file, what is wrong with it."""
+    """A chunk without rows that stands for the rest of a file, which can't be read.
+
+    Attributes:
+        error: What is wrong with the file.
+    """
 
     error: DataError
 
 
-def gather(path: Path, raw: BinaryIO, rows: Iterable[Any]) -> Iterator[Chunk]:
-    """Groups rows into chunks by a rough size, which only has to be about right."""
+def group_rows(path: Path, file: BinaryIO, rows: Iterable[Any]) -> Iterator[Chunk]:
+    """Groups parsed rows into chunks of about `CHUNK_BYTES`, at most `CHUNK_ROWS` rows each.
+
+    Args:
+        path: The file that the rows come from.
+        file: The same file, opened; its position is that of the chunks.
+        rows: The rows. If reading them fails, those before the failure are yielded first.
+    """
     first, size = 1, 0
-    part: list[Any] = []
+    group: list[Any] = []
     try:
         for row in rows:
-            part.append(row)
+            group.append(row)
             size += _rough_size(row)
-            if size >= CHUNK_BYTES or len(part) == CHUNK_ROWS:
-                yield Chunk(str(path), first, "row", part, raw.tell())
-                first, part, size = first + len(part), [], 0
-    except Exception:  # damage: what stands before it is good
-        if part:
-            yield Chunk(str(path), first, "row", part, raw.tell())
+            if size >= CHUNK_BYTES or len(group) == CHUNK_ROWS:
+                yield Chunk(str(path), first, "row", group, file.tell())
+                first, group, size = first + len(group), [], 0
+    except Exception:  # the rows before the damage are good
+        if group:
+            yield Chunk(str(path), first, "row", group, file.tell())
         raise
-    if part:
-        yield Chunk(str(path), first, "row", part, raw.tell())
+    if group:
+        yield Chunk(str(path), first, "row", group, file.tell())
 
 
 def _rough_size(value: Any) -> int:
+    """Returns about how many characters of text a JSON value holds."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -87,8 +101,16 @@ def _rough_size(value: Any) -> int:
 
 
 @contextlib.contextmanager
-def damage_named(path: Path, *also: type[Exception]) -> Iterator[None]:
-    """Names the file in what reading it raises."""
+def damage_as_data_error(path: Path, *also: type[Exception]) -> Iterator[None]:
+    """Turns what reading a damaged file raises into an error that names the file.
+
+    Args:
+        path: The file.
+        also: Further exceptions that mean damage.
+
+    Raises:
+        DataError: The file is damaged or can't be read.
+    """
     damage: tuple[type[Exception], ...] = (*DAMAGE, csv.Error, UnicodeDecodeError, *also)
     try:
         yield
@@ -99,11 +121,11 @@ def damage_named(path: Path, *also: type[Exception]) -> Iterator[None]:
         raise DataError(f"{path} is damaged or cut short: {problem}", "fetch it again") from None
 
 
-def chosen(path: Path, choose: ColumnChooser, columns: Sequence[str]) -> list[str]:
-    """The columns of a file to read.
+def columns_to_read(path: Path, choose: ColumnChooser, columns: Sequence[str]) -> list[str]:
+    """Returns those of a file's columns that `choose` takes.
 
     Raises:
-        DataError: Needed ones are missing; names the file.
+        DataError: A needed column is missing; names the file.
     """
     try:
         return choose(columns)

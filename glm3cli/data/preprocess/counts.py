@@ -1,20 +1,21 @@
-"""What is counted of rows on their way to tokens."""
+"""`Counts`: how many rows were read and how much was written."""
 
 from dataclasses import dataclass, fields, replace
 
 
 @dataclass
 class Counts:
-    """What was read and written.
+    """How many rows were read and how much was written.
 
     Attributes:
-        documents: Rows that became a document.
-        tokens: Tokens written, labels and masks not counted.
-        bytes: Text encoded, as UTF-8.
-        empty: Rows without any text.
-        bad_rows: Bad rows, and rests of damaged files, left out.
-        dropped: Samples of which --seq-length left no answer.
-        truncated: Samples that --seq-length cut.
+        documents: The number of rows that became a document.
+        tokens: The number of tokens written, without labels and masks.
+        bytes: The size of the encoded text, in bytes of UTF-8.
+        empty: The number of rows without any text.
+        bad_rows: The number of bad rows that were left out; the unreadable rest of a damaged file
+            counts as one.
+        dropped: The number of samples that were left out because --seq-length left no answer.
+        truncated: The number of samples that --seq-length cut.
     """
 
     documents: int = 0
@@ -27,14 +28,14 @@ class Counts:
 
     @property
     def skipped(self) -> int:
-        """Rows and samples that were left out."""
+        """The number of rows and samples that were left out."""
         return self.bad_rows + self.dropped
 
     def copy(self) -> "Counts":
-        """The counts as they are now."""
+        """Returns a copy that further counting doesn't change."""
         return replace(self)
 
     def add(self, other: "Counts") -> None:
-        """Adds those of a part."""
+        """Adds the counts of another part of the input to these."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))

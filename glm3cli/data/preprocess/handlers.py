@@ -1,4 +1,7 @@
-"""Handlers: what becomes of one row. They run in the workers and import nothing heavy."""
+"""Handlers turn one row into the token ids of a document.
+
+They run in the worker processes, so they import nothing heavy.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,18 +18,20 @@ from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
 Ids = list[int] | np.ndarray
+# Reads the conversations that one row holds.
 Conversations = Callable[[Row], list[list[Message]]]
 
 
 @dataclass
 class Document:
-    """What one row became.
+    """The token ids of one row.
 
     Attributes:
-        sequences: By output key, the sequences of token ids; a key without any has no document.
-        text_bytes: Size of the text that was encoded, in UTF-8.
-        num_dropped: Samples that --seq-length leaves no answer of.
-        num_truncated: Samples that --seq-length has cut.
+        sequences: The sequences of token ids by output key; a key that is missing gets no
+            document.
+        text_bytes: The size of the encoded text, in bytes of UTF-8.
+        num_dropped: The number of samples that were left out because --seq-length left no answer.
+        num_truncated: The number of samples that --seq-length cut.
     """
 
     sequences: dict[str, list[Ids]] = field(default_factory=dict)
@@ -37,14 +42,17 @@ class Document:
 
 @dataclass(frozen=True)
 class TextHandler:
-    """Plain text, a document per row and key; nothing for an empty text.
+    """Turns the texts of a row into one document for each key, and an empty text into none.
 
     Attributes:
-        keys: One pair of output files is written for each.
-        compose: Makes the text of the only key from the whole row, where it isn't one column.
+        tokenizer: The tokenizer.
+        keys: The output keys, for each of which one pair of files is written. Without `compose`
+            they are the columns of the texts.
+        append_eod: Whether a text ends with the end token.
+        compose: Makes the text of the only key from the whole row; None if the texts are columns.
         columns: The columns that `compose` needs.
-        marker: What stands between the output prefix and the key.
-        side_keys: Keys whose tokens go with those of another key.
+        marker: What stands between the output prefix and the key in the names of files.
+        side_keys: The keys whose tokens aren't counted; none.
     """
 
     tokenizer: Tokenizer
@@ -57,12 +65,12 @@ class TextHandler:
 
     @property
     def optional(self) -> frozenset[str]:
-        """Further columns that are read where they are."""
+        """The columns that are read if a file has them."""
         return frozenset({"input"}) if self.compose else frozenset()
 
     @property
     def forms(self) -> tuple[frozenset[str], ...]:
-        """Sets of columns; a file has to have one of them whole."""
+        """Sets of columns; a file must have all columns of at least one set."""
         return (self.columns or frozenset(self.keys),)
 
     def encode(self, row: Row) -> Document:
@@ -84,13 +92,19 @@ class TextHandler:
 
 @dataclass(frozen=True)
 class ConversationHandler:
-    """Conversations, a sample each, as ids, mask and labels.
+    """Turns each conversation of a row into one sample: token ids, segment ids and labels.
 
     Attributes:
+        tokenizer: The tokenizer.
         conversations: Reads the conversations of a row.
-        forms: Sets of columns; a file has to have one of them whole.
-        seq_length: Longest sample, in tokens.
-        optional: Further columns that are read where they are.
+        forms: Sets of columns; a file must have all columns of at least one set.
+        template: How a conversation is written; see `tokens.chat.build_sample`.
+        append_eod: Whether a sample of the template `modellink` ends with the end token.
+        seq_length: The longest sample in tokens, to which others are cut; None cuts nothing.
+        keys: The output keys, for each of which one pair of files is written.
+        marker: What stands between the output prefix and the key in the names of files.
+        side_keys: The keys whose tokens aren't counted: they go with those of `input_ids`.
+        optional: The columns that are read if a file has them.
     """
 
     tokenizer: Tokenizer
@@ -105,10 +119,10 @@ class ConversationHandler:
     optional: frozenset[str] = frozenset({"input", "system", "history", "tools"})
 
     def encode(self, row: Row) -> Document:
-        """Encodes all samples that the row holds.
+        """Encodes all conversations of a row.
 
         Raises:
-            RowError: The row doesn't fit.
+            RowError: The row isn't of the expected form, or has no assistant turn to train.
         """
         document = Document()
         for messages in self.conversations(row):
@@ -121,14 +135,15 @@ class ConversationHandler:
                 document.num_dropped += 1
                 continue
             document.num_truncated += sample is not whole
-            parts = (sample.input_ids, [1] * len(sample.input_ids), sample.labels)
-            for key, ids in zip(INSTRUCTION_KEYS, parts, strict=True):
+            segment_ids = [1] * len(sample.input_ids)
+            values = (sample.input_ids, segment_ids, sample.labels)
+            for key, ids in zip(INSTRUCTION_KEYS, values, strict=True):
                 document.sequences.setdefault(key, []).append(ids)
         return document
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a text; half a surrogate pair counts as one."""
+    """Returns the size of a text in bytes of UTF-8; half a surrogate pair counts as one byte."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
@@ -136,13 +151,13 @@ Handler = TextHandler | ConversationHandler
 
 
 def choose_columns(handler: Handler, columns: Sequence[str]) -> list[str]:
-    """The columns of a file that `handler` reads.
+    """Returns those of a file's columns that a handler reads.
 
     Raises:
-        DataError: Needed ones are missing; names those that are there.
+        DataError: A needed column is missing; names the columns that the file has.
     """
-    there = set(columns)
-    if not any(form <= there for form in handler.forms):
+    present = set(columns)
+    if not any(form <= present for form in handler.forms):
         wanted = " or ".join(" + ".join(sorted(form)) for form in handler.forms)
         raise DataError(
             f"needs the column {wanted}, but has {', '.join(columns) or 'none'}",
@@ -153,7 +168,7 @@ def choose_columns(handler: Handler, columns: Sequence[str]) -> list[str]:
 
 
 def build_handler(config: PreprocessConfig, tokenizer: Tokenizer) -> Handler:
-    """The handler that `config` names."""
+    """Returns the handler that `--handler` names, with the options of `config`."""
     if config.kind == "text":
         compose, columns = _TEXTS.get(config.handler, (None, ()))
         keys = ("text",) if compose else tuple(config.json_keys)
@@ -170,11 +185,12 @@ def build_handler(config: PreprocessConfig, tokenizer: Tokenizer) -> Handler:
 
 
 def _alpaca(row: Row, joined: bool) -> list[list[Message]]:
-    # An instruction row is one question and one answer: history belongs to `chat`.
+    """Reads one question and one answer, without system and history, which only `chat` reads."""
     return [rows.alpaca({k: v for k, v in row.items() if k in _INSTRUCTION}, joined)]
 
 
 def _any_chat(row: Row) -> list[list[Message]]:
+    """Reads a conversation in the form that the columns of the row show."""
     for name, read in (
         ("messages", rows.openai),
         ("conversations", rows.share_gpt),
@@ -201,7 +217,7 @@ def _moss(row: Row) -> list[list[Message]]:
 
 
 def _moss_by_turn(row: Row) -> list[list[Message]]:
-    """A sample for every answer, each with all that was said before."""
+    """Makes one conversation for every answer: all turns up to it."""
     messages = rows.moss(row)
     return [messages[: i + 2] for i in range(0, len(messages), 2)]
 

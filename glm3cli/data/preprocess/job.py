@@ -1,4 +1,4 @@
-"""What a run of `preprocess` is told: two runs with equal jobs write the same bytes."""
+"""`Job`: everything that the output of preprocess depends on."""
 
 import hashlib
 import json
@@ -6,24 +6,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glm3cli import __version__
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.version import __version__
 
-# Options that change the files. A bad row ends a run or is left out; that is judged apart.
+# The options that change the files. Not --on-error: a run without bad rows writes the same with
+# either value, and whoever compares jobs looks at the number of bad rows, too.
 _SETTINGS = {"handler", "append_eod", "json_keys", "template", "seq_length", "pack"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """Inputs, tokenizer and settings.
+    """The inputs, tokenizer and settings of a run; runs with equal jobs write the same bytes.
 
     Attributes:
-        version: Of glm3.
-        inputs: Path, bytes and time of change (in ns) of every file; None for a pipe, which can't
-            be read twice.
-        tokenizer: SHA-256 of its file.
-        settings: The options that change what is written.
+        version: The version of glm3.
+        inputs: The path, size in bytes, and time of change in ns of every input file; None if a
+            pipe is among the inputs, since it can't be read twice.
+        tokenizer: The SHA-256 of the tokenizer's file.
+        settings: The values of the options that change what is written.
     """
 
     version: str
@@ -33,7 +34,7 @@ class Job:
 
     @classmethod
     def of(cls, config: PreprocessConfig, files: list[Path], tokenizer: Tokenizer) -> "Job":
-        """The job of a run that reads these files."""
+        """Returns the job of a run that reads these input files with this tokenizer."""
         stats = [path.stat() for path in files if path.is_file()]
         inputs = [
             [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
@@ -45,17 +46,21 @@ class Job:
             tokenizer=hashlib.sha256(tokenizer.path.read_bytes()).hexdigest(),
             settings=config.model_dump(
                 mode="json",
-                # There the length is that of training, and cuts nothing.
+                # The sequence length of texts is only for --build-index: it cuts nothing.
                 include=_SETTINGS - {"seq_length"} if config.kind == "text" else _SETTINGS,
             ),
         )
 
     @property
     def key(self) -> str:
-        """A short name for the job, which no other has."""
-        told = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        """A short name for the job: the first 16 hexadecimal digits of its SHA-256."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def equals(self, noted: object) -> bool:
-        """Whether a job that was noted (as JSON) is this one and can be told from any other."""
-        return self.inputs is not None and noted == asdict(self)
+    def equals(self, saved: object) -> bool:
+        """Returns whether a saved job is this one; always False if a pipe is among the inputs.
+
+        Args:
+            saved: The fields of the other job, as read from JSON.
+        """
+        return self.inputs is not None and saved == asdict(self)

@@ -8,25 +8,28 @@ from typing import Any, BinaryIO
 from glm3cli.errors import DataError
 
 _BLOCK = 1 << 20
-# A value cut off at the end of what was read fails this near to it at most ("-Infinity").
+# A value that isn't read to its end yet fails to parse at most this many characters before the end
+# of what was read: the longest token without quotes is "-Infinity".
 _NEAR_END = 16
 
 
 def read_json_array(file: BinaryIO, name: str, block: int = _BLOCK) -> Iterator[Any]:
-    """Yields the elements of the array in `file`, holding one element and one block at a time.
+    """Yields the elements of a JSON array, holding one element and one block of text at a time.
 
     Args:
-        file: Opened for reading bytes; UTF-8.
-        name: What to call the file in an error.
-        block: Bytes to read at once.
+        file: The file, opened for reading bytes, in UTF-8.
+        name: What to call the file in an error message.
+        block: The number of bytes to read at once.
 
     Raises:
-        DataError: Not an array, not valid JSON, or cut short; with the line.
+        DataError: The file isn't an array, isn't valid JSON, or is cut short; says in which line.
     """
     return _ArrayReader(file, name, block).elements()
 
 
 class _ArrayReader:
+    """Parses an array out of a text of which only a window is in memory."""
+
     def __init__(self, file: BinaryIO, name: str, block: int) -> None:
         self._file = file
         self._name = name
@@ -64,7 +67,7 @@ class _ArrayReader:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._position)
-                # "12" may be the beginning of "123" or "12e+3".
+                # A number at the end of the window may go on: "12" may be "123" or "12e+3".
                 whole = not isinstance(value, int | float) or end < len(self._text) - 3
                 if whole or self._ended:
                     self._position = end
@@ -76,9 +79,10 @@ class _ArrayReader:
                 if not unfinished or self._ended:
                     raise self._invalid(error) from None
             self._read(want)
-            want *= 2  # or a huge element would be parsed from its start once per block
+            want *= 2  # else a huge element would be parsed from its start once per block
 
     def _invalid(self, error: json.JSONDecodeError) -> DataError:
+        """Returns the error for text that can't be parsed: cut short, or not valid JSON."""
         if self._ended and error.pos >= len(self._text.rstrip()) - 1:
             return self._cut_short()
         if self._ended and error.msg.startswith("Unterminated string"):
@@ -98,7 +102,7 @@ class _ArrayReader:
             raise self._error(f"has {mark!r} after the array", "keep only the array")
 
     def _next_character(self) -> str:
-        """The next character that is no white space, not taken; "" at the end."""
+        """Returns the next character that isn't white space, without taking it; "" at the end."""
         while True:
             while self._position < len(self._text):
                 if not self._text[self._position].isspace():
@@ -118,7 +122,7 @@ class _ArrayReader:
             raise self._error(f"is not UTF-8: {error.reason}", "convert it to UTF-8") from None
 
     def _advance(self, position: int) -> None:
-        """Forgets the text before `position`."""
+        """Drops the text before `position` and counts its lines."""
         self._line += self._text.count("\n", 0, position)
         self._text = self._text[position:]
         self._position = 0

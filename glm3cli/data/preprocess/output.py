@@ -1,10 +1,11 @@
-"""The files of a run of `preprocess`, from their first token until they have their names.
+"""Writes the output files of a run of preprocess so that a killed run can be resumed.
 
-They grow in a hidden folder beside their target. Every few seconds a run notes how far all of them
-are, once that is on the disk; what was written after the last note is cut off when a run that was
-killed is started again. The finished files get their names one by one, the .idx after their .bin
-and a hidden record of the run last: where it is, everything is. Folder and record are named after
-the first of the files, for texts and conversations may have the same prefix.
+The files grow in a hidden folder beside their destination. Every few seconds the run saves a note
+of how much of each file is on the disk; when a run that was killed is started again, it cuts off
+what was written after the last note and continues from there. The finished files are moved to
+their destination one by one, every .idx after its .bin, and a hidden record of the run last: if the
+record exists, so does everything else. Folder and record are named after the first of the files,
+since texts and conversations may have the same prefix.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,54 +24,23 @@ from glm3cli.data.index_cache import indices_of
 from glm3cli.data.indexed import IndexedWriter, Mark
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.job import Job
+from glm3cli.data.preprocess.note import Note, Place
 from glm3cli.data.preprocess.workers import Encoded, RowProblem
 from glm3cli.errors import DataError
 from glm3cli.host.files import write_json
 
 _SECONDS_BETWEEN_NOTES = 10.0
+# Names of files in the hidden folder: the bad rows, the note, the statistics of the finished run,
+# and an empty file that the run keeps locked.
 _ERRORS, _NOTE, _RECORD, _LOCK = "errors.jsonl", "note.json", "record.json", "lock"
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class Place:
-    """How much of the input is in the output: whole files, and chunks of the next one."""
-
-    file: int = 0
-    chunk: int = 0
-
-
-@dataclass
-class _Note:
-    """All that is needed to go on, as JSON."""
-
-    job: dict[str, Any]
-    place: Place = field(default_factory=Place)
-    counts: Counts = field(default_factory=Counts)
-    marks: dict[str, Mark] = field(default_factory=dict)
-    error_bytes: int = 0
-    is_finished: bool = False
-
-    @classmethod
-    def read(cls, path: Path) -> "_Note | None":
-        try:
-            values = json.loads(path.read_text("utf-8"))
-            values["place"] = Place(**values["place"])
-            values["counts"] = Counts(**values["counts"])
-            values["marks"] = {name: Mark(**mark) for name, mark in values["marks"].items()}
-            return cls(**values)
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-    def write(self, path: Path) -> None:
-        write_json(path, asdict(self))
-
-
 class Output:
-    """All files of a run; a context manager.
+    """The output files of a run, as a context manager that opens and closes them.
 
     Attributes:
-        folder: Where they are until they have their names.
+        folder: The hidden folder in which the files grow.
     """
 
     def __init__(
@@ -82,57 +52,57 @@ class Output:
         *,
         skips_bad: bool,
     ) -> None:
-        """Opens nothing yet.
+        """Takes the names of the files; entering the context opens them.
 
         Args:
-            prefix: What all names begin with.
-            names: By key, the names of the finished files, without their endings.
-            growing: By key, the files that take what is read: those, or others that they are
-                made of.
-            job: What the run was told.
-            skips_bad: Whether bad rows may have been left out.
+            prefix: The value of --output-prefix.
+            names: The names of the finished files without their endings, by output key.
+            growing: The names of the files that `add` writes into, by output key: those of `names`,
+                or others from which the finished files are made.
+            job: The inputs, tokenizer and settings of the run.
+            skips_bad: Whether the run may leave out bad rows.
         """
-        self.folder = _folder(prefix, names)
+        self.folder = _work_folder(prefix, names)
         self._prefix, self._names, self._growing, self._job = prefix, names, growing, job
         self._skips_bad = skips_bad
         self._writers: dict[str, IndexedWriter] = {}
         self._errors: TextIO | None = None
         self._noted = time.monotonic()
-        self._note = _Note(asdict(job))
+        self._note = Note(asdict(job))
         self._errors_path = prefix.with_name(f"{prefix.name}.{_ERRORS}")
 
     @property
     def counts(self) -> Counts:
-        """What was written so far, in this run and those that it goes on with."""
+        """What was written so far, by this run and by those that it resumes."""
         return self._note.counts
 
     @property
     def place(self) -> Place:
-        """Where in the input the next chunk is."""
+        """The position in the input of the next chunk."""
         return self._note.place
 
     @property
     def is_finished(self) -> bool:
-        """Whether an earlier run had all files, and only their names are missing."""
+        """Whether an earlier run completed all files, which only have to be moved."""
         return self._note.is_finished
 
     def __enter__(self) -> "Output":
-        with self.disk_errors_named(), contextlib.ExitStack() as stack:
+        with self.disk_errors_as_data_error(), contextlib.ExitStack() as stack:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = stack.enter_context((self.folder / _LOCK).open("w"))
             _lock(self._lock, self._prefix)
             try:
-                self._go_on()
+                self._resume()
             except BaseException:
-                self._leave()
+                self._close()
                 raise
             stack.pop_all()
         return self
 
-    def _go_on(self) -> None:
-        """Opens the files where an earlier run left them, or anew."""
-        note = _Note.read(self.folder / _NOTE)
-        if note and self._can_go_on(note):
+    def _resume(self) -> None:
+        """Opens the files of an unfinished run of the same job, or else new ones."""
+        note = Note.read(self.folder / _NOTE)
+        if note and self._can_resume(note):
             try:
                 self._open(note)
             except ValueError as error:
@@ -148,15 +118,16 @@ class Output:
         for path in self.folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
-        self._open(_Note(asdict(self._job)))
+        self._open(Note(asdict(self._job)))
 
-    def _can_go_on(self, note: _Note) -> bool:
+    def _can_resume(self, note: Note) -> bool:
+        """Returns whether the files of an unfinished run are what this run would have written."""
         if not self._job.equals(note.job) or (note.counts.bad_rows and not self._skips_bad):
             return False
         return not note.is_finished or self._is_whole()
 
     def _is_whole(self) -> bool:
-        """Whether every finished file is in the folder, or has its name already."""
+        """Returns whether every finished file is in the folder or at its destination."""
         try:
             sizes = json.loads((self.folder / _RECORD).read_text())["files"]
         except (OSError, ValueError, KeyError):
@@ -167,7 +138,8 @@ class Output:
             for name, paths in places.items()
         )
 
-    def _open(self, note: _Note) -> None:
+    def _open(self, note: Note) -> None:
+        """Opens all files at the positions in a note; raises ValueError if one is too short."""
         self._note = note
         if note.is_finished:
             return
@@ -180,27 +152,35 @@ class Output:
         self._errors.seek(0, os.SEEK_END)
 
     def __exit__(self, *raised: object) -> None:
-        self._leave()
+        self._close()
 
-    def _leave(self) -> None:
-        """Lets go of all files; removes them unless a later run can go on with them."""
+    def _close(self) -> None:
+        """Closes all files; removes them unless a later run can resume from them."""
         files: list[IndexedWriter | TextIO] = [*self._writers.values()]
         for file in [*files, self._errors] if self._errors else files:
-            with contextlib.suppress(OSError):  # what isn't noted is written again
+            with contextlib.suppress(OSError):  # what is after the last note is written again
                 file.close()
         if (self.folder / _NOTE).is_file():
-            documents = (_Note.read(self.folder / _NOTE) or self._note).counts.documents
+            documents = (Note.read(self.folder / _NOTE) or self._note).counts.documents
             _log.warning("%s documents are kept: run the same again to go on", f"{documents:,}")
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def add(self, encoded: Encoded, after: Place) -> None:
-        """Appends what a chunk became, after which the input is at `after`."""
-        with self.disk_errors_named():
+        """Appends the documents and bad rows of a chunk.
+
+        Args:
+            encoded: The documents and bad rows.
+            after: The position in the input after the chunk.
+
+        Raises:
+            DataError: The disk is full or failing.
+        """
+        with self.disk_errors_as_data_error():
             for key, writer in self._writers.items():
-                part = encoded.keys[key]
-                writer.add(part.tokens, part.lengths, part.sizes)
+                documents = encoded.keys[key]
+                writer.add(documents.tokens, documents.lengths, documents.sizes)
             for problem in encoded.problems:
                 self._write_problem(problem)
             self._note.counts.add(encoded.counts)
@@ -213,8 +193,9 @@ class Output:
         self._errors.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")
 
     def _write_note(self) -> None:
-        if self._job.inputs is None:
-            return  # a pipe: what was read from it is gone
+        """Saves how much of every file is on the disk; does nothing for a pipe."""
+        if self._job.inputs is None:  # a pipe can't be read again, so the run can't be resumed
+            return
         assert self._errors is not None
         self._errors.flush()
         os.fsync(self._errors.fileno())
@@ -224,49 +205,71 @@ class Output:
         self._noted = time.monotonic()
 
     def finish(self) -> dict[str, Path]:
-        """Completes the growing files; the .bin of each by key."""
-        with self.disk_errors_named():
+        """Completes the growing files.
+
+        Returns:
+            The path of the .bin file of each, by output key.
+
+        Raises:
+            DataError: The disk is full or failing.
+        """
+        with self.disk_errors_as_data_error():
             self._write_note()
             for writer in self._writers.values():
                 writer.finish()
         return {key: writer.bin_path for key, writer in self._writers.items()}
 
     def complete(self, stats: dict[str, Any]) -> None:
-        """Notes that all files are there, and what they are."""
-        with self.disk_errors_named():
+        """Saves that all finished files are in the folder.
+
+        Args:
+            stats: The statistics of the run, with the names and sizes of the files.
+
+        Raises:
+            DataError: The disk is full or failing.
+        """
+        with self.disk_errors_as_data_error():
             write_json(self.folder / _RECORD, stats)
             self._note.is_finished = True
             self._note.write(self.folder / _NOTE)
 
     def publish(self) -> dict[str, Any]:
-        """Gives all files their names; what they are."""
-        with self.disk_errors_named():
+        """Moves all files to their destination and removes the folder.
+
+        Returns:
+            The statistics that `complete` saved, in this run or an earlier one.
+
+        Raises:
+            DataError: The disk is full or failing.
+        """
+        with self.disk_errors_as_data_error():
             self._move()
             shutil.rmtree(self.folder)
             stats: dict[str, Any] = json.loads(_record(self._prefix, self._names).read_text())
             return stats
 
     def _move(self) -> None:
-        for name in (f"{n}.{kind}" for kind in ("bin", "idx") for n in self._names.values()):
+        """Moves the files that aren't at their destination yet, the record last."""
+        for name in (f"{n}.{ending}" for ending in ("bin", "idx") for n in self._names.values()):
             source, target = self.folder / name, self._prefix.with_name(name)
-            if not source.exists():  # it has its name already
+            if not source.exists():  # an earlier run has moved it
                 continue
-            if target.suffix == ".bin":  # of an earlier run: it won't fit the new .bin
+            if target.suffix == ".bin":  # an earlier run's .idx won't fit the new .bin
                 target.with_suffix(".idx").unlink(missing_ok=True)
                 shutil.rmtree(indices_of(target.with_suffix("")), ignore_errors=True)
             source.replace(target)
         if self._note.counts.bad_rows and (self.folder / _ERRORS).exists():
             (self.folder / _ERRORS).replace(self._errors_path)
         elif not self._note.counts.bad_rows:
-            self._errors_path.unlink(missing_ok=True)  # of an earlier run
+            self._errors_path.unlink(missing_ok=True)  # an earlier run's
         record = self.folder / _RECORD
         if record.exists():
-            show_stats(self._prefix, json.loads(record.read_text()))
+            write_stats(self._prefix, json.loads(record.read_text()))
             record.replace(_record(self._prefix, self._names))
 
     @contextlib.contextmanager
-    def disk_errors_named(self) -> Iterator[None]:
-        """Makes a sentence of what goes wrong while a file is written in the folder.
+    def disk_errors_as_data_error(self) -> Iterator[None]:
+        """Turns errors while a file is written into one that names the file or the folder.
 
         Raises:
             DataError: The disk is full or failing.
@@ -282,6 +285,7 @@ class Output:
 
 
 def _lock(file: TextIO, prefix: Path) -> None:
+    """Locks a file for as long as it is open; raises DataError if another run holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -289,14 +293,24 @@ def _lock(file: TextIO, prefix: Path) -> None:
             f"another glm3 preprocess is writing {prefix}",
             "wait for it, or choose another --output-prefix",
         ) from None
-    except OSError as error:  # some network file systems know no locks
+    except OSError as error:  # some network file systems have no locks
         _log.warning("%s can't be locked (%s): don't write it twice at a time", prefix, error)
 
 
 def finished(
     prefix: Path, names: Mapping[str, str], job: Job, *, skips_bad: bool
 ) -> dict[str, Any] | None:
-    """The statistics of a finished run of the same job, if all its files are as it left them."""
+    """Returns the statistics of a finished run of the same job.
+
+    Args:
+        prefix: The value of --output-prefix.
+        names: The names of the finished files without their endings, by output key.
+        job: The inputs, tokenizer and settings of the run.
+        skips_bad: Whether the finished run may have left out bad rows.
+
+    Returns:
+        The statistics, or None if there was no such run, or a file is missing or has another size.
+    """
     try:
         stats: dict[str, Any] = json.loads(_record(prefix, names).read_text())
         sizes = {name: prefix.with_name(name).stat().st_size for name in stats["files"]}
@@ -305,13 +319,13 @@ def finished(
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if is_same:
-        _clear(_folder(prefix, names))
+        _remove_leftovers(_work_folder(prefix, names))
     return stats if is_same else None
 
 
-def _clear(folder: Path) -> None:
-    """Removes what a run left that was killed when all its files had their names."""
-    note = _Note.read(folder / _NOTE)
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the folder of a run that was killed after it had moved all its files."""
+    note = Note.read(folder / _NOTE)
     if not folder.is_dir() or (note and not note.is_finished):
         return
     with contextlib.suppress(OSError), (folder / _LOCK).open("w") as lock:
@@ -319,8 +333,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def show_stats(prefix: Path, stats: dict[str, Any]) -> None:
-    """Writes PREFIX.stats.json, if it isn't there with just that."""
+def write_stats(prefix: Path, stats: dict[str, Any]) -> None:
+    """Writes PREFIX.stats.json, unless it holds exactly these statistics already."""
     path = stats_path(prefix)
     with contextlib.suppress(OSError, ValueError):
         if json.loads(path.read_text("utf-8")) == stats:
@@ -329,15 +343,15 @@ def show_stats(prefix: Path, stats: dict[str, Any]) -> None:
 
 
 def stats_path(prefix: Path) -> Path:
-    """PREFIX.stats.json."""
+    """Returns the path of PREFIX.stats.json."""
     return prefix.with_name(f"{prefix.name}.stats.json")
 
 
-def _folder(prefix: Path, names: Mapping[str, str]) -> Path:
-    """Where a run keeps its files until they are complete."""
+def _work_folder(prefix: Path, names: Mapping[str, str]) -> Path:
+    """Returns the path of the hidden folder in which the files of a run grow."""
     return prefix.with_name(f".{next(iter(names.values()))}.unfinished")
 
 
 def _record(prefix: Path, names: Mapping[str, str]) -> Path:
-    """The statistics of the run that has written the files of these names."""
+    """Returns the path of the hidden record: the statistics of the run that wrote the files."""
     return prefix.with_name(f".{next(iter(names.values()))}.{_RECORD}")

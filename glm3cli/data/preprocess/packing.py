@@ -1,8 +1,9 @@
-"""Packs samples into sequences of a given length: best-fit decreasing.
+"""Packs samples into sequences of a given length by best-fit decreasing.
 
-The longest sample comes first, and each goes where it leaves least room (source: D. S. Johnson,
-"Near-optimal bin packing algorithms", 1973; never more than 11/9 of the fewest packs, and 1). In a
-packed sequence `attention_mask` counts the samples from 1, which tells where each begins.
+The samples are taken from the longest to the shortest, and each goes into the pack in which it
+leaves the least room (source: D. S. Johnson, "Near-optimal bin packing algorithms", 1973: at most
+11/9 of the smallest possible number of packs, plus 1). The key `attention_mask` of a packed
+sequence holds segment ids: the number, from 1, of the sample that each token belongs to.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,23 +13,23 @@ import numpy as np
 
 from glm3cli.data.indexed import IndexedWriter
 
-# Tokens that are brought together at a time.
+# How many tokens are copied at a time.
 _BATCH_TOKENS = 1 << 22
 
 
-def best_fit_decreasing(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """The samples of every pack.
+def best_fit_decreasing(lengths: np.ndarray, pack_length: int) -> list[list[int]]:
+    """Distributes samples over packs.
 
     Args:
-        lengths: Tokens of each sample; none has more than `room`.
-        room: Tokens of a pack.
+        lengths: The number of tokens of each sample, at most `pack_length`.
+        pack_length: The largest number of tokens of a pack.
 
     Returns:
-        Indices of samples, in their old order within a pack; packs in the order of their first
-        samples.
+        The indices of the samples of every pack, in ascending order; the packs are in the order of
+        their first samples.
     """
     packs: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}
+    with_room: dict[int, list[int]] = {}  # the packs by the number of tokens that still fit
     rooms = 0  # bit r is set if some pack has room for r more tokens
     for sample in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[sample])
@@ -39,7 +40,7 @@ def best_fit_decreasing(lengths: np.ndarray, room: int) -> list[list[int]]:
             if not with_room[left]:
                 rooms &= ~(1 << left)
         else:
-            left, pack = room, len(packs)
+            left, pack = pack_length, len(packs)
             packs.append([])
         packs[pack].append(sample)
         with_room.setdefault(left - length, []).append(pack)
@@ -48,19 +49,21 @@ def best_fit_decreasing(lengths: np.ndarray, room: int) -> list[list[int]]:
 
 
 def pack_files(
-    folder: Path, samples: Mapping[str, Path], room: int, names: Mapping[str, str]
+    folder: Path, samples: Mapping[str, Path], pack_length: int, names: Mapping[str, str]
 ) -> Iterator[float]:
-    """Writes packed files into `folder`; yields the share that is done.
+    """Writes packed files and yields the share of the samples that are packed, 0 to 1.
 
     Args:
-        folder: Where to.
-        samples: The .bin files of `input_ids` and `labels`, a sequence per sample.
-        room: Tokens of a pack.
-        names: The new files' names, of `attention_mask` too.
+        folder: The folder that the files are written into.
+        samples: The .bin files of `input_ids` and `labels`, which have one sequence for each
+            sample, with their .lengths files beside them.
+        pack_length: The largest number of tokens of a pack.
+        names: The names of the packed files without endings, by output key: `input_ids`, `labels`
+            and `attention_mask`.
     """
     lengths = np.fromfile(samples["input_ids"].with_suffix(".lengths"), np.int32)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    packs = best_fit_decreasing(lengths, room)
+    packs = best_fit_decreasing(lengths, pack_length)
     files = {
         key: np.memmap(samples[key], np.int32, "r") if lengths.any() else np.empty(0, np.int32)
         for key in ("input_ids", "labels")
@@ -75,7 +78,8 @@ def pack_files(
             tokens = np.concatenate([file[starts[i] : starts[i] + lengths[i]] for i in order])
             writers[key].add(tokens, sizes, ones)
         numbers = np.concatenate([np.arange(1, len(pack) + 1, dtype=np.int32) for pack in batch])
-        writers["attention_mask"].add(np.repeat(numbers, lengths[order]), sizes, ones)
+        segment_ids = np.repeat(numbers, lengths[order])
+        writers["attention_mask"].add(segment_ids, sizes, ones)
         done += len(order)
         yield done / len(lengths)
     for writer in writers.values():
@@ -83,6 +87,7 @@ def pack_files(
 
 
 def _batches(packs: Sequence[list[int]], lengths: np.ndarray) -> Iterator[list[list[int]]]:
+    """Groups packs so that each group has about `_BATCH_TOKENS` tokens."""
     batch: list[list[int]] = []
     size = 0
     for pack in packs:

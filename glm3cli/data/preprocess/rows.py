@@ -1,6 +1,7 @@
-"""Turns rows of the data sets people have into texts and conversations.
+"""Turns rows of common data sets into texts and conversations.
 
-One function per form of row. Handlers choose among them; nothing here knows about tokens.
+There is one function for each form of row, and `handlers` chooses among them. No function here
+deals with tokens.
 """
 
 import json
@@ -30,7 +31,12 @@ _OPENAI_ROLES: dict[str, Role] = {
 
 
 class RowError(Exception):
-    """A row that doesn't fit; says which field, and what was expected there."""
+    """A row that isn't of the expected form.
+
+    Attributes:
+        field: The field that is wrong, such as `messages[2].role`.
+        problem: What is wrong with it and what was expected.
+    """
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -39,12 +45,16 @@ class RowError(Exception):
 
 
 def text_of(row: Row, field: str, optional: bool = False, within: str = "") -> str:
-    """The string in `field`; "" for a missing or null one that is optional.
+    """Returns the string in a field of a row.
 
-    `within` is where in the row `row` itself is, for the error.
+    Args:
+        row: The row, or a mapping within it.
+        field: The name of the field.
+        optional: Returns "" if the field is missing or null.
+        within: Which field of the row `row` is, for the error message; "" for the row itself.
 
     Raises:
-        RowError: It isn't there or isn't a string.
+        RowError: The field is missing or isn't a string.
     """
     value = row.get(field)
     if isinstance(value, str):
@@ -59,9 +69,12 @@ def text_of(row: Row, field: str, optional: bool = False, within: str = "") -> s
 
 
 def alpaca(row: Row, joined: bool) -> list[Message]:
-    """A row of instruction, input, output, and perhaps system and history.
+    """Reads an alpaca row: instruction and output, optionally input, system, tools and history.
 
-    `joined` puts a line break after the instruction even where there is no input (ModelLink).
+    Args:
+        row: The row.
+        joined: Puts a line break after the instruction even if there is no input, as ModelLink
+            does.
     """
     instruction, extra = text_of(row, "instruction"), text_of(row, "input", optional=True)
     asked = f"{instruction}\n{extra}" if extra or joined else instruction
@@ -76,7 +89,7 @@ def alpaca(row: Row, joined: bool) -> list[Message]:
 
 
 def openai(row: Row) -> list[Message]:
-    """A row of messages with role and content, as OpenAI and ChatGLM3 write them."""
+    """Reads a row of OpenAI's or ChatGLM3's form: messages with role and content."""
     messages: list[Message] = []
     for i, turn in enumerate(_turns(row, "messages")):
         field = f"messages[{i}]"
@@ -94,11 +107,11 @@ def openai(row: Row) -> list[Message]:
 
 
 def share_gpt(row: Row) -> list[Message]:
-    """A row of conversations with from and value, and perhaps system and tools."""
+    """Reads a ShareGPT row: conversations with from and value, optionally system and tools."""
     messages = _system(text_of(row, "system", optional=True), None)
     for i, turn in enumerate(_turns(row, "conversations")):
         field = f"conversations[{i}]"
-        if "from" not in turn and "role" in turn:  # ChatGLM3's own data under this name
+        if "from" not in turn and "role" in turn:  # ChatGLM3's own data has this column, too
             turn = {**turn, "from": turn["role"], "value": turn.get("content")}
         speaker = turn.get("from")
         role = _role(speaker, _SHARE_GPT_ROLES, f"{field}.from")
@@ -113,7 +126,7 @@ def share_gpt(row: Row) -> list[Message]:
 
 
 def moss(row: Row) -> list[Message]:
-    """A row of MOSS: chat.turn_N.Human and .MOSS, with their marks taken off."""
+    """Reads a MOSS row: chat.turn_N.Human and chat.turn_N.MOSS, without their marks."""
     chat = row.get("chat")
     if not isinstance(chat, Mapping):
         raise RowError("chat", f"expected turns with Human and MOSS, got {_shown(chat)}")
@@ -138,28 +151,31 @@ def moss(row: Row) -> list[Message]:
 
 
 def belle(row: Row) -> list[Message]:
-    """A row of BELLE: earlier turns within the instruction, as Human: and Assistant:."""
+    """Reads a BELLE row, whose instruction holds the earlier turns as Human: and Assistant:."""
     messages: list[Message] = []
-    for part in text_of(row, "instruction").split("Human:"):
-        if not part:
+    for turn in text_of(row, "instruction").split("Human:"):
+        if not turn:
             continue
-        asked, *answer = part.split("Assistant:")
+        asked, *answer = turn.split("Assistant:")
         if answer:
             messages.append(Message("user", asked.strip()))
         messages.append(Message("assistant", (answer[0] if answer else asked).strip()))
-    # The instruction ends where the answer is to come.
+    # The instruction ends with an empty Assistant: turn, which the output replaces.
     return [*messages[:-1], Message("assistant", text_of(row, "output").strip())]
 
 
 def leetcode(row: Row) -> list[Message]:
-    """A row of code_with_problem, code_only and explanation_only."""
+    """Reads a LeetCode row: code_with_problem, code_only and explanation_only."""
     problem = text_of(row, "code_with_problem").split("```", maxsplit=1)[0]
     answer = f"{text_of(row, 'code_only')}\n{text_of(row, 'explanation_only')}"
     return [Message("user", problem.strip()), Message("assistant", answer)]
 
 
 def alpaca_text(row: Row) -> str:
-    """An alpaca row as one text for pretraining, without ModelLink's `None` for no input."""
+    """Returns an alpaca row as one text for pretraining.
+
+    It is ModelLink's text, but for a row without input it doesn't have ModelLink's `None`.
+    """
     extra = text_of(row, "input", optional=True)
     return (
         "A chat between a curious user and an artificial intelligence assistant. "
@@ -173,7 +189,7 @@ def alpaca_text(row: Row) -> str:
 
 
 def stack_overflow_text(row: Row) -> str:
-    """A row of title, question_body and answer_body as one text for pretraining."""
+    """Returns a row of title, question_body and answer_body as one text for pretraining."""
     return (
         f"In python, {text_of(row, 'title')}\n### Question:\n{text_of(row, 'question_body')}\n"
         f"### Response:\n{text_of(row, 'answer_body')}\n"
@@ -181,7 +197,7 @@ def stack_overflow_text(row: Row) -> str:
 
 
 def _call(function: Any, field: str, loss: bool) -> Message:
-    """A tool call as an assistant's turn."""
+    """Returns the assistant turn of a tool call in OpenAI's form: name and arguments."""
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(field, f"expected a call with name and arguments, got {_shown(function)}")
     arguments = function.get("arguments", function.get("parameters")) or {}
@@ -193,7 +209,7 @@ def _call(function: Any, field: str, loss: bool) -> Message:
 
 
 def _with_tools(messages: list[Message], row: Row) -> list[Message]:
-    """Puts the tools of the row into its system turn, made if there is none."""
+    """Puts the tools of a row into its system turn, which is added if there is none."""
     tools = _tools(row)
     if tools is None:
         return messages
@@ -204,18 +220,19 @@ def _with_tools(messages: list[Message], row: Row) -> list[Message]:
 
 
 def _system(content: str, tools: Any) -> list[Message]:
+    """Returns the system turn for a content and tools, or no turn if there is neither."""
     if not content and tools is None:
         return []
     return [Message("system", content or TOOL_PROMPT, tools=tools)]
 
 
 def _tools(row: Row) -> Any:
-    """The tools of a row; none for an empty list, which data sets write for a plain chat."""
+    """Returns the tools of a row; None for an empty list, which stands for a plain chat."""
     return _parsed(row, "tools") or None
 
 
 def _parsed(row: Row, field: str) -> Any:
-    """A JSON value that may have been written as a string (columnar formats need that)."""
+    """Returns a JSON value, parsed if it is a string, as columnar formats have to write it."""
     value = row.get(field)
     if isinstance(value, str):
         return _json(value, field) if value.strip() else None
@@ -253,5 +270,6 @@ def _role(name: Any, known: Mapping[str, Role], place: str) -> Role:
 
 
 def _shown(value: Any) -> str:
+    """Returns the type and the beginning of a value, for an error message."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,4 +1,8 @@
-"""`preprocess`: reads raw data, tokenizes it, and writes what training reads."""
+"""Runs preprocess: reads raw data, tokenizes it, and writes the files that training reads.
+
+`preprocess` does a whole run, `preview` encodes the first samples without writing anything, and
+`finished_before` returns the result of an earlier run.
+"""
 
 import contextlib
 import itertools
@@ -17,7 +21,8 @@ from glm3cli.data.preprocess.chunks import Chunk, Damage
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
 from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.output import Output, Place, finished, show_stats, stats_path
+from glm3cli.data.preprocess.note import Place
+from glm3cli.data.preprocess.output import Output, finished, stats_path, write_stats
 from glm3cli.data.preprocess.packing import pack_files
 from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.preprocess.sources import read_chunks, rows_of
@@ -35,23 +40,23 @@ from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import CheckpointError, DataError
 from glm3cli.host.signals import stopped_by_sigterm
 
-# After the first bad row, how many chunks are searched for more to show.
+# In how many more chunks bad rows are searched after the first one, to show several at once.
 _MORE_CHUNKS = 8
-_SAMPLES = "samples"  # of which packs are made
+_SAMPLES = "samples"  # beginning of the names of files with samples that are still to be packed
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class PreprocessProgress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        counts: What was read and written.
-        before: What of it was there when the run began.
-        seconds: Since the run began.
-        done: Share of the input that was read, 0 to 1; 0 for a pipe.
-        begun: Share that had been read when the run began.
-        packed: Share of the samples that are packed, once all input is read.
+        counts: What was read and written, earlier runs that this run resumes included.
+        before: The counts of those earlier runs.
+        seconds: The time since the run began, in seconds.
+        done: The share of the input that was read, 0 to 1; always 0 for a pipe.
+        begun: The share of the input that earlier runs had read, 0 to 1.
+        packed: The share of the samples that are packed, 0 to 1; None before all input is read.
     """
 
     counts: Counts
@@ -64,10 +69,19 @@ class PreprocessProgress:
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of a run; `seconds` is its wall time, `files` what it wrote.
+    """The result of a run; `--json` prints these fields.
 
     Attributes:
-        repeated: Whether an earlier run had done it all.
+        documents: The number of rows that became a document.
+        tokens: The number of tokens written, without labels and masks.
+        bytes: The size of the encoded text, in bytes of UTF-8.
+        seconds: The wall time of the run, in seconds.
+        skipped: The number of rows and samples that were left out.
+        truncated: The number of samples that --seq-length cut.
+        fill_rate: The share of the packs' positions that hold a token, 0 to 1; None without packs.
+        stats: The path of PREFIX.stats.json.
+        repeated: Whether an earlier run had written all files already.
+        files: The paths of the files that were written.
     """
 
     documents: int
@@ -85,15 +99,15 @@ class Summary:
 def preprocess(
     config: PreprocessConfig, report: Callable[[PreprocessProgress], None] = lambda progress: None
 ) -> Summary:
-    """Turns the inputs into token files.
+    """Turns raw data into token files; does nothing if the files exist, made by an equal run.
 
     Args:
-        config: What to do.
-        report: Called after every chunk.
+        config: The options of the run.
+        report: Called with the progress after every chunk and while samples are packed.
 
     Raises:
         DataError: The input is missing or bad, or the output can't be written.
-        StoppedError: SIGTERM came.
+        StoppedError: The process received SIGTERM.
     """
     start = time.perf_counter()
     tokenizer = Tokenizer.load(config.tokenizer)
@@ -107,7 +121,8 @@ def preprocess(
         stats = finished(config.output_prefix, names, job, skips_bad=skips_bad)
         if stats is not None:
             _log.warning("%s is there already, of the same input", config.output_prefix)
-            show_stats(config.output_prefix, stats)  # texts may have followed, or conversations
+            # A run of another handler may have overwritten PREFIX.stats.json.
+            write_stats(config.output_prefix, stats)
             return _summary(config, stats, time.perf_counter() - start, repeated=True)
     samples = {key: f"{_SAMPLES}.{key}" for key in ("input_ids", "labels")} if config.pack else {}
     with (
@@ -123,19 +138,22 @@ def preprocess(
                     "check --input, --handler and --seq-length",
                 )
             paths = output.finish()
-            room = config.seq_length if config.pack else None
-            with output.disk_errors_named():
-                if room:
-                    for progress.packed in pack_files(output.folder, paths, room, names):
+            pack_length = config.seq_length if config.pack else None
+            with output.disk_errors_as_data_error():
+                if pack_length:
+                    for progress.packed in pack_files(output.folder, paths, pack_length, names):
                         report(progress)
-                stats = statistics(job, output.counts, paths, names, output.folder, room)
+                stats = statistics(job, output.counts, paths, names, output.folder, pack_length)
             output.complete(stats)
         stats = output.publish()
     return _summary(config, stats, time.perf_counter() - start)
 
 
 def finished_before(config: PreprocessConfig) -> Summary | None:
-    """The result of an earlier run that was told the same, if all its files are there.
+    """Returns the result of an earlier run of the same inputs and options.
+
+    Returns:
+        The result, or None if there was no such run or one of its files is missing.
 
     Raises:
         DataError: The input is missing.
@@ -151,12 +169,16 @@ def finished_before(config: PreprocessConfig) -> Summary | None:
 
 
 def _check_vocabulary(config: PreprocessConfig, tokenizer: Tokenizer) -> None:
-    """Checks that the model in the tokenizer's folder, if there is one, has a row for every id."""
+    """Checks that a model in the tokenizer's folder has an embedding for every id.
+
+    Raises:
+        DataError: The model's vocabulary is smaller than the tokenizer's.
+    """
     if not (config.tokenizer / "config.json").is_file():
         return
     try:
         model = ModelConfig.from_file(config.tokenizer)
-    except CheckpointError:  # the tokenizer is all that is needed of the folder
+    except CheckpointError:  # preprocess only needs the folder's tokenizer
         return
     if tokenizer.vocab_size > model.padded_vocab_size:
         raise DataError(
@@ -176,9 +198,9 @@ def _encode(
     report: Callable[[PreprocessProgress], None],
     start: float,
 ) -> None:
-    """Fills the output with all that isn't in it yet."""
+    """Encodes the input that isn't in the output yet, and appends it."""
     sizes = _Sizes(files)
-    after: deque[Place] = deque()  # where the input is after each of the chunks on their way
+    after: deque[Place] = deque()  # the position after each chunk that was read but not yet added
     chunks = _read_from(files, handler, output.place, after)
     with contextlib.closing(encode_all(config, tokenizer, chunks)) as encoded_chunks:
         for encoded in encoded_chunks:
@@ -199,8 +221,9 @@ def _encode(
 
 
 def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[RowProblem]:
+    """Returns the bad rows of a chunk, and of a few following ones if they are few."""
     problems = list(encoded.problems)
-    with contextlib.suppress(DataError):  # the input's own damage, further on
+    with contextlib.suppress(DataError):  # damage further on doesn't matter here
         for more in itertools.islice(following, _MORE_CHUNKS):
             if len(problems) >= SHOWN_PROBLEMS:
                 break
@@ -209,7 +232,7 @@ def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[RowP
 
 
 def _names(config: PreprocessConfig, handler: Handler) -> dict[str, str]:
-    """The names of the files, without their endings, by output key."""
+    """Returns the names of the output files without their endings, by output key."""
     name = f"{config.output_prefix.name}{handler.marker}"
     return {key: f"{name}_{key}_document" for key in handler.keys}
 
@@ -217,6 +240,7 @@ def _names(config: PreprocessConfig, handler: Handler) -> dict[str, str]:
 def _summary(
     config: PreprocessConfig, stats: dict, seconds: float, repeated: bool = False
 ) -> Summary:
+    """Makes the result of a run out of its statistics and its wall time in seconds."""
     prefix = config.output_prefix
     counts = {name: stats[name] for name in ("documents", "tokens", "bytes", "truncated")}
     return Summary(
@@ -232,14 +256,20 @@ def _summary(
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample to look at: each token's text, its id, and whether it is trained."""
+    """A sample that `--preview` shows.
+
+    Attributes:
+        where: The file and number of the sample's row.
+        tokens: For each token, its spelling, its id, and its label: IGNORED_LABEL if it isn't
+            trained, None if all tokens of the text are.
+    """
 
     where: str
     tokens: list[tuple[str, int, int | None]]
 
 
 def preview(config: PreprocessConfig) -> Iterator[Shown]:
-    """The first `config.preview` samples as (token, id, label); label None for plain text.
+    """Encodes the first `config.preview` samples and writes nothing.
 
     Raises:
         DataError: The input is missing or bad.
@@ -248,11 +278,11 @@ def preview(config: PreprocessConfig) -> Iterator[Shown]:
     encoder = Encoder(config, tokenizer)
     left = config.preview
     for chunk in _read_from(find_files(config.inputs), encoder.handler, Place(), deque()):
-        for index, raw in enumerate(rows_of(chunk)):
+        for index, row in enumerate(rows_of(chunk)):
             try:
-                document = encoder.document(chunk, raw)
+                document = encoder.document(chunk, row)
             except RowError as error:
-                raise bad_rows_error([problem_of(chunk, index, raw, error)]) from None
+                raise bad_rows_error([problem_of(chunk, index, row, error)]) from None
             sequences = document.sequences if document else {}
             ids = sequences.get("input_ids") if encoder.handler.marker else None
             labels = sequences.get("labels") if encoder.handler.marker else None
@@ -269,7 +299,7 @@ def preview(config: PreprocessConfig) -> Iterator[Shown]:
 def _read_from(
     files: list[Path], handler: Handler, place: Place, after: deque[Place]
 ) -> Iterator[Chunk]:
-    """The chunks from `place` on; appends to `after` where the input is after each."""
+    """Yields the chunks from `place` on, and appends the position after each one to `after`."""
     skipped = place.chunk
     for i, path in enumerate(files[place.file :], start=place.file):
         chunks = _with_damage(path, read_chunks(path, partial(choose_columns, handler)))
@@ -281,7 +311,7 @@ def _read_from(
 
 
 def _with_damage(path: Path, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """The chunks of a file, and one that tells of its damage in its turn."""
+    """Yields the chunks of a file; an error while reading becomes a `Damage` chunk in its place."""
     try:
         yield from chunks
     except DataError as error:
@@ -289,7 +319,7 @@ def _with_damage(path: Path, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 class _Sizes:
-    """Tells from a file and a position in it how much of all input was read."""
+    """Computes the share of all input that was read from a position in a file."""
 
     def __init__(self, files: list[Path]) -> None:
         self._before: dict[str, int] = {}

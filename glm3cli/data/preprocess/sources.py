@@ -1,7 +1,7 @@
 """Reads input files as chunks of rows, in bounded memory.
 
-What a row means is the handlers' business. Lines of JSON and of text stay bytes here: the workers
-parse them, so that reading keeps ahead of many of them.
+Lines of JSON and of text stay bytes here. The workers parse them, so that one reading process can
+supply many workers.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from glm3cli.data.preprocess.chunks import (
     Chunk,
     ColumnChooser,
     Damage,
-    chosen,
-    damage_named,
-    gather,
+    columns_to_read,
+    damage_as_data_error,
+    group_rows,
 )
 from glm3cli.data.preprocess.json_array import read_json_array
 from glm3cli.data.preprocess.tables import read_group, read_tables
@@ -31,89 +31,100 @@ from glm3cli.errors import DataError
 
 
 def read_chunks(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
-    """Reads one file.
+    """Reads one file, or standard input, as chunks.
+
+    Args:
+        path: The file, or `PIPE` for standard input, whose format follows from its beginning.
+        choose: Chooses the columns to read, where the format has columns.
 
     Raises:
         DataError: The file is damaged, cut short, or lacks columns.
     """
-    kind = None if path == PIPE else format_of(path)
-    if kind in ("parquet", "arrow"):
-        yield from read_tables(path, kind, choose)
+    file_format = None if path == PIPE else format_of(path)
+    if file_format in ("parquet", "arrow"):
+        yield from read_tables(path, file_format, choose)
         return
-    with damage_named(path), _opened(path) as (raw, stream):
-        if kind is None:
-            kind = "json" if _starts(stream, b"[", b"{") else "text"
-        if kind == "csv":
-            yield from gather(path, raw, _csv_rows(path, stream, choose))
-        elif kind == "text":
-            yield from _line_chunks(path, raw, stream, "text")
+    with damage_as_data_error(path), _opened(path) as (file, stream):
+        if file_format is None:
+            file_format = "json" if _starts(stream, b"[", b"{") else "text"
+        if file_format == "csv":
+            yield from group_rows(path, file, _csv_rows(path, stream, choose))
+        elif file_format == "text":
+            yield from _line_chunks(path, file, stream, "text")
         elif _starts(stream, b"["):
-            yield from gather(path, raw, read_json_array(stream, str(path)))
+            yield from group_rows(path, file, read_json_array(stream, str(path)))
         else:
-            yield from _line_chunks(path, raw, stream, "json")
+            yield from _line_chunks(path, file, stream, "json")
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Opens a file; gives the file itself (for its position) and its unpacked content."""
+    """Opens a file; gives the file itself, for its position, and its decompressed content."""
     if path == PIPE:
         yield _open_pipe()
         return
-    with path.open("rb") as raw:
+    with path.open("rb") as file:
         if path.suffix.lower() == ".gz":
-            yield raw, _unzipped(raw)
+            yield file, _gunzipped(file)
         elif path.suffix.lower() == ".zst":
-            yield raw, _unpacked(raw)
+            yield file, _unzstd(file)
         else:
-            yield raw, raw
+            yield file, file
 
 
 def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input, which has no position, and its content, unpacked by its first bytes."""
-    raw, pipe = io.BytesIO(), io.BufferedReader(io.FileIO(0, closefd=False), chunks.CHUNK_BYTES)
+    """Opens standard input; its first bytes say whether its content is to be decompressed.
+
+    Returns:
+        An empty file, since a pipe has no position, and the decompressed content.
+    """
+    no_file = io.BytesIO()
+    pipe = io.BufferedReader(io.FileIO(0, closefd=False), chunks.CHUNK_BYTES)
     head = pipe.peek(4)[:4]
     if head.startswith(b"\x1f\x8b"):
-        return raw, _unzipped(pipe)
+        return no_file, _gunzipped(pipe)
     if head == b"\x28\xb5\x2f\xfd":
-        return raw, _unpacked(pipe)
-    return raw, pipe
+        return no_file, _unzstd(pipe)
+    return no_file, pipe
 
 
-def _unzipped(raw: BinaryIO) -> BinaryIO:
-    return io.BufferedReader(gzip.GzipFile(fileobj=raw), chunks.CHUNK_BYTES)
+def _gunzipped(file: BinaryIO) -> BinaryIO:
+    return io.BufferedReader(gzip.GzipFile(fileobj=file), chunks.CHUNK_BYTES)
 
 
-def _unpacked(raw: BinaryIO) -> BinaryIO:
+def _unzstd(file: BinaryIO) -> BinaryIO:
     import pyarrow
 
-    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
     return io.BufferedReader(stream, chunks.CHUNK_BYTES)
 
 
 def _starts(stream: BinaryIO, *marks: bytes) -> bool:
+    """Returns whether the content begins, after white space, with one of `marks`."""
     try:
         head = stream.peek(64)  # type: ignore[attr-defined]
-    except chunks.DAMAGE:  # who reads it meets that again
+    except chunks.DAMAGE:  # reading the content raises it again
         return False
     start: bytes = head.lstrip(b"\xef\xbb\xbf").lstrip()
     return start.startswith(marks)
 
 
 def _line_chunks(
-    path: Path, raw: BinaryIO, stream: BinaryIO, kind: Literal["json", "text"]
+    path: Path, file: BinaryIO, stream: BinaryIO, kind: Literal["json", "text"]
 ) -> Iterator[Chunk]:
+    """Reads a file of lines as chunks; the position of `file` is that of the chunks."""
     first = 1
     for lines in _blocks_of_lines(stream):
         if first == 1:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
         for start in range(0, len(lines), chunks.CHUNK_ROWS):
-            part = lines[start : start + chunks.CHUNK_ROWS]
-            yield Chunk(str(path), first, kind, part, raw.tell())
-            first += len(part)
+            group = lines[start : start + chunks.CHUNK_ROWS]
+            yield Chunk(str(path), first, kind, group, file.tell())
+            first += len(group)
 
 
 def _blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """All lines, also those that stand before damage within a block."""
+    """Yields all lines in blocks, also those that precede damage within a block."""
     position = 0
     while True:
         try:
@@ -129,11 +140,12 @@ def _blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def _lines_before_damage(stream: BinaryIO, position: int) -> list[bytes]:
-    """The lines from `position` on, as far as a gzip file can be unpacked."""
+    """Returns the lines from `position` on, as far as a damaged gzip file can be decompressed."""
     lines: list[bytes] = []
     unzipped = getattr(stream, "raw", None)
     if isinstance(unzipped, gzip.GzipFile):
-        with contextlib.suppress(*chunks.DAMAGE):  # also for a pipe, which can't be read again
+        # A pipe can't be read again, which is an OSError, too: its lines are lost.
+        with contextlib.suppress(*chunks.DAMAGE):
             unzipped.seek(position)
             while line := unzipped.readline():
                 lines.append(line)
@@ -143,19 +155,20 @@ def _lines_before_damage(stream: BinaryIO, position: int) -> list[bytes]:
 def _csv_rows(
     path: Path, stream: BinaryIO, choose: ColumnChooser
 ) -> Iterator[dict[str, str | None]]:
+    """Yields the chosen columns of every row of a CSV file."""
     csv.field_size_limit(sys.maxsize)  # the default refuses texts above 128 kB
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, strict=True)
     if not reader.fieldnames:
         raise DataError(f"{path} is empty", "give a CSV file with a line of column names")
-    names = chosen(path, choose, reader.fieldnames)
+    names = columns_to_read(path, choose, reader.fieldnames)
     for row in reader:
         yield {name: row[name] for name in names}
-    text.detach()  # or its end would close the file, whose position is still asked for
+    text.detach()  # else the wrapper's end would close the file, whose position is still read
 
 
 def rows_of(chunk: Chunk) -> list[Any]:
-    """The rows of a chunk, read now if they are a row group.
+    """Returns the rows of a chunk, which are read now if the chunk names a row group.
 
     Raises:
         DataError: The file is damaged.
@@ -166,7 +179,10 @@ def rows_of(chunk: Chunk) -> list[Any]:
 
 
 def parse_line(kind: Literal["json", "text"], line: bytes) -> Any:
-    """Turns a line into its row; None for a blank one.
+    """Parses a line into its row, a dict with the column `text` for a line of text.
+
+    Returns:
+        The row, or None for a blank line of JSON.
 
     Raises:
         ValueError: The line isn't UTF-8 or isn't JSON.

@@ -1,4 +1,4 @@
-"""PREFIX.stats.json: what a run made, and of what."""
+"""Computes PREFIX.stats.json: what a run of preprocess wrote, and from what."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,17 +19,18 @@ def statistics(
     samples: Mapping[str, Path],
     names: Mapping[str, str],
     folder: Path,
-    room: int | None,
+    pack_length: int | None,
 ) -> dict[str, Any]:
-    """All that is told of finished files.
+    """Returns the statistics of finished files, as JSON values.
 
     Args:
-        job: What the run was told.
-        counts: What it counted.
-        samples: The .bin of every key, a sequence per sample or text.
-        names: The finished files' names by key.
-        folder: Where they are now.
-        room: Tokens of a pack; None if nothing was packed.
+        job: The inputs, tokenizer and settings of the run.
+        counts: What the run counted.
+        samples: The .bin file of every output key before packing, which has one sequence for each
+            sample or text, with its .lengths file beside it.
+        names: The names of the finished files without their endings, by output key.
+        folder: The folder that holds the finished files now.
+        pack_length: The length of a pack in tokens; None if nothing was packed.
     """
     lengths = {
         key: np.fromfile(path.with_suffix(".lengths"), np.int32) for key, path in samples.items()
@@ -45,21 +46,25 @@ def statistics(
         "packs": None,
         "fill_rate": None,
         "files": {
-            f"{name}.{kind}": (folder / f"{name}.{kind}").stat().st_size
-            for kind in ("bin", "idx")
+            f"{name}.{ending}": (folder / f"{name}.{ending}").stat().st_size
+            for ending in ("bin", "idx")
             for name in names.values()
         },
         "job": asdict(job),
     }
-    if room:
+    if pack_length:
         packs = np.fromfile(folder / f"{names['input_ids']}.lengths", np.int32)
         found["packs"] = len(packs)
-        found["fill_rate"] = float(packs.sum(dtype=np.int64) / (len(packs) * room))
+        found["fill_rate"] = float(packs.sum(dtype=np.int64) / (len(packs) * pack_length))
     return found
 
 
 def histogram(lengths: np.ndarray) -> dict[str, int]:
-    """How many lengths lie between neighbouring powers of two: {"1-1": , "2-3": , "4-7": ...}."""
+    """Counts how many lengths lie between neighbouring powers of two.
+
+    Returns:
+        Counts by range: {"0": n, "1-1": n, "2-3": n, "4-7": n, ...}, without empty ranges.
+    """
     exponents = np.frexp(lengths[lengths > 0])[1]  # n lies in [2^(e-1), 2^e)
     counts = np.bincount(exponents) if len(exponents) else np.zeros(0, dtype=np.int64)
     found = {f"{2 ** (e - 1)}-{2**e - 1}": int(n) for e, n in enumerate(counts) if e and n}

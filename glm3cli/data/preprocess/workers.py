@@ -1,4 +1,4 @@
-"""Encodes chunks of rows in worker processes, in order and with bounded memory."""
+"""Encodes chunks of rows in worker processes, in their order and in bounded memory."""
 
 import contextlib
 import multiprocessing
@@ -25,15 +25,22 @@ from glm3cli.data.preprocess.sources import parse_line, rows_of
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
-# Chunks under way per worker: enough that none waits, few enough to bound the memory.
+# Chunks handed out per worker: enough that no worker waits, few enough to bound the memory.
 _AHEAD = 4
-SHOWN_PROBLEMS = 5
-_SHOWN_CHARACTERS = 100
+SHOWN_PROBLEMS = 5  # how many bad rows the error that ends a run shows
+_SHOWN_CHARACTERS = 100  # of each of them
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """A row that didn't fit, and its beginning."""
+    """A bad row; a line of PREFIX.errors.jsonl has these fields.
+
+    Attributes:
+        where: The file of the row and its number.
+        field: The field that is wrong, such as `messages[2].role`; "" for the whole row.
+        problem: What is wrong with it and what was expected.
+        row: The beginning of the row, as text.
+    """
 
     where: str
     field: str
@@ -46,7 +53,7 @@ class RowProblem:
 
 
 def bad_rows_error(problems: Sequence[RowProblem]) -> DataError:
-    """The error that ends a run; shows the first few of the bad rows."""
+    """Returns the error that ends a run, which shows the first few bad rows."""
     shown = "".join(f"\n  {problem}\n    {problem.row}" for problem in problems[:SHOWN_PROBLEMS])
     return DataError(
         f"{problems[0]}; the first bad rows are:{shown}\n",
@@ -55,13 +62,13 @@ def bad_rows_error(problems: Sequence[RowProblem]) -> DataError:
 
 
 @dataclass
-class KeyPart:
-    """What a chunk adds to one output key.
+class KeyDocuments:
+    """The documents that a chunk adds to one output key.
 
     Attributes:
-        tokens: Of all sequences, int32.
-        lengths: Of each sequence, int32.
-        sizes: Sequences of each document.
+        tokens: The tokens of all sequences, one after the other, int32 [number of tokens].
+        lengths: The number of tokens of each sequence, int32 [number of sequences].
+        sizes: The number of sequences of each document, int64 [number of documents].
     """
 
     tokens: np.ndarray
@@ -69,22 +76,22 @@ class KeyPart:
     sizes: np.ndarray
 
 
-class _Sequences:
-    """Collects the sequences of one output key."""
+class _Collector:
+    """Collects the documents of one output key."""
 
     def __init__(self) -> None:
         self._tokens: list[np.ndarray] = []
         self._sizes: list[int] = []
 
     def add(self, document: Sequence[Ids]) -> None:
-        """Appends one document."""
+        """Appends one document, given as its sequences of token ids."""
         self._tokens += [np.asarray(ids, dtype=np.int32) for ids in document]
         self._sizes.append(len(document))
 
-    def part(self) -> KeyPart:
-        """All of it."""
+    def collected(self) -> KeyDocuments:
+        """Returns all documents that were added."""
         nothing = np.empty(0, dtype=np.int32)
-        return KeyPart(
+        return KeyDocuments(
             np.concatenate([nothing, *self._tokens]),
             np.array([len(ids) for ids in self._tokens], dtype=np.int32),
             np.array(self._sizes, dtype=np.int64),
@@ -93,23 +100,31 @@ class _Sequences:
 
 @dataclass
 class Encoded:
-    """What a chunk became.
+    """The documents of a chunk, and what was wrong with it.
 
     Attributes:
-        damage: What is wrong with the file, if the chunk or all that follows can't be read.
-        counts: Of its rows, but for the bad ones, which are in `problems`.
+        source: The path of the file that the chunk is from.
+        position: How many bytes of the file were read up to the end of the chunk.
+        keys: The documents by output key.
+        problems: The bad rows of the chunk.
+        damage: What is wrong with the file if the chunk, or all that follows it, can't be read.
+        counts: The counts of the chunk's rows, without the bad rows.
     """
 
     source: str
     position: int
-    keys: dict[str, KeyPart] = field(default_factory=dict)
+    keys: dict[str, KeyDocuments] = field(default_factory=dict)
     problems: list[RowProblem] = field(default_factory=list)
     damage: DataError | None = None
     counts: Counts = field(default_factory=Counts)
 
 
 class Encoder:
-    """Turns chunks of rows into tokens."""
+    """Turns chunks of rows into tokens, within one process.
+
+    Attributes:
+        handler: The handler that encodes the rows.
+    """
 
     def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer) -> None:
         tokenizer.use_fast_encoder()
@@ -117,14 +132,17 @@ class Encoder:
         self._stop = config.on_error == "stop"
 
     def encode(self, chunk: Chunk) -> Encoded:
-        """Encodes a chunk; ends early where enough bad rows were found to end the run."""
-        keys = {key: _Sequences() for key in self.handler.keys}
+        """Encodes a chunk.
+
+        If bad rows end the run, it stops at the last bad row that the error will show.
+        """
+        keys = {key: _Collector() for key in self.handler.keys}
         encoded = Encoded(chunk.source, chunk.position)
-        for index, raw in enumerate(self._read(chunk, encoded)):
+        for index, row in enumerate(self._read(chunk, encoded)):
             try:
-                document = self.document(chunk, raw)
+                document = self.document(chunk, row)
             except RowError as error:
-                encoded.problems.append(problem_of(chunk, index, raw, error))
+                encoded.problems.append(problem_of(chunk, index, row, error))
                 if self._stop and len(encoded.problems) == SHOWN_PROBLEMS:
                     break
                 continue
@@ -132,41 +150,60 @@ class Encoder:
                 encoded.counts.add(_counts_of(document))
                 for key, sequences in document.sequences.items():
                     keys[key].add(sequences)
-        encoded.keys = {key: sequences.part() for key, sequences in keys.items()}
-        main = [part for key, part in encoded.keys.items() if key not in self.handler.side_keys]
-        encoded.counts.tokens = sum(len(part.tokens) for part in main)
+        encoded.keys = {key: collector.collected() for key, collector in keys.items()}
+        encoded.counts.tokens = sum(
+            len(documents.tokens)
+            for key, documents in encoded.keys.items()
+            if key not in self.handler.side_keys
+        )
         return encoded
 
     @staticmethod
     def _read(chunk: Chunk, encoded: Encoded) -> list[Any]:
+        """Returns the rows of a chunk; none, and the damage in `encoded`, if it can't be read."""
         try:
             return rows_of(chunk)
         except DataError as error:
             encoded.damage = error
             return []
 
-    def document(self, chunk: Chunk, raw: Any) -> Document | None:
-        """Encodes one row of a chunk; None for a blank line.
+    def document(self, chunk: Chunk, row: Any) -> Document | None:
+        """Encodes one row of a chunk.
+
+        Args:
+            chunk: The chunk.
+            row: The row as it is in `chunk.rows`: a line, as bytes, or a parsed row.
+
+        Returns:
+            The document, or None for a blank line.
 
         Raises:
-            RowError: The row isn't readable or doesn't fit.
+            RowError: The row can't be parsed or isn't of the form that the handler expects.
         """
-        row = _parsed(chunk, raw) if chunk.kind in ("json", "text") else raw
-        if row is None and chunk.kind == "json":
+        parsed = _parsed(chunk, row) if chunk.kind in ("json", "text") else row
+        if parsed is None and chunk.kind == "json":
             return None
-        if not isinstance(row, dict):
-            raise RowError("", f"expected an object with columns, got {type(row).__name__}")
-        return self.handler.encode(row)
+        if not isinstance(parsed, dict):
+            raise RowError("", f"expected an object with columns, got {type(parsed).__name__}")
+        return self.handler.encode(parsed)
 
 
-def problem_of(chunk: Chunk, index: int, raw: Any, error: RowError) -> RowProblem:
-    """What is told of a bad row."""
-    text = raw.decode("utf-8", "backslashreplace").strip() if isinstance(raw, bytes) else repr(raw)
-    row = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
-    return RowProblem(chunk.where(index), error.field, error.problem, row)
+def problem_of(chunk: Chunk, index: int, row: Any, error: RowError) -> RowProblem:
+    """Describes a bad row.
+
+    Args:
+        chunk: The chunk of the row.
+        index: The place of the row in the chunk, from 0.
+        row: The row as it is in `chunk.rows`: a line, as bytes, or a parsed row.
+        error: What is wrong with the row.
+    """
+    text = row.decode("utf-8", "backslashreplace").strip() if isinstance(row, bytes) else repr(row)
+    start = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    return RowProblem(chunk.where(index), error.field, error.problem, start)
 
 
 def _counts_of(document: Document) -> Counts:
+    """Returns the counts of one row, without its tokens."""
     return Counts(
         documents=bool(document.sequences),
         bytes=document.text_bytes,
@@ -177,6 +214,7 @@ def _counts_of(document: Document) -> Counts:
 
 
 def _parsed(chunk: Chunk, line: bytes) -> Any:
+    """Parses a line of a chunk of lines; raises RowError if it can't."""
     try:
         return parse_line("text" if chunk.kind == "text" else "json", line)
     except UnicodeDecodeError as error:
@@ -188,9 +226,14 @@ def _parsed(chunk: Chunk, line: bytes) -> Any:
 def encode_all(
     config: PreprocessConfig, tokenizer: Tokenizer, chunks: Iterator[Chunk]
 ) -> Generator[Encoded, None, None]:
-    """Encodes chunks in order with `config.workers` processes.
+    """Encodes chunks with `config.workers` processes and yields the results in the chunks' order.
 
-    One worker, or one chunk, is done in this process.
+    With one worker, or for a single chunk, this process does it itself.
+
+    Args:
+        config: The options of the run.
+        tokenizer: The tokenizer.
+        chunks: The chunks, which are read as the workers need them.
 
     Raises:
         DataError: A worker process was killed.
@@ -219,20 +262,22 @@ def _chained(head: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
 
 
 class _Workers:
-    """Processes that encode, each behind a thread that hands it one chunk at a time.
+    """Worker processes; each has a thread in this process that hands it one chunk at a time.
 
-    Not concurrent.futures' process pool: in Python 3.11 it can hang when a worker is killed while
-    a chunk is on its way. Here a worker that is gone is an end of file, and so is, for the
-    worker, a parent that is gone.
+    It doesn't use concurrent.futures' process pool, which in Python 3.11 can hang when a worker is
+    killed while a chunk is sent to it. Here this process sees the end of the worker as the end of
+    their pipe, and so does the worker if this process ends.
     """
 
     def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer, num_workers: int) -> None:
         self._arguments = (config, tokenizer)
-        # Started from a clean process: this one may have threads and torch in it.
+        # The workers are forked from a clean process, since this one may have threads and torch.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", __name__])
-        resource_tracker.ensure_running()  # whose start would let interrupts through
-        with _interrupts_held():  # what is started so never gets any: Ctrl-C is ours to answer
+        resource_tracker.ensure_running()  # before, since its start unblocks interrupts
+        # Processes that start while interrupts are blocked never get any: only this process
+        # answers Ctrl-C.
+        with _interrupts_blocked():
             forkserver.ensure_running()
         self._lock = threading.Lock()
         self._processes: list[tuple[BaseProcess, Connection]] = []
@@ -249,10 +294,11 @@ class _Workers:
             process.join()
 
     def submit(self, chunk: Chunk) -> "Future[Encoded]":
-        """Has a chunk encoded; the result raises DataError if its worker was killed."""
+        """Gives a chunk to a worker; the future raises DataError if the worker is killed."""
         return self._threads.submit(self._encode, chunk)
 
     def _start(self) -> None:
+        """Starts the worker process of the calling thread."""
         with self._lock:
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(theirs, *self._arguments))
@@ -262,7 +308,8 @@ class _Workers:
             self._of_thread.connection = ours
 
     def _encode(self, chunk: Chunk) -> Encoded:
-        # Not as the pool's initializer: one that fails may leave shutdown waiting for ever.
+        """Sends a chunk to the worker of the calling thread and waits for the result."""
+        # Not as the pool's initializer: if that fails, shutdown may wait forever.
         if not hasattr(self._of_thread, "connection"):
             self._start()
         try:
@@ -277,7 +324,8 @@ class _Workers:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
+    """Blocks SIGINT in this thread, and so in the processes that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -286,8 +334,9 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _work(connection: "Connection", config: PreprocessConfig, tokenizer: Tokenizer) -> None:
-    """The life of a worker: encodes what comes until nothing can come any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # if the server of processes was there before
+    """Runs in a worker process: encodes the chunks that arrive until the pipe is closed."""
+    # The fork server may have been started before, by code that doesn't block interrupts.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     encoder = Encoder(config, tokenizer)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:

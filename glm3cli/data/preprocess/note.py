@@ -1,0 +1,60 @@
+"""`Note`: how far an unfinished run of preprocess is, saved so that it can be resumed."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glm3cli.data.indexed import Mark
+from glm3cli.data.preprocess.counts import Counts
+from glm3cli.host.files import write_json
+
+
+@dataclass
+class Place:
+    """A position in the input, up to which the output holds everything.
+
+    Attributes:
+        file: The number of input files that are done.
+        chunk: The number of chunks of the next input file that are done.
+    """
+
+    file: int = 0
+    chunk: int = 0
+
+
+@dataclass
+class Note:
+    """Everything that is needed to resume a run; saved as JSON.
+
+    Attributes:
+        job: The fields of the run's `Job`.
+        place: The position in the input.
+        counts: The counts up to that position.
+        marks: The positions of the writers, by output key.
+        error_bytes: The size of the file of bad rows, in bytes.
+        is_finished: Whether all files are complete and only have to be moved.
+    """
+
+    job: dict[str, Any]
+    place: Place = field(default_factory=Place)
+    counts: Counts = field(default_factory=Counts)
+    marks: dict[str, Mark] = field(default_factory=dict)
+    error_bytes: int = 0
+    is_finished: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> "Note | None":
+        """Reads a note; returns None if there is none or it is damaged."""
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            values["place"] = Place(**values["place"])
+            values["counts"] = Counts(**values["counts"])
+            values["marks"] = {name: Mark(**mark) for name, mark in values["marks"].items()}
+            return cls(**values)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Writes the note, whole or not at all."""
+        write_json(path, asdict(self))
