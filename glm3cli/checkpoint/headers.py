@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from glm3cli.checkpoint.names import is_ignored
+from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.errors import CheckpointError
 
 Shape = tuple[int, ...]
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
 
 
@@ -54,7 +54,7 @@ def compare(
         elif header.shape != expected[name]:
             sentence = f"wrong shape of {name}{place}: expected {list(expected[name])}, got {shape}"
             problems.append(TensorProblem("wrong", name, sentence))
-        elif header.dtype not in _FLOATS:
+        elif header.dtype not in TORCH_DTYPES.values():
             sentence = f"{name}{place} is {header.dtype}; expected fp32, bf16 or fp16"
             problems.append(TensorProblem("wrong", name, sentence))
     return problems

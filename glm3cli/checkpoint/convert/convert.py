@@ -31,15 +31,11 @@ from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
 from glm3cli.checkpoint.names import Layout, slots
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.convert import ConvertOptions
-from glm3cli.config.model import DType, ModelConfig
+from glm3cli.config.model import ModelConfig
+from glm3cli.device.dtypes import TORCH_DTYPES, dtype_name
 from glm3cli.host.files import sync
 from glm3cli.host.signals import started_pool
 
-_DTYPES: dict[DType, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +128,7 @@ def _plan(source: StoredSource, options: ConvertOptions) -> WritePlan:
         options.parallel.check_fits(model)
     if options.layout == "legacy":
         check_legacy(options.parallel, model)
-    cast = None if options.dtype == "keep" else _DTYPES[options.dtype]
+    cast = None if options.dtype == "keep" else TORCH_DTYPES[options.dtype]
     dtypes = {slot: cast or source.dtype(*slot) for slot in slots(model.num_layers)}
     plan = WritePlan(model, options.parallel, dtypes, options.shard_bytes)
     return WritePlan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
@@ -148,8 +144,7 @@ def _needs(source: StoredSource, plan: WritePlan, adapter: Adapter) -> Needs:
 
 
 def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
-    name = next(name for name, value in _DTYPES.items() if value is dtype)
-    return model.model_copy(update={"torch_dtype": name})
+    return model.model_copy(update={"torch_dtype": dtype_name(dtype)})
 
 
 def _manifest(

@@ -13,10 +13,8 @@ import torch
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
+from glm3cli.device.dtypes import TORCH_DTYPES, dtype_name
 from glm3cli.errors import CheckpointError, ConfigError
-
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
 
 # What all ranks of a run have in common; other arguments, such as the rank, are each one's own.
 _OF_THE_RUN = (
@@ -80,6 +78,7 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
     channels = given.get("kv_channels")
     if channels is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
         channels = hidden // heads
+    dtype = given.get("params_dtype", torch.float16)
     values = {
         "num_layers": given.get("num_layers"),
         "hidden_size": hidden,
@@ -93,7 +92,7 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
         "seq_length": given.get("seq_length"),
         "layernorm_epsilon": given.get("norm_epsilon", given.get("layernorm_epsilon")),
         "rope_ratio": given.get("rope_ratio"),
-        "torch_dtype": _NAMES.get(given.get("params_dtype", torch.float16)),
+        "torch_dtype": dtype_name(dtype) if dtype in TORCH_DTYPES.values() else None,
     }
     return {name: value for name, value in values.items() if value is not None}
 
