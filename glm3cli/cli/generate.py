@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from glm3cli.cli.epilogs import GENERATE
 from glm3cli.cli.options import command
 from glm3cli.config.inference import GenerateConfig
 
@@ -13,7 +14,7 @@ from glm3cli.config.inference import GenerateConfig
 def register(app: typer.Typer) -> None:
     """Adds the command to `app`."""
 
-    @command(app, GenerateConfig, "generate")
+    @command(app, GenerateConfig, "generate", epilog=GENERATE)
     def generate(config: GenerateConfig) -> None:
         """Continue texts, or talk with the model (--chat; then type quit, or new to start over).
 

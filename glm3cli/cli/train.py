@@ -2,8 +2,9 @@
 
 import typer
 
+from glm3cli.cli.epilogs import TRAIN
 from glm3cli.cli.options import command
-from glm3cli.cli.preprocess import progress_lines
+from glm3cli.cli.progress import progress_lines
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 
@@ -11,7 +12,7 @@ from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 def register(app: typer.Typer) -> None:
     """Adds both commands to `app`."""
 
-    @command(app, TrainConfig, "pretrain")
+    @command(app, TrainConfig, "pretrain", epilog=TRAIN)
     def pretrain(config: TrainConfig) -> None:
         """Train on text: every token of `preprocess --handler text` files.
 
@@ -20,7 +21,7 @@ def register(app: typer.Typer) -> None:
         """
         _train(config, TEXT)
 
-    @command(app, TrainConfig, "finetune")
+    @command(app, TrainConfig, "finetune", epilog=TRAIN)
     def finetune(config: TrainConfig) -> None:
         """Train on answers: `preprocess --handler instruction` or `chat` files.
 

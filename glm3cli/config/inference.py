@@ -67,8 +67,9 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
     chat: bool = Field(default=False, description="Talk with the model, turn by turn.")
     system: str | None = Field(default=None, description="System prompt of --chat.")
     tools: Path | None = Field(default=None, description="JSON file of tools for --chat.")
-    raw: bool = Field(
-        default=True, description="Continue the text; --no-raw asks it as a user's turn."
+    raw: Annotated[bool, Flag((" /--answer",))] = Field(
+        default=True,
+        description="Continue the text; --answer (or --no-raw) asks it as a user's turn.",
     )
     stream: Annotated[bool, Flag(panel=OUTPUT)] = Field(
         default=False, description="Print the text as it comes (one prompt)."

@@ -1,7 +1,52 @@
-"""Where a command runs: on ranks that it starts itself (`--nproc N`), or in this process.
+r"""Starts the ranks of a command (`--nproc N`), or prepares this process to run it.
 
 A rank's error reaches its launcher through the file that torch's launcher names to each rank, so
 that the user reads the first one, once, whichever rank it was.
+
+On several machines torchrun starts the ranks, with the same command on each (README, "Many
+machines"). Where the machines have fixed numbers, a file of host names and ssh do as well; train.sh
+is on every machine and has the two lines
+
+    source .venv/bin/activate
+    torchrun --nnodes "$NODES" --node_rank "$NODE" --master_addr "$FIRST" --master_port 29500 \
+        --nproc_per_node 8 -m glm3cli pretrain --config run.yaml
+
+and is started by
+
+    node=0
+    for host in $(cat hosts); do
+        variables="NODES=$(wc -l < hosts) NODE=$node FIRST=$(head -n 1 hosts)"
+        ssh -n "$host" "cd $PWD; $variables bash train.sh" > "$host.log" 2>&1 &
+        node=$((node + 1))
+    done; wait
+
+With Slurm, which here warns ten minutes before the time is up, so that the run saves:
+
+    #!/bin/bash
+    #SBATCH --nodes 4 --ntasks-per-node 1 --time 24:00:00 --signal TERM@600
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=500
+    srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node 8 --rdzv-id "$SLURM_JOB_ID" \
+        --rdzv-backend c10d --rdzv-endpoint "$(scontrol show hostnames | head -n 1):29500" \
+        --max-restarts 2 -m glm3cli pretrain --config run.yaml
+
+- A plain torchrun kills its ranks 30 s after a SIGTERM. Export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800
+  so that a large model has the time to save; `--nproc` does that by itself.
+- `--max-restarts 2` (of torchrun, or beside `--nproc`) starts all ranks again when one dies, and
+  the run goes on from its last checkpoint. Give `--save-interval`; restarts on several machines
+  need `--rdzv-backend c10d`.
+- A rank that waits for others longer than ten minutes names those that are missing;
+  GLM3_START_TIMEOUT is the number of seconds.
+- No disk need be shared. Every machine reads its own copies of the model and the data, builds
+  sample indices in memory, and preprocesses raw data by itself. Before they train, the ranks
+  compare a hash of their files and name those that differ.
+- `--save` may be a folder on a shared disk or one on each machine; the ranks find out which by a
+  file. On disks of their own, each machine keeps what its ranks wrote of a checkpoint, and the
+  first one metrics.jsonl and report.html. Before a run goes on, each machine gets the files that
+  it lacks from the others, which takes the time and the room of a whole checkpoint on each of
+  them. A machine that is replaced loses what it alone had: the run names the files that nobody
+  has, and goes on from an older checkpoint.
+- To use such a checkpoint elsewhere (convert, generate, eval), copy the files of its folder on all
+  machines into one folder; what is missing is named with the machine that has it.
 """
 
 import json

@@ -1,0 +1,76 @@
+"""What `--help` of a command says below its options: the rules that no single option can tell."""
+
+PREPROCESS = """
+Inputs are files, folders and globs of parquet, jsonl, json, csv, arrow and txt, also as .gz and
+.zst, and `-` for a pipe. The handlers are text, instruction and chat, and ModelLink's eight by
+their names. chat reads OpenAI's messages, ShareGPT's conversations, MOSS, and alpaca with history,
+each with tools. Where ModelLink's handlers are broken (an empty input that becomes the word None,
+three quotes where a line break belongs, Baichuan's roles for MOSS), glm3's do what the name says.
+
+A run that was stopped or killed goes on where it was when the same command is given again, and
+ends with the same bytes. A run whose result is there already, made of the same inputs, tokenizer
+and settings, isn't repeated (--force repeats it).
+
+A bad row ends the run; the error names its file, row and field, and shows the first five of its
+kind. --on-error skip lists such rows in PREFIX.errors.jsonl instead. PREFIX.stats.json counts
+documents, tokens and lengths, and what was cut, dropped or skipped.
+
+--pack puts several samples into a sequence by best fit, the longest first. attention_mask then
+numbers the samples of a sequence from 1, and in training no sample sees another.
+
+--build-index builds the sample indices of a pretraining beforehand; the training finds them if it
+has the same data, --seq-length, --train-iters, --global-batch-size, --split and --seed.
+
+Text is encoded by gigatoken, several times as fast as sentencepiece and with the same ids. Where
+the two would differ, as on text that spells </s>, or where gigatoken isn't installed,
+sentencepiece encodes.
+"""
+
+TRAIN = """
+Data: --data is the prefix of files that preprocess has made, or raw data, which is preprocessed
+once by one process a machine into `data` of the run's folder or into --data-cache. pretrain reads
+the column `text` of raw data and ends each text with the end token; finetune reads all forms that
+`preprocess --handler chat` knows. `--data 3:FIRST --data 1:SECOND` blends, and so does a YAML file
+with a list of such items. The start shows documents, tokens, samples and epochs of each part.
+
+Planning: --dry-run prints memory and the pipeline of each stage, and writes nothing. With --chip
+or --device-memory it also lists the parallel sizes that fit, the fastest first, and predicts the
+step from the operators that it would run. A tenth of the memory is left for what isn't counted.
+The devices, with the sources of their figures, are in glm3cli/device/chips.toml; a file with the
+same keys describes your own (--chip FILE.toml). A run that doesn't fit into its device, or into
+--device-memory, isn't started; the error names the nearest sizes that fit.
+
+Checkpoints: RUN/iter_0000030 holds weights, optimizer, schedule, random generators and the
+position in the data. Training goes on from it at any tp, pp, vpp, cp and dp, and with or without
+the distributed optimizer. It is written beside while training goes on, sent to the disk, listed
+with its checksums, and renamed: it is there whole or not at all. A damaged one is named at the
+start and passed over. One run alone may write into a folder.
+
+Stops: SIGTERM, SIGINT and --exit-duration end the run after a save (exit code 143); the same
+command goes on. SIGUSR1 saves and goes on. torchrun kills its ranks 30 s after a SIGTERM: export
+TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800 so that a large model has the time to save; --nproc does that
+by itself. A loss or gradient that is no number changes no weight: all ranks skip the step.
+
+Reports: every step is a line of the log and of RUN/metrics.jsonl; RUN/report.html shows them.
+TFLOP/s count the model's operations without recomputation, by two conventions: `full`, 6N + 12 L h
+s per token (N weights of matrix products, L layers, h query size, s sequence length), by which
+fields without a name go, and `causal`, which halves the attention. MFU is over the device's dense
+peak. The times are those of rank 0's host: data_wait, forward_backward, optimizer and other add up
+to step_time. --profile 10:12 writes traces for Perfetto into RUN/profile.
+
+Many machines: see the head of glm3cli/parallel/launch.py.
+"""
+
+CONVERT = """
+The new folder is written beside its name and renamed when it is complete. With --verify, every
+tensor is read back and compared, and a `glm` folder is also loaded by transformers; a model of up
+to half a billion parameters has its logits compared. glm3-manifest.json notes where the folder
+comes from and the checksums of its files and tensors; `glm3 convert inspect --check` compares them
+again. DST gets config.json and the tokenizer's files, so that it can be used alone.
+"""
+
+GENERATE = """
+--prompt continues a text, as a base model does; --answer asks it as a user's turn, as a chat model
+expects it. In --chat, type quit to end, or new to start over; after a tool call, what is typed is
+taken for the tool's answer. With several ranks, those that tp x pp leave over share the prompts.
+"""
