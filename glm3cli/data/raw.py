@@ -1,9 +1,9 @@
-"""`--data` that is raw: what preprocess reads, turned into its files before a training begins.
+"""Preprocesses raw data that is given to `--data`, before the training begins.
 
-The files lie in a cache under a name of what they are made of (the inputs' paths, sizes and times
-of change, the tokenizer, the settings), so that the next start finds them. One process makes them
-and all others that share the cache wait for its lock: long before any of them enters a collective,
-whose patience would end.
+The files are written into a cache. Their names have a key that depends on what they are made of
+(paths, sizes and times of change of the inputs, the tokenizer, the settings), so that the next
+start finds them. One process writes them, and all others that share the cache wait for its lock.
+That happens before any process enters a collective operation, which would time out.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from glm3cli.data.preprocess.run import (
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 
-FOLDER = "data"  # of a run, where no --data-cache is given
-# Local rank 0 goes first: if the data is bad, the rank that speaks is the one that tells it.
+FOLDER = "data"  # the cache's folder within the run's folder, unless --data-cache is given
+# Seconds by which local rank 0 is ahead: it reports bad data, since the others don't print.
 _HEAD_START = 1.0
 _log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class RawData:
     """A raw item of `--data`.
 
     Attributes:
-        item: As the user gave it.
+        item: The path as the user gave it.
         kind: The kind of data that the training reads.
-        config: The run of preprocess that it needs.
+        config: The options of the run of preprocess that the data needs.
     """
 
     item: str
@@ -52,7 +52,13 @@ class RawData:
 
     @classmethod
     def of(cls, item: str, kind: DataKind, training: TrainConfig, tokenizer: Path) -> "RawData":
-        """Returns the raw data that a training reads, with the run of preprocess that it needs.
+        """Finds the input files of an item and the run of preprocess that it needs.
+
+        Args:
+            item: The path as the user gave it.
+            kind: The kind of data that the training reads.
+            training: The options of the training.
+            tokenizer: The tokenizer.model file.
 
         Raises:
             DataError: The item is missing, or has no format that can be read.
@@ -67,40 +73,44 @@ class RawData:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the files that training reads."""
+        """The prefix of the preprocessed files, as `--data` takes it."""
         return self.kind.data_prefix(str(self.config.output_prefix))
 
     def look(self) -> Summary | None:
-        """The result of an earlier start, or None where preprocess is still to run."""
+        """Returns the result of preprocess if an earlier start has run it, else None."""
         return finished_before(self.config)
 
     def check_first(self) -> None:
-        """Reads and encodes the first row, and writes nothing.
+        """Encodes the first row, which finds bad data early, and writes nothing.
 
         Raises:
             DataError: The row is bad.
         """
-        with _ways_out():
+        with _hints_name_preprocess():
             next(preview(self.config.model_copy(update={"preview": 1})), None)
 
     def prepare(self, report: Callable[[PreprocessProgress], None]) -> Summary:
-        """Runs preprocess, or waits until another process has done it.
+        """Runs preprocess, or waits until another process has run it.
+
+        Args:
+            report: Called with the progress while this process runs preprocess.
 
         Raises:
-            DataError: The data is bad, or the cache can't be written.
-            StoppedError: SIGTERM came.
+            ConfigError: The cache can't be written or locked.
+            DataError: The data is bad.
+            StoppedError: The process received SIGTERM.
         """
         done = self.look()
         if done is not None:
             return done
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(_HEAD_START)
-        with _ways_out(), self._alone():
+        with _hints_name_preprocess(), self._locked():
             return self.look() or preprocess(self.config, report)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Holds the lock of these files; a process that is killed lets go of it."""
+    def _locked(self) -> Iterator[None]:
+        """Holds the lock of these files, which is also released if the process is killed."""
         prefix = self.config.output_prefix
         path = prefix.with_name(f".{prefix.name}.lock")
         try:
@@ -115,7 +125,7 @@ class RawData:
         with file:
             try:
                 _lock(file.fileno(), self.item)
-            except OSError as error:  # some network file systems know no locks
+            except OSError as error:  # some network file systems have no locks
                 raise ConfigError(
                     f"{path.parent}, where --data {self.item} is preprocessed, can't be locked: "
                     f"{error.strerror}",
@@ -125,6 +135,7 @@ class RawData:
 
 
 def _lock(descriptor: int, item: str) -> None:
+    """Locks a file, and says so if another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,8 +144,8 @@ def _lock(descriptor: int, item: str) -> None:
 
 
 @contextlib.contextmanager
-def _ways_out() -> Iterator[None]:
-    """Says where the options are that the errors of preprocess advise."""
+def _hints_name_preprocess() -> Iterator[None]:
+    """Adds to the hints of errors that the options they name are those of `glm3 preprocess`."""
     try:
         yield
     except DataError as error:

@@ -1,1 +1,14 @@
-"""To be written."""
+"""`glm3 preprocess`: turns raw data into token files, in parallel and in bounded memory.
+
+Begin with `run`: `preprocess` is a whole run. The data passes these modules in turn:
+
+- `sources` (with `tables` and `json_array`) reads files as `chunks` of rows.
+- `workers` encodes chunks in several processes. There `handlers` choose a function of `rows`, which
+  turns a row into texts or messages, and encode the result with `tokens`.
+- `output` appends the documents to files and saves a `note`, with which a killed run is resumed.
+- `packing` puts several samples into one sequence.
+- `statistics` describes the result by its `counts` and its `job`: the inputs and the settings.
+
+Outside of this folder, the command line and `data.raw` import `run` (and `data.raw` also `job`).
+Nothing here imports torch, megatron or `data.samples`.
+"""

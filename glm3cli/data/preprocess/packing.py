@@ -25,7 +25,7 @@ def best_fit_decreasing(lengths: np.ndarray, pack_length: int) -> list[list[int]
         pack_length: The largest number of tokens of a pack.
 
     Returns:
-        The indices of the samples of every pack, in ascending order; the packs are in the order of
+        The indices of the samples of every pack, in increasing order; the packs are in the order of
         their first samples.
     """
     packs: list[list[int]] = []

@@ -1,4 +1,7 @@
-"""What a blend gives: documents, tokens, samples and epochs of each source, without megatron."""
+"""Counts what each data set contributes to a training: documents, tokens, samples and epochs.
+
+Only the indices of the files are read, and megatron isn't imported.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +16,15 @@ from glm3cli.data.samples.splits import document_ranges
 
 @dataclass(frozen=True)
 class DataSource:
-    """One part of a blend.
+    """A data set of a blend and what a training takes from it.
 
     Attributes:
+        prefix: The prefix of the data set.
         weight: Its share of the samples, 0 to 1.
-        documents: In its training split.
-        tokens: In its training split.
-        samples: That training takes from it, about.
-        epochs: How often training goes through it.
+        documents: The number of documents in its training split.
+        tokens: The number of tokens in its training split.
+        samples: About how many samples the training takes from it.
+        epochs: How many times the training goes through it.
     """
 
     prefix: str
@@ -34,22 +38,29 @@ class DataSource:
 def data_sources(
     blend: Blend, kind: DataKind, split: str, seq_length: int, num_samples: int
 ) -> list[DataSource]:
-    """Every part of a blend, for a training of `num_samples` samples.
+    """Counts what each data set of a blend contributes to a training.
+
+    Args:
+        blend: The data sets and their weights.
+        kind: The kind of data.
+        split: The proportions of training, validation and test documents, such as "949,50,1".
+        seq_length: The length of a sample, in tokens.
+        num_samples: The number of samples that the training takes from all data sets together.
 
     Raises:
         DataError: An index is damaged, or a split has no document.
     """
-    parts = []
+    counts = []
     for prefix in blend.prefixes:
         lengths = read_lengths(kind.main_file(prefix), prefix)
         train, _ = document_ranges(len(lengths), split, prefix, needs_valid=False)
-        part = lengths[train.start : train.stop]
-        parts.append((prefix, len(part), int(part.sum(dtype=np.int64))))
-    sizes = [kind.default_weight(documents, tokens) for _, documents, tokens in parts]
+        in_training = lengths[train.start : train.stop]
+        counts.append((prefix, len(in_training), int(in_training.sum(dtype=np.int64))))
+    sizes = [kind.default_weight(documents, tokens) for _, documents, tokens in counts]
     weights = np.array(blend.weights or sizes, dtype=np.float64)
     shares = (weights / weights.sum()).tolist()
     found = []
-    for (prefix, documents, tokens), share in zip(parts, shares, strict=True):
+    for (prefix, documents, tokens), share in zip(counts, shares, strict=True):
         samples = share * num_samples
         epochs = kind.epochs(samples, seq_length, documents, tokens)
         found.append(DataSource(prefix, share, documents, tokens, round(samples), epochs))
@@ -57,7 +68,7 @@ def data_sources(
 
 
 def table(sources: Sequence[DataSource]) -> str:
-    """The sources as lines of text."""
+    """Returns a table of the data sets, one line each under a line of column names."""
     width = max(len("data"), *(len(source.prefix) for source in sources))
     lines = [
         f"{'data':{width}}  {'weight':>7}  {'documents':>12}  {'tokens':>15}  {'samples':>11}  "

@@ -1,7 +1,8 @@
-"""Training samples: megatron-core's GPTDataset for text, and instruction samples of our own.
+"""Builds the training samples: megatron-core's GPTDataset for text, our own class for instructions.
 
-A sample is a dict of `tokens`, `labels` (both int64) and `loss_mask` (float32), each [seq_length];
-those of instructions have `segment_ids` (int64), which count the samples of a pack from 1.
+A sample is a dict of arrays of shape [seq_length]: `tokens` and `labels` (int64) and `loss_mask`
+(float32). A sample of instructions also has `segment_ids` (int64): the number, from 1, of the
+sample within its pack that each position belongs to, and 0 for padding.
 """
 
 import logging
@@ -31,47 +32,51 @@ _AGAIN = "run `glm3 preprocess` again"
 
 
 class Dataset(Protocol):
-    """A sequence of samples that can be read at any place."""
+    """A sequence of samples that can be read in any order."""
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Returns the number of samples."""
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample."""
+        """Returns the sample at an index."""
 
 
 class SampleOptions(Protocol):
-    """What the configs of training and of preprocess tell alike of samples."""
+    """The options that decide about samples, which training and preprocess have alike."""
 
     @property
     def split(self) -> str:
-        """Proportions of training, validation, and test documents."""
+        """The proportions of training, validation and test documents, such as "949,50,1"."""
 
     @property
     def seed(self) -> int:
-        """Seed of the order."""
+        """The seed of the random order of the samples."""
 
     @property
     def global_batch_size(self) -> int:
-        """Samples of one optimizer step."""
+        """The number of samples of one optimizer step."""
 
     @property
     def eval_interval(self) -> int | None:
-        """Steps between validations."""
+        """The number of steps from one validation to the next; None for no validation."""
 
     @property
     def eval_iters(self) -> int:
-        """Batches of one validation."""
+        """The number of global batches of one validation."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What the samples are made of.
+    """Everything that determines the samples of a training, besides the kind of data.
 
     Attributes:
-        split: Proportions of training, validation, and test documents, "949,50,1".
-        num_train: Samples that training takes.
-        num_valid: Samples that all validations take together; 0 builds none.
+        blend: The data sets and their weights.
+        split: The proportions of training, validation and test documents, such as "949,50,1".
+        seq_length: The length of a sample, in tokens.
+        seed: The seed of the random order.
+        num_train: The number of training samples.
+        num_valid: The number of samples of one validation, which every validation reads from the
+            start; 0 builds no validation samples.
     """
 
     blend: Blend
@@ -83,7 +88,7 @@ class DataSpec:
 
     @classmethod
     def of(cls, config: SampleOptions, blend: Blend, seq_length: int, steps: int) -> "DataSpec":
-        """What `steps` optimizer steps and their validations read."""
+        """Returns the samples that `steps` optimizer steps and their validations read."""
         valid = config.eval_iters * config.global_batch_size if config.eval_interval else 0
         return cls(
             blend=blend,
@@ -98,7 +103,15 @@ class DataSpec:
 def build_samples(
     kind: DataKind, spec: DataSpec, tokenizer: Tokenizer
 ) -> tuple[Dataset, Dataset | None]:
-    """Builds the training samples of a kind of data, and the validation samples if there are any.
+    """Builds the samples of a training.
+
+    Args:
+        kind: The kind of data, which decides how samples are made of documents.
+        spec: The data and the number of samples.
+        tokenizer: The tokenizer of the data.
+
+    Returns:
+        The training samples, and the validation samples or None if `spec` asks for none.
 
     Raises:
         DataError: A split has no document, or a file is damaged.
@@ -108,20 +121,26 @@ def build_samples(
 
 
 def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
-    """Training and validation samples out of text documents, seq_length tokens each.
+    """Builds samples of text: the documents are joined in random order and cut to `seq_length`.
 
-    Raises:
-        DataError: A split has no document.
+    Returns and raises as `build_samples`.
     """
-    # Indices stay in memory, unless `preprocess --build-index` has built just these. As files
-    # beside the data they would be taken even after the data was preprocessed again, and on a
-    # machine whose disk isn't rank 0's they would be missing.
+    # The indices stay in memory unless `preprocess --build-index` has built exactly these. If
+    # megatron-core wrote them beside the data, it would read them even after the data was
+    # preprocessed again, and they would be missing on a machine with another disk than rank 0's.
     folder = _index_folder(spec, tokenizer)
     return _build_text(spec, tokenizer, str(folder) if folder and folder.is_dir() else "")
 
 
 def build_index(spec: DataSpec, tokenizer: Tokenizer) -> Path:
-    """Builds the sample indices of one text file beside it, for trainings told the same.
+    """Builds the sample indices of one text data set beside it, for trainings of equal options.
+
+    Args:
+        spec: The data, a single data set, and the number of samples.
+        tokenizer: The tokenizer of the data.
+
+    Returns:
+        The folder of the indices, which is left alone if it exists.
 
     Raises:
         DataError: A split has no document.
@@ -138,17 +157,18 @@ def build_index(spec: DataSpec, tokenizer: Tokenizer) -> Path:
 
 
 def _index_folder(spec: DataSpec, tokenizer: Tokenizer) -> Path | None:
-    """Where built indices of a text file are; None for a blend, which has no one place."""
+    """Returns the folder for indices of a text data set; None for a blend of several."""
     if len(spec.blend.prefixes) > 1:
         return None
-    told = {name: value for name, value in asdict(spec).items() if name != "blend"}
-    told["tokenizer"] = tokenizer.unique_identifiers
-    return index_folder(spec.blend.prefixes[0], told)
+    settings = {name: value for name, value in asdict(spec).items() if name != "blend"}
+    settings["tokenizer"] = tokenizer.unique_identifiers
+    return index_folder(spec.blend.prefixes[0], settings)
 
 
 def _build_text(
     spec: DataSpec, tokenizer: Tokenizer, path_to_cache: str
 ) -> tuple[Dataset, Dataset | None]:
+    """Builds samples of text with indices in the folder `path_to_cache`, or in memory for ""."""
     logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)
     config = GPTDatasetConfig(
         random_seed=spec.seed,
@@ -162,7 +182,7 @@ def _build_text(
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    # Only the splits that are read; the proportions, and so the training documents, stay.
+    # Build only the splits that are read; the others' proportions still count.
     config.split_matrix[2] = None
     if not spec.num_valid:
         config.split_matrix[1] = None
@@ -174,9 +194,10 @@ def _build_text(
 
 
 def _text_blend(spec: DataSpec) -> tuple[list[str], list[float] | None]:
-    """Prefixes and weights; where none are given, the tokens of each part's training documents.
+    """Returns the prefixes and weights of a blend of texts in the form that megatron-core takes.
 
-    Megatron-core's own choice without weights ends after one epoch.
+    Weights that aren't given are the numbers of training tokens: without weights megatron-core's
+    own samples end after one epoch.
     """
     num_tokens = []
     for prefix in spec.blend.prefixes:
@@ -190,10 +211,9 @@ def _text_blend(spec: DataSpec) -> tuple[list[str], list[float] | None]:
 
 
 def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
-    """Training and validation samples out of preprocessed instructions, one per sample.
+    """Builds samples of instructions: every document is one sample.
 
-    Raises:
-        DataError: A split has no document, or the three files don't belong together.
+    Returns and raises as `build_samples`.
     """
     pairs = [_instruction_pair(prefix, spec, tokenizer.pad_id) for prefix in spec.blend.prefixes]
     weights = spec.blend.weights or tuple(float(len(train.documents)) for train, _ in pairs)
@@ -206,6 +226,11 @@ def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Da
 def _instruction_pair(
     prefix: str, spec: DataSpec, pad_id: int
 ) -> tuple["InstructionDataset", "InstructionDataset"]:
+    """Builds the training and validation samples of one data set and checks its files.
+
+    Raises:
+        DataError: A split has no document, or the three file pairs don't belong together.
+    """
     files = {key: _open(instruction_file(prefix, key)) for key in INSTRUCTION_KEYS}
     sizes = {key: len(file) for key, file in files.items()}
     if len(set(sizes.values())) != 1:
@@ -231,6 +256,7 @@ def _instruction_pair(
 
 
 def _open(prefix: str) -> IndexedDataset:
+    """Opens a pair of token files; raises DataError if it is empty or damaged."""
     num_bytes = Path(f"{prefix}.bin").stat().st_size
     if not num_bytes:
         raise DataError(f"--data {prefix}: {prefix}.bin holds no token", _AGAIN)
@@ -248,10 +274,14 @@ def _open(prefix: str) -> IndexedDataset:
 
 
 class InstructionDataset:
-    """Instruction samples, endlessly: every epoch in a new random order.
+    """Samples of instructions without end: every epoch is in a new random order.
 
-    The order is ModelLink's: one RandomState(seed) shuffles the documents of each epoch in turn.
-    Samples are padded on the right, where causal attention never looks.
+    The order is ModelLink's: one RandomState(seed) shuffles the documents of one epoch after the
+    other. Samples are padded on the right, which causal attention doesn't read. The length is that
+    of one epoch.
+
+    Attributes:
+        documents: The numbers of the documents that the samples are taken from.
     """
 
     def __init__(
@@ -290,12 +320,18 @@ class InstructionDataset:
         }
 
     def _padded(self, values: np.ndarray, filler: int) -> np.ndarray:
+        """Cuts or pads values to the sequence length, as int64 [seq_length]."""
         cut = np.asarray(values[: self._seq_length], dtype=np.int64)
         return np.pad(cut, (0, self._seq_length - len(cut)), constant_values=filler)
 
 
 class BlendedSamples:
-    """Samples of several datasets in fixed proportions, by megatron-core's blending index."""
+    """Samples of several datasets in fixed proportions, in the order of megatron-core's blending.
+
+    Attributes:
+        dataset_index: The number of the dataset that each sample is from, int16 [num_samples];
+            megatron-core's BlendedDataset has the same attribute.
+    """
 
     def __init__(
         self, datasets: Sequence[Dataset], weights: Sequence[float], num_samples: int
@@ -316,16 +352,28 @@ class BlendedSamples:
 
 
 def blend(datasets: Sequence[Any], weights: Sequence[float], num_samples: int) -> Dataset:
-    """`num_samples` samples of `datasets` in the proportion of `weights`."""
+    """Mixes datasets.
+
+    Args:
+        datasets: The datasets; a single one is returned as it is.
+        weights: The relative share of each dataset in the samples.
+        num_samples: The number of samples of the result.
+    """
     if len(datasets) == 1:
         return datasets[0]
     return BlendedSamples(datasets, weights, num_samples)
 
 
 def consumed_by_part(dataset: Dataset, num_parts: int, consumed: int) -> list[int]:
-    """How many of the first `consumed` samples of a blend each of its parts has given."""
+    """Returns how many of the first samples of a blend come from each of its datasets.
+
+    Args:
+        dataset: The blend: ours, or megatron-core's BlendedDataset.
+        num_parts: The number of its datasets.
+        consumed: The number of first samples to count.
+    """
     if num_parts == 1:
         return [consumed]
-    # Of megatron-core's BlendedDataset as of ours: the part that each sample comes from.
+    # An attribute of both classes, but not of the protocol, since a single dataset lacks it.
     index: np.ndarray = getattr(dataset, "dataset_index")  # noqa: B009
     return np.bincount(index[:consumed], minlength=num_parts).tolist()

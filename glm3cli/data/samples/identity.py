@@ -1,7 +1,7 @@
 """Checks that all ranks read the same data, each from its own machine's disk.
 
-Nothing else would tell: ranks whose files differ train on samples that are counted twice, or not at
-all, with losses that look as they should.
+Without this check nobody would notice: if the files of ranks differ, some samples are trained twice
+and others never, while the losses look normal.
 """
 
 import socket
@@ -16,14 +16,18 @@ from glm3cli.data.prefixes import Blend
 from glm3cli.errors import DataError
 from glm3cli.parallel.join import ranges
 
-_SAMPLE = 2**20  # bytes of a .bin that are looked at, at its start and at its end
+_SAMPLE = 2**20  # bytes of a .bin file that are compared, at its start and at its end
 
 
 def check_same_data(blend: Blend, kind: DataKind) -> None:
-    """Compares the files of every rank; all ranks call it.
+    """Compares the files of all ranks; every rank has to call it.
+
+    Args:
+        blend: The data sets of this rank.
+        kind: The kind of data.
 
     Raises:
-        DataError: They differ; says where.
+        DataError: The files differ; says on which ranks.
     """
     ours = (socket.gethostname(), [fingerprint(prefix, kind) for prefix in blend.prefixes])
     ranks: list[tuple[str, list[str]]] = [ours] * dist.get_world_size()
@@ -44,21 +48,25 @@ def check_same_data(blend: Blend, kind: DataKind) -> None:
 
 
 def fingerprint(prefix: str, kind: DataKind) -> str:
-    """The bytes of the files of a prefix, and a hash of what is in them; nothing of their place."""
+    """Returns the size of a data set and a hash of its content, as text for a message.
+
+    The hash covers the whole indices, and the start, the end and the size of the tokens. It doesn't
+    depend on where the files are.
+    """
     total, digest = 0, xxhash.xxh3_64()
     for name in kind.file_names(prefix):
-        for part in _parts(Path(f"{name}.idx"), Path(f"{name}.bin")):
-            digest.update(part)
+        for block in _compared_blocks(Path(f"{name}.idx"), Path(f"{name}.bin")):
+            digest.update(block)
         total += Path(f"{name}.bin").stat().st_size
         digest.update(total.to_bytes(8, "little"))
     return f"{total:,} bytes ({digest.hexdigest()})"
 
 
-def _parts(index: Path, tokens: Path) -> Iterator[bytes]:
-    """The whole index, and both ends of the tokens."""
+def _compared_blocks(index: Path, tokens: Path) -> Iterator[bytes]:
+    """Yields the content of a whole .idx file, then the start and the end of a .bin file."""
     with index.open("rb") as file:
-        while part := file.read(_SAMPLE):
-            yield part
+        while block := file.read(_SAMPLE):
+            yield block
     with tokens.open("rb") as file:
         yield file.read(_SAMPLE)
         file.seek(max(0, tokens.stat().st_size - _SAMPLE))
@@ -66,7 +74,7 @@ def _parts(index: Path, tokens: Path) -> Iterator[bytes]:
 
 
 def _groups(values: Sequence[str]) -> Iterator[str]:
-    """Says which ranks have which value."""
+    """Yields for each value a phrase that says which ranks have it; values are in rank order."""
     for value in dict.fromkeys(values):
         ranks = ranges(rank for rank, other in enumerate(values) if other == value)
         yield f"ranks {ranks} have {value}"

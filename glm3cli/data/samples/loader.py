@@ -1,7 +1,8 @@
-"""Batches for this rank, at any position of the sample stream.
+"""Cuts the samples of each optimizer step into the micro-batches of this rank.
 
-Step k of a run takes the samples [k * global_batch_size, (k + 1) * global_batch_size) whatever the
-layout, so that the data position is one number and the loss doesn't depend on data parallelism.
+Step k of a run takes the samples [k * global_batch_size, (k + 1) * global_batch_size), whatever the
+parallel sizes are. So the position in the data is one number, and the loss doesn't depend on data
+parallelism.
 """
 
 from collections.abc import Iterator
@@ -16,13 +17,18 @@ from glm3cli.errors import DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: `tokens` and `labels` (int64) and `loss_mask` (float32), each [b, s].
+    """One micro-batch of b sequences.
 
-    With context parallelism, s are this rank's positions.
+    With context parallelism, s below is the number of this rank's positions, a part of the S
+    positions of the whole sequence.
 
     Attributes:
-        segment_ids: Which sample of its pack each position of the whole sequence belongs to, from 1
-            (0 for padding); None where no sequence is a pack of several.
+        tokens: The token ids, int64 [b, s].
+        labels: The id that each position is to predict, int64 [b, s]; arbitrary where `loss_mask`
+            is 0.
+        loss_mask: 1 for positions with loss, else 0, float32 [b, s].
+        segment_ids: The number, from 1, of the sample within its pack that each position belongs
+            to, and 0 for padding, int64 [b, S]; None if no sequence is a pack of several samples.
     """
 
     tokens: Tensor
@@ -33,11 +39,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loader:
-    """Cuts global batches into this data parallel rank's micro-batches.
+    """Cuts the samples of a step into the micro-batches of this data parallel rank.
 
     Attributes:
-        sources: The prefixes that the samples come from.
-        vocab_size: Rows of the embedding; a larger token id is an error, not a crash in a kernel.
+        dataset: The samples.
+        micro_batch_size: The number of samples of a micro-batch.
+        global_batch_size: The number of samples of an optimizer step, over all ranks.
+        dp_rank: The data parallel rank of this process.
+        dp_size: The data parallel size.
+        vocab_size: The number of rows of the embedding; a token id beyond them is reported here
+            before it crashes a kernel.
+        device: The device that the batches are copied to.
+        cp_rank: The context parallel rank of this process.
+        cp_size: The context parallel size; each rank gets an equal contiguous part of a sequence.
+        sources: The prefixes of the data sets that the samples come from.
     """
 
     dataset: Dataset
@@ -52,7 +67,7 @@ class Loader:
     sources: tuple[str, ...] = ("",)
 
     def consumed_by_source(self, consumed: int) -> dict[str, int]:
-        """How many of the first `consumed` samples have come from each source."""
+        """Returns how many of the first `consumed` samples come from each of `sources`."""
         counts = consumed_by_part(self.dataset, len(self.sources), consumed)
         total = dict.fromkeys(self.sources, 0)
         for source, count in zip(self.sources, counts, strict=True):
@@ -60,7 +75,10 @@ class Loader:
         return total
 
     def microbatches(self, consumed: int) -> Iterator[Batch]:
-        """The micro-batches of the step that starts after `consumed` samples.
+        """Yields this rank's micro-batches of one optimizer step.
+
+        Args:
+            consumed: The number of samples that all steps before it have taken, over all ranks.
 
         Raises:
             DataError: A token id is beyond the vocabulary.
@@ -71,6 +89,7 @@ class Loader:
             yield self._batch(range(start, start + self.micro_batch_size))
 
     def _batch(self, indices: range) -> Batch:
+        """Reads the samples of one micro-batch."""
         samples = [self.dataset[index] for index in indices]
         keys = ["tokens", "labels", "loss_mask"]
         if any(
