@@ -1,4 +1,15 @@
-"""The one place that knows which chip we run on."""
+"""The only room that knows which chip the program runs on: CPU, CUDA GPU, or Ascend NPU.
+
+Begin with `base.Device`, the interface, and `cpu.py`, its simplest implementation; `select` finds
+the device that `--device` names. `activate()` must be called before the first import of megatron,
+which assumes CUDA; afterwards `require_active()` returns the device, and its `kernels` compute the
+chip's fused operations (kernels.py in plain torch, npu_kernels.py on NPUs). `catalog` and `peaks`
+read chips.toml, the table of known devices; `planned` and `operations` let forecast/ plan for a
+device that isn't here. doctor/ examines the machine.
+
+Rooms above use what this file exports and the modules above by name; no other room may import
+torch_npu or MindSpeed, or name a chip. This room imports config/, host/ and errors of ours.
+"""
 
 import importlib.util
 
@@ -18,14 +29,21 @@ _devices: dict[str, Device] = {}
 
 
 def select(name: str = "auto") -> Device:
-    """The device called `name`; `auto` is an NPU if torch_npu is here, else CUDA, else the CPU."""
+    """Returns the device called `name`, always the same object for one name.
+
+    Args:
+        name: `npu`, `cuda`, `cpu`, or `auto` for what `find` chooses.
+    """
     if name == "auto":
         name = find()
     return _devices.setdefault(name, DEVICES[name]())
 
 
 def find() -> str:
-    """What `auto` stands for on this machine."""
+    """Returns the name of the device that `auto` stands for on this machine.
+
+    It is `npu` if torch_npu is installed, else `cuda` if torch finds a GPU, else `cpu`.
+    """
     if importlib.util.find_spec("torch_npu") is not None:
         return "npu"
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,7 @@
-"""`Device`: what the rest of the program may ask of a chip, and `select`, which finds it.
+"""`Device`: what the rest of the program may ask of a chip, and which device is active.
 
-Call `activate()` before the first import of megatron; `require_active()` guards that order.
+Call `activate()` before the first import of megatron. Whoever needs the device takes it from
+`require_active()`, which fails if that was forgotten.
 """
 
 import os
@@ -21,21 +22,23 @@ _active: "Device | None" = None
 
 
 class Device(ABC):
-    """One kind of chip.
+    """One kind of chip, as this process uses it.
 
     Attributes:
-        name: As in `--device`, and torch's device type.
-        backend: torch.distributed's collective backend.
-        stream_ordered: Whether memory that is freed waits for the work queued before. Without
-            streams, a send that is still under way would read what comes there next.
-        fuses_gradient_accumulation: Whether there is a kernel that adds a weight's gradient to
-            megatron-core's `main_grad` where it is computed.
-        fuses_adamw: Whether torch has its fused AdamW for this chip.
-        saved_for_backward: What its kernels keep for the backward pass.
-        kernels: What computes the parts of a layer.
-        remarks: What a user should know of this chip here, as sentences.
-        environment: Variables that are set unless the user has set them.
-        related: How further variables begin that change what the chip and its network do.
+        name: The name that `--device` takes, which is torch's device type, too.
+        backend: The collective backend of torch.distributed.
+        stream_ordered: Whether memory that is freed is reused only after the work that was queued
+            before. On a device without streams, a send that is still under way would read what is
+            written there next.
+        fuses_gradient_accumulation: Whether a kernel adds a weight's gradient to megatron-core's
+            `main_grad` while computing it.
+        fuses_adamw: Whether torch's fused AdamW exists for this chip.
+        saved_for_backward: What the chip's kernels save for the backward pass.
+        kernels: The kernels that compute the parts of a layer.
+        remarks: Sentences about this chip that a user should know, which the log shows.
+        environment: Environment variables that `activate` sets unless the user has set them.
+        related: Prefixes of further variables that change what the chip and its network do; the
+            log shows those that are set.
     """
 
     name: ClassVar[str]
@@ -77,10 +80,17 @@ class Device(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Imports and patches what the chip needs."""
+        """Imports and patches what the chip needs; called once, by `activate`.
+
+        Raises:
+            DeviceError: The chip isn't usable here.
+        """
 
     def settings(self) -> dict[str, str]:
-        """The variables that matter to the chip, with their values and where these come from."""
+        """Returns the variables that matter to the chip, each as `VALUE (given)`.
+
+        Instead of `given` it says `default of glm3` where `activate` has set the variable.
+        """
         names = {name for name in os.environ if name.startswith((*_RELATED, *self.related))}
         return {
             name: f"{os.environ[name]} ({'default of glm3' if name in self._ours else 'given'})"
@@ -89,44 +99,50 @@ class Device(ABC):
         }
 
     def torch_device(self) -> torch.device:
-        """The device of this process's tensors; LOCAL_RANK picks the card."""
+        """Returns the device of this process's tensors; LOCAL_RANK picks the card."""
         return torch.device(self.name, int(os.environ.get("LOCAL_RANK", "0")))
 
     def make_deterministic(self) -> None:
-        """Lets the same work give the same bits in every run, at the price of some speed."""
+        """Makes the same work give the same bits in every run, at the price of some speed."""
         torch.use_deterministic_algorithms(True)
 
     def keep_freed_memory(self) -> None:  # noqa: B027 - most allocators do
-        """Lets the allocator keep what training frees, which asks for the same every step."""
+        """Makes the allocator keep freed memory, since every step asks for the same again."""
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Waits until all queued work is done, so that a clock reads real time."""
+        """Waits until the device has done all queued work, so that a clock reads real time."""
 
     @abstractmethod
     def peak_memory(self) -> int:
-        """Peak bytes allocated by this process on the device since its start."""
+        """Returns the most bytes that this process has had on the device since its start."""
 
     @abstractmethod
     def memory(self) -> int:
-        """Bytes of the device that this process may fill."""
+        """Returns the memory of the device that this process may fill, in bytes."""
 
     @abstractmethod
     def chip(self) -> str:
-        """What the driver calls the chip, e.g. NVIDIA A100-SXM4-80GB."""
+        """Returns the name that the driver has for the chip, such as NVIDIA A100-SXM4-80GB."""
 
     def peak_tflops(self, dtype: str) -> float | None:
-        """Peak TFLOP/s of the chip, or None where it isn't known."""
+        """Returns the chip's peak TFLOP/s in `bf16`, `fp16` or `fp32`; None if it isn't known."""
         return peaks.peak_tflops(self.chip(), dtype)
 
     def profiler(self) -> Any:
-        """A torch profiler of the host and the chip, not yet started."""
+        """Returns a torch profiler of the host and the chip, which isn't started yet."""
         return torch.profiler.profile()
 
 
 @contextmanager
 def standing_in(device: Device) -> Iterator[None]:
-    """Lets `device` be the active one for a while, on the preparations of the one that is."""
+    """Within the block `device` is the active one.
+
+    Nothing is prepared for it: it must work with what the really active device has prepared.
+
+    Raises:
+        DeviceError: No device is active.
+    """
     global _active
     before, _active = require_active(), device
     try:
@@ -136,7 +152,7 @@ def standing_in(device: Device) -> Iterator[None]:
 
 
 def require_active() -> Device:
-    """The active device.
+    """Returns the active device.
 
     Raises:
         DeviceError: `activate()` has not been called.

@@ -1,7 +1,8 @@
-"""The CPU with gloo: a table of redirects lets megatron-core, which assumes CUDA, run on it.
+"""The CPU as a device, with gloo as collective backend.
 
-This is how glm3 runs on a laptop and how everything is tested. It does for the CPU what
-torch_npu's transfer_to_npu does for NPUs.
+Megatron-core assumes CUDA. A table of redirects (`REDIRECTS`) replaces what it calls of CUDA, so
+that it runs on a CPU; torch_npu's transfer_to_npu does the same for NPUs. This is how glm3 runs on
+a laptop, and how everything is tested.
 """
 
 import ctypes
@@ -28,12 +29,12 @@ _CPU = torch.device("cpu")
 
 
 def _here() -> torch.device:
-    """The CPU, unless the active device is one that is only planned for."""
+    """Returns the torch device that stands for CUDA: the CPU, or meta in a plan."""
     return require_active().torch_device()
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """A tensor factory that takes `device="cuda"` for the active device."""
+    """Wraps a tensor factory so that `device="cuda"` means the active device."""
 
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> Any:
@@ -46,45 +47,52 @@ def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps Tensor.type so that it names CUDA's types for tensors of any device."""
+
     @functools.wraps(original)
     def type_of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return original(self, *args, **kwargs)
-        return f"torch.cuda.{original(self).rpartition('.')[2]}"  # of any device
+        return f"torch.cuda.{original(self).rpartition('.')[2]}"
 
     return type_of
 
 
 def _stay(_original: Any) -> Callable[..., torch.Tensor]:
+    """Replaces a method that would move a tensor by one that returns it as it is."""
     return lambda self, *_args, **_kwargs: self
 
 
 def _nothing(_original: Any) -> Callable[..., None]:
+    """Replaces a function by one that does nothing."""
     return lambda *_args, **_kwargs: None
 
 
 class _Stream:
-    """A stream on a device that runs everything in order."""
+    """Stands for a CUDA stream on a device that runs everything at once and in order."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
 
     def wait_stream(self, _other: "_Stream") -> None:
-        """Nothing to wait for."""
+        """Returns at once, since nothing is ever queued."""
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Returns at once, since nothing is ever queued."""
 
 
 def _stream(_original: Any) -> Callable[..., _Stream]:
+    """Replaces a function that returns a CUDA stream."""
     return lambda *_args, **_kwargs: _Stream()
 
 
 def _set_rng_state(_original: Any) -> Callable[..., None]:
+    """Replaces the setter of CUDA's random state by that of the CPU."""
     return lambda state, *_args, **_kwargs: torch.set_rng_state(state)
 
 
 def _get_rng_state(_original: Any) -> Callable[..., torch.Tensor]:
+    """Replaces the getter of CUDA's random state by that of the CPU."""
     return lambda *_args, **_kwargs: torch.get_rng_state()
 
 
@@ -95,8 +103,8 @@ _FACTORIES = {
     "empty_like": "dist_checkpointing/exchange_utils.py: receive buffers",
     "empty": "dist_checkpointing/exchange_utils.py: receive buffers",
 }
-# The last row imports megatron, which binds some of the names above it and decorates with
-# torch.compile: the order counts.
+# The order counts: the last row imports megatron, which then binds some of the names of the rows
+# before it and decorates functions with torch.compile.
 REDIRECTS = (
     *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
     *EXCHANGES,
@@ -134,18 +142,26 @@ REDIRECTS = (
 
 # malloc.h's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
 _MALLOC = {-1: 2**31 - 1, -2: 2**26, -4: 0}
-# Apex's extension, by which megatron-core's linear layers add to `main_grad` (layers.py 0.16.1).
+# Apex's extension, which megatron-core's linear layers call to add to `main_grad` (layers.py
+# 0.16.1).
 _APEX = "fused_weight_gradient_mlp_cuda"
 
 
 def _gradient_accumulation() -> ModuleType:
+    """Makes a module that stands for Apex's extension."""
     module = ModuleType(_APEX)
     module.wgrad_gemm_accum_fp32 = _accumulate  # type: ignore[attr-defined]
     return module
 
 
 def _accumulate(inputs: torch.Tensor, grads: torch.Tensor, main_grad: torch.Tensor) -> None:
-    """Adds grads^T inputs to `main_grad`; [n, in], [n, out] and [out, in]."""
+    """Adds the gradient of a linear layer's weight to `main_grad`.
+
+    Args:
+        inputs: The layer's inputs, [n, in].
+        grads: The gradients of its outputs, [n, out].
+        main_grad: The sum over micro-batches, [out, in].
+    """
     if inputs.dtype == main_grad.dtype:
         main_grad.addmm_(grads.t(), inputs)
     else:
@@ -153,7 +169,7 @@ def _accumulate(inputs: torch.Tensor, grads: torch.Tensor, main_grad: torch.Tens
 
 
 class CpuDevice(Device):
-    """The embedded default: every machine has one."""
+    """The CPU, the default device, which every machine has."""
 
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "gloo"
@@ -167,6 +183,11 @@ class CpuDevice(Device):
         self._redirects = Redirects(REDIRECTS)
 
     def _prepare(self) -> None:
+        """Silences advice about GPUs, and applies the redirects.
+
+        Raises:
+            DeviceError: A library lacks an attribute that a redirect replaces.
+        """
         # Advice about GPUs (Apex, Transformer Engine, launch order) that a CPU has no use for.
         warnings.filterwarnings("ignore", module=r"megatron\.")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -177,7 +198,7 @@ class CpuDevice(Device):
         self._redirects.apply()
 
     def torch_device(self) -> torch.device:
-        """The one CPU, for every rank."""
+        """Returns the CPU, whatever the rank."""
         return _CPU
 
     def keep_freed_memory(self) -> None:
@@ -191,16 +212,19 @@ class CpuDevice(Device):
                 libc.mallopt(option, value)
 
     def synchronize(self) -> None:
-        """The CPU is never behind."""
+        """Returns at once: the CPU has no queue of work."""
 
     def peak_memory(self) -> int:
-        """Peak resident bytes of this process."""
+        """Returns the peak of this process's resident memory, in bytes."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def memory(self) -> int:
-        """This rank's share of the machine's memory, or of what its container may use."""
+        """Returns this rank's share of the machine's or its container's memory, in bytes.
+
+        The ranks of the machine (LOCAL_WORLD_SIZE) share it evenly.
+        """
         return total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def chip(self) -> str:
-        """The processor's architecture: there is no table of processors."""
+        """Returns the processor's architecture, since no table of processors has their peaks."""
         return platform.machine()

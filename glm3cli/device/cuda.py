@@ -1,4 +1,4 @@
-"""CUDA, which megatron-core assumes: nothing to redirect."""
+"""NVIDIA GPUs as a device. Megatron-core assumes CUDA, so nothing is redirected."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -10,7 +10,7 @@ from glm3cli.errors import DeviceError
 
 
 class CudaDevice(Device):
-    """NVIDIA GPUs with NCCL."""
+    """NVIDIA GPUs with NCCL as collective backend."""
 
     name: ClassVar[str] = "cuda"
     backend: ClassVar[str] = "nccl"
@@ -20,22 +20,27 @@ class CudaDevice(Device):
     related: ClassVar[tuple[str, ...]] = ("NCCL_", "CUDA_", "PYTORCH_CUDA_")
 
     def _prepare(self) -> None:
+        """Picks this rank's GPU.
+
+        Raises:
+            DeviceError: torch finds no GPU.
+        """
         if not torch.cuda.is_available():
             raise DeviceError("--device cuda: torch finds no GPU", "use --device cpu")
         torch.cuda.set_device(self.torch_device())
 
     def synchronize(self) -> None:
-        """Waits for the GPU."""
+        """Waits until the GPU has done all work that is queued on it."""
         torch.cuda.synchronize()
 
     def peak_memory(self) -> int:
-        """Peak bytes of torch's allocator."""
+        """Returns the peak of what torch's allocator has handed out, in bytes."""
         return torch.cuda.max_memory_allocated()
 
     def memory(self) -> int:
-        """Of the GPU."""
+        """Returns the memory of this rank's GPU, in bytes."""
         return int(torch.cuda.get_device_properties(self.torch_device()).total_memory)
 
     def chip(self) -> str:
-        """The GPU's name."""
+        """Returns the GPU's name, such as NVIDIA A100-SXM4-80GB."""
         return torch.cuda.get_device_name()

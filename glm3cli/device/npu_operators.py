@@ -1,9 +1,9 @@
-"""Ascend's fused operators without Ascend's library: their names, arguments, shapes, and types.
+"""Ascend's fused operators for meta tensors: their names, arguments, and results' shapes and types.
 
-With them a model that calls `torch.ops.npu.NAME` runs on meta tensors anywhere, so that what it
-would do on an NPU can be counted. They are the operators that `NpuKernels` calls; the schemas are
-those of torch_npu 2.7.1, whose later releases add arguments at the end, and the shapes are from its
-documentation (_op_plugin_docs.py).
+With these definitions a model that calls `torch.ops.npu.NAME` runs on meta tensors on any machine,
+without Ascend's library, so that what it would do on an NPU can be counted. They are the operators
+that `NpuKernels` calls, but for those of `--mc2`. The schemas are those of torch_npu 2.7.1, whose
+later releases add arguments at the end; the shapes are from its documentation (_op_plugin_docs.py).
 """
 
 from typing import Any
@@ -63,7 +63,10 @@ _libraries: list[Any] = []
 
 
 def define() -> None:
-    """Defines the operators for meta tensors, unless torch_npu has; a second call does nothing."""
+    """Defines the operators for meta tensors, unless torch_npu has defined them.
+
+    A second call does nothing.
+    """
     if hasattr(torch.ops.npu, "npu_rms_norm"):
         return
     library: Any = torch.library.Library("npu", "DEF")  # type: ignore[no-untyped-call]
@@ -75,6 +78,7 @@ def define() -> None:
 
 
 def _rms_norm(hidden: Tensor, weight: Tensor, _epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Returns the normed tensor and 1 / rms in fp32."""
     kept = hidden.dim() - weight.dim()
     inverse = hidden.new_empty((*hidden.shape[:kept], *[1] * weight.dim()), dtype=torch.float32)
     return torch.empty_like(hidden), inverse
@@ -83,20 +87,24 @@ def _rms_norm(hidden: Tensor, weight: Tensor, _epsilon: float = 1e-6) -> tuple[T
 def _rms_norm_backward(
     _grad: Tensor, hidden: Tensor, weight: Tensor, _inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of the input and, in fp32, of the weight."""
     return torch.empty_like(hidden), torch.empty_like(weight, dtype=torch.float32)
 
 
 def _swiglu(gate_and_up: Tensor, dim: int = -1) -> Tensor:
+    """Returns the activation, half as long in dimension `dim`."""
     shape = list(gate_and_up.shape)
     shape[dim] //= 2
     return gate_and_up.new_empty(shape)
 
 
 def _swiglu_backward(_grad: Tensor, gate_and_up: Tensor, dim: int = -1) -> Tensor:
+    """Returns the gradient of the input."""
     return torch.empty_like(gate_and_up)
 
 
 def _rotary_mul(heads: Tensor, _cosines: Tensor, _sines: Tensor, rotary_mode: str = "") -> Tensor:
+    """Returns the rotated heads, contiguous."""
     return torch.empty_like(heads, memory_format=torch.contiguous_format)
 
 
@@ -109,7 +117,10 @@ def _fusion_attention(
     *_options: Any,
     **_more: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
-    """Two fp32 numbers per row, each eight times over: 32 bytes are what the chip moves."""
+    """Returns the context and two fp32 statistics of each row, and what isn't used here.
+
+    Each statistic is there eight times, since 32 bytes are the least that the chip moves.
+    """
     if layout == "TND":
         rows: tuple[int, ...] = (query.size(0), heads, 8)
         context = query.new_empty((*query.shape[:2], value.size(2)))
@@ -125,6 +136,7 @@ def _fusion_attention(
 def _fusion_attention_grad(
     query: Tensor, key: Tensor, value: Tensor, *_options: Any, **_more: Any
 ) -> tuple[Tensor, ...]:
+    """Returns the gradients of queries, keys, and values, and two empty tensors."""
     of_inputs = (torch.empty_like(tensor) for tensor in (query, key, value))
     return (*of_inputs, query.new_empty((0,)), query.new_empty((0,)))
 
@@ -132,7 +144,7 @@ def _fusion_attention_grad(
 def _fused_infer_attention_score(
     query: Tensor, _key: Tensor, _value: Tensor, *_options: Any, **_more: Any
 ) -> tuple[Tensor, Tensor]:
-    """[batch, heads, s, d] (BNSD) in and out."""
+    """Returns the context, [batch, heads, s, d] (BNSD) like the queries, and unused statistics."""
     return torch.empty_like(query), query.new_empty((1,), dtype=torch.float32)
 
 
@@ -144,6 +156,7 @@ def _cross_entropy_loss(
     *_options: Any,
     **_more: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns losses, log-probabilities, and two empty tensors; logits are [rows, vocabulary]."""
     losses = logits.new_empty(logits.shape[:1] if reduction == "none" else (1,))
     return losses, torch.empty_like(logits), logits.new_empty((0,)), logits.new_empty((0,))
 
@@ -151,6 +164,7 @@ def _cross_entropy_loss(
 def _cross_entropy_loss_backward(
     _grad: Tensor, log_probabilities: Tensor, *_options: Any, **_more: Any
 ) -> Tensor:
+    """Returns the gradient of the logits."""
     return torch.empty_like(log_probabilities)
 
 

@@ -1,7 +1,8 @@
-"""A device that isn't here: its kernels on meta tensors, which have shapes but no segment_ids.
+"""A device that isn't here, on meta tensors, which have shapes but no data.
 
-The real model and the real optimizer run on it, and a dispatch mode sees every operator. It stands
-in for the CPU, whose redirects let megatron-core do without CUDA.
+The real model and the real optimizer run on it with the kernels of the planned kind of device,
+while forecast/ records every operator. It stands in for the active CPU, whose redirects let
+megatron-core do without CUDA.
 """
 
 import sys
@@ -31,7 +32,11 @@ _TABLE = (
 
 @contextmanager
 def planned(kind: type[Device]) -> Iterator[None]:
-    """Lets a device of that kind, without segment_ids, be the active one for a while."""
+    """Within the block a device of the given kind, with meta tensors, is the active one.
+
+    Raises:
+        DeviceError: No device is active: the CPU must be.
+    """
     redirects = Redirects(_TABLE)
     redirects.apply()
     try:
@@ -42,12 +47,15 @@ def planned(kind: type[Device]) -> Iterator[None]:
 
 
 class _PlainKernels(Kernels):
-    """On meta tensors torch would take attention apart, and make its scores."""
+    """The kernels in plain torch, with attention as one operator on meta tensors, too.
+
+    There, torch would otherwise compute attention in several operations that make its scores.
+    """
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
     ) -> Tensor:
-        """Through the operator that torch chooses on a CPU; without packs."""
+        """Calls the operator that torch chooses on a CPU; `segment_ids` are ignored."""
         parts = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]
         context, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *parts, 0.0, True, scale=scale
@@ -56,14 +64,21 @@ class _PlainKernels(Kernels):
 
 
 class _PlannedNpuKernels(NpuKernels):
-    """Without a network, what sends while it multiplies is planned as one after the other."""
+    """Ascend's kernels, but with communication and products of `--mc2` one after the other.
+
+    The fused operators of `--mc2` need a real network to be called.
+    """
 
     gather_matmul = Kernels.gather_matmul
     matmul_scatter = Kernels.matmul_scatter
 
 
 class PlannedDevice(Device):
-    """What a kind of device says of itself, on meta tensors."""
+    """A device of some kind that has no chip: its tensors are meta tensors.
+
+    Args:
+        kind: The kind of device whose kernels and abilities it has.
+    """
 
     name: ClassVar[str] = "meta"
     backend: ClassVar[str] = "fake"
@@ -76,29 +91,29 @@ class PlannedDevice(Device):
             self.kernels = _PlannedNpuKernels()
         else:
             self.kernels = _PlainKernels()
-        # What the planned kind says of itself, read where the model is built.
+        # The abilities of the planned kind decide how the model is built.
         self.stream_ordered = kind.stream_ordered  # type: ignore[misc]
         self.fuses_gradient_accumulation = kind.fuses_gradient_accumulation  # type: ignore[misc]
         self.fuses_adamw = kind.fuses_adamw  # type: ignore[misc]
 
     def _prepare(self) -> None:
-        """Nothing: the CPU beneath it is prepared."""
+        """Does nothing, since the CPU that it stands in for is prepared."""
 
     def torch_device(self) -> torch.device:
-        """Where tensors have no segment_ids."""
+        """Returns torch's meta device, whose tensors have no data."""
         return torch.device("meta")
 
     def synchronize(self) -> None:
-        """Nothing runs."""
+        """Returns at once, since nothing is computed."""
 
     def peak_memory(self) -> int:
-        """Nothing is allocated."""
+        """Returns 0, since nothing is allocated."""
         return 0
 
     def memory(self) -> int:
-        """There is no limit to what isn't allocated."""
+        """Returns the largest integer: nothing is allocated, so there is no limit."""
         return sys.maxsize
 
     def chip(self) -> str:
-        """The kind's name."""
+        """Returns the name of the planned kind of device, such as npu."""
         return self._kind.name

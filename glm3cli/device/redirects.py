@@ -1,7 +1,8 @@
-"""A checked, reversible table of attribute replacements.
+"""Tables of attributes of other libraries that are replaced, checked and reversible.
 
 Megatron-core names CUDA in about forty places. Each row of a table says which attribute is
-replaced, by what, and for which upstream place, so that an upgrade that moves the place is noticed.
+replaced, by what, and which upstream code needs it. An attribute that is gone after an upgrade is
+an error, so that the change is noticed.
 """
 
 import importlib
@@ -14,13 +15,13 @@ from glm3cli.errors import DeviceError
 
 @dataclass(frozen=True)
 class Redirect:
-    """One replacement.
+    """One attribute that is replaced.
 
     Attributes:
         owner: Dotted name of the module, or of the class in a module, that holds the attribute.
         attribute: The attribute's name.
-        replace: Makes the replacement from the original.
-        why: The upstream place (file of megatron-core 0.16.1) that needs it.
+        replace: Makes the new value from the original one.
+        why: The upstream code that needs it, as a file of megatron-core 0.16.1.
     """
 
     owner: str
@@ -29,7 +30,7 @@ class Redirect:
     why: str
 
     def original(self) -> tuple[Any, Any]:
-        """The owner object and the attribute's present value.
+        """Returns the owner (a module or class) and the attribute's present value.
 
         Raises:
             DeviceError: This version of the library has no such attribute.
@@ -45,6 +46,7 @@ class Redirect:
 
 
 def _resolve(name: str) -> Any:
+    """Imports the module, or the class in a module, that a dotted name stands for."""
     module, _, attribute = name.rpartition(".")
     try:
         return importlib.import_module(name)
@@ -53,14 +55,14 @@ def _resolve(name: str) -> Any:
 
 
 class Redirects:
-    """A table that is applied and taken back as a whole."""
+    """A table of redirects that is applied and undone as a whole."""
 
     def __init__(self, table: Sequence[Redirect]) -> None:
         self._table = table
         self._undo: list[tuple[Any, str, Any]] = []
 
     def apply(self) -> None:
-        """Applies every row; nothing stays applied if one can't be.
+        """Replaces all attributes of the table; if one doesn't exist, none stays replaced.
 
         Raises:
             DeviceError: An attribute of the table doesn't exist.
@@ -82,7 +84,7 @@ class Redirects:
 
 
 def compile_nothing(_original: Any) -> Callable[..., Any]:
-    """A replacement of torch.compile that gives back what it is given, as decorator or not."""
+    """Replaces torch.compile by a function that returns what it is given, as decorator or not."""
 
     def give_back(function: Any = None, **_options: Any) -> Any:
         return function if function is not None else lambda decorated: decorated

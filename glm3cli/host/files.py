@@ -1,4 +1,4 @@
-"""Files that are complete or as they were, and folders whose content is safely on the disk."""
+"""Writes files as a whole or not at all, and waits until files and folders are on the disk."""
 
 import json
 import os
@@ -10,7 +10,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file beside `path`, sends it to the disk, and gives it the name `path`.
 
     Raises:
-        OSError: The disk is full or failing; `path` is as it was.
+        OSError: The disk is full or failing; `path` is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -21,23 +21,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes `values` as JSON, indented by one space, by the way of `write_text`.
+    """Writes `values` as JSON, indented by one space, as `write_text` does.
 
     Raises:
-        OSError: The disk is full or failing; `path` is as it was.
-        TypeError: Something in `values` has no form in JSON; `path` is as it was.
+        OSError: The disk is full or failing; `path` is unchanged.
+        TypeError: Something in `values` has no form in JSON; `path` is unchanged.
     """
     write_text(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest of `path` and the folders around it that exists."""
+    """Returns `path` itself if it exists, else the nearest folder above it that does."""
     absolute = path.absolute()
     return next(place for place in (absolute, *absolute.parents) if place.exists())
 
 
 def sync(folder: Path) -> None:
-    """Waits until everything below `folder` is on the disk."""
+    """Waits until a folder, and all files and folders in it, are on the disk."""
     for path in sorted(folder.rglob("*"), reverse=True):
         sync_one(path)
     sync_one(folder)

@@ -1,4 +1,4 @@
-"""Memory of this machine and this process: what there is, and what a container's limits leave."""
+"""The memory of this machine and of this process, and what a container's limits leave of it."""
 
 import os
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ _OWN_CGROUPS = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True)
 class Limit:
-    """The limit of one control group that this process is in (kernel.org: cgroup-v2, cgroup-v1).
+    """The memory limit of a control group of this process (kernel.org: cgroup-v2, cgroup-v1).
 
     Attributes:
-        total: Bytes that the processes of the group may have in memory.
-        used: Bytes that they have; page cache, which can be dropped, isn't counted.
+        total: Bytes that the processes of the group may use together.
+        used: Bytes that they use; page cache, which can be dropped, isn't counted.
     """
 
     total: int
@@ -25,18 +25,18 @@ class Limit:
 
     @property
     def left(self) -> int:
-        """Bytes that the group may still take."""
+        """The bytes that the group may still take."""
         return self.total - self.used
 
 
 def total_memory() -> int:
-    """Bytes of the machine's memory, or of the tightest limit around this process."""
+    """Returns the machine's memory in bytes, or the tightest limit around this process."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([whole, *(limit.total for limit in limits())])
 
 
 def available_memory() -> int | None:
-    """Bytes that this process could have for itself; None where the system isn't Linux."""
+    """Returns the bytes that this process could still take; None if the system isn't Linux."""
     info = Path("/proc/meminfo")
     if not info.exists():
         return None
@@ -46,7 +46,7 @@ def available_memory() -> int | None:
 
 
 def limits() -> Iterator[Limit]:
-    """The memory limits of the control groups around this process, of version 2 and of 1."""
+    """Yields the memory limits of the control groups around this process, of versions 1 and 2."""
     try:
         lines = _OWN_CGROUPS.read_text("ascii").splitlines()
     except OSError:  # not Linux
@@ -66,7 +66,13 @@ def limits() -> Iterator[Limit]:
 
 
 def _limit_of(folder: Path, limit: str, used: str) -> Limit | None:
-    """The limit in a group's file `limit`, with the amount `used` of its memory.stat."""
+    """Reads the limit of a control group; None if there is no such group, or it has no limit.
+
+    Args:
+        folder: The group's folder.
+        limit: Name of the file that has the limit.
+        used: Name of the amount in memory.stat that is used.
+    """
     try:
         total = int((folder / limit).read_text("ascii"))
         stat = (folder / "memory.stat").read_text("ascii")
@@ -88,9 +94,10 @@ class PrivateMemory:
         self.peak = 0
 
     def sample(self) -> int:
-        """Bytes of private memory now; of all memory where the system doesn't tell them apart.
+        """Returns the bytes of private memory now, and remembers the peak.
 
-        Mapped pages of a file can be dropped at any time, so they don't count.
+        Mapped pages of a file can be dropped at any time, so they don't count, except where the
+        system doesn't count them apart.
         """
         memory = self._process.memory_info()
         now = int(memory.rss - getattr(memory, "shared", 0))

@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT do to work on files: they end it by an exception, so that it tidies up.
+"""Makes SIGTERM end work on files by an exception, so that the work tidies up, and holds signals.
 
 Training answers signals in its own way, after a save: see train/signals.py.
 """
@@ -17,13 +17,13 @@ _HELD = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def stopped_by_sigterm(what: str, hint: str) -> Iterator[None]:
-    """Within the block SIGTERM raises, as SIGINT does by itself.
+    """Within the block SIGTERM raises an exception, as SIGINT does by itself.
 
     Only the main thread can answer signals; in another one the block changes nothing.
 
     Args:
-        what: The name of what is stopped.
-        hint: What the user can do then.
+        what: The name of the work, for the message.
+        hint: What the user can do after it was stopped.
 
     Raises:
         StoppedError: SIGTERM came.
@@ -44,9 +44,12 @@ def stopped_by_sigterm(what: str, hint: str) -> Iterator[None]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Within the block both signals wait; one that came takes effect when it ends."""
+    """Holds SIGTERM and SIGINT back while the block runs; one that came takes effect afterwards.
+
+    Only the main thread can answer signals; in another one the block changes nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python runs handlers in the main thread only
+        yield
         return
     came: list[int] = []
     previous = {
@@ -63,9 +66,9 @@ def signals_held() -> Iterator[None]:
 
 
 def started_pool(count: int = 1) -> ThreadPoolExecutor:
-    """A pool whose threads run already.
+    """Returns a pool whose `count` threads run already.
 
-    One that is started later may be interrupted by a signal's exception, and then prints a
+    A thread that is started later may be interrupted by a signal's exception, and then prints a
     traceback of its own.
     """
     pool, together = ThreadPoolExecutor(count), threading.Barrier(count)

@@ -1,8 +1,8 @@
-"""Context parallelism: ranks share a sequence, and for attention alone share the heads instead.
+"""Context parallelism (DeepSpeed-Ulysses, Jacobs et al. 2023): ranks share a sequence.
 
-Every rank holds a run of positions, in order. Before attention an all-to-all gives each rank all
-positions of some heads, and after it its own positions of all heads again (DeepSpeed-Ulysses,
-Jacobs et al. 2023). The rest of a layer looks at one position at a time and needs no exchange.
+Every rank holds a run of successive positions. Before attention an all-to-all gives each rank all
+positions of some heads; after attention another one gives it its own positions of all heads again.
+The rest of a layer works on one position at a time and needs no exchange.
 """
 
 from typing import Any
@@ -13,9 +13,16 @@ from torch import Tensor
 
 
 def to_heads(tensor: Tensor, group: Any) -> Tensor:
-    """[s / cp, b, heads, d] of this rank's positions -> [s, b, heads / cp, d] of its heads.
+    """Exchanges this rank's positions of all heads for all positions of its share of the heads.
 
-    Groups of keys and values that are fewer than the ranks are sent to several of them.
+    Key and value groups that are fewer than the ranks are sent to several ranks.
+
+    Args:
+        tensor: Queries, keys or values at this rank's positions, [s / cp, b, heads, d].
+        group: The context parallel process group.
+
+    Returns:
+        All positions of this rank's heads, [s, b, heads / cp, d].
     """
     size = group.size()
     if tensor.size(2) < size:
@@ -27,18 +34,26 @@ def to_heads(tensor: Tensor, group: Any) -> Tensor:
 
 
 def to_positions(tensor: Tensor, group: Any) -> Tensor:
-    """[s, b, heads / cp, d] of this rank's heads -> [s / cp, b, heads, d] of its positions."""
+    """Exchanges all positions of this rank's heads for its own positions of all heads.
+
+    Args:
+        tensor: The context of this rank's heads, [s, b, heads / cp, d].
+        group: The context parallel process group.
+
+    Returns:
+        The context at this rank's positions, [s / cp, b, heads, d].
+    """
     parts = tensor.view(group.size(), -1, *tensor.shape[1:])
     return _exchange(parts, group).movedim(0, 2).flatten(2, 3)
 
 
 def _exchange(parts: Tensor, group: Any) -> Tensor:
-    """Sends parts[i] to rank i of the group; gives what each rank i has sent here, in order."""
+    """Sends parts[i] to rank i of the group; returns what each rank has sent here, in order."""
     return _AllToAll.apply(parts, group)  # type: ignore[no-untyped-call]
 
 
 class _AllToAll(torch.autograd.Function):
-    """Its gradient is sent back the same way."""
+    """An all-to-all whose gradient is an all-to-all, too."""
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor, group: Any) -> Tensor:
@@ -51,6 +66,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 def _sent(parts: Tensor, group: Any) -> Tensor:
+    """Calls all-to-all on the first dimension of `parts`."""
     parts = parts.contiguous()
     received = torch.empty_like(parts)
     dist.all_to_all_single(received, parts, group=group)

@@ -1,8 +1,9 @@
-"""Linear layers that send while they multiply: tensor with sequence parallelism by fused kernels.
+"""Linear layers that communicate while they multiply, for tensor with sequence parallelism.
 
 Megatron-core gathers the sequence before the first matrix product of a block and scatters sums
-after the second; nothing else runs meanwhile. The kernels of some chips (MC2, "matrix computation
-and communication") do both in pieces, so that one piece is multiplied while the next one travels.
+after the second; nothing else runs meanwhile. The fused kernels of some chips (MC2, "matrix
+computation and communication") do both in pieces, so that one piece is multiplied while the next
+one travels. On other chips the same layers communicate first and multiply then.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from glm3cli.device import require_active
 
 
 class GatheringLinear(ColumnParallelLinear):
-    """Megatron-core's column parallel layer; gathers the sequence within its product."""
+    """Megatron-core's column parallel layer, which gathers the sequence within its product."""
 
     def _forward_impl(
         self, input: Tensor, weight: Tensor, *, bias: Tensor | None, **_megatron: Any
@@ -26,15 +27,15 @@ class GatheringLinear(ColumnParallelLinear):
 
 
 class ScatteringLinear(RowParallelLinear):
-    """Megatron-core's row parallel layer, without bias; scatters the sums within its product."""
+    """Megatron-core's row parallel layer without bias, which scatters sums within its product."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
-        """[s, b, in / tp] -> [s / tp, b, out]."""
+        """Multiplies, [s, b, in / tp] -> [s / tp, b, out]; the None stands for the bias."""
         return _MatmulScatter.apply(input_, self.weight, self.tp_group), None  # type: ignore[no-untyped-call]
 
 
 class _GatherMatmul(torch.autograd.Function):
-    """[s / tp, b, in], [out / tp, in] -> [s, b, out / tp]."""
+    """Gathers hidden states and multiplies: [s / tp, b, in], [out / tp, in] -> [s, b, out / tp]."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, group: Any) -> Tensor:
@@ -48,7 +49,7 @@ class _GatherMatmul(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0].flatten(0, 1).contiguous()
-        # Gathered anew instead of kept, while the input's gradient is multiplied and sent.
+        # Gathered again instead of saved, while the input's gradient is multiplied and sent.
         gathered = hidden.new_empty(grad.size(0), hidden.size(2))
         rows = hidden.flatten(0, 1).contiguous()
         handle = dist.all_gather_into_tensor(gathered, rows, group=ctx.group, async_op=True)
@@ -58,7 +59,7 @@ class _GatherMatmul(torch.autograd.Function):
 
 
 class _MatmulScatter(torch.autograd.Function):
-    """[s, b, in / tp], [out, in / tp] -> [s / tp, b, out]."""
+    """Multiplies and scatters the sums: [s, b, in / tp], [out, in / tp] -> [s / tp, b, out]."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, group: Any) -> Tensor:

@@ -1,7 +1,8 @@
-"""ChatGLM3's forward pass in plain torch, without Megatron and without a process group.
+"""ChatGLM3's forward pass in plain torch, without megatron-core and without a process group.
 
-One weight is in memory at a time, so that it also runs on models that are larger than the memory.
-It checks weights, whatever layout they come from; training and inference use `build`.
+It checks converted weights of any layout by the logits that they give; training and inference use
+the model of `build`. Only one weight is in memory at a time, so that it runs for models that are
+larger than the memory.
 """
 
 from collections.abc import Callable
@@ -12,20 +13,20 @@ from torch.nn import functional
 
 from glm3cli.config.model import ModelConfig
 
-# Gives a whole weight by its logical name and its layer (None outside the layers).
+# Returns a whole weight for its logical name and its layer (None outside the layers).
 Read = Callable[[str, int | None], Tensor]
 
 
 def plain_logits(model: ModelConfig, read: Read, tokens: Tensor) -> Tensor:
-    """The logits of one sequence, computed in fp32.
+    """Computes the logits of one sequence in fp32.
 
     Args:
         model: The model's shape.
-        read: Gives the weights, in any floating type.
-        tokens: Token ids, [s].
+        read: Returns a weight in any floating type; called once for each.
+        tokens: The token ids, [s].
 
     Returns:
-        [s, vocabulary], fp32.
+        The logits in fp32, [s, vocabulary].
     """
     hidden = read("embedding", None)[tokens].float()
     rotation = _rotation(model, len(tokens))
@@ -46,11 +47,12 @@ def plain_logits(model: ModelConfig, read: Read, tokens: Tensor) -> Tensor:
 
 
 def _norm(model: ModelConfig, hidden: Tensor, weight: Tensor) -> Tensor:
+    """Computes the RMSNorm of [s, h]."""
     return functional.rms_norm(hidden, weight.shape, weight, model.layernorm_epsilon)
 
 
 def _rotation(model: ModelConfig, length: int) -> Tensor:
-    """exp(i * angle) of every position and pair, complex [s, 1, d/4].
+    """Returns exp(i * angle) of every position and pair as complex numbers, [s, 1, d / 4].
 
     The first half of a head is rotated, in neighbouring pairs.
     """
@@ -61,13 +63,14 @@ def _rotation(model: ModelConfig, length: int) -> Tensor:
 
 
 def _rotate(heads: Tensor, rotation: Tensor) -> Tensor:
+    """Rotates the pairs in the first half of each head, [s, heads, d]."""
     first, second = heads.chunk(2, dim=-1)
     pairs = torch.view_as_complex(first.reshape(*first.shape[:-1], -1, 2))
     return torch.cat([torch.view_as_real(pairs * rotation).flatten(-2), second], dim=-1)
 
 
 def _attend(model: ModelConfig, qkv: Tensor, rotation: Tensor) -> Tensor:
-    """Causal attention of grouped heads; `qkv` is [s, Q|K|V], the result [s, Q]."""
+    """Computes causal grouped-query attention; `qkv` is [s, Q|K|V], the result [s, Q]."""
     parts = torch.split(qkv, [model.query_size, model.kv_size, model.kv_size], dim=-1)
     query, key, value = (part.reshape(len(part), -1, model.kv_channels) for part in parts)
     query, key = _rotate(query, rotation), _rotate(key, rotation)

@@ -1,7 +1,8 @@
-"""Rotary positions: ChatGLM3 rotates interleaved pairs of the first half of each head.
+"""Rotary positions (RoPE): ChatGLM3 rotates interleaved pairs of the first half of each head.
 
-Megatron-core is told that there are none; core attention rotates queries and keys itself, where
-the positions are known whatever the parallel layout, and where recomputing it saves keeping them.
+Megatron-core's own position embedding is switched off. Core attention rotates queries and keys
+itself: there all positions of a head are present at any parallel sizes, and recomputing attention
+recomputes the rotated queries and keys, too.
 """
 
 import functools
@@ -17,19 +18,29 @@ from glm3cli.device.kernels import Rotation
 def rotation_of_sequence(
     length: int, width: int, base: float, dtype: torch.dtype, device: torch.device
 ) -> Rotation:
-    """What the kernel of the chip rotates the positions 0 to `length` - 1 with."""
+    """Returns the rotation of the positions 0 to `length` - 1; cached, as all layers share it.
+
+    Args:
+        length: Number of positions.
+        width: Size of a head (kv_channels), of which half is rotated.
+        base: Base of the frequencies (rope_theta).
+        dtype: Type of the heads that will be rotated.
+        device: The device of the result.
+    """
     positions = torch.arange(length, device=device).unsqueeze(0)
     return rotation_at(positions, width, base, dtype)
 
 
 def rotation_at(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
-    """What the kernel of the chip rotates tokens at `positions`, [b or 1, s], with.
+    """Returns the rotation of tokens at given positions, as the device's kernel takes it.
 
     Args:
-        positions: Place of every token in its row.
+        positions: The position of every token in its row, [b or 1, s].
         width: Size of a head (kv_channels), of which half is rotated.
-        base: The lowest frequency is 1 / base (rope_theta).
-        dtype: That of the heads; the angles are computed in fp32 (modeling_chatglm.py).
+        base: Base of the frequencies (rope_theta): pair i of the width / 4 pairs turns by position
+            x base^(-4 i / width).
+        dtype: Type of the heads that will be rotated; angles are computed in fp32, as in the
+            original code (modeling_chatglm.py).
     """
     exponents = torch.arange(0, width // 2, 2, device=positions.device).float() / (width // 2)
     angles = positions.T.unsqueeze(-1).float() * base**-exponents  # [s, b, width / 4]

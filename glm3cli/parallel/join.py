@@ -1,11 +1,13 @@
-"""Brings the ranks together, or says which of them are missing.
+"""Brings the ranks of a run together, or says which of them are missing.
 
-torch's own rendezvous only tells that it has waited too long. Here every rank first leaves its
-host's name in the store, so that whoever is left waiting can name those that never came.
+torch's own rendezvous only says that it has waited too long. Here every rank first writes its
+host's name into the store that all ranks share, so that a rank that is left waiting can name those
+that never came.
 
-torchrun keeps its store when it starts the ranks anew (torch 2.13, elastic/rendezvous), and its
-machines need not count alike how often that was. What an earlier start has left there must not be
-taken for an answer: rank 0 makes up a word for each start and gives it to all who ask now.
+torchrun keeps its store when it starts the ranks again (torch 2.13, elastic/rendezvous), and its
+machines may count restarts differently. What an earlier start has left in the store must not be
+taken for an answer: rank 0 makes up a random word for each start, under which all its keys stand,
+and gives it to the ranks that ask now.
 """
 
 import os
@@ -25,15 +27,17 @@ _VARIABLE = "GLM3_START_TIMEOUT"
 
 
 def join(backend: str, timeout: timedelta) -> None:
-    """Starts torch.distributed's default group of the ranks in the environment, or of one alone.
+    """Starts torch.distributed's default group with the ranks that the environment describes.
+
+    Without a launcher (no RANK in the environment) the group has one rank.
 
     Args:
-        backend: torch.distributed's.
-        timeout: Of the collectives that follow.
+        backend: Name of torch.distributed's backend.
+        timeout: Longest duration of a collective of the group.
 
     Raises:
-        ConfigError: The environment's patience is no number of seconds.
-        DeviceError: Not all ranks came.
+        ConfigError: GLM3_START_TIMEOUT is no number of seconds.
+        DeviceError: A rank is missing, was started twice, or can't reach the others.
     """
     if "RANK" not in os.environ:
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
@@ -56,19 +60,29 @@ def join(backend: str, timeout: timedelta) -> None:
 
 
 def patience() -> float:
-    """Seconds that ranks wait for each other at the start."""
-    told = os.environ.get(_VARIABLE, str(_DEFAULT_PATIENCE))
+    """Returns the seconds that ranks wait for each other at the start (GLM3_START_TIMEOUT).
+
+    Raises:
+        ConfigError: The variable is no number above 0.
+    """
+    value = os.environ.get(_VARIABLE, str(_DEFAULT_PATIENCE))
     try:
-        seconds = float(told)
+        seconds = float(value)
     except ValueError:
         seconds = 0.0
     if seconds <= 0:
-        raise ConfigError(f"{_VARIABLE}={told} is no number of seconds above 0", "mend or unset it")
+        raise ConfigError(
+            f"{_VARIABLE}={value} is no number of seconds above 0", "mend or unset it"
+        )
     return seconds
 
 
 def _open_store(rank: int, world_size: int, seconds: float) -> Any:
-    """The store of all ranks: torchrun's, or one that rank 0 opens."""
+    """Opens the store that all ranks share: torchrun's, or one that rank 0 serves.
+
+    Raises:
+        DeviceError: Rank 0 can't be reached.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
@@ -93,7 +107,11 @@ def _open_store(rank: int, world_size: int, seconds: float) -> Any:
 
 
 def _meet(store: Any, rank: int, world_size: int, seconds: float) -> str:
-    """Returns the word of this start when all ranks are here."""
+    """Waits until all ranks are here, and returns the word of this start.
+
+    Raises:
+        DeviceError: This rank was started twice, or ranks are missing.
+    """
     word = uuid.uuid4().hex if rank == 0 else _ask(store, rank, world_size, seconds)
     host = socket.gethostname()
     if store.add(f"{word}/starts/{rank}", 1) > 1:
@@ -115,7 +133,11 @@ def _meet(store: Any, rank: int, world_size: int, seconds: float) -> str:
 
 
 def _ask(store: Any, rank: int, world_size: int, seconds: float) -> str:
-    """The word that rank 0 has for this start, under a key that only this process knows."""
+    """Asks rank 0 for the word of this start, under a key that only this process knows.
+
+    Raises:
+        DeviceError: Rank 0 hasn't answered in time.
+    """
     question = uuid.uuid4().hex
     store.set(f"question/{store.add('questions', 1)}", question)
     try:
@@ -131,7 +153,7 @@ def _ask(store: Any, rank: int, world_size: int, seconds: float) -> str:
 
 
 def _answer(store: Any, word: str, seconds: float) -> None:
-    """Gives the word to all who ask, until everyone is here or time is up."""
+    """Gives the word to all ranks that ask, until every rank is here or time is up."""
     deadline = time.monotonic() + seconds
     known, open_numbers = 0, set[int]()
     while not store.check([f"{word}/complete"]) and time.monotonic() < deadline:
@@ -145,7 +167,7 @@ def _answer(store: Any, word: str, seconds: float) -> None:
 
 
 def _missing(store: Any, word: str, world_size: int, seconds: float) -> DeviceError:
-    """Names the ranks that did not come, and the hosts of those that did."""
+    """Returns the error that names the ranks that did not come, and the hosts of those that did."""
     hosts: dict[str, list[int]] = {}
     missing = []
     for rank in range(world_size):
@@ -163,7 +185,7 @@ def _missing(store: Any, word: str, world_size: int, seconds: float) -> DeviceEr
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Numbers that go up, in words: `0-7, 9`."""
+    """Returns increasing numbers as text with runs joined, such as `0-7, 9`."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

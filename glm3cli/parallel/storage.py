@@ -1,6 +1,7 @@
-"""Which ranks see the same folder: machines may share a disk, or have one each.
+"""Finds out which ranks see the same folder: machines may share a disk, or have one each.
 
-Nothing but a file tells: paths, and the numbers of devices, are alike on all machines.
+Only a file that one rank writes and others look for can show it: paths and device numbers are alike
+on all machines.
 """
 
 import os
@@ -25,9 +26,9 @@ class Storage:
 
     Attributes:
         rank: This rank.
-        members: The ranks that see the same folder, in order.
+        members: The ranks that see the same folder as this one, and this one, in order.
         leaders: The lowest rank of each storage, in order; rank 0 is the first.
-        places: HOST:FOLDER of each storage, as its leader calls it.
+        places: HOST:FOLDER of each storage, by its leader's names; in the order of `leaders`.
     """
 
     rank: int
@@ -37,7 +38,7 @@ class Storage:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this rank does what is done once on each storage."""
+        """Whether this rank does the work that is done once on each storage."""
         return self.rank == self.members[0]
 
     @property
@@ -47,13 +48,13 @@ class Storage:
 
     @property
     def index(self) -> int:
-        """Which of the storages this one is."""
+        """The index of this rank's storage in `leaders`."""
         return self.leaders.index(self.members[0])
 
     def gather(self, value: T) -> list[T]:
-        """The leaders' values, in their order; every rank calls it and gets them.
+        """Returns the leaders' values in their order; every rank must call it.
 
-        Where all ranks see the same folder, each has the value already.
+        Where all ranks see the same folder, each returns its own value, which is the same.
         """
         if self.is_shared:
             return [value]
@@ -62,17 +63,18 @@ class Storage:
 
 
 def find_storage(folder: Path) -> Storage:
-    """Finds out which ranks see the same `folder`; all ranks call it.
+    """Finds out which ranks see the same `folder`; every rank must call it.
 
-    The folder is made where it isn't there. One that can't be written to is taken for the same on
-    all ranks: no file could be brought there anyway.
+    The folder is made where it doesn't exist. A folder that can't be written to is taken for the
+    same on all ranks: no file could be copied there anyway.
 
     Raises:
-        OSError: It can't be made, on any rank.
+        OSError: A rank can't make the folder.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     with together():
-        # By every rank: a network file system may remember for some time that it wasn't there.
+        # Every rank does it: a network file system may remember for some time that the folder
+        # wasn't there.
         folder.mkdir(parents=True, exist_ok=True)
     answers = _gather((uuid.uuid4().hex, f"{socket.gethostname()}:{folder.absolute()}"))
     can_write = all(_gather(os.access(folder, os.W_OK)))
@@ -89,13 +91,16 @@ def find_storage(folder: Path) -> Storage:
 
 
 def _distinct(places: list[str], leaders: tuple[int, ...]) -> tuple[str, ...]:
-    """The places; containers may all have one host's name."""
+    """Returns the places with a rank in front of those that are alike.
+
+    Containers may all have the same host name.
+    """
     named = zip(places, leaders, strict=True)
     return tuple(p if places.count(p) == 1 else f"rank {leader}'s {p}" for p, leader in named)
 
 
 def _seers(probe: Path, leader: int) -> list[int]:
-    """The ranks that see the file which `leader` makes; its name must be new to all."""
+    """Returns the ranks that see a file that rank `leader` makes; its name must be new to all."""
     is_maker = dist.get_rank() == leader
     with together():
         if is_maker:
@@ -108,12 +113,13 @@ def _seers(probe: Path, leader: int) -> list[int]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that every rank runs: none goes on before all are done, or if one has failed.
+    """Encloses a block that every rank runs: no rank goes on before all are done, or if one fails.
 
-    The block must not use collectives that a failure would leave out.
+    The block must not call collectives that a failing rank would skip.
 
     Raises:
-        OSError, Glm3Error: What was raised in the block of the lowest rank that failed.
+        OSError: It was raised in the block of the lowest rank that failed.
+        Glm3Error: It was raised in the block of the lowest rank that failed.
     """
     problem: Exception | None = None
     try:
@@ -126,18 +132,19 @@ def together() -> Iterator[None]:
 
 
 def first(value: T | None) -> T | None:
-    """The value of the lowest rank that has one; every rank calls it and gets that."""
+    """Returns the value of the lowest rank whose value isn't None; every rank must call it."""
     return next((one for one in _gather(value) if one is not None), None)
 
 
 def tell(value: T, rank: int) -> T:
-    """What this `rank` has for `value`; every rank calls it and gets that."""
+    """Returns the `value` that rank `rank` has; every rank must call it."""
     holder = [value]
     dist.broadcast_object_list(holder, src=rank)
     return holder[0]
 
 
 def _gather(value: T) -> list[T]:
+    """Returns the values of all ranks in their order; every rank must call it."""
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

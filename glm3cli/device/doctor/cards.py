@@ -1,4 +1,4 @@
-"""NPUs and what surrounds them: which a process may use, and for how many ranks they do.
+"""Checks of NPUs: their number, who may use them, how many ranks they are for, and their network.
 
 The rules of ASCEND_RT_VISIBLE_DEVICES and of HCCL's variables are those of CANN 9.0's reference of
 environment variables.
@@ -19,23 +19,23 @@ _GROUP = "HwHiAiUser"
 
 
 def cards(machine: Machine) -> list[int]:
-    """The numbers of the NPUs that this machine or container has."""
+    """Returns the numbers of the NPUs that a machine or container has, in order."""
     names = (path.name for path in machine.file("/dev").glob("davinci*"))
     return sorted(int(found[1]) for name in names if (found := re.fullmatch(r"davinci(\d+)", name)))
 
 
 def num_visible(machine: Machine) -> int:
-    """How many NPUs a process may use.
+    """Returns how many NPUs a process may use, by ASCEND_RT_VISIBLE_DEVICES.
 
-    CANN counts those of a container from 0 on, and reads its variable up to the first thing that
-    is no such number or not above the one before.
+    CANN counts the NPUs of a container from 0 on. It reads the variable up to the first item that
+    is no such number or isn't above the one before.
     """
     count = len(cards(machine))
-    told = machine.environment.get(_VISIBLE)
-    if told is None:
+    setting = machine.environment.get(_VISIBLE)
+    if setting is None:
         return count
     numbers: list[int] = []
-    for part in told.split(","):
+    for part in setting.split(","):
         above = numbers[-1] if numbers else -1
         if not (re.fullmatch(r"\d+", part) and above < int(part) < count):
             break
@@ -44,7 +44,10 @@ def num_visible(machine: Machine) -> int:
 
 
 def num_local_ranks(environment: Mapping[str, str]) -> int:
-    """How many ranks this machine has at least: torchrun's number, else by this rank's own."""
+    """Returns how many ranks a machine has at least.
+
+    torchrun sets that number (LOCAL_WORLD_SIZE); without it, this rank's own number is the last.
+    """
     rank = int(environment.get("LOCAL_RANK", "0"))
     return int(environment.get("LOCAL_WORLD_SIZE", rank + 1))
 
@@ -53,11 +56,11 @@ def require_cards(machine: Machine | None = None, num_ranks: int | None = None) 
     """Refuses a start with more ranks than NPUs, or with NPUs that the user may not open.
 
     Args:
-        machine: By default this one.
-        num_ranks: Ranks that are to run on it; by default as many as its launcher says.
+        machine: The machine that the ranks run on; by default this one.
+        num_ranks: Number of ranks on that machine; by default the number that its launcher set.
 
     Raises:
-        DeviceError: This machine's ranks can't each have an NPU.
+        DeviceError: The machine's ranks can't each have an NPU.
     """
     machine = machine or Machine()
     num_ranks = num_ranks or num_local_ranks(machine.environment)
@@ -67,7 +70,7 @@ def require_cards(machine: Machine | None = None, num_ranks: int | None = None) 
 
 
 def check_cards(machine: Machine) -> list[Finding]:
-    """The NPUs, who may use them, and the settings of their network."""
+    """Reports the NPUs of a machine, who may use them, and the settings of their network."""
     findings = [_devices(machine)]
     if cards(machine):
         findings += [check(machine) for check in (_permission, _visible, _passed)]
@@ -76,6 +79,7 @@ def check_cards(machine: Machine) -> list[Finding]:
 
 
 def _devices(machine: Machine) -> Finding:
+    """Reports the number of NPUs, and the device files that they need beside their own."""
     count = len(cards(machine))
     if not count:
         advice = "see `npu-smi info`; a container needs --device /dev/davinci0 and so on"
@@ -90,6 +94,7 @@ def _devices(machine: Machine) -> Finding:
 
 
 def _permission(machine: Machine) -> Finding:
+    """Reports whether the user may open the device files of the NPUs."""
     names = (*_COMPANIONS, *(f"davinci{card}" for card in cards(machine)))
     paths = filter(Path.exists, (machine.file(f"/dev/{name}") for name in names))
     closed = [f"/dev/{path.name}" for path in paths if not machine.may_open(path)]
@@ -101,32 +106,34 @@ def _permission(machine: Machine) -> Finding:
 
 
 def _visible(machine: Machine) -> Finding:
-    told, count = machine.environment.get(_VISIBLE), num_visible(machine)
-    if told is None:
+    """Reports how many NPUs ASCEND_RT_VISIBLE_DEVICES leaves, and whether CANN reads all of it."""
+    setting, count = machine.environment.get(_VISIBLE), num_visible(machine)
+    if setting is None:
         return Finding("visible", f"{count}, {_VISIBLE} is not set")
-    found = f"{count}, {_VISIBLE}={told}"
-    if count == len(told.split(",")):
+    found = f"{count}, {_VISIBLE}={setting}"
+    if count == len(setting.split(",")):
         return Finding("visible", found)
     here = len(cards(machine))
-    why = f"{_VISIBLE}={told} is read up to its first {count} number(s)"
+    why = f"{_VISIBLE}={setting} is read up to its first {count} number(s)"
     advice = f"give numbers from 0 to {here - 1} that go up, with commas and without spaces"
     return Finding("visible", found, "wrong", why, advice)
 
 
 def _passed(machine: Machine) -> Finding:
-    told, here = machine.environment.get(_PASSED, ""), len(cards(machine))
-    asked = _num_named(told)
+    """Reports whether a container has got the NPUs that ASCEND_VISIBLE_DEVICES asks for."""
+    setting, here = machine.environment.get(_PASSED, ""), len(cards(machine))
+    asked = _num_named(setting)
     if asked <= here:
-        return Finding("container", f"{_PASSED}={told}" if told else f"{_PASSED} is not set")
-    why = f"{_PASSED}={told} names {asked} NPUs, but {here} are here"
+        return Finding("container", f"{_PASSED}={setting}" if setting else f"{_PASSED} is not set")
+    why = f"{_PASSED}={setting} names {asked} NPUs, but {here} are here"
     advice = "start the container with --runtime ascend, or with --device for each NPU"
-    return Finding("container", f"{_PASSED}={told}", "wrong", why, advice)
+    return Finding("container", f"{_PASSED}={setting}", "wrong", why, advice)
 
 
-def _num_named(told: str) -> int:
-    """How many NPUs a value like `0-3,6` or `Ascend910-0,Ascend910-1` names."""
+def _num_named(setting: str) -> int:
+    """Returns how many NPUs a value like `0-3,6` or `Ascend910-0,Ascend910-1` names."""
     total = 0
-    for part in told.split(","):
+    for part in setting.split(","):
         if span := re.fullmatch(r"\s*(\d+)-(\d+)\s*", part):
             total += int(span[2]) - int(span[1]) + 1
         elif re.fullmatch(r"\s*([A-Za-z]\w*-)?\d+\s*", part):
@@ -135,17 +142,19 @@ def _num_named(told: str) -> int:
 
 
 def _ranks(machine: Machine, ranks: int) -> Finding:
+    """Reports whether there is an NPU for each of the machine's ranks."""
     count = num_visible(machine)
     if ranks <= count:
         return Finding("local ranks", f"{ranks} on {count} NPU(s)")
-    told = machine.environment.get(_VISIBLE)
+    setting = machine.environment.get(_VISIBLE)
     why = f"{ranks} rank(s) on this machine, but {count} visible NPU(s)"
-    why += f" ({_VISIBLE}={told})" if told is not None else ""
+    why += f" ({_VISIBLE}={setting})" if setting is not None else ""
     advice = "start as many ranks (--nproc, --nproc_per_node) as there are NPUs"
     return Finding("local ranks", f"{ranks} on {count} NPU(s)", "wrong", why, advice)
 
 
 def _npu_smi(machine: Machine) -> Finding:
+    """Reports whether the vendor's npu-smi is there, which nothing here needs."""
     found = machine.program("npu-smi")
     if found:
         return Finding("npu-smi", found)
@@ -155,7 +164,7 @@ def _npu_smi(machine: Machine) -> Finding:
 
 
 def _network(machine: Machine) -> list[Finding]:
-    """HCCL's settings that the user has made, those that make it fail among them."""
+    """Reports the user's settings of HCCL, and which of them would make it fail."""
     given = {n: v for n, v in sorted(machine.environment.items()) if n.startswith("HCCL_")}
     checks = {"HCCL_CONNECT_TIMEOUT": _timeout, "HCCL_SOCKET_IFNAME": _interface}
     return [
@@ -165,6 +174,7 @@ def _network(machine: Machine) -> list[Finding]:
 
 
 def _timeout(_: Machine, value: str) -> Finding:
+    """Reports whether HCCL accepts a value of HCCL_CONNECT_TIMEOUT."""
     low, high = _CONNECT_TIMEOUT
     if re.fullmatch(r"\d+", value) and low <= int(value) <= high:
         return Finding("HCCL_CONNECT_TIMEOUT", value)
@@ -173,6 +183,7 @@ def _timeout(_: Machine, value: str) -> Finding:
 
 
 def _interface(machine: Machine, value: str) -> Finding:
+    """Reports whether a value of HCCL_SOCKET_IFNAME leaves a network card of the machine."""
     here = sorted(path.name for path in machine.file("/sys/class/net").glob("*"))
     if not here or any(_means(value, name) for name in here):
         return Finding("HCCL_SOCKET_IFNAME", value)
@@ -181,7 +192,11 @@ def _interface(machine: Machine, value: str) -> Finding:
 
 
 def _means(value: str, name: str) -> bool:
-    """Whether a value picks a network card: `eth` by its begin, `=eth0` whole; `^` all others."""
+    """Returns whether a value of HCCL_SOCKET_IFNAME picks the network card `name`.
+
+    `eth,ens` picks the names that begin so, `=eth0` this name only, and a `^` in front picks all
+    others.
+    """
     excludes, rest = value.startswith("^"), value.removeprefix("^")
     exact, names = rest.startswith("="), rest.removeprefix("=").split(",")
     named = name in names if exact else name.startswith(tuple(names))

@@ -1,9 +1,9 @@
-"""What the vendors' error codes mean, and what one can do: one row each.
+"""The table of vendors' error codes with their likely causes and what a user can do.
 
-CANN's own texts tell a code, the place in its sources, and little else. Sources of the rows: the
+CANN's own texts have a code, the place in its sources, and little else. Sources of the rows: the
 CANN 8 and 9 error code reference (hiascend.com, Troubleshooting: EIxxxx and EJxxxx of HCCL, EE1001,
 EL0004), rt_error_codes.h of CANN (107xxx, 207xxx, 507xxx), its table of aclnn return codes
-(561003), and what torch itself says when memory is full.
+(561003), and torch's own messages when memory is full.
 """
 
 import re
@@ -14,12 +14,13 @@ from glm3cli.errors import DeviceError
 
 @dataclass(frozen=True)
 class Trouble:
-    """A row.
+    """A row of the table: a kind of error text, and what it means.
 
     Attributes:
-        code: As a regular expression.
-        cause: What has most likely happened.
-        remedy: What the user can do.
+        code: Regular expression that is found in the error text; its group, or else all of it, is
+            the code that the user sees.
+        cause: The most likely cause, as a clause.
+        remedy: What the user can do, as a clause.
     """
 
     code: str
@@ -28,7 +29,10 @@ class Trouble:
 
 
 def _number(codes: str) -> str:
-    """A return code, which stands behind a word for it: not any number of that size."""
+    """Returns the regular expression for return codes given as `507014|507015`.
+
+    Such a number counts only after a word like `code` or `ret`, since errors are full of numbers.
+    """
     return rf"(?:code|result|ret)\D{{1,12}}((?:{codes}))\b"
 
 
@@ -44,7 +48,7 @@ _OPERATOR = (
 _FIRST = "find the rank whose error came first in the logs of all machines: that one is the cause"
 _HARDWARE = "see `npu-smi info` for the card's health, and the driver's log; another card may do"
 
-# From top to bottom: several codes may stand in one text, and the first row found is the one told.
+# The order counts: a text may have several codes, and the first row that is found is reported.
 TABLE = (
     Trouble(r"(?:CUDA|NPU) out of memory|OutOfMemoryError", "the device's memory is full", _MEMORY),
     Trouble(_number("207001"), "the device's memory is full", _MEMORY),
@@ -148,7 +152,10 @@ TABLE = (
 
 
 def explain(text: str) -> DeviceError | None:
-    """What an accelerator's error text means; None if it has no code of the table."""
+    """Returns an error with the cause and remedy for an accelerator's error text.
+
+    None means that the text has no code of the table.
+    """
     for trouble in TABLE:
         found = re.search(trouble.code, text)
         if found:

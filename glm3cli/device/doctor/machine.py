@@ -1,7 +1,7 @@
-"""`Machine`: what is here, read from files, the environment, and the packages' metadata.
+"""`Machine` answers what is on a machine, and `Finding` is one line of the doctor's report.
 
-Nothing of a vendor is imported, and no device is opened. A folder and a dictionary make a machine
-that isn't there.
+The answers come from files, environment variables, and packages' metadata. No package of a vendor
+is imported and no device is opened. Tests make up machines of a folder and a dictionary.
 """
 
 import os
@@ -21,13 +21,15 @@ Verdict = Literal["ok", "absent", "untried", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the doctor's report.
 
     Attributes:
-        verdict: `ok`; `absent` for something that this machine may do without; `untried` for what
-            may work but isn't what fits for certain; `wrong` for what won't work.
-        why: The rule that is broken.
-        advice: The way out, where there is something to mend.
+        subject: The thing that was looked for, such as a package or an environment variable.
+        found: The version, value, or state that was found.
+        verdict: `ok`; `absent` for something that the machine may do without; `untried` for what
+            may work but isn't known to fit; `wrong` for what won't work.
+        why: The rule that is broken; empty if none is.
+        advice: What the user can do; empty if nothing is to be done.
     """
 
     subject: str
@@ -39,14 +41,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine, by default this one.
+    """A machine with its user; by default this one.
 
     Attributes:
-        root: Where its files begin.
+        root: The folder that stands for the root of its file system.
+        environment: Its environment variables.
         packages: Folders in which Python packages are looked for.
-        python: Its version.
-        uid: Of the user.
-        groups: The ids of the user's groups.
+        python: Version of Python.
+        uid: The user's id.
+        groups: Ids of the user's groups.
     """
 
     root: Path = Path("/")
@@ -59,41 +62,44 @@ class Machine:
     )
 
     def file(self, name: str) -> Path:
-        """The place of an absolute file name on this machine."""
+        """Returns the path of a file by its absolute name on the machine."""
         return self.root / name.lstrip("/")
 
     def read(self, path: Path) -> str:
-        """The text of a file; empty where it can't be read."""
+        """Returns the text of a file; an empty one if it can't be read."""
         try:
             return path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 
     def distribution(self, package: str) -> Distribution | None:
-        """An installed package's metadata."""
+        """Returns a package's metadata, or None if it isn't installed."""
         return next(iter(distributions(name=package, path=list(self.packages))), None)
 
     def installed(self, package: str) -> str | None:
-        """An installed package's version."""
+        """Returns a package's version, or None if it isn't installed."""
         found = self.distribution(package)
         return found.version if found else None
 
     def source_of(self, module: str) -> Path | None:
-        """The folder that holds a module, where it is found without its package's metadata."""
+        """Returns the folder that holds a module, or None if it isn't found.
+
+        It finds modules that have no package metadata, such as a checkout on the path.
+        """
         spec = PathFinder.find_spec(module, list(self.packages))
         places = spec.submodule_search_locations if spec else None
         return Path(next(iter(places))).parent if places else None
 
     def program(self, name: str) -> str | None:
-        """Where a program lies on the user's PATH."""
+        """Returns the path of a program that the user's PATH finds, or None."""
         return shutil.which(name, path=self.environment.get("PATH", ""))
 
     def free(self, folder: Path) -> int:
-        """Bytes that are free in a folder; 0 where it doesn't exist."""
+        """Returns the free bytes of the disk that holds a folder; 0 if it doesn't exist."""
         return shutil.disk_usage(folder).free if folder.is_dir() else 0
 
     def may_open(self, path: Path) -> bool:
-        """Whether the file's mode lets the user read and write it."""
+        """Returns whether the file's mode lets the user read and write it."""
         if self.uid == 0:
             return True
         about = path.stat()

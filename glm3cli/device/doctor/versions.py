@@ -1,8 +1,8 @@
-"""Which versions fit together, and what of this machine doesn't fit.
+"""The versions that fit together, and checks of those that a machine has.
 
-The sources: the README of MindSpeed's branch core_r0.16.0 (torch, torch_npu 26.0.0, CANN);
-torch_npu's COMPATIBILITY.md (which of its packages belongs to which torch and CANN); CANN 9.1.0's
-release notes (the drivers that each CANN runs on).
+Sources: the README of MindSpeed's branch core_r0.16.0 (torch, torch_npu 26.0.0, CANN); torch_npu's
+COMPATIBILITY.md (which of its packages belongs to which torch and CANN); CANN 9.1.0's release notes
+(the drivers that each CANN runs on).
 """
 
 import json
@@ -13,7 +13,8 @@ from typing import Any
 from glm3cli.device.doctor.machine import Finding, Machine
 from glm3cli.errors import DeviceError
 
-# On Ascend. glm3 runs at other torch versions, too, but MindSpeed's branch names this one.
+# The versions for Ascend NPUs. glm3 runs with other versions of torch, too, but MindSpeed's branch
+# names this one.
 ASCEND = {
     "Python": "3.11",
     "torch": "2.7.1",
@@ -23,12 +24,12 @@ ASCEND = {
     "CANN": "9.0",
     "driver": "25.0",
 }
-# What a machine does without MindSpeed.
+# The consequences of a missing MindSpeed, as a user reads them.
 LOST = (
     "MindSpeed is not installed: its one-pass AdamW and its fixes of megatron-core for NPUs are "
     "missing, and plain torch_npu is used"
 )
-TORCH_RANGE = ((2, 7, 1), (2, 14))  # anywhere: from, and below
+TORCH_RANGE = ((2, 7, 1), (2, 14))  # on every device: from the first, and below the second
 # torch_npu 2.7.1.postN -> the CANN that it is built for, from that N on.
 _CANN_OF_POST: dict[int, tuple[int, ...]] = {0: (8, 3), 2: (8, 5), 4: (9, 0), 8: (9, 1)}
 # CANN -> the oldest driver that it runs on.
@@ -45,11 +46,11 @@ _MINDSPEED = (
 
 
 def check_versions(machine: Machine, npu: bool) -> list[Finding]:
-    """What is installed, and whether it fits together.
+    """Reports the installed versions, and whether they fit together.
 
     Args:
-        machine: Where to look.
-        npu: Whether NPUs are to be used: then all that they need is looked for, too.
+        machine: The machine to look at.
+        npu: Whether NPUs are to be used, which need further packages, CANN, and a driver.
     """
     findings = [_torch(machine, npu), _megatron_core(machine)]
     if npu:
@@ -66,10 +67,13 @@ def check_versions(machine: Machine, npu: bool) -> list[Finding]:
 
 
 def require_versions(machine: Machine | None = None) -> None:
-    """Refuses versions with which NPUs can't work; imports nothing of theirs.
+    """Refuses versions with which NPUs can't work; imports no vendor package.
+
+    Args:
+        machine: The machine to look at; by default this one.
 
     Raises:
-        DeviceError: One sentence for each of them.
+        DeviceError: Versions don't fit; the message has a sentence for each of them.
     """
     wrong = [f for f in check_versions(machine or Machine(), npu=True) if f.verdict == "wrong"]
     if wrong:
@@ -80,26 +84,26 @@ def require_versions(machine: Machine | None = None) -> None:
 
 
 def has_mindspeed(machine: Machine) -> bool:
-    """Whether MindSpeed can be imported."""
+    """Returns whether MindSpeed can be imported."""
     return bool(machine.distribution("mindspeed") or machine.source_of("mindspeed"))
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with: (2, 7, 1) of 2.7.1.post4, (8, 1) of 8.1.RC1."""
+    """Returns the numbers at a version's start, (2, 7, 1) for 2.7.1.post4, (8, 1) for 8.1.RC1."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in numbers.group().split(".")) if numbers else ()
 
 
 def cann_home(machine: Machine) -> str | None:
-    """The folder of CANN's toolkit, as its set_env.sh says."""
+    """Returns the folder of CANN's toolkit that its set_env.sh has set, or None."""
     names = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
     return next(filter(None, map(machine.environment.get, names)), None)
 
 
 def cann_version(machine: Machine) -> str | None:
-    """The version of CANN's toolkit.
+    """Returns the version of CANN's toolkit, or None if no file has it.
 
-    Its install record says `version=9.0.0`; version.cfg of older ones says
+    Its install record has a line `version=9.0.0`; in older releases, version.cfg has
     `toolkit_running_version=[7.7.T20.0.B210:8.1.RC1]`.
     """
     home = Path(cann_home(machine) or "")
@@ -112,7 +116,7 @@ def cann_version(machine: Machine) -> str | None:
 
 
 def driver_version(machine: Machine) -> str | None:
-    """The version of the driver, `Version=25.5.0` in its version.info."""
+    """Returns the version of the NPUs' driver, or None; its version.info has `Version=25.5.0`."""
     record = machine.read(machine.file("/etc/ascend_install.info"))
     place = re.search(r"^Driver_Install_Path_Param=(\S+)", record, re.M)
     folder = machine.file(place[1] if place else "/usr/local/Ascend")
@@ -121,11 +125,12 @@ def driver_version(machine: Machine) -> str | None:
 
 
 def _wrong(subject: str, found: str, why: str, advice: str) -> Finding:
+    """Makes a finding with the verdict `wrong`."""
     return Finding(subject, found, "wrong", why, advice)
 
 
 def _tried(subject: str, found: str) -> Finding:
-    """Whether this is the version that fits for certain, where another may work."""
+    """Makes a finding that is `ok` for the version in `ASCEND`, and `untried` for any other."""
     known = release(ASCEND[subject])
     if release(found)[: len(known)] == known:
         return Finding(subject, found)
@@ -134,6 +139,7 @@ def _tried(subject: str, found: str) -> Finding:
 
 
 def _torch(machine: Machine, npu: bool) -> Finding:
+    """Reports whether torch is installed and in the range that glm3 runs with."""
     found = machine.installed("torch")
     pinned = f"pip install torch=={ASCEND['torch']}"
     advice = pinned if npu else "pip install 'torch>=2.7.1,<2.14'"
@@ -145,6 +151,7 @@ def _torch(machine: Machine, npu: bool) -> Finding:
 
 
 def _megatron_core(machine: Machine) -> Finding:
+    """Reports whether megatron-core is installed and a release 0.16."""
     found = machine.installed("megatron-core")
     advice = f"pip install megatron-core=={ASCEND['megatron-core']}"
     if found is None:
@@ -155,10 +162,12 @@ def _megatron_core(machine: Machine) -> Finding:
 
 
 def _python(machine: Machine) -> Finding:
+    """Reports whether Python has the version that fits NPUs."""
     return _tried("Python", machine.python)
 
 
 def _torch_npu(machine: Machine) -> Finding:
+    """Reports whether torch_npu is installed and built for the torch that is here."""
     found, torch = machine.installed("torch_npu"), machine.installed("torch")
     if found is None:
         return _wrong("torch_npu", "missing", "torch_npu is not installed", _TORCH_NPU)
@@ -174,6 +183,7 @@ def _torch_npu(machine: Machine) -> Finding:
 
 
 def _cann(machine: Machine) -> Finding:
+    """Reports whether CANN's environment is set, and CANN is new enough for torch_npu."""
     home = cann_home(machine)
     if home is None:
         why = "CANN's environment is not set"
@@ -194,7 +204,7 @@ def _cann(machine: Machine) -> Finding:
 
 
 def _way_to_cann(machine: Machine) -> str:
-    """How the environment of the CANN that is here is set, or how to get one."""
+    """Returns the command that sets the environment of the CANN that is here, or how to get one."""
     homes = ("/usr/local/Ascend", machine.environment.get("HOME", "/root") + "/Ascend")
     for home in homes:
         for folder in ("cann", "ascend-toolkit"):
@@ -204,7 +214,7 @@ def _way_to_cann(machine: Machine) -> str:
 
 
 def _needed_cann(torch_npu: str) -> tuple[int, ...] | None:
-    """The CANN that a torch_npu is built for, where that is known."""
+    """Returns the release of CANN that a torch_npu is built for, or None if it isn't known."""
     if release(torch_npu) != release(ASCEND["torch"]):
         return None
     post = re.search(r"\.post(\d+)", torch_npu)
@@ -213,6 +223,7 @@ def _needed_cann(torch_npu: str) -> tuple[int, ...] | None:
 
 
 def _driver(machine: Machine) -> Finding:
+    """Reports whether the driver is new enough for CANN."""
     found = driver_version(machine)
     if found is None:
         why = "the driver's version.info is not here"
@@ -227,6 +238,7 @@ def _driver(machine: Machine) -> Finding:
 
 
 def _mindspeed(machine: Machine) -> Finding:
+    """Reports whether MindSpeed is installed, and from the branch for our megatron-core."""
     package = machine.distribution("mindspeed")
     origin = json.loads(package.read_text("direct_url.json") or "{}") if package else {}
     source = _folder_of(origin) or machine.source_of("mindspeed")
@@ -246,25 +258,26 @@ def _mindspeed(machine: Machine) -> Finding:
 
 
 def _folder_of(origin: dict[str, Any]) -> Path | None:
-    """The source of an editable install, as pip notes it down (PEP 610)."""
+    """Returns the source of an editable install, from the record that pip keeps (PEP 610)."""
     editable = origin.get("dir_info", {}).get("editable")
     return Path(str(origin["url"]).removeprefix("file://")) if editable else None
 
 
 def _version_of(machine: Machine, source: Path | None) -> str:
+    """Returns the version that the setup.py of a source has, or `unknown`."""
     text = machine.read(source / "setup.py") if source else ""
     found = re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.M)
     return found[1] if found else "unknown"
 
 
 def _branch_of(machine: Machine, source: Path | None) -> str | None:
-    """The branch that is checked out in a source, where there is one."""
+    """Returns the git branch that is checked out in a source, or None."""
     head = machine.read(source / ".git/HEAD").strip() if source else ""
     return head.removeprefix("ref: refs/heads/") if head.startswith("ref: ") else None
 
 
 def _triton(machine: Machine) -> Finding:
-    # MindSpeed imports it at its start, whatever of it is used.
+    """Reports whether triton is installed, which MindSpeed imports at its start in any case."""
     for package in ("triton-ascend", "triton"):
         if found := machine.installed(package):
             return Finding("triton", f"{package} {found}")
@@ -273,4 +286,5 @@ def _triton(machine: Machine) -> Finding:
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:
+    """Returns the numbers of a version with dots between them."""
     return ".".join(map(str, numbers))
