@@ -16,7 +16,7 @@ from glm3cli.forecast.record import StageWork, record_stage
 from glm3cli.forecast.recorder import Operator
 from glm3cli.forecast.roofline import cost, send_seconds
 from glm3cli.forecast.schedule import StagePace, span
-from glm3cli.train.flops import Utilisation
+from glm3cli.train.progress.flops import Utilisation
 
 KINDS = ("matrix", "attention", "memory", "message")
 

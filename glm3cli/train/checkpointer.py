@@ -26,7 +26,7 @@ from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.host.files import existing_parent
 from glm3cli.parallel.storage import Storage, together
 from glm3cli.train.candidates import assemble, find_checkpoints
-from glm3cli.train.state import State
+from glm3cli.train.progress.state import State
 from glm3cli.train.step import TrainStep
 
 if TYPE_CHECKING:

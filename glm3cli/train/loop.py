@@ -7,10 +7,10 @@ from glm3cli.device import require_active
 from glm3cli.errors import DataError, StoppedError
 from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.profile import Profiler
+from glm3cli.train.progress.state import State
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import TrainingParts
 from glm3cli.train.signals import SAVE, StopFlag, described
-from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
 
 

@@ -21,14 +21,14 @@ from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
 from glm3cli.train.candidates import choose, find_resume
 from glm3cli.train.checkpointer import Checkpointer, claimed
-from glm3cli.train.flops import Utilisation
 from glm3cli.train.loop import Trainer
 from glm3cli.train.prepare import Prepared
 from glm3cli.train.profile import Profiler
+from glm3cli.train.progress.flops import Utilisation
+from glm3cli.train.progress.state import State
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import build_training
 from glm3cli.train.signals import StopFlag
-from glm3cli.train.state import State
 
 
 def run_training(prepared: Prepared, blend: Blend) -> State:

@@ -14,7 +14,7 @@ from glm3cli.data.samples.loader import Loader
 from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import Objective
-from glm3cli.train.phases import Phases
+from glm3cli.train.progress.phases import Phases
 from glm3cli.train.signals import StopFlag
 
 

@@ -190,7 +190,7 @@ def report(
     saved: dict[str, list[dict[str, Any]]],
 ) -> None:
     from glm3cli.config.model import ModelConfig
-    from glm3cli.train.flops import Utilisation
+    from glm3cli.train.progress.flops import Utilisation
 
     operations = Utilisation.of(ModelConfig(**SHAPE), LENGTH, None, "").full
     theirs = statistics.median(times["transformers"])

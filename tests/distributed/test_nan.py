@@ -55,9 +55,9 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
     from glm3cli.parallel.storage import find_storage
     from glm3cli.train.checkpointer import Checkpointer
     from glm3cli.train.loop import Trainer
+    from glm3cli.train.progress.state import State
     from glm3cli.train.setup import TrainingParts
     from glm3cli.train.signals import StopFlag
-    from glm3cli.train.state import State
     from tests.support.training import build
 
     options = {"train_iters": 6, "save": save, "save_interval": 1, **options}

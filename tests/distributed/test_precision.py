@@ -55,7 +55,7 @@ def run(
 
     from glm3cli.checkpoint.run.resume import load_training, save_request
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.state import State
+    from glm3cli.train.progress.state import State
 
     with open_grid(train_config(**options)) as grid:
         config, train_step, loader = build(options, grid)

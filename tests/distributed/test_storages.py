@@ -64,7 +64,7 @@ def train(
     from glm3cli.parallel.storage import find_storage
     from glm3cli.train.candidates import choose
     from glm3cli.train.checkpointer import Checkpointer
-    from glm3cli.train.state import State
+    from glm3cli.train.progress.state import State
     from tests.support.training import build
 
     with open_grid(train_config(**options)) as grid:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from glm3cli.train.phases import PHASES, STEP_PHASES, Phases, describe
+from glm3cli.train.progress.phases import PHASES, STEP_PHASES, Phases, describe
 
 
 class Clock:

@@ -11,7 +11,7 @@ from glm3cli.plan.describe import checkpoint_bytes, describe
 from glm3cli.plan.estimate import predict
 from glm3cli.plan.memory import memory_of_stage
 from glm3cli.plan.parameters import ParameterCounts, parameters_of_model, parameters_of_rank
-from glm3cli.train.flops import Utilisation, flops_per_token
+from glm3cli.train.progress.flops import Utilisation, flops_per_token
 from tests.support.tiny import TINY, train_config
 
 SIX_B = PRESETS["6b"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glm3cli.train.phases import STEP_PHASES
+from glm3cli.train.progress.phases import STEP_PHASES
 
 COLUMNS = (
     "loss",

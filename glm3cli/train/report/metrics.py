@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from glm3cli.config.training import TrainConfig
-from glm3cli.train.flops import Utilisation
-from glm3cli.train.phases import Phase, describe
+from glm3cli.train.progress.flops import Utilisation
+from glm3cli.train.progress.phases import Phase, describe
+from glm3cli.train.progress.state import State
 from glm3cli.train.report.history import History
 from glm3cli.train.report.report import write_report
 from glm3cli.train.report.reporters import Reporter, open_reporters
-from glm3cli.train.state import State
 from glm3cli.train.step import StepOutcome
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from glm3cli.device import PACKAGES
 from glm3cli.host.files import write_text
-from glm3cli.train.phases import STEP_PHASES
+from glm3cli.train.progress.phases import STEP_PHASES
 from glm3cli.train.report.charts import Axis, Chart, Curve, number
 from glm3cli.train.report.history import Event, History
 
