@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from glm3cli.cli.options import command
+from glm3cli.cli.progress import byte_progress
 from glm3cli.config.convert import (
     AdapterOptions,
     ConvertConfig,
@@ -70,7 +71,8 @@ def inspect(config: InspectConfig) -> None:
     if config.check:
         from glm3cli.checkpoint.convert.check import check
 
-        checked = check(config.path)
+        with byte_progress() as report:
+            checked = check(config.path, report)
     found = inspect(config.path)
     if config.as_json:
         typer.echo(json.dumps(asdict(found) | {"check": checked and asdict(checked)}))
@@ -92,7 +94,8 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
             convert,  # torch takes a second: mistakes come first
         )
 
-        result = convert(config.source, config.target, options)
+        with byte_progress() as report:
+            result = convert(config.source, config.target, options, report)
     if config.as_json:
         typer.echo(json.dumps(asdict(result)))
         return

@@ -1,21 +1,17 @@
-"""`glm3 preprocess`: options, progress and the printed result."""
+"""`glm3 preprocess`: its options and the printed result."""
 
 import json
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from glm3cli.cli.options import command
+from glm3cli.cli.progress import progress_lines
 from glm3cli.config.preprocess import PreprocessConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from glm3cli.data.preprocess.run import PreprocessProgress, Shown, Summary
+    from glm3cli.data.preprocess.run import Shown, Summary
 
 
 def register(app: typer.Typer) -> None:
@@ -75,58 +71,6 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
     )
     for path in summary.files:
         typer.echo(path)
-
-
-@contextmanager
-def progress_lines(interval: int = 1000) -> "Iterator[Callable[[PreprocessProgress], None]]":
-    """Shows progress on stderr: a bar on a terminal, else a line every `interval` documents."""
-    if not sys.stderr.isatty():
-        yield _line_reporter(interval)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda progress: bar.update(
-            task, completed=progress.done, description=_speed(progress)
-        )
-
-
-def _line_reporter(interval: int) -> "Callable[[PreprocessProgress], None]":
-    due, last = interval, time.monotonic()
-
-    def report(progress: "PreprocessProgress") -> None:
-        nonlocal due, last
-        # A line per interval, but at fast speeds not more than one a second.
-        if (progress.counts.documents >= due or progress.packed) and time.monotonic() - last >= 1:
-            due, last = progress.counts.documents + interval, time.monotonic()
-            typer.echo(f"{progress.done:4.0%}  {_speed(progress)}{_left(progress)}", err=True)
-
-    return report
-
-
-def _left(progress: "PreprocessProgress") -> str:
-    """The time until all is read, at the speed so far."""
-    if not progress.begun < progress.done < 1:
-        return ""
-    seconds = progress.seconds * (1 - progress.done) / (progress.done - progress.begun)
-    return f"  {seconds:,.0f} s left"
-
-
-def _speed(progress: "PreprocessProgress") -> str:
-    if progress.packed is not None:
-        return f"packing: {progress.packed:.0%}"
-    seconds, now, before = max(progress.seconds, 1e-9), progress.counts, progress.before
-    text = (
-        f"{now.documents:,} documents  "
-        f"{(now.documents - before.documents) / seconds:,.0f} docs/s  "
-        f"{(now.bytes - before.bytes) / seconds / 1e6:.1f} MB/s  "
-        f"{(now.tokens - before.tokens) / seconds:,.0f} tokens/s"
-    )
-    return text + (f"  {now.skipped:,} skipped" if now.skipped else "")
 
 
 def _show_json(samples: "Iterator[Shown]") -> None:

@@ -1,9 +1,9 @@
-"""Checks a converted folder against its manifest."""
+"""Checks a folder against the manifest that was written with it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm3cli.checkpoint.convert.progress import Progress
+from glm3cli.checkpoint.convert.report import Report, report_nothing
 from glm3cli.checkpoint.convert.tensor_digests import all_digests, slot_name
 from glm3cli.checkpoint.files.digests import FileDigests
 from glm3cli.checkpoint.files.manifest import MANIFEST, Manifest, find_manifest, read_manifest
@@ -17,18 +17,29 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Check:
-    """What was found to be as the manifest says."""
+    """What was compared with a manifest, and found to be as it says.
+
+    Attributes:
+        folder: The folder of the manifest.
+        files: The number of files.
+        tensors: The number of whole tensors.
+    """
 
     folder: str
     files: int
     tensors: int
 
 
-def check(path: Path) -> Check:
-    """Reads all files and tensors of a MODEL and compares them with its manifest.
+def check(path: Path, report: Report = report_nothing) -> Check:
+    """Reads all files and tensors of a model and compares them with its manifest.
+
+    Args:
+        path: A model that a conversion or a training run wrote, in any layout.
+        report: Called with the progress, as "checking".
 
     Raises:
-        CheckpointError: It has none, or files or tensors differ from it; they are named.
+        CheckpointError: There is no manifest, or files or tensors differ from it; the message names
+            them.
     """
     found: tuple[Path, Manifest] | None
     if (path / MANIFEST).is_file():  # no matter whether anything else here can be read
@@ -48,7 +59,7 @@ def check(path: Path) -> Check:
         for name, entry in manifest.files.items()
         if not (folder / name).is_file() or (folder / name).stat().st_size != entry.bytes
     ]
-    problems = problems or _compare(folder, manifest)
+    problems = problems or _compare(folder, manifest, report)
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
@@ -59,13 +70,22 @@ def check(path: Path) -> Check:
     return Check(str(folder), len(manifest.files), len(manifest.tensors))
 
 
-def _compare(folder: Path, manifest: Manifest) -> list[str]:
-    """What differs in a folder whose files are there and have the right sizes."""
+def _compare(folder: Path, manifest: Manifest, report: Report) -> list[str]:
+    """Compares the digests of all files and tensors with the manifest.
+
+    Args:
+        folder: A folder whose files are all there and have the right sizes.
+        manifest: Its manifest.
+        report: Called with the progress.
+
+    Returns:
+        A phrase about each file and each tensor that differs.
+    """
     tensors: dict[str, str] = {}
     problems: list[str] = []
     files = FileDigests()
     try:
-        tensors = _digests(open_source(folder), files)
+        tensors = _digests(open_source(folder), files, report)
     except (CheckpointError, ConfigError) as error:  # the files' digests will say where
         problems.append(error.message)
     named = {name: entry for name, entry in manifest.files.items() if entry.sha256 is not None}
@@ -79,11 +99,13 @@ def _compare(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _digests(source: StoredSource, files: FileDigests) -> dict[str, str]:
-    total = sum(path.stat().st_size for path in source.files())
+def _digests(source: StoredSource, files: FileDigests, report: Report) -> dict[str, str]:
+    """Returns the digest of every tensor by its name in the manifest, and hashes the files, too."""
+    done, total = 0, sum(path.stat().st_size for path in source.files())
     found = {}
-    with Progress(total, "checking") as progress:
-        for slot, value, num_bytes in all_digests(source, files):
-            found[slot_name(slot)] = value
-            progress.advance(num_bytes)
+    report("checking", done, total)
+    for slot, value, num_bytes in all_digests(source, files):
+        found[slot_name(slot)] = value
+        done += num_bytes
+        report("checking", done, total)
     return found

@@ -18,6 +18,7 @@ import torch
 from glm3cli.checkpoint.adapter.reader import Adapter, open_adapter
 from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
+from glm3cli.checkpoint.convert.report import Report, report_nothing
 from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.convert.tensor_digests import slot_name
 from glm3cli.checkpoint.convert.transfer import Transfer
@@ -67,7 +68,12 @@ class ConvertResult:
     logits_difference: float | None
 
 
-def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> ConvertResult:
+def convert(
+    source_path: Path,
+    target_path: Path,
+    options: ConvertOptions,
+    report: Report = report_nothing,
+) -> ConvertResult:
     """Converts the MODEL `source_path` to the new folder `target_path`.
 
     Raises:
@@ -90,7 +96,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
     adapter = open_adapter(options.lora, plan.model) if options.lora else Adapter({})
     check_needs(target_path, _needs(source, plan, adapter))
     with staged(target_path, force=options.force) as folder:
-        transfer = Transfer(source, plan, adapter)
+        transfer = Transfer(source, plan, adapter, report)
         with Follower() as follower, Flusher() as flusher, started_pool() as disk:
             followers = [flusher.note, follower.note] if options.verify else [flusher.note]
             transfer.write(options.layout, folder, partial(_tell, followers))
@@ -98,7 +104,7 @@ def convert(source_path: Path, target_path: Path, options: ConvertOptions) -> Co
             syncing = disk.submit(sync, folder)  # while all is read back
             verified = Verification({}, None)
             if options.verify:
-                verified = verify(folder, target_path, transfer, follower)
+                verified = verify(folder, target_path, transfer, follower, report)
             syncing.result()
         _manifest(folder, transfer, options, source_path, verified.file_digests).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

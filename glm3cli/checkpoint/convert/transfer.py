@@ -1,7 +1,7 @@
-"""The tensors on their way from one layout to another.
+"""Brings tensors one by one from a source to the writer of a layout.
 
-While one tensor is written, a second thread prepares the next: reads it, merges an adapter, casts,
-hashes, and looks for values that are not finite.
+While one tensor is written, a second thread prepares the next: it reads the tensor, merges an
+adapter, casts, computes the digest, and looks for values that are not finite.
 """
 
 import logging
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.adapter.reader import Adapter
-from glm3cli.checkpoint.convert.progress import Progress
+from glm3cli.checkpoint.convert.report import Report
 from glm3cli.checkpoint.convert.tensor_digests import digest
 from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
 from glm3cli.checkpoint.layouts.writers import write
@@ -28,7 +28,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A canonical tensor in the type of the target, and what is noted about it."""
+    """A canonical tensor in its new type, its digest, and its number of values that aren't finite.
+
+    Attributes:
+        tensor: The tensor, which the source's buffers may hold.
+        digest: Its XXH3, in hexadecimal digits.
+        non_finite: The number of its values that are NaN or infinite.
+    """
 
     tensor: Tensor
     digest: str
@@ -36,39 +42,58 @@ class _Prepared:
 
 
 class Transfer:
-    """Brings all tensors from a source to a writer.
+    """The transfer of all tensors of one conversion; `write` may be called once.
 
     Attributes:
-        source: Where they come from.
-        plan: What they become.
-        adapter: What is merged into them.
-        digests: The digest of every tensor that was made.
-        non_finite: Number of values that are NaN or infinite.
-        memory: The memory of this process, asked whenever a tensor is handed over.
+        source: The weights that are converted.
+        plan: The model that is written, its parallel sizes, and the type of every tensor.
+        adapter: The adapter that is merged into the weights; it may be empty.
+        digests: The digest of every tensor that was handed to the writer.
+        non_finite: The number of values in them that are NaN or infinite.
+        memory: The memory of this process, measured whenever a tensor is handed over.
     """
 
-    def __init__(self, source: StoredSource, plan: WritePlan, adapter: Adapter) -> None:
+    def __init__(
+        self, source: StoredSource, plan: WritePlan, adapter: Adapter, report: Report
+    ) -> None:
         self.source, self.plan, self.adapter = source, plan, adapter
         self.digests: dict[Slot, str] = {}
         self.non_finite = 0
         self.memory = PrivateMemory()
         source.cat = Scratch(2).cat  # for the tensor that is written, and the next
-        self._progress = Progress(plan.total_bytes, "converting")
+        self._report, self._handed_over = report, 0
         self._order = slots(plan.model.num_layers)
         self._pool = started_pool()
         self._coming: tuple[Slot, Future[_Prepared]] | None = None
 
     def write(self, layout: Layout, folder: Path, final: Final) -> None:
-        """Writes all tensors into the empty `folder`; see `writers`."""
+        """Writes all tensors into the empty `folder`.
+
+        Args:
+            layout: The layout to write.
+            folder: The new folder.
+            final: Called with a file and the byte before which nothing is going to change.
+
+        Raises:
+            CheckpointError: The source is damaged.
+            OSError, RuntimeError: The disk is full or failing.
+        """
         try:
-            with self._progress:
-                self._prepare_next()
-                write(layout, folder, self.plan, self._produce, final)
+            self._report_written()
+            self._prepare_next()
+            write(layout, folder, self.plan, self._produce, final)
             assert self._coming is None, "a source tensor was not used"
+            self._report_written()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
+    def _report_written(self) -> None:
+        """Reports the tensors that were handed over before: the writer is done with them."""
+        self._report("converting", self._handed_over, self.plan.total_bytes)
+
     def _produce(self, weight: Weight, layer: int | None) -> Tensor:
+        """Returns the tensor that the writer asks for, and starts to prepare the next one."""
+        self._report_written()
         assert self._coming is not None, "there are no more tensors"
         slot, coming = self._coming
         assert slot == (weight, layer), f"{label(slot)} was to be asked for"
@@ -81,20 +106,23 @@ class Transfer:
             count = prepared.non_finite
             _log.warning("%d values of %s are NaN or infinite in %s", count, label(slot), kind)
         self.memory.sample()
-        self._progress.advance(prepared.tensor.nbytes)
+        self._handed_over += prepared.tensor.nbytes
         return prepared.tensor
 
     def _prepare_next(self) -> None:
+        """Lets the second thread prepare the next tensor, if there is one."""
         slot = next(self._order, None)
         self._coming = None if slot is None else (slot, self._pool.submit(self._prepare, slot))
 
     def _prepare(self, slot: Slot) -> _Prepared:
+        """Reads a tensor, merges the adapter into it, casts it, and examines the result."""
         tensor = self.adapter.merge(*slot, self.source.read(*slot))
         tensor = tensor.to(self.plan.dtypes[slot])
         return _Prepared(tensor, digest(tensor), _count_non_finite(tensor))
 
 
 def _count_non_finite(tensor: Tensor) -> int:
+    """Returns the number of a tensor's values that are NaN or infinite."""
     low, high = torch.aminmax(tensor)  # NaN if any value is; needs no memory
     if torch.isfinite(low) and torch.isfinite(high):
         return 0
@@ -102,5 +130,5 @@ def _count_non_finite(tensor: Tensor) -> int:
 
 
 def label(slot: Slot) -> str:
-    """What messages call a tensor."""
+    """Returns the name of a tensor in messages, such as `mlp_up of layer 3`."""
     return slot[0].logical + ("" if slot[1] is None else f" of layer {slot[1]}")

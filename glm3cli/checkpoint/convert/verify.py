@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.adapter.reader import Adapter
-from glm3cli.checkpoint.convert.progress import Progress
+from glm3cli.checkpoint.convert.report import Report
 from glm3cli.checkpoint.convert.tensor_digests import tensor_digests
 from glm3cli.checkpoint.convert.transfer import Transfer, label
 from glm3cli.checkpoint.files.digests import Follower
@@ -44,7 +44,9 @@ class Verification:
     logits_difference: float | None
 
 
-def verify(folder: Path, target: Path, transfer: Transfer, follower: Follower) -> Verification:
+def verify(
+    folder: Path, target: Path, transfer: Transfer, follower: Follower, report: Report
+) -> Verification:
     """Compares the new folder with what was to be written.
 
     Args:
@@ -52,6 +54,7 @@ def verify(folder: Path, target: Path, transfer: Transfer, follower: Follower) -
         target: The name that it is going to have, for messages.
         transfer: What was written into it.
         follower: Has hashed the files of weights while they were written.
+        report: Called with the progress, as "verifying".
 
     Raises:
         CheckpointError: A tensor is missing or isn't what was to be written, or the new folder
@@ -59,22 +62,26 @@ def verify(folder: Path, target: Path, transfer: Transfer, follower: Follower) -
     """
     written = open_source(folder)
     hashed = follower.finish(written.files())
-    _compare_tensors(written, target, transfer)
+    _compare_tensors(written, target, transfer, report)
     difference = _compare_logits(written, target, transfer)
     return Verification(hashed.result(), difference)
 
 
-def _compare_tensors(written: StoredSource, target: Path, transfer: Transfer) -> None:
+def _compare_tensors(
+    written: StoredSource, target: Path, transfer: Transfer, report: Report
+) -> None:
     """Reads every tensor back and compares its digest with that of the tensor to be written."""
-    with Progress(transfer.plan.total_bytes, "verifying") as progress:
-        for slot, value, num_bytes in tensor_digests(written):
-            if value != transfer.digests[slot]:
-                raise CheckpointError(
-                    f"{target}: {label(slot)} reads back differently",
-                    "the disk may be failing or full; nothing was kept",
-                )
-            transfer.memory.sample()
-            progress.advance(num_bytes)
+    done, total = 0, transfer.plan.total_bytes
+    report("verifying", done, total)
+    for slot, value, num_bytes in tensor_digests(written):
+        if value != transfer.digests[slot]:
+            raise CheckpointError(
+                f"{target}: {label(slot)} reads back differently",
+                "the disk may be failing or full; nothing was kept",
+            )
+        transfer.memory.sample()
+        done += num_bytes
+        report("verifying", done, total)
 
 
 def _compare_logits(written: StoredSource, target: Path, transfer: Transfer) -> float | None:
