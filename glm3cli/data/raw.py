@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RawData:
-    """A raw item of `--data`.
+    """Raw data that an item of `--data` names, and the run of preprocess that it needs.
 
     Attributes:
         item: The path as the user gave it.

@@ -40,7 +40,7 @@ PREFIX_TOKENS = ("[gMASK]", "sop")
 
 
 def english(folders: list[Path], num_bytes: int) -> Iterator[str]:
-    """Text files of this machine, none of them twice."""
+    """Returns text files of this machine, without duplicates."""
     seen, size = set(), 0
     for folder in folders:
         for path in sorted(folder.rglob("*")):

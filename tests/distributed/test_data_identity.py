@@ -14,7 +14,7 @@ from tests.support.tiny import train_config
 
 
 def check(blends: list[Blend], kind: DataKind) -> str:
-    """What this rank is told of its blend."""
+    """Returns the error that this rank gets for its blend, or "" for none."""
     import torch.distributed as dist
 
     from glm3cli.data.samples.identity import check_same_data

@@ -1,5 +1,8 @@
-"""Texts on which two tokenizers would differ if anything made them: many scripts, white space,
-control characters, look-alikes of pieces and of special tokens, halves of surrogate pairs."""
+"""Random texts that are likely to show differences between two tokenizers.
+
+They hold many scripts, white space, control characters, text that looks like pieces or special
+tokens, and halves of surrogate pairs.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ _COUNTS = [0, 1, 2, 3, 5, 8, 13, 40, 200]
 
 
 def awkward_texts(pieces: Sequence[str], count: int, seed: int) -> Iterator[str]:
-    """Random texts, also of the pieces of a vocabulary, and a few very long ones."""
+    """Yields random texts, some made of the pieces of a vocabulary, and a few very long ones."""
     choose = random.Random(seed)
     for i in range(count):
         number = choose.choice(_COUNTS)

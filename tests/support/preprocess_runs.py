@@ -1,4 +1,4 @@
-"""Runs of `preprocess` with the small tokenizer, and what they leave."""
+"""Runs `preprocess` with the small tokenizer and reads the files that it writes."""
 
 import json
 from pathlib import Path

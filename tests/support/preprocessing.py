@@ -1,4 +1,4 @@
-"""`preprocess` in a process of its own, which notes its progress after every chunk; a program."""
+"""A program that runs `preprocess` and saves its progress after every chunk."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from glm3cli.errors import Glm3Error
 
 
 def main(values: dict[str, Any], limit: int | None) -> None:
-    """Runs with the options `values`; no file may have more than `limit` bytes."""
+    """Runs `preprocess` with the options `values`; no file may grow beyond `limit` bytes."""
     output._SECONDS_BETWEEN_NOTES = 0.0
     chunks.CHUNK_BYTES, chunks.CHUNK_ROWS = 20_000, 50
     if limit is not None:

@@ -10,7 +10,7 @@ from glm3cli.data.kinds import instruction_file
 
 
 def write_documents(prefix: Path | str, documents: Sequence[Sequence[int]]) -> str:
-    """One sequence a document."""
+    """Writes a pair of token files with one sequence for each document; returns the prefix."""
     writer = IndexedWriter(Path(prefix))
     for document in documents:
         tokens = np.array(document, dtype=np.int32)
@@ -24,7 +24,7 @@ def write_documents(prefix: Path | str, documents: Sequence[Sequence[int]]) -> s
 def write_instructions(
     prefix: Path | str, documents: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> str:
-    """The three files of (prompt, answer) documents; the prompt isn't trained."""
+    """Writes the three file pairs of (prompt, answer) documents whose prompts aren't trained."""
     tokens = [[*prompt, *answer] for prompt, answer in documents]
     labels = [[*[-100] * len(prompt), *answer] for prompt, answer in documents]
     write_documents(instruction_file(str(prefix), "input_ids"), tokens)

@@ -16,7 +16,7 @@ _WORDS = (
 
 @functools.cache
 def tiny_tokenizer_folder() -> Path:
-    """A folder that has a tokenizer.model of some 400 pieces."""
+    """Returns a folder that has a tokenizer.model of some 400 pieces."""
     words = _WORDS.split()
     lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
     model = io.BytesIO()
@@ -37,5 +37,5 @@ def tiny_tokenizer_folder() -> Path:
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """The tokenizer in that folder."""
+    """Returns the tokenizer in the folder of `tiny_tokenizer_folder`."""
     return Tokenizer.load(tiny_tokenizer_folder())

@@ -1,4 +1,4 @@
-"""`--data`: what a blend is made of, and what is told of it before training."""
+"""`--data`: the parts of a blend, and the table of them that is shown before training."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.support.samples import write_documents, write_instructions
 
 @pytest.fixture
 def texts(tmp_path):
-    """100 and 200 tokens in 10 and 5 documents."""
+    """Data sets `a` and `b` of 100 and 200 tokens in 10 and 5 documents."""
     write_documents(tmp_path / "a", [[7] * 10] * 10)
     write_documents(tmp_path / "b", [[8] * 40] * 5)
     return tmp_path

@@ -81,7 +81,7 @@ def test_a_sample_starts_with_the_prompt_that_generation_uses():
 
 
 def test_every_answer_learns_to_stop():
-    """Its end is the role token that follows, or eos: without loss on it a model goes on."""
+    """An answer ends with the next role token or eos; a model that never learns it goes on."""
     tokenizer = tiny_tokenizer()
     user, observation = tokenizer.special("<|user|>"), tokenizer.special("<|observation|>")
     conversation = [

@@ -1,4 +1,4 @@
-"""gigatoken's ids are sentencepiece's, or it isn't asked."""
+"""The fast encoder gives sentencepiece's ids, or leaves a text or a tokenizer to it."""
 
 import builtins
 import logging

@@ -1,4 +1,4 @@
-"""This rank's batches at any place of the sample stream."""
+"""The micro-batches of a rank, at any position in the samples."""
 
 from dataclasses import replace
 

@@ -62,7 +62,7 @@ def test_skipped_rows_are_listed(tmp_path, workers, monkeypatch):
 
 
 def test_the_first_bad_rows_are_shown(tmp_path, monkeypatch):
-    """Also those of the chunks that follow, five in all, each with what it holds."""
+    """The error shows five bad rows, some from the following chunks, each with its content."""
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     (tmp_path / "in.jsonl").write_text("\n".join([*BAD_ROWS, '{"text": null}', '{"text": 1}']))
     with pytest.raises(DataError) as caught:
@@ -106,7 +106,7 @@ DAMAGED = {
 def test_the_rest_of_a_damaged_file_can_be_skipped(
     tmp_path, name, content, problem, before, workers
 ):
-    """What stands before the damage, and the other files, are there."""
+    """Rows before the damage and those of other files are in the output."""
     damaged = bad(tmp_path, name, content)
     other = bad(tmp_path, "other.jsonl", GOOD)
     options = {"workers": workers, "on_error": "skip"}

@@ -183,7 +183,7 @@ def test_what_makes_it_be_done_again(small, tmp_path, change, options):
 
 
 def test_texts_and_conversations_of_one_prefix_know_of_each_other(tmp_path):
-    """As the user guide has it: neither is done again, nor loses what the other has begun."""
+    """Texts and conversations of one prefix: neither run repeats or removes the other's files."""
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "the fox", "instruction": "a", "output": "b"}\n')
     for repeated in (False, True):
@@ -283,7 +283,7 @@ def test_what_makes_an_unfinished_run_begin_anew(inputs, tmp_path, noted, change
 
 
 def test_names_that_a_killed_run_did_not_get_to(inputs, tmp_path, monkeypatch):
-    """It died between two of the renames: the next run only does the others."""
+    """A run died between two renames of its files: the next run does the remaining ones."""
     real = type(tmp_path).replace
 
     def replace(path, target):

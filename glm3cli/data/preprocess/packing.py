@@ -18,7 +18,7 @@ _BATCH_TOKENS = 1 << 22
 
 
 def best_fit_decreasing(lengths: np.ndarray, pack_length: int) -> list[list[int]]:
-    """Distributes samples over packs.
+    """Distributes samples over packs by best-fit decreasing.
 
     Args:
         lengths: The number of tokens of each sample, at most `pack_length`.

@@ -42,7 +42,7 @@ class Dataset(Protocol):
 
 
 class SampleOptions(Protocol):
-    """The options that decide about samples, which training and preprocess have alike."""
+    """The options that determine samples; the configs of training and preprocess both have them."""
 
     @property
     def split(self) -> str:
@@ -123,7 +123,10 @@ def build_samples(
 def build_text(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
     """Builds samples of text: the documents are joined in random order and cut to `seq_length`.
 
-    Returns and raises as `build_samples`.
+    The arguments and the result are those of `build_samples`.
+
+    Raises:
+        DataError: A split has no document, or a file is damaged.
     """
     # The indices stay in memory unless `preprocess --build-index` has built exactly these. If
     # megatron-core wrote them beside the data, it would read them even after the data was
@@ -213,7 +216,11 @@ def _text_blend(spec: DataSpec) -> tuple[list[str], list[float] | None]:
 def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
     """Builds samples of instructions: every document is one sample.
 
-    Returns and raises as `build_samples`.
+    The arguments and the result are those of `build_samples`.
+
+    Raises:
+        DataError: A split has no document, a file is damaged, or the three file pairs of a data set
+            don't belong together.
     """
     pairs = [_instruction_pair(prefix, spec, tokenizer.pad_id) for prefix in spec.blend.prefixes]
     weights = spec.blend.weights or tuple(float(len(train.documents)) for train, _ in pairs)
