@@ -6,7 +6,8 @@ them, `judge` gets the answers from the inference engine, `spread` shares the ba
 data parallel ranks, `resume` saves the answers as they come, and `results` counts them.
 `harness` and `scorer` are the second way: lm-evaluation-harness asks, and our engine answers.
 
-The command line (`cli.evaluate`) calls `questions.read_subjects`, `runner.run_benchmark` and
-`harness.run_harness`, and prints `results.EvalResult`. It imports the suites and `questions` before
-torch, so that wrong files are reported at once; these two import nothing heavy.
+The command line (`cli.evaluate`) calls `runner.run_benchmark` with a suite and a display of the
+progress, or `harness.run_harness`, and prints the `results.EvalResult`. Wrong files and options are
+reported before torch is imported: only `judge`, `spread` and `scorer` import numpy or torch, and
+`runner` and `harness` import them once all checks have passed.
 """

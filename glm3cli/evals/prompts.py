@@ -6,11 +6,14 @@ Also finds the tokens that stand for the letters A to D after a prompt.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from glm3cli.evals.questions import Subject
 from glm3cli.evals.suite import LETTERS, Question, Suite
+
+if TYPE_CHECKING:
+    from glm3cli.data.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Prompt:
 
 
 def build_prompts(
-    suite: Suite, subjects: Iterable[Subject], tokenizer: Tokenizer, max_tokens: int
+    suite: Suite, subjects: Iterable[Subject], tokenizer: "Tokenizer", max_tokens: int
 ) -> list[Prompt]:
     """Builds one prompt per question, in the order of the subjects and of their questions.
 
@@ -51,7 +54,7 @@ def _fitted(
     suite: Suite,
     question: Question,
     shots: Sequence[Question],
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     max_tokens: int,
 ) -> Prompt:
     num_shots = len(shots)
@@ -72,7 +75,7 @@ def hash_texts(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def answer_tokens(suite: Suite, tokenizer: Tokenizer) -> list[int]:
+def answer_tokens(suite: Suite, tokenizer: "Tokenizer") -> list[int]:
     """Returns the ids of the tokens that continue the suite's cue as A, B, C, D.
 
     Raises:
