@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "glm3cli"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_FILES = 16  # of a folder
 # Where else than in device/ a chip may be named, and why.
 NAMES_CHIPS = {
+    "__init__.py",  # the values of `device`
     "config/launch.py",  # the values of --device
     "cli/app.py",  # what the program is for
 }
@@ -150,6 +154,45 @@ def test_docstrings_can_be_read_by_themselves():
         if RIDDLES.match(text) or IS_TOLD.search(text)
     ]
     assert found == []
+
+
+def imports_of_ours() -> dict[str, set[str]]:
+    """The files of the package that each of its files imports, wherever the import stands."""
+    files = {name.removesuffix("/__init__.py").removesuffix(".py"): name for name in MODULES}
+    found: dict[str, set[str]] = {}
+    for name, module in MODULES.items():
+        found[name] = set()
+        for dotted in imports_of(module.tree):
+            place = dotted.removeprefix("glm3cli.").replace(".", "/")
+            # `from package.module import name` names a module or what is in one.
+            target = files.get(place) or files.get(place.rpartition("/")[0])
+            if dotted.startswith("glm3cli.") and target:
+                found[name].add(target)
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle():
+    try:
+        TopologicalSorter(imports_of_ours()).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_rooms_are_not_crowded():
+    sizes = Counter(str(Path(name).parent) for name in MODULES)
+    assert {room: size for room, size in sizes.items() if size > MAX_FILES} == {}
+
+
+def test_every_room_has_a_guide():
+    guides = {name: m for name, m in MODULES.items() if name.endswith("/__init__.py")}
+    assert len(guides) > 20
+    short = [name for name, m in guides.items() if len(ast.get_docstring(m.tree).split()) < 40]
+    assert short == []
+
+
+def test_only_the_command_line_draws_progress_bars():
+    found = {name for name, m in MODULES.items() if "rich.progress" in m.text}
+    assert found == {"cli/progress.py"}
 
 
 def test_what_has_global_arguments_is_not_imported():

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from torch.distributed.run import get_args_parser
 
+from glm3cli.parallel import launch
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+# The pages that start people, by their places.
+PAGES = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "glm3cli/README.zh.md")}
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 # Our program, where it is called: `glm3 X` and `glm3 COMMAND` stand for any command.
 _CALL = re.compile(r"(?<![\w./-])glm3(?= [a-z])|-m glm3cli(?= [a-z])")
@@ -95,3 +99,10 @@ def _call(words: list[str]) -> Call | None:
             if words[place : place + len(start)] == start:
                 return Call(line, tuple(words[place + len(start) :]), None)
     return None
+
+
+def launch_as_markdown() -> str:
+    """The shell lines at the head of parallel/launch.py as a block of a page."""
+    lines = (launch.__doc__ or "").splitlines()
+    code = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
+    return "```bash\n" + "\n".join(code) + "\n```\n"
