@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from glm3cli.cli.options import command
+from glm3cli.cli.progress import Progress, bar_or_lines
 from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
 from glm3cli.parallel.launch import is_speaker
 
@@ -84,23 +85,14 @@ def _run(config: EvalConfig, suite: "Suite") -> None:
 
 @contextmanager
 def _display(total: int) -> "Iterator[Report]":
-    """Shows progress on stderr: a bar on a terminal, otherwise a line per subject."""
-    if not sys.stderr.isatty() or not is_speaker():
-        yield _report_line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    """Shows the progress on stderr: a bar on a terminal, otherwise a line per subject."""
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
+    def to_bar(status: "Status") -> Progress:
+        lines = [_line(name, tally) for name, tally in status.finished.items()]
+        return Progress(status.done, status.total, lines[-1] if lines else None)
 
-        def report(status: "Status") -> None:
-            bar.update(task, completed=status.done)
-            for name, tally in status.finished.items():
-                bar.update(task, description=_line(name, tally))
-
+    start = Progress(0, total, "")
+    with bar_or_lines(to_bar, _report_line, "count", start=start, may_draw=is_speaker()) as report:
         yield report
 
 
