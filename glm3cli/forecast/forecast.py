@@ -1,8 +1,8 @@
-"""How fast a run would be on devices that aren't here, from the operators that it really runs.
+"""`forecast`: the predicted step of a run on devices that aren't here, and its tables as text.
 
 Each stage's operators are recorded (`record`), timed one by one (`roofline`), and put into the
-pipeline's schedule (`schedule`). plan/estimate.py is the same in formulas, made to order hundreds
-of parallel plans.
+pipeline's schedule (`schedule`). plan/estimate.py predicts the same by formulas, which are made to
+put hundreds of parallel plans in order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,10 +23,12 @@ KINDS = ("matrix", "attention", "memory", "message")
 
 @dataclass(frozen=True)
 class StageTime:
-    """Seconds of one stage; `work` is what it does.
+    """The predicted times of one pipeline stage.
 
     Attributes:
-        send: Of one message to a neighbouring stage.
+        work: The operators of one rank of the stage.
+        chip: The device that runs them.
+        send: Seconds of one message to a neighbouring stage.
         reduces_early: Whether gradients are reduced while the backward pass runs.
     """
 
@@ -37,7 +39,7 @@ class StageTime:
 
     @cached_property
     def pace(self) -> StagePace:
-        """Of each micro-batch."""
+        """The seconds of a micro-batch in each chunk of the stage, forward and backward."""
         forward = [_seconds(chunk.forward, self.chip) for chunk in self.work.chunks]
         backward = [_seconds(chunk.backward, self.chip) for chunk in self.work.chunks]
         return StagePace(forward, backward, self.send)
@@ -48,12 +50,15 @@ class StageTime:
         return [one for chunk in self.work.chunks for one in (*chunk.forward, *chunk.backward)]
 
     def of_kind(self, kind: str) -> float:
-        """Seconds of a micro-batch in operators of a kind."""
+        """Returns the seconds of a micro-batch in operators of a kind (see `OperatorKind`)."""
         return _seconds((one for one in self.microbatch if one.kind == kind), self.chip)
 
     @cached_property
     def update(self) -> float:
-        """Seconds once per step; messages that are hidden behind passes count where they aren't."""
+        """The seconds of the work that is done once per step.
+
+        Messages that run during the passes count only as far as they take longer than these.
+        """
         reductions = [
             one for one in self.work.update if one.kind == "message" and "reduce" in one.name
         ]
@@ -66,7 +71,16 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Line:
-    """Calls of an operator in a step of one rank."""
+    """All calls of one operator in a step of one rank; a line of the table.
+
+    Attributes:
+        name: The operator's name as torch has it, such as aten.mm.
+        calls: Number of calls.
+        flops: Floating-point operations of all calls.
+        bytes: Bytes that all calls read and write, or send.
+        seconds: Seconds of all calls.
+        bound: What bounds most of these seconds (see `Cost`).
+    """
 
     name: str
     calls: int
@@ -81,7 +95,10 @@ class Forecast:
     """A predicted optimizer step.
 
     Attributes:
-        stages: By pipeline rank.
+        config: The run's settings.
+        model: The model's shape.
+        chip: The device that runs it.
+        stages: The times of the pipeline's stages, in their order.
     """
 
     config: TrainConfig
@@ -91,38 +108,38 @@ class Forecast:
 
     @cached_property
     def pipeline(self) -> float:
-        """Seconds of all micro-batches."""
+        """The seconds in which the pipeline runs all micro-batches."""
         return span([stage.pace for stage in self.stages], self.config.num_microbatches)
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """The seconds of the whole step."""
         return self.pipeline + max(stage.update for stage in self.stages)
 
     @property
     def busiest(self) -> StageTime:
-        """The stage that the others wait for."""
+        """The stage with the longest work per micro-batch, which the others wait for."""
         return max(self.stages, key=lambda stage: _busy(stage.pace))
 
     @property
     def bubble(self) -> float:
-        """Share of the pipeline's time that its busiest stage waits."""
+        """The share of the pipeline's time in which its busiest stage waits."""
         return 1 - self.config.num_microbatches * _busy(self.busiest.pace) / self.pipeline
 
     @property
     def tokens_per_second(self) -> float:
-        """Of one device."""
+        """The tokens per second and device."""
         tokens = self.config.global_batch_size * self.config.seq_length
         return tokens / self.seconds / self.config.world_size
 
     def utilisation(self) -> dict[str, float | None]:
-        """TFLOP/s and MFU, as a run would report them."""
+        """Returns TFLOP/s and MFU under the names by which a run reports them."""
         peak = self.chip.peak_tflops
         rate = Utilisation.of(self.model, self.config.seq_length, peak, self.chip.name)
         return rate.of_rate(self.tokens_per_second)
 
     def lines(self) -> list[Line]:
-        """The operators of the busiest stage's step, the longest first."""
+        """Returns the operators of one step of the busiest stage, those with most seconds first."""
         stage, times = self.busiest, self.config.num_microbatches
         runs = [(one, times) for one in stage.microbatch] + [(one, 1) for one in stage.work.update]
         names: dict[str, list[tuple[Operator, int]]] = {}
@@ -133,9 +150,14 @@ class Forecast:
 
 
 def forecast(config: TrainConfig, model: ModelConfig, chip: Chip) -> Forecast:
-    """Predicts the step of a run; the CPU must be the active device.
+    """Predicts the step of a run.
 
-    Stages that are alike are looked at once.
+    The CPU must be the active device. Stages that hold alike parts are recorded once.
+
+    Args:
+        config: The run's settings.
+        model: The model's shape.
+        chip: The device to predict for.
     """
     found: dict[tuple[bool, bool, int], StageWork] = {}
     stages = []
@@ -150,6 +172,7 @@ def forecast(config: TrainConfig, model: ModelConfig, chip: Chip) -> Forecast:
 
 
 def _send_seconds(config: TrainConfig, model: ModelConfig, chip: Chip) -> float:
+    """Returns the seconds of one message from a stage to the next; 0 with one stage."""
     if config.pp == 1:
         return 0.0
     tokens = config.micro_batch_size * config.seq_length / config.cp
@@ -159,15 +182,18 @@ def _send_seconds(config: TrainConfig, model: ModelConfig, chip: Chip) -> float:
 
 
 def _seconds(operators: Iterable[Operator], chip: Chip) -> float:
+    """Returns the seconds of operators that run one after the other."""
     return sum(cost(one, chip).seconds for one in operators)
 
 
 def _busy(pace: StagePace) -> float:
+    """Returns the seconds of a micro-batch in which a stage works or sends."""
     sends = 2 * pace.send if len(pace.forward) == 1 else 0.0
     return sum(pace.forward) + sum(pace.backward) + sends
 
 
 def _line(name: str, calls: list[tuple[Operator, int]], chip: Chip) -> Line:
+    """Sums up the calls of one operator, each with the number of times that it happens."""
     by_bound: dict[str, float] = {}
     for one, count in calls:
         each = cost(one, chip)
@@ -189,7 +215,7 @@ _HEADS = {"matrix": "matrices", "attention": "attention", "memory": "others", "m
 
 
 def describe(found: Forecast) -> str:
-    """Tables of stages and operators."""
+    """Returns a forecast as text: the step, its stages, and the operators that take most time."""
     rates = found.utilisation()
     lines = [
         f"step on {found.chip.name}, predicted from its operators: {found.seconds:.2f} s, bubble "

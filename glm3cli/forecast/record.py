@@ -1,7 +1,7 @@
-"""What one rank of a pipeline stage does in a step, from the real model and the real optimizer.
+"""Records what one rank of a pipeline stage does in a step, from the real model and optimizer.
 
-One micro-batch runs on tensors without numbers, in a world of ranks of which the others are not
-there. It takes a second, whatever the model's size.
+One micro-batch runs on meta tensors, which have no data, in a world of ranks of which only this one
+is there. This takes about a second, whatever the model's size.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,12 @@ from glm3cli.train.step import TrainStep
 
 @dataclass(frozen=True)
 class ChunkWork:
-    """Operators of one micro-batch in one model chunk."""
+    """The operators of one micro-batch in one model chunk.
+
+    Attributes:
+        forward: The operators of the forward pass and, on the last stage, of the loss.
+        backward: The operators of the backward pass.
+    """
 
     forward: list[Operator]
     backward: list[Operator]
@@ -36,11 +41,14 @@ class ChunkWork:
 
 @dataclass(frozen=True)
 class StageWork:
-    """Operators of one rank of a stage.
+    """The operators of one rank of a pipeline stage.
 
     Attributes:
-        update: Once per step: clearing and reducing the gradients, and the optimizer's step.
-        weights: Once per step, where weights are gathered while the forward pass runs.
+        chunks: The work of each model chunk of the stage per micro-batch.
+        update: What is done once per step: clearing and reducing the gradients, and the
+            optimizer's step.
+        weights: What is sent once per step to gather weights during the forward pass; empty
+            without `--overlap-param-gather`.
     """
 
     chunks: list[ChunkWork]
@@ -49,18 +57,18 @@ class StageWork:
 
 
 def record_stage(config: TrainConfig, model: ModelConfig, kind: str, pp_rank: int) -> StageWork:
-    """The work of the first rank of stage `pp_rank`.
+    """Records the work of the first rank of a pipeline stage; the CPU must be the active device.
 
     Args:
-        config: The layout and the batch.
+        config: The run's settings.
         model: The model's shape.
-        kind: Of device, as `--device` has it. The CPU must be active.
-        pp_rank: The stage.
+        kind: The kind of device that is planned for, as `--device` has it.
+        pp_rank: The stage's rank in the pipeline.
     """
     with _alone(config, kind, pp_rank) as grid:
         train_step = build_train_step(config, model, grid)
         step = _Step(config, model, train_step)
-        # What is made once for all steps, or in the first micro-batch of one, is made now.
+        # Whatever is made once for all steps, or in the first micro-batch, is made here.
         for _ in range(2):
             with recording():
                 step.update()
@@ -76,13 +84,13 @@ def record_stage(config: TrainConfig, model: ModelConfig, kind: str, pp_rank: in
 
 @contextmanager
 def _alone(config: TrainConfig, kind: str, pp_rank: int) -> Iterator[Grid]:
-    """The grid of `config`'s world, seen by the first rank of a stage, without any other rank."""
+    """Opens the grid of a run's ranks as the first rank of a stage, without any other rank."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     rank = pp_rank * (config.world_size // config.pp)
     with ExitStack() as stack:
         stack.enter_context(planned(DEVICES[kind]))
-        # It keeps what an active device's kernels have made.
+        # Its cache holds what the kernels of another device have made.
         rotation_of_sequence.cache_clear()
         stack.callback(rotation_of_sequence.cache_clear)
         dist.init_process_group("fake", rank=rank, world_size=config.world_size, store=FakeStore())
@@ -91,12 +99,14 @@ def _alone(config: TrainConfig, kind: str, pp_rank: int) -> Iterator[Grid]:
 
 @dataclass(frozen=True)
 class _Step:
+    """The step of a run on meta tensors, part by part."""
+
     config: TrainConfig
     model: ModelConfig
     train_step: TrainStep
 
     def run(self, index: int) -> ChunkWork:
-        """One micro-batch through a chunk and back, without the pipeline's messages."""
+        """Runs a micro-batch through a chunk and back, without messages between stages."""
         chunk, grid = self.train_step.chunks[index], self.train_step.grid
         is_first = grid.is_first_stage and index == 0
         is_last = grid.is_last_stage and index == self.config.vpp - 1
@@ -113,7 +123,7 @@ class _Step:
         return ChunkWork(forth, back)
 
     def update(self) -> None:
-        """All that `TrainStep.step` does once per step."""
+        """Does what `TrainStep.step` does once per step."""
         train_step = self.train_step
         count = torch.empty((), dtype=torch.int, device="meta")
         for chunk in train_step.chunks:
@@ -128,20 +138,21 @@ class _Step:
         train_step.optimizer.step()
 
     def gather_weights(self) -> None:
-        """What the forward passes of the next step wait for."""
+        """Gathers the weights, for which the next step's forward passes wait."""
         if self.config.overlap_param_gather:
             for chunk in self.train_step.chunks:
                 any_chunk: Any = chunk
                 any_chunk.start_param_sync(force_sync=True)
 
     def _batch(self) -> Batch:
+        """Makes a micro-batch, [b, s / cp] each."""
         config = self.config
         shape = config.micro_batch_size, config.seq_length // config.cp
         tokens = torch.empty(shape, dtype=torch.int64, device="meta")
         return Batch(tokens, tokens, torch.empty(shape, device="meta"))
 
     def _hidden(self) -> torch.Tensor:
-        """What goes from stage to stage, [s, b, h]."""
+        """Makes the tensor that goes from stage to stage, [s / shards, b, h]."""
         config = self.config
         shards = config.cp * (config.tp if config.sequence_parallel else 1)
         shape = config.seq_length // shards, config.micro_batch_size, self.model.hidden_size

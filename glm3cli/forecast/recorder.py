@@ -1,7 +1,7 @@
-"""What a run of the real code does, operator by operator: operations, bytes, and messages.
+"""Records the operators that code calls, each with its operations, bytes, or message.
 
 A dispatch mode sees every operator of torch, of the chip's kernels, and of torch.distributed, on
-tensors with or without numbers.
+real tensors and on meta tensors, which have no data.
 """
 
 from collections.abc import Iterator
@@ -25,14 +25,17 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Operator:
-    """One call.
+    """One call of an operator.
 
     Attributes:
-        name: Namespace and name, as torch's.
-        flops: Floating-point operations of matrix products; those of others are not counted.
-        bytes: Read and written; of a message, those of the whole tensor that all ranks share.
-        shapes: Of the results.
-        ranks: Those that take part in a message.
+        name: The operator's namespace and name as torch has them, such as aten.mm.
+        kind: What the operator does: a matrix product, attention, a message, or anything else
+            that moves memory.
+        flops: Floating-point operations of matrix products and attention; 0 for other operators.
+        bytes: Bytes that the call reads and writes; for a message, the size of the whole tensor
+            that the ranks share.
+        shapes: The shapes of the results.
+        ranks: The ranks that take part in a message; empty for other operators.
     """
 
     name: str
@@ -44,7 +47,11 @@ class Operator:
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps an `Operator` for every call that moves or computes something."""
+    """Lists an `Operator` for every call that moves or computes something.
+
+    Attributes:
+        operators: The calls so far, in their order.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -55,7 +62,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default:
-            # Nothing of what is counted hangs on a number.
+            # A meta tensor has no number to read; nothing that is counted depends on it.
             return 1 if args[0].is_meta else func(*args, **kwargs)
         if func.namespace == "c10d":
             self.operators.append(_message(func, args))
@@ -68,14 +75,17 @@ class Recorder(TorchDispatchMode):
 
 @contextmanager
 def recording() -> Iterator[list[Operator]]:
-    """The list of what runs in the block, filled while it runs."""
+    """Yields the list of the operators that the block calls, which is filled while it runs."""
     recorder = Recorder()
     with _Numberless(), recorder:
         yield recorder.operators
 
 
 class _Numberless(TorchFunctionMode):
-    """`torch.tensor` of a list of tensors reads their numbers below every dispatch mode."""
+    """Makes `torch.tensor` work on a list of meta tensors.
+
+    It would read their numbers, in code that no dispatch mode sees.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -88,7 +98,7 @@ class _Numberless(TorchFunctionMode):
 
 
 def _is_free(func: Any) -> bool:
-    """Whether it only looks at memory anew, reserves it, or marks a place for profilers."""
+    """Returns whether an operator costs nothing: a view, an allocation, or a profiler's mark."""
     return (
         func.is_view
         or func.namespace == "profiler"
@@ -98,6 +108,7 @@ def _is_free(func: Any) -> bool:
 
 
 def _operator(func: Any, args: Any, kwargs: Any, result: Any) -> Operator:
+    """Describes a call that is no message."""
     results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     name = str(func.overloadpacket)
     count = MATRIX.get(name) or ATTENTION.get(name)
@@ -114,29 +125,32 @@ def _operator(func: Any, args: Any, kwargs: Any, result: Any) -> Operator:
 
 
 def _named(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Returns the arguments of a call by name."""
     names = [argument.name for argument in func._schema.arguments]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _moved(func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> int:
+    """Returns the bytes that a call reads and writes."""
     written = sum(map(_size, results))
     packet = func.overloadpacket
     if packet in _LOOK_UPS:  # a table of which few rows are read or written
         return 2 * min(written, *map(_size, _tensors(args)))
-    if packet in _OVERWRITES:  # what was in the first argument is not read
+    if packet in _OVERWRITES:  # the first argument is written and not read
         args = args[1:]
-    # So is what was in `out=`.
+    # Tensors that are passed as `out=` aren't read, either.
     outs = {argument.name for argument in func._schema.arguments if argument.is_out}
     read = [*_tensors(args), *_tensors([kwargs[name] for name in kwargs if name not in outs])]
     return written + sum(map(_size, read))
 
 
 def _tensors(values: Any) -> list[Tensor]:
+    """Returns the tensors in nested arguments."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes of the different numbers of a tensor: an expanded one has few."""
+    """Returns the bytes of a tensor's numbers in memory: an expanded tensor has few."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -148,6 +162,7 @@ _OVERWRITES = {aten.copy_, aten.zero_, aten.fill_}
 
 
 def _message(func: Any, args: Any) -> Operator:
+    """Describes a call of torch.distributed."""
     names = [argument.name for argument in func._schema.arguments]
     group = dist.ProcessGroup.unbox(args[names.index("process_group")])
     before = args[: names.index("process_group")]
@@ -162,7 +177,10 @@ def _message(func: Any, args: Any) -> Operator:
 
 
 def _answer(func: Any, args: Any, kwargs: Any) -> Any:
-    """Sends it; without numbers, answers as if it had been sent: not every message of torch can."""
+    """Sends a message of real tensors; for meta tensors, returns what sending would return.
+
+    Not every message of torch works on meta tensors.
+    """
     if not all(tensor.is_meta for tensor in _tensors(args)):
         return func(*args, **kwargs)
     from torch._C._distributed_c10d import FakeWork

@@ -1,7 +1,8 @@
-"""How long an operator takes on a described device: what bounds it, and what comes on top.
+"""Predicts the time of an operator on a described device by the roofline model.
 
-Williams et al. 2009, "Roofline": the longer one of its operations at the peak and its bytes at the
-memory's bandwidth, each at the share that such operators reach.
+The time is the longer one of its operations at the peak and its bytes at the memory's bandwidth
+(Williams et al. 2009, "Roofline"), each at the share that such operators reach, and the launch of
+the operator on top.
 """
 
 from dataclasses import dataclass
@@ -9,17 +10,18 @@ from dataclasses import dataclass
 from glm3cli.device.catalog import Chip
 from glm3cli.forecast.recorder import Operator
 
-# Times that each rank sends its share of the others' parts: a reduction for all is a scatter and a
-# gather. What is not named is sent once and whole.
+# How many times a collective sends the parts of all other ranks: an all-reduce is a scatter and a
+# gather. Any other message is sent once as a whole.
 _ROUNDS = {"allreduce": 2, "allgather": 1, "reduce_scatter": 1, "alltoall": 1}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a call.
+    """The predicted time of a call.
 
     Attributes:
-        bound: What it waits for: operations, memory, launch, link, or latency.
+        seconds: Time of the call, in seconds.
+        bound: The part that takes longest: operations, memory, launch, link, or latency.
     """
 
     seconds: float
@@ -27,7 +29,7 @@ class Cost:
 
 
 def cost(operator: Operator, chip: Chip) -> Cost:
-    """How long an operator takes."""
+    """Predicts the time that a call of an operator takes on a device."""
     if operator.kind == "message":
         return _message(operator, chip)
     share = chip.matrix_efficiency if operator.kind == "matrix" else chip.attention_efficiency
@@ -38,6 +40,7 @@ def cost(operator: Operator, chip: Chip) -> Cost:
 
 
 def _message(operator: Operator, chip: Chip) -> Cost:
+    """Predicts the time of a message; a group of one rank sends nothing."""
     ranks = len(operator.ranks)
     if ranks == 1:
         return Cost(chip.launch, "launch")
@@ -50,5 +53,12 @@ def _message(operator: Operator, chip: Chip) -> Cost:
 
 
 def send_seconds(size: float, num_ranks: int, extent: int, chip: Chip) -> float:
-    """Seconds of a message of `size` bytes from each rank; see `Chip.bandwidth`."""
+    """Returns the seconds of a message in which each rank sends `size` bytes.
+
+    Args:
+        size: Bytes that each rank sends.
+        num_ranks: Number of ranks that take part.
+        extent: Number of ranks from the first of them to the last (see `Chip.bandwidth`).
+        chip: The device.
+    """
     return chip.latency + size / (chip.bandwidth(num_ranks, extent) * chip.link_efficiency)

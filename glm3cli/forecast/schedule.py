@@ -1,7 +1,7 @@
-"""When a pipeline's stages work and when they wait, from the schedules of megatron-core.
+"""Computes when the stages of a pipeline work and wait, by the schedules of megatron-core.
 
-1F1B and its interleaved form (Narayanan et al. 2021, "Efficient large-scale language model training
-on GPU clusters"), as schedules.py of megatron-core 0.16.1 orders the passes.
+These are 1F1B and its interleaved form (Narayanan et al. 2021, "Efficient large-scale language
+model training on GPU clusters"), with the order of passes of megatron-core 0.16.1 (schedules.py).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 
 class Pass(NamedTuple):
-    """A micro-batch's way through a chunk of a stage."""
+    """One pass of a micro-batch through a chunk of a stage.
+
+    Attributes:
+        is_forward: Whether it is the forward pass; else it is the backward pass.
+        chunk: The chunk's index in the stage.
+        microbatch: The micro-batch's index in the step.
+    """
 
     is_forward: bool
     chunk: int
@@ -19,10 +25,12 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class StagePace:
-    """Seconds of a micro-batch in each chunk of a stage.
+    """The times of a micro-batch in one stage, in seconds.
 
     Attributes:
-        send: Of a message to the next or the previous stage.
+        forward: Seconds of the forward pass in each chunk.
+        backward: Seconds of the backward pass in each chunk.
+        send: Seconds of a message to the next or the previous stage.
     """
 
     forward: Sequence[float]
@@ -31,7 +39,17 @@ class StagePace:
 
 
 def passes(pp_rank: int, pp: int, vpp: int, num_microbatches: int) -> list[Pass]:
-    """What a stage does, in its order: a warm-up, then one forward and one backward in turn."""
+    """Returns the passes of a stage in their order.
+
+    It begins with forward passes (the warm-up), then does one forward and one backward pass in
+    turn, and ends with backward passes.
+
+    Args:
+        pp_rank: The stage's rank in the pipeline.
+        pp: Number of stages.
+        vpp: Number of chunks of each stage.
+        num_microbatches: Number of micro-batches of a step.
+    """
     total = num_microbatches * vpp
     after = pp - pp_rank - 1
     warm_up = min(after if vpp == 1 else 2 * after + (vpp - 1) * pp, total)
@@ -44,7 +62,10 @@ def passes(pp_rank: int, pp: int, vpp: int, num_microbatches: int) -> list[Pass]
 
 
 def _nth(index: int, pp: int, vpp: int) -> tuple[int, int]:
-    """Chunk and micro-batch: pp micro-batches go through a chunk, then through the next one."""
+    """Returns the chunk and the micro-batch of the forward pass with this index.
+
+    pp micro-batches go through a chunk, then through the next one.
+    """
     group, rest = divmod(index, pp * vpp)
     if vpp == 1:
         return 0, index
@@ -52,10 +73,14 @@ def _nth(index: int, pp: int, vpp: int) -> tuple[int, int]:
 
 
 def span(paces: Sequence[StagePace], num_microbatches: int) -> float:
-    """Seconds from the first pass of any stage to the end of the last one.
+    """Returns the seconds from the first pass of any stage to the end of the last one.
 
-    A stage sends when a pass is over. It goes on meanwhile where it has several chunks
-    (overlap_p2p_comm), and else waits until the message has gone.
+    A stage sends its result when a pass is over. With several chunks it goes on meanwhile
+    (megatron-core's overlap_p2p_comm); with one it waits until the message has gone.
+
+    Args:
+        paces: The times of the stages, in their order.
+        num_microbatches: Number of micro-batches of a step.
     """
     pp, vpp = len(paces), len(paces[0].forward)
     orders = [passes(rank, pp, vpp, num_microbatches) for rank in range(pp)]
@@ -80,7 +105,7 @@ def span(paces: Sequence[StagePace], num_microbatches: int) -> float:
 
 
 def _source(rank: int, one: Pass, pp: int, vpp: int) -> tuple[int, Pass] | None:
-    """The stage and the pass that bring what a pass begins with; None for the data."""
+    """Returns the stage and the pass whose result a pass needs; None if it reads the data."""
     step = -1 if one.is_forward else 1
     before, chunk = rank + step, one.chunk
     if not 0 <= before < pp:
