@@ -1,6 +1,7 @@
 """Predicted steps: what bounds an operator, when a pipeline's stages wait, and what a user sees."""
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_the_real_model_on_eight_cards_is_within_reach_of_the_published_rate() -
     found = forecast(config, PRESETS["6b"], find_chip("910B"))
     assert 4611 < found.tokens_per_second < 1.3 * 4611
     assert found.utilisation()["mfu"] < 1
-    # The formulas of timing.py are fitted to it, and order layouts the same way.
+    # The formulas of plan/estimate.py are fitted to it, and order layouts the same way.
     ratio = predict(config, PRESETS["6b"], find_chip("910B")).seconds / found.seconds
     assert 1 < ratio < 1.3
     text = describe(found)
@@ -171,6 +172,13 @@ def test_a_file_describes_a_device(tmp_path: Path) -> None:
     )
     found = find_chip(write(tmp_path, f'[mine]\nkind = "npu"\n{text}'))
     assert found == replace(chips()[0], name="mine")
+
+
+def test_a_table_of_ours_can_be_copied_into_a_file(tmp_path: Path) -> None:
+    ours = resources.files("glm3cli.device").joinpath("chips.toml").read_text("utf-8")
+    table = ours.partition("[A100]\n")[2].partition("\n\n")[0]
+    assert "driver_names" in table
+    assert find_chip(write(tmp_path, f"[mine]\n{table}")) == replace(find_chip("A100"), name="mine")
 
 
 @pytest.mark.parametrize(
