@@ -11,7 +11,7 @@ from glm3cli.cli.progress import progress_lines
 from glm3cli.config.preprocess import PreprocessConfig
 
 if TYPE_CHECKING:
-    from glm3cli.data.preprocess.run import Shown, Summary
+    from glm3cli.data.preprocess.run import PreviewSample, Summary
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +73,7 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
         typer.echo(path)
 
 
-def _show_json(samples: "Iterator[Shown]") -> None:
+def _show_json(samples: "Iterator[PreviewSample]") -> None:
     """Prints samples as JSON, one a line."""
     for sample in samples:
         tokens = [
@@ -82,7 +82,7 @@ def _show_json(samples: "Iterator[Shown]") -> None:
         typer.echo(json.dumps({"where": sample.where, "tokens": tokens}, ensure_ascii=False))
 
 
-def _show(samples: "Iterator[Shown]") -> None:
+def _show(samples: "Iterator[PreviewSample]") -> None:
     """Prints samples, one token a line: spelling, id, label; trained ones in colour."""
     from rich.console import Console
     from rich.text import Text

@@ -255,7 +255,7 @@ def _summary(
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewSample:
     """A sample that `--preview` shows.
 
     Attributes:
@@ -268,7 +268,7 @@ class Shown:
     tokens: list[tuple[str, int, int | None]]
 
 
-def preview(config: PreprocessConfig) -> Iterator[Shown]:
+def preview(config: PreprocessConfig) -> Iterator[PreviewSample]:
     """Encodes the first `config.preview` samples and writes nothing.
 
     Raises:
@@ -292,7 +292,9 @@ def preview(config: PreprocessConfig) -> Iterator[Shown]:
                 numbers = [int(token) for token in sequence]
                 trained: list = list(labels[i]) if labels else [None] * len(numbers)
                 spelled = [tokenizer.token_name(token) for token in numbers]
-                yield Shown(chunk.where(index), list(zip(spelled, numbers, trained, strict=True)))
+                yield PreviewSample(
+                    chunk.where(index), list(zip(spelled, numbers, trained, strict=True))
+                )
                 left -= 1
 
 
