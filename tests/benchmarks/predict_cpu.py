@@ -1,14 +1,16 @@
-"""Predicted against measured step times, on this machine's CPU, in one run.
+"""Compares predicted with measured step times on this machine's CPU.
 
     python -m tests.benchmarks.predict_cpu --rounds 3
 
-describes a core by what it measures of single operators (matrix products of the model's shapes,
-attention, passes over activations) and of a model too small for anything but overhead, all in
-seconds of the process; predicts the step of several layouts by the code that plans for Ascend; and
-trains them, one thread per rank. The machine may have other work: before and after each step every
-rank runs the matrix products once more, and the gather between two ranks. How much slower these
-are on the clock than undisturbed is how much of a core there was for the step; the step around
-which they were the fastest is the one that is compared.
+The program measures single operators (matrix products of the model's shapes, attention, passes over
+activations) and a model too small for anything but overhead, all in seconds of the process, and
+describes a core as a device by them. It predicts the step of several parallel plans by the code
+that plans for Ascend, and trains these plans with one thread per rank.
+
+The machine may have other work. Therefore every rank runs the matrix products, and the gather
+between two ranks, once more before and after each step. How much slower they are on the clock than
+undisturbed shows how much of a core the step had. The step around which they were the fastest is
+the one that is compared.
 """
 
 import argparse
@@ -51,7 +53,7 @@ LARGE = 2**22  # numbers of the larger one of the gathered tensors
 
 
 def seconds(run: Callable[[], object], times: int, clock: Callable[[], float]) -> float:
-    """Mean of one call."""
+    """Returns the mean seconds of one call."""
     started = clock()
     for _ in range(times):
         run()
@@ -59,7 +61,7 @@ def seconds(run: Callable[[], object], times: int, clock: Callable[[], float]) -
 
 
 def products() -> tuple[float, Callable[[], None]]:
-    """The linear layers' matrix products in both passes: operations, and what runs them once."""
+    """Returns how many operations the linear layers' products have, and a function that runs them."""
     import torch
 
     from glm3cli.config.model import ModelConfig
@@ -82,7 +84,7 @@ def products() -> tuple[float, Callable[[], None]]:
 
 
 def core() -> dict[str, float]:
-    """Operations and bytes per second of a core, on a rank."""
+    """Returns the operations and bytes per second of a core, measured on a rank."""
     import torch
 
     from glm3cli.device.kernels import Kernels
@@ -99,7 +101,7 @@ def core() -> dict[str, float]:
     wide, other = (torch.randn(TOKENS, 2 * SHAPE["ffn_hidden_size"]) for _ in range(2))  # type: ignore[operator]
 
     def pass_over() -> None:
-        """Ten tensors read or written, in passes as a layer's."""
+        """Reads or writes ten tensors, in passes like a layer's."""
         torch.add(wide, other)
         torch.nn.functional.silu(wide)
         wide.add_(other, alpha=1e-9)
@@ -119,7 +121,7 @@ def core() -> dict[str, float]:
 def steps(
     shape: dict[str, Any], options: dict[str, Any], clock_name: str = "perf_counter"
 ) -> list[dict[str, float]]:
-    """Seconds of real steps, and of the matrix products and the gathers around each."""
+    """Returns the seconds of real steps, and of the products and gathers around each."""
     import torch
     import torch.distributed as dist
 
@@ -162,7 +164,7 @@ def steps(
 
 
 def calmest(runs: list[list[dict[str, float]]]) -> dict[str, float]:
-    """The step around which the slowest rank's matrix products were the fastest."""
+    """Returns the step around which the slowest rank's matrix products were the fastest."""
     windows = [
         {key: max(rank[key] for rank in ranks) for key in ranks[0]}
         for ranks in zip(*runs, strict=True)
@@ -171,7 +173,7 @@ def calmest(runs: list[list[dict[str, float]]]) -> dict[str, float]:
 
 
 def fill(train_step: Any) -> None:
-    """Weights of the size that a model begins with; numbers as they come may be denormal."""
+    """Fills weights with numbers of the usual size; uninitialised ones may be slow denormals."""
     import torch
 
     for chunk in train_step.chunks:
@@ -181,7 +183,7 @@ def fill(train_step: Any) -> None:
 
 
 def describe(pool: RankPool) -> Any:
-    """A core as a chip, undisturbed; without links."""
+    """Describes an undisturbed core as a device without links."""
     from glm3cli.config.model import ModelConfig
     from glm3cli.device.catalog import Chip
     from glm3cli.forecast.record import record_stage
@@ -208,7 +210,7 @@ def describe(pool: RankPool) -> Any:
 
 
 def slowed(chip: Any, found: dict[str, float]) -> Any:
-    """The core as it was on the clock between the steps, and gloo as it was then."""
+    """Describes the core and gloo as they were on the clock between the steps."""
     share = found["operations"] / found["multiply"] / (chip.peak_tflops * 1e12)
     return replace(
         chip,
@@ -228,7 +230,7 @@ def plan(options: dict[str, Any], ranks: int) -> Any:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints the table of predicted and measured steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`--dry-run` for devices that aren't here, and runs that don't fit, as a user meets them."""
+"""The text of `--dry-run` for devices that aren't here, and the refusal of runs that don't fit."""
 
 from pathlib import Path
 
@@ -19,7 +19,9 @@ def test_a_plan_for_eight_cards_on_this_machine(project: Project, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_that_does_not_fit_is_told_and_is_no_error(project: Project, tmp_path: Path) -> None:
+def test_a_plan_that_does_not_fit_is_reported_and_is_no_error(
+    project: Project, tmp_path: Path
+) -> None:
     changes = {"dry_run": True, "device_memory": "1MB"}
     ended = succeed(*options(project, tmp_path / "run", **changes))
     assert "does not fit: --tp 1 --pp 1 --micro-batch-size 2 needs" in ended.out

@@ -1,4 +1,4 @@
-"""Gather and reduce-scatter by direct exchange are what torch.distributed says they are."""
+"""All-gather and reduce-scatter by direct exchange give what torch.distributed defines."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ SIZE = 5  # numbers of a rank's part
 
 
 def of_rank(rank: int, size: int) -> torch.Tensor:
-    """Numbers whose sum in fp32 depends on the order."""
+    """Returns a rank's numbers, whose sum in fp32 depends on the order."""
     generator = torch.Generator().manual_seed(rank)
     return torch.randn(size * SIZE, generator=generator) * 10.0**rank
 
 
 def exchange(in_place: bool, at_once: bool) -> Any:
-    """What each way of gathering and scattering gives on this rank."""
+    """Returns this rank's results of each way of gathering and scattering."""
     from glm3cli.parallel.groups import open_grid
     from tests.support.tiny import train_config
 

@@ -1,4 +1,4 @@
-"""How the ranks find each other at the start, and who is named when they don't."""
+"""Ranks find each other at the start, and name those that are missing."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ def test_the_missing_ranks_and_the_hosts_of_the_others_are_named(rank: Any) -> N
 
 
 def together(numbers: list[int], world_size: int, seconds: float = 1.0) -> list[Any]:
-    """What each of these ranks gets, each in a thread and with a client of its own."""
+    """Returns the result of each of these ranks, each in a thread and with a client of its own."""
 
     def start(number: int) -> Any:
         try:
@@ -80,7 +80,7 @@ def test_a_rank_that_was_started_twice(rank: Any) -> None:
 
 
 def test_what_an_earlier_start_has_left_is_no_answer(rank: Any) -> None:
-    """Whichever ranks came then, and whichever come first now."""
+    """This holds for any ranks that came then, and any that come first now."""
     rank(0, 3)
     server = joining._open_store(0, 3, 1)
     assert all("have not started" in said for said in together([0, 1], 3, seconds=0.5))

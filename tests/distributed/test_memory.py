@@ -1,9 +1,9 @@
-"""The memory that `--dry-run` tells is what a rank's tensors hold at their peak.
+"""The memory that `--dry-run` predicts is what a rank's tensors hold at their peak.
 
-Measured by following every storage from its making to its end (tests/support/live_memory.py).
-Tolerance: a missing tensor of a layer's table is 3 to 20 % of it, a wrong number of micro-batches
-in flight more. The estimates are within 1 % nearly everywhere; interleaved stages hold some
-messages more, which makes 8 % of the smallest.
+It is measured by following every storage from its making to its end
+(tests/support/live_memory.py). Tolerance: a missing tensor of a layer's table is 3 to 20 % of it, a
+wrong number of micro-batches in flight more. The estimates are within 1 % nearly everywhere;
+interleaved stages hold some messages more, which are 8 % of the smallest.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.dist
 
 FULL = {"recompute": "full"}
 BLOCK = {"recompute": "full", "recompute_method": "block"}
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "bf16": (1, {"dtype": "bf16", "seq_length": 128, "global_batch_size": 2}),
     "recompute full": (1, FULL),
@@ -46,9 +46,9 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_plan_tells_the_measured_peak(ranks: RankPool, layout: str) -> None:
-    world_size, changes = LAYOUTS[layout]
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_plan_has_the_measured_peak(ranks: RankPool, plan: str) -> None:
+    world_size, changes = PLANS[plan]
     options = {"seq_length": 256, "micro_batch_size": 2, "global_batch_size": 4, **changes}
     measured = ranks.run(world_size, measure_peak, options)
     config = train_config(nproc=world_size, **options)

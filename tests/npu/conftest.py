@@ -1,4 +1,4 @@
-"""Ranks whose device is an emulated NPU."""
+"""Fixtures with ranks whose device is an emulated NPU."""
 
 import os
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ MINDSPEED = "GLM3_TEST_MINDSPEED"
 
 @pytest.fixture(scope="session")
 def wheels(request: pytest.FixtureRequest) -> Path:
-    """Where unpacked wheels are kept from one run of the tests to the next."""
+    """The folder that keeps unpacked wheels from one run of the tests to the next."""
     return request.config.cache.mkdir("torch_npu")
 
 
 @pytest.fixture(scope="session")
 def npu_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    """Processes on emulated NPUs, of the torch_npu that goes with the torch that is here."""
+    """Processes on emulated NPUs, with the torch_npu for the installed torch."""
     pool = _pool(wheels, tmp_path_factory.mktemp("npu"))
     yield pool
     pool.close()
@@ -33,7 +33,7 @@ def npu_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def mindspeed_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    """The same with MindSpeed, which no registry has: where a checkout of its branch is named."""
+    """The same with MindSpeed, if an environment variable names a checkout of its branch."""
     mindspeed = os.environ.get(MINDSPEED)
     if mindspeed is None:
         pytest.skip(f"{MINDSPEED} names no checkout of MindSpeed's branch {ASCEND['MindSpeed']}")

@@ -38,7 +38,7 @@ def test_greedy_tokens_are_the_cpus(
 
 
 def answers(options: dict[str, Any]) -> dict[tuple[str, int], Any]:
-    """MMLU's answers as the command finds them."""
+    """Returns MMLU's answers as the command finds them."""
     from glm3cli.config.evaluation import MmluConfig
     from glm3cli.evals.mmlu import suite_of
     from glm3cli.evals.prompts import build_prompts

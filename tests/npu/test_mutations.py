@@ -1,4 +1,4 @@
-"""The tests of operators notice every argument: without it, or with another type, they fail.
+"""The tests of operators notice every argument: they fail without it, or if it has another type.
 
 A call whose argument is left out, or has another dtype, must raise, or change a result by more than
 the tolerance of tests/npu/test_operators.py.
@@ -32,10 +32,10 @@ class Operators:
     """Stands for `torch.ops.npu`; changes one argument of one operator.
 
     Attributes:
-        operator: Its name; empty for none.
-        argument: Which is changed, everywhere it is given.
-        way: `without` it, or with another `type`.
-        given: The arguments of each operator that were seen, and whether they are tensors.
+        operator: Name of the operator whose calls are changed; empty for none.
+        argument: The argument that is changed in each of them.
+        way: How it is changed: `without` it, or with another `type`.
+        given: The arguments that each operator was called with, and whether they are tensors.
     """
 
     operator: str = ""
@@ -67,7 +67,7 @@ Task = Callable[[], list[torch.Tensor]]
 
 
 def tasks() -> list[Task]:
-    """What the tests of operators look at."""
+    """Returns the functions that the tests of operators compare, by name."""
     found: list[Task] = []
     for dtype in (torch.float32, torch.bfloat16):
         found += [partial(run, name, dtype) for name in CASES]
@@ -92,11 +92,11 @@ def is_noticed(operators: Operators, task: Task, expected: list[torch.Tensor], s
 
 
 def unnoticed(expected: list[list[torch.Tensor]], sends: bool) -> tuple[int, list[str]]:
-    """How many changes were tried, and those that none of the tasks noticed.
+    """Returns how many changes were tried, and those that none of the tasks noticed.
 
     Args:
-        expected: Results of plain torch, of each task.
-        sends: Whether by the operators of several ranks, or by all others.
+        expected: The results of plain torch for each task.
+        sends: Whether the operators of several ranks are changed, or all others.
     """
     cases = []
     changes = set()

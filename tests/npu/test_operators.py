@@ -107,7 +107,7 @@ def cross_entropy(kernels: Kernels, dtype: torch.dtype) -> Any:
 
 
 def run(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Result and gradients of a case by the kernels of this process's device."""
+    """Returns a case's result and gradients, by the kernels of this process's device."""
     from glm3cli.device import require_active
 
     leaves, result = CASES[name](require_active().kernels, dtype)
@@ -168,7 +168,7 @@ MC2 = {"npu_all_gather_base_mm", "npu_mm_reduce_scatter_base"}
 
 
 def count_calls(dtype: torch.dtype) -> set[str]:
-    """The operators that all cases call, but for those of several ranks."""
+    """Returns the operators that all cases call, but for those of several ranks."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     called = set()
@@ -193,7 +193,7 @@ def test_every_emulated_operator_is_called(npu_ranks: RankPool) -> None:
 
 
 def refusals() -> dict[str, str]:
-    """What the real schemas say to calls that a card would refuse, too."""
+    """Returns the errors of the real schemas for calls that a card would refuse, too."""
     npu = torch.ops.npu
     heads = torch.randn(4, 2, 3, 8)
     angles = torch.randn(4, 1, 1, 8)
@@ -237,7 +237,7 @@ def test_what_a_card_refuses_is_refused(npu_ranks: RankPool) -> None:
 def test_layers_that_send_while_they_multiply(
     ranks: RankPool, npu_ranks: RankPool, device: str
 ) -> None:
-    """bf16: sums over two ranks are rounded at different places."""
+    """The tolerance is bf16's: sums over two ranks are rounded at different places."""
     expected = ranks.run(2, block, False)
     found = (ranks if device == "cpu" else npu_ranks).run(2, block, True)
     for ours, plain in zip(found, expected, strict=True):

@@ -26,7 +26,7 @@ def on_cards(wheels: Path) -> dict[str, str]:
 
 
 def arguments(schema: str) -> dict[str, str]:
-    """Names and types of a schema's arguments, in their order."""
+    """Returns the names and types of a schema's arguments, in their order."""
     inside = schema[schema.index("(") + 1 : schema.rindex(") ->")]
     parts = re.split(r", (?![^\[]*\])", inside)
     named = [part.split("=")[0].rsplit(" ", 1) for part in parts if part != "*"]
@@ -38,7 +38,7 @@ Calls = dict[str, list[tuple[int, list[str]]]]
 
 
 def recorded(sending: bool) -> Calls:
-    """The calls of one rank alone, or of one that multiplies while it sends."""
+    """Returns the calls of one rank alone, or of one that communicates while it multiplies."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     calls: Calls = {}
@@ -70,7 +70,7 @@ def recorded(sending: bool) -> Calls:
 
 @pytest.fixture(scope="module")
 def calls(npu_ranks: RankPool) -> Calls:
-    """Of all operators."""
+    """Returns the calls of all operators."""
     alone, sending = npu_ranks.run(1, recorded, False), npu_ranks.run(2, recorded, True)
     return {**alone[0], **sending[0]}
 

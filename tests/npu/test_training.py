@@ -23,7 +23,7 @@ def world_size(options: dict[str, Any]) -> int:
 
 
 def assert_alike(found: Trained, expected: Trained, first: int = 0, loss: float = 1e-5) -> None:
-    """fp32; sums in another order differ by 1e-7 of their size a step."""
+    """Compares fp32 trainings, whose sums in another order differ by 1e-7 of their size a step."""
     assert found.losses == pytest.approx(expected.losses[first:], rel=loss)
     assert found.grad_norms == pytest.approx(expected.grad_norms[first:], rel=10 * loss)
 

@@ -1,4 +1,4 @@
-"""The memory that tensors hold while a rank trains, to the byte."""
+"""Measures the memory that tensors hold while a rank trains, to the byte."""
 
 import weakref
 from typing import Any
@@ -27,9 +27,10 @@ MODEL = ModelConfig(
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of every storage from the operation that makes it until it is freed.
 
-    Every operation passes here, those of the backward pass too. The memory of the process would
-    have the interpreter, the allocator's reserve, and the libraries in it; torch's profiler misses
-    what other threads (gloo's) free. What a kernel or a collective takes for itself isn't seen.
+    Every operation passes here, those of the backward pass, too. The memory of the process would
+    include the interpreter, the allocator's reserve, and the libraries; torch's profiler misses
+    what other threads (gloo's) free. Memory that a kernel or a collective takes for itself isn't
+    counted.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -50,7 +51,7 @@ class LiveMemory(TorchDispatchMode):
         return result
 
     def restart(self) -> None:
-        """The peak begins anew with what is there."""
+        """Sets the peak to the bytes that are held now."""
         self.peak = self._bytes
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -65,7 +66,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 def measure_peak(options: dict[str, Any]) -> tuple[int, int]:
-    """Stage of this rank, and most bytes that its tensors held in the second step of a run."""
+    """Returns this rank's stage, and the peak of its tensors in a run's second step, in bytes."""
     from glm3cli.parallel.groups import open_grid
     from glm3cli.train.setup import build_train_step, make_loader
 

@@ -1,4 +1,4 @@
-"""Machines that aren't there: folders and an environment that look like an Ascend server."""
+"""Made-up machines: folders and environment variables that look like an Ascend server."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ class FakeMachine(Machine):
 
 
 def laptop(folder: Path) -> FakeMachine:
-    """A machine without NPUs on which glm3 runs."""
+    """Makes a machine without NPUs on which glm3 runs."""
     machine = FakeMachine(
         root=folder / "root",
         environment={"PATH": str(folder / "bin")},
@@ -47,7 +47,7 @@ def laptop(folder: Path) -> FakeMachine:
 
 
 def server(folder: Path, num_cards: int = 8) -> FakeMachine:
-    """A server with NPUs on which everything fits."""
+    """Makes a server with NPUs on which everything fits."""
     machine = laptop(folder)
     for name, version in PACKAGES.items():
         install(machine, name, version)
@@ -63,12 +63,12 @@ def server(folder: Path, num_cards: int = 8) -> FakeMachine:
 
 
 def card(number: int) -> str:
-    """The name of an NPU's file."""
+    """Returns the name of an NPU's device file."""
     return f"davinci{number}"
 
 
 def install(machine: Machine, package: str, version: str | None, **origin: object) -> Path:
-    """Puts a package's metadata in the place of any that is there; no version takes it away."""
+    """Writes a package's metadata in place of any that is there; without a version, removes it."""
     name = package.replace("-", "_")
     folder = Path(machine.packages[0])
     for old in folder.glob(f"{name}-*.dist-info"):
@@ -92,12 +92,12 @@ def set_cann(machine: FakeMachine, version: str) -> FakeMachine:
 
 
 def with_environment(machine: FakeMachine, **variables: str) -> FakeMachine:
-    """The same machine, where some variables have other values."""
+    """Returns the same machine with other values of some variables."""
     return replace(machine, environment={**machine.environment, **variables})
 
 
 def without(machine: FakeMachine, *variables: str) -> FakeMachine:
-    """The same machine, where some variables aren't set."""
+    """Returns the same machine without some variables."""
     kept = {name: value for name, value in machine.environment.items() if name not in variables}
     return replace(machine, environment=kept)
 

@@ -8,7 +8,7 @@ from tests.support.tiny import TINY, train_config
 
 
 def block(mc2: bool) -> list[torch.Tensor]:
-    """Result and gradients of this rank: first layer, second layer, input."""
+    """Returns this rank's result, and the gradients of both layers' weights and of the input."""
     from megatron.core import tensor_parallel
 
     from glm3cli.model.build import transformer_config

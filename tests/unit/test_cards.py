@@ -1,4 +1,4 @@
-"""NPUs, their users, and their network, on machines that are made up."""
+"""The checks of NPUs, of who may use them, and of their network, on made-up machines."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The device layer: which chip is meant, what the CPU is, and the order of activation."""
+"""The device layer: which device is chosen, the CPU's redirects, and the order of activation."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Texts of accelerators, as people have met them, and what is made of them."""
+"""Error texts of accelerators that users have reported, and the causes that are found in them."""
 
 import re
 import sys

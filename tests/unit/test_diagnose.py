@@ -1,4 +1,4 @@
-"""`glm3 doctor`: what it finds here, and on machines that are made up."""
+"""The report of `glm3 doctor` on this machine and on made-up ones."""
 
 import torch
 

@@ -86,7 +86,7 @@ def even(pp: int, vpp: int = 1, send: float = 0.0) -> list[StagePace]:
 
 @pytest.mark.parametrize(("pp", "vpp", "count"), [(1, 1, 3), (2, 1, 4), (4, 1, 8), (4, 3, 8)])
 def test_even_stages_wait_as_published(pp: int, vpp: int, count: int) -> None:
-    """Narayanan et al. 2021: (p - 1) / v micro-batches beside those that work."""
+    """Narayanan et al. 2021: a stage waits for the time of (p - 1) / v micro-batches."""
     assert span(even(pp, vpp), count) == pytest.approx(3 * (count + (pp - 1) / vpp))
 
 
@@ -122,7 +122,7 @@ def planned(chip: Chip | None = None, **changes: Any) -> Forecast:
 
 
 def test_fewer_micro_batches_leave_more_bubble() -> None:
-    """The same work per step and device, in one micro-batch per data parallel rank or in eight."""
+    """The work per step is the same, in one micro-batch per data parallel rank or in eight."""
     few = planned(pp=2, global_batch_size=2, micro_batch_size=1)
     many = planned(pp=2, global_batch_size=16, micro_batch_size=1)
     assert few.bubble > many.bubble > 0
@@ -140,7 +140,7 @@ def test_a_faster_device_and_hidden_messages_are_faster() -> None:
 
 
 def test_the_real_model_on_eight_cards_is_within_reach_of_the_published_rate() -> None:
-    """ModelLink's 4,611 tokens/s per device, by a model of which nothing is fitted to it."""
+    """The published rate is ModelLink's 4,611 tokens/s per device; nothing is fitted to it."""
     options = {"planned_world_size": 8, "pp": 2, "seq_length": 8192, "global_batch_size": 128}
     config = train_config(dry_run=True, dtype="bf16", **options)
     found = forecast(config, PRESETS["6b"], find_chip("910B"))

@@ -1,4 +1,4 @@
-"""The parts of the model that we compute ourselves, against what defines them."""
+"""The kernels in plain torch against the formulas that define them."""
 
 from itertools import pairwise
 

@@ -1,9 +1,9 @@
-"""The memory that is told for an NPU is what its operators return and autograd keeps.
+"""The predicted memory of an NPU is what its operators return and autograd saves.
 
-Measured without numbers: the real model, loss and optimizer of one micro-batch run through the real
-names of the operators at 8,192 tokens, and every storage is followed. Nothing rounds here, and what
-isn't told is the shapes of a few numbers and, with tensor parallelism, which pieces of a gradient
-are there at once: 1 %, where the least tensor of a layer's table is 0.4 % and its norms are 12 %.
+It is measured on meta tensors: the real model, loss and optimizer of one micro-batch call the real
+names of the operators at 8,192 tokens, and every storage is followed. The prediction leaves out a
+few small tensors and, with tensor parallelism, which pieces of a gradient exist at the same time,
+hence the tolerance of 1 %. The smallest tensor of a layer's table is 0.4 % and its norms are 12 %.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["npu", "cpu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_plan_tells_what_the_operators_keep(layout: str, device: str) -> None:
+def test_the_plan_has_what_the_operators_save(layout: str, device: str) -> None:
     options = {"seq_length": 8192, "dtype": "bf16", "global_batch_size": 1, **LAYOUTS[layout]}
     size = options.get("tp", 1) * options.get("pp", 1) * options.get("cp", 1)
     config = train_config(dry_run=True, planned_world_size=size, **options)
@@ -57,7 +57,7 @@ def test_the_plan_tells_what_the_operators_keep(layout: str, device: str) -> Non
     assert told.persistent + told.activations + told.work == pytest.approx(memory.peak, rel=0.01)
 
 
-def test_an_npu_keeps_a_third_less_than_plain_torch() -> None:
+def test_an_npu_saves_a_third_less_than_plain_torch() -> None:
     config = train_config(seq_length=8192, dtype="bf16")
     npu, cpu = (
         saved_by_layer(config, SIX_B, DEVICES[device].saved_for_backward)

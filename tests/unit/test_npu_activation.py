@@ -1,4 +1,4 @@
-"""The NPU's imports, their order, and what is said where one fails; on stand-ins."""
+"""The imports of the NPU's packages, their order, and the errors where one fails; on stand-ins."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ ACTIVATE = (
 
 @pytest.fixture
 def ascend(tmp_path):
-    """Stand-ins of torch_npu and MindSpeed that record when and with what argv they come."""
+    """Stand-ins for torch_npu and MindSpeed that record when they are imported, and the argv."""
     return stand_in(
         tmp_path,
         recorder=RECORDER,
@@ -173,7 +173,7 @@ def test_more_ranks_than_npus_are_refused(ascend):
 
 
 def test_without_mindspeed_it_is_said_what_is_lost(ascend):
-    """Its stand-in is importable, but isn't installed on this machine."""
+    """MindSpeed's stand-in can be imported, but isn't installed on this machine."""
     code = """
     from tests.support.machines import install
     install(machine, "mindspeed", None)

@@ -1,4 +1,4 @@
-"""MFU's denominator: what the drivers call their devices, and what those can do at most."""
+"""The peaks that MFU is divided by, found by the names that drivers give to their devices."""
 
 import pytest
 

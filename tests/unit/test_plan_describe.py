@@ -1,4 +1,4 @@
-"""What a run would be: parameters, memory, and operations, from shapes alone."""
+"""The plan of a run: its weights, memory, and operations, from shapes alone."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_the_plan_of_a_rank_is_the_model_that_it_builds(stage):
 
 
 def in_closed_form(config: TrainConfig, model: ModelConfig, stage: int) -> int:
-    """Weights on a tensor parallel rank of a stage, from the sizes of the model."""
+    """Returns the number of weights on a rank of a stage, from the sizes of the model."""
     h, tp = model.hidden_size, config.tp
     rows = (model.query_size + 2 * model.kv_size) // tp
     layer = 2 * h + rows * (h + 1) + (model.query_size * h + 3 * model.ffn_hidden_size * h) // tp

@@ -1,4 +1,4 @@
-"""Planning for devices that aren't here: which layouts fit, and which would be the fastest."""
+"""The search for parallel plans that fit into devices that aren't here, the fastest first."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def one_rank(monkeypatch):
 
 
 def planned(**changes: Any) -> TrainConfig:
-    """The 6B model on eight devices, with sequences of 8,192 tokens."""
+    """Returns the settings of the 6B model on eight devices, with sequences of 8,192 tokens."""
     options = {
         "planned_world_size": 8,
         "dry_run": True,
@@ -163,7 +163,7 @@ def test_the_time_of_the_6b_model_is_what_was_measured():
     ],
     ids=str,
 )
-def test_layouts_are_in_the_order_that_one_knows(faster, slower):
+def test_plans_are_in_the_order_that_one_knows(faster, slower):
     fast, slow = (predict(planned(**options), SIX_B, CARD) for options in (faster, slower))
     assert fast.tokens_per_second > slow.tokens_per_second
 
@@ -181,19 +181,19 @@ def test_what_fits_is_in_order_and_does_fit():
     found = search(planned(), SIX_B, NPU, MEMORY, CARD)
     assert len(found.fitting) > 20
     assert found.others
-    seconds = [layout.time.seconds for layout in found.fitting]
+    seconds = [plan.time.seconds for plan in found.fitting]
     assert seconds == sorted(seconds)
-    for layout in found.fitting:
-        layout.config.check_sizes(SIX_B)
-        assert fits(layout.peak, MEMORY)
+    for plan in found.fitting:
+        plan.config.check_sizes(SIX_B)
+        assert fits(plan.peak, MEMORY)
         # The options that a user copies give the same plan.
-        words = flags(layout.config).replace("--", "").replace("-", "_").split()
+        words = flags(plan.config).replace("--", "").replace("-", "_").split()
         values = dict(zip(words[::2], words[1::2], strict=True))
         numbers = {name: int(value) for name, value in values.items() if value.isdigit()}
-        assert peak_of(planned(**(values | numbers)), SIX_B, NPU) == layout.peak
+        assert peak_of(planned(**(values | numbers)), SIX_B, NPU) == plan.peak
 
 
-def test_the_table_has_the_fastest_layouts_and_counts_the_others():
+def test_the_table_has_the_fastest_plans_and_counts_the_others():
     found = search(planned(), SIX_B, NPU, MEMORY, CARD)
     lines = table(found).splitlines()
     assert lines[0].startswith("layouts for 910B with 59.60 GiB, of which 10% stays free")
@@ -215,7 +215,7 @@ def test_where_nothing_fits_a_sentence_says_by_how_much():
     assert none_fits(found) in table(found)
 
 
-def test_a_batch_that_no_layout_can_share_out_is_told():
+def test_a_batch_that_no_plan_can_share_out_is_reported():
     found = search(planned(global_batch_size=1, seq_length=8191), SIX_B, NPU, MEMORY, CARD)
     assert none_fits(found) == "no layout is possible with this --global-batch-size"
 
@@ -228,7 +228,7 @@ def test_a_chip_alone_brings_its_memory():
 # --- refusals ---
 
 
-def test_modellinks_layout_fits_into_its_device():
+def test_modellinks_plan_fits_into_its_device():
     # Its README trains tp 1, pp 2 at 8,192 tokens on NPUs with 64 GB, and recomputes nothing.
     assert fits(peak_of(planned(pp=2), SIX_B, NPU), CARD.memory_bytes)
 
@@ -270,7 +270,7 @@ def test_the_device_that_is_planned_for_is_the_chips_or_the_one_here(monkeypatch
     )
 
 
-def test_if_recomputing_does_not_help_another_layout_is_named():
+def test_if_recomputing_does_not_help_another_plan_is_named():
     with pytest.raises(ConfigError) as caught:
         check_memory(planned(micro_batch_size=8, device_memory="32GB"), SIX_B)
     assert caught.value.hint.startswith("use --tp ")

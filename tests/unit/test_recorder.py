@@ -1,4 +1,4 @@
-"""What is planned is what runs: the operators of a step, counted on tensors without numbers."""
+"""A plan counts the operators that really run: those of a step, recorded on meta tensors."""
 
 from collections import Counter
 from typing import Any
@@ -40,7 +40,7 @@ def flops(work: StageWork, kind: str) -> float:
 
 
 def matrices(model: ModelConfig) -> int:
-    """Weights of all matrix products, counted from the architecture."""
+    """Returns the number of weights of all matrix products, counted from the architecture."""
     h = model.hidden_size
     layer = h * (model.query_size + 2 * model.kv_size) + model.query_size * h
     layer += 3 * h * model.ffn_hidden_size
@@ -92,7 +92,7 @@ def test_recomputation_runs_the_layers_forward_once_more() -> None:
 
 
 def test_samples_of_a_pack_see_themselves_alone() -> None:
-    """What the operator is told to leave out is not counted."""
+    """Pairs of different samples, which the operator leaves out, are not counted."""
     from glm3cli.device.npu_operators import define
 
     define()
@@ -200,7 +200,7 @@ def test_what_is_planned_for_this_cpu_is_what_runs_on_it() -> None:
 
 
 def test_no_square_of_the_sequence_and_no_expanded_keys_on_ascend() -> None:
-    """At 8,192 tokens of the real model: one head's scores alone would be 64 Mi numbers."""
+    """The real model has 8,192 tokens here: one head's scores alone would be 64 Mi numbers."""
     length = 8192
     work = record(SIX_B, ranks=2, pp=2, seq_length=length, dtype="bf16", pp_rank=1)
     shapes = {shape for one in passes(work) for shape in one.shapes}

@@ -1,4 +1,4 @@
-"""The table of replaced attributes: checked, and taken back as a whole."""
+"""Tables of replaced attributes are checked, and undone as a whole."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from glm3cli.errors import DeviceError
 
 @pytest.fixture
 def library(monkeypatch):
-    """A module with two functions and a class, to redirect."""
+    """Makes a module with two functions and a class whose attributes can be redirected."""
     module = types.ModuleType("made_up_library")
 
     class Box:

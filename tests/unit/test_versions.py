@@ -1,4 +1,4 @@
-"""Which versions fit together, on machines that are made up."""
+"""The checks of versions that must fit together, on made-up machines."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ def find(machine: FakeMachine, subject: str, npu: bool = True) -> Finding:
 
 
 def sentence(machine: FakeMachine) -> str:
-    """What a start on NPUs says."""
+    """Returns the message with which a start on NPUs is refused."""
     with pytest.raises(DeviceError) as caught:
         require_versions(machine)
     assert caught.value.hint
@@ -233,7 +233,7 @@ def test_mindspeeds_version_tells_its_branch(version, verdict, why, tmp_path):
 
 
 def clone(folder: Path, branch: str, version: str) -> Path:
-    """MindSpeed's source."""
+    """Makes a checkout of MindSpeed's source."""
     write(folder / ".git/HEAD", f"ref: refs/heads/{branch}\n")
     write(folder / "setup.py", f"__version__ = '{version}'\n")
     write(folder / "mindspeed/__init__.py", "")

@@ -1,4 +1,4 @@
-"""A child process's device: our NPU path on the real torch_npu, computed by CPU kernels."""
+"""The emulated NPU of a child process: our NPU path on the real torch_npu, with CPU kernels."""
 
 import ctypes
 import os
@@ -24,14 +24,14 @@ from tests.support.npu.operators import KERNELS, with_defaults
 
 
 class EmulatedKernels(NpuKernels):
-    """`NpuKernels` as they are, but for the name of a network that isn't there."""
+    """`NpuKernels` as they are, except that groups have made-up names for HCCL."""
 
     def hccl_name(self, group: Any) -> str:
         return str(group.group_name)
 
 
 class EmulatedNpu(NpuDevice):
-    """`NpuDevice` as it is, but for the tensors' place and the network."""
+    """`NpuDevice` as it is, except that tensors are on the CPU and gloo is the network."""
 
     backend: ClassVar[str] = "gloo"
     stream_ordered: ClassVar[bool] = False
@@ -65,7 +65,7 @@ class EmulatedNpu(NpuDevice):
 
 @contextmanager
 def _triton() -> Iterator[None]:
-    """A package that MindSpeed imports for kernels which only a card could run."""
+    """Stands in for triton, which MindSpeed imports for kernels that only a card could run."""
     parts = ("", ".language", ".language.extra", ".language.extra.libdevice")
     names = [f"triton{part}" for part in (*parts, ".runtime", ".runtime.driver")]
     package = MagicMock(__spec__=None, __version__="3.2.0")

@@ -1,7 +1,7 @@
-"""CPU kernels for the operators of torch_npu that we call, by what its documentation says of them.
+"""CPU kernels for the operators of torch_npu that we call, written from its documentation.
 
-Each refuses what the operator on a card would refuse (torch_npu/_op_plugin_docs.py), and computes
-in small steps, with nothing shared with the kernels that it is compared with.
+Each kernel refuses what the operator on a card would refuse (torch_npu/_op_plugin_docs.py). It
+computes in small steps and shares no code with the kernels that it is compared with.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_defaults(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with every argument of the operator's schema by position.
+    """Wraps `function` so that it gets every argument of the operator's schema by position.
 
-    The dispatcher leaves out trailing ones that have their default, and names those after a star.
+    The dispatcher leaves out trailing arguments that have their default, and passes those after a
+    star by name.
     """
     schema = getattr(torch.ops.npu, name).default._schema
 
@@ -213,7 +214,7 @@ def npu_mm_reduce_scatter_base(
 def _samples(
     layout: str, tensor: Tensor, head_size: int, lengths: Sequence[int] | None
 ) -> list[Tensor]:
-    """The parts that attend within themselves, [s, n, d] each."""
+    """Returns the parts that attend within themselves, [s, n, d] each."""
     if layout == "SBH":
         return list(tensor.unflatten(-1, (-1, head_size)).unbind(1))
     require(layout == "TND", f"the emulation has no layout {layout}")
@@ -231,7 +232,7 @@ def _joined(layout: str, parts: list[Tensor]) -> Tensor:
 def _hidden(
     num_queries: int, num_keys: int, mask: Tensor | None, sparse_mode: int
 ) -> Tensor | None:
-    """Which scores don't count, [queries, keys]; without a mask, sparse_mode has no effect."""
+    """Returns which scores are hidden, [queries, keys]; sparse_mode needs a mask to have an effect."""
     if mask is None:
         return None
     require(mask.dtype in (torch.bool, torch.uint8), "atten_mask is neither bool nor uint8")
@@ -246,7 +247,7 @@ def _hidden(
 
 
 def _scores(query: Tensor, key: Tensor, scale: float, hidden: Tensor | None) -> Tensor:
-    """[n, queries, keys] in fp32; every group of keys serves several heads."""
+    """Returns scores in fp32, [n, queries, keys]; every group of keys serves several heads."""
     key = key.repeat_interleave(query.size(1) // key.size(1), 1)
     scores = torch.einsum("qnd,knd->nqk", query.float(), key.float()) * scale
     return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
@@ -422,7 +423,7 @@ def npu_fused_infer_attention_score(
 def _valid(
     size: int, lengths: Sequence[int] | None, padding: Tensor | None, row: int
 ) -> tuple[int, int]:
-    """Where a row begins and ends: right-padded, unless the padding at its end is given."""
+    """Returns where a row begins and ends: right-padded, unless the padding at its end is given."""
     length = size if lengths is None else int(lengths[row if len(lengths) > 1 else 0])
     require(0 <= length <= size, f"a length of {length} in {size}")
     if padding is None or lengths is None:

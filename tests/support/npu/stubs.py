@@ -1,4 +1,4 @@
-"""Shared libraries in place of CANN's: every function that torch_npu links to, doing nothing."""
+"""Builds shared libraries in place of CANN's, whose functions do nothing."""
 
 import re
 import shutil
@@ -25,7 +25,7 @@ _LOOKED_UP = ("aclrtSetDeviceSatMode",)  # by name, at run time
 
 
 def build(wheel: Path) -> list[Path]:
-    """Stub libraries for an unpacked torch_npu, beside it; skips the test without a compiler."""
+    """Builds them beside an unpacked torch_npu, and returns them; skips without a compiler."""
     for tool in ("gcc", "nm"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} isn't installed: there are no stubs for CANN's libraries")
@@ -44,7 +44,7 @@ def build(wheel: Path) -> list[Path]:
 
 
 def _missing(wheel: Path) -> list[str]:
-    """The functions that no library here defines."""
+    """Returns the functions that torch_npu needs and no library here defines."""
     theirs = list((wheel / "torch_npu").rglob("*.so"))
     torchs = (Path(torch.__file__).parent / "lib").glob("*.so*")
     wanted = set().union(*(_symbols(path, "--undefined-only") for path in theirs))

@@ -1,6 +1,6 @@
-"""torch_npu's wheel, from the package registry, unpacked into a folder of its own.
+"""Gets torch_npu's wheel from the package registry and unpacks it into a folder of its own.
 
-On the normal path `import torch` would load it, and fail without CANN.
+It isn't installed: `import torch` would then load it, and fail without CANN.
 """
 
 import re
@@ -15,7 +15,7 @@ import pytest
 
 
 def unpacked(version: str, cache: Path) -> Path:
-    """The folder of torch_npu `version`, got once; skips the test where it can't be had."""
+    """Returns the folder of torch_npu `version`, fetched once; skips the test if that fails."""
     folder = cache / version
     if folder.is_dir():
         return folder
@@ -44,7 +44,7 @@ def unpacked(version: str, cache: Path) -> Path:
 
 
 def schemas(folder: Path) -> dict[str, str]:
-    """The operators that a wheel defines, by name, as its library spells them out."""
+    """Returns the schemas of a wheel's operators by name, read from the text in its library."""
     text = (folder / "torch_npu/lib/libtorch_npu.so").read_bytes()
     found = re.findall(rb"(?<=\0)(npu_\w+)(\([\x20-\x7e]*\) -> [\x20-\x7e]+)(?=\0)", text)
     return {name.decode(): (name + rest).decode() for name, rest in found}
