@@ -61,7 +61,7 @@ def seconds(run: Callable[[], object], times: int, clock: Callable[[], float]) -
 
 
 def products() -> tuple[float, Callable[[], None]]:
-    """Returns how many operations the linear layers' products have, and a function that runs them."""
+    """Returns the operations of the linear layers' products, and a function that computes them."""
     import torch
 
     from glm3cli.config.model import ModelConfig

@@ -232,7 +232,10 @@ def _joined(layout: str, parts: list[Tensor]) -> Tensor:
 def _hidden(
     num_queries: int, num_keys: int, mask: Tensor | None, sparse_mode: int
 ) -> Tensor | None:
-    """Returns which scores are hidden, [queries, keys]; sparse_mode needs a mask to have an effect."""
+    """Returns which scores are hidden, [queries, keys].
+
+    Without a mask none is, since sparse_mode has no effect then.
+    """
     if mask is None:
         return None
     require(mask.dtype in (torch.bool, torch.uint8), "atten_mask is neither bool nor uint8")
