@@ -112,6 +112,7 @@ def test_the_end_of_its_time_saves(project: Project, tmp_path: Path) -> None:
     last = steps(run)[-1]["iteration"]
     assert checkpoints(run) == [f"iter_{last:07d}"]
     assert events(run, "signal")[0]["name"] == "--exit-duration"
+    assert "stopped by --exit-duration" in (run / "report.html").read_text("utf-8")
 
 
 def test_a_signal_in_validation_saves(project: Project, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """report.html: what metrics.jsonl says, on a page that loads nothing."""
 
+import ast
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from glm3cli.train import report
 from glm3cli.train.report.charts import HEIGHT, MAX_BUCKETS, WIDTH, Axis, Chart, Curve, number
 from glm3cli.train.report.history import History
 from glm3cli.train.report.report import MAX_EVENTS, write_report
@@ -66,6 +68,18 @@ def read(tmp_path: Path, lines: list[dict[str, Any]], end: str = "") -> History:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + end, "utf-8")
     return History.read(tmp_path / "metrics.jsonl")
+
+
+def test_reports_know_nothing_of_the_loop_that_makes_them():
+    imported = {
+        node.module
+        for file in Path(report.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("glm3cli.train")
+    }
+    below = ("glm3cli.train.progress.", "glm3cli.train.report.")
+    assert {name for name in imported if not name.startswith(below)} == set()
+    assert imported
 
 
 # --- what counts ---
@@ -239,6 +253,10 @@ def test_numbers_are_short():
         ([event("stop", iteration=4)], "finished"),
         ([event("stop", iteration=3)], "stopped early"),
         ([event("signal", number=15), event("stop", iteration=3)], "stopped by signal 15"),
+        (
+            [event("signal", number=0, name="--exit-duration"), event("stop", iteration=3)],
+            "stopped by --exit-duration",
+        ),
         ([], "not finished"),
         ([event("stop", iteration=3), event("start")], "not finished"),
     ],

@@ -1,6 +1,6 @@
-"""RUN/report.html: curves, events, settings, data, and versions of a run on one page.
+"""Makes RUN/report.html: curves, events, settings, data, and versions of a run on one page.
 
-Made of RUN/metrics.jsonl and RUN/run.yaml alone, so that it can be made again at any time. The
+It is made of RUN/metrics.jsonl and RUN/run.yaml alone, and so can be made again at any time. The
 page loads nothing: style, script, and drawings are in it.
 """
 
@@ -24,9 +24,14 @@ MARKED = ("start", "resume", "save", "skip", "rollback", "signal", "stop")
 
 
 def write_report(run: Path, history: History | None = None) -> Path:
-    """Writes the page of a run's folder aside and renames it; gives its path.
+    """Writes the page of a run and returns its path; an old page is replaced in one go.
 
-    `history` is what metrics.jsonl says, where that is known already.
+    Args:
+        run: The folder of the run.
+        history: The content of its metrics.jsonl; None reads that file.
+
+    Raises:
+        OSError: A file can't be read or written.
     """
     settings_file = run / "run.yaml"
     settings = yaml.safe_load(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
@@ -38,7 +43,13 @@ def write_report(run: Path, history: History | None = None) -> Path:
 
 
 def build_report(name: str, history: History, settings: Mapping[str, Any]) -> str:
-    """The page as text."""
+    """Returns the page as text.
+
+    Args:
+        name: The title.
+        history: The steps, validations, and events of the run.
+        settings: The content of run.yaml.
+    """
     template = Path(__file__).with_name("report.html").read_text("utf-8")
     start = history.last_event("start")
     details = start.details if start else {}
@@ -58,6 +69,11 @@ def build_report(name: str, history: History, settings: Mapping[str, Any]) -> st
 
 
 def _about(start: Mapping[str, Any]) -> str:
+    """Returns the line below the title: the command, the model's size, and the parallel sizes.
+
+    Args:
+        start: The details of the last `start` event; empty if there is none.
+    """
     if "parameters" not in start:
         return ""
     sizes = " x ".join(
@@ -67,11 +83,12 @@ def _about(start: Mapping[str, Any]) -> str:
 
 
 def _status(history: History, settings: Mapping[str, Any]) -> str:
+    """Returns how the run has ended since its last start, as HTML."""
     last_start = max((i for i, e in enumerate(history.events) if e.kind == "start"), default=0)
     since = {event.kind: event for event in history.events[last_start:]}
     stop, signal = since.get("stop"), since.get("signal")
     if signal is not None:
-        word, text = "bad", f"stopped by signal {signal.details.get('number', '')}"
+        word, text = "bad", f"stopped by {_what_stopped(signal.details)}"
     elif stop is None:
         word, text = "open", "not finished"
     elif stop.iteration >= settings.get("train_iters", 0):
@@ -81,42 +98,54 @@ def _status(history: History, settings: Mapping[str, Any]) -> str:
     return f'<span class="status {word}">{escape(text)}</span>'
 
 
+def _what_stopped(signal: Mapping[str, Any]) -> str:
+    """Returns what stopped a run: a signal by its number, or `--exit-duration`.
+
+    Args:
+        signal: The details of the `signal` event; its `number` is 0 for `--exit-duration`.
+    """
+    number = signal.get("number", "")
+    return str(signal.get("name", "")) if number == 0 else f"signal {number}"
+
+
 def _tiles(history: History, settings: Mapping[str, Any]) -> str:
+    """Returns the newest numbers of the run as HTML; those that it doesn't have are left out."""
     steps = history.steps
     last = steps.last
-    share = last("mfu")
-    causal = last("mfu_causal")
     memory = last("peak_memory_bytes")
-    found = {
+    tiles = {
         "step": _of(steps.iterations[-1] if steps else 0, settings.get("train_iters")),
-        "loss": _told(last("loss"), "{:.4f}"),
-        "validation loss": _told(history.validations.last("validation_loss"), "{:.4f}"),
-        "tokens": _told(last("consumed_tokens")),
-        "tokens/s/device": _told(last("tokens_per_second_per_device")),
-        "TFLOP/s/device": _told(last("tflops_per_device")),
-        "MFU full": _told(share, "{:.1%}"),
-        "MFU causal": _told(causal, "{:.1%}"),
-        "peak memory": _told(memory and memory / 2**30, "{:.2f} GiB"),
+        "loss": _formatted(last("loss"), "{:.4f}"),
+        "validation loss": _formatted(history.validations.last("validation_loss"), "{:.4f}"),
+        "tokens": _formatted(last("consumed_tokens")),
+        "tokens/s/device": _formatted(last("tokens_per_second_per_device")),
+        "TFLOP/s/device": _formatted(last("tflops_per_device")),
+        "MFU full": _formatted(last("mfu"), "{:.1%}"),
+        "MFU causal": _formatted(last("mfu_causal"), "{:.1%}"),
+        "peak memory": _formatted(memory and memory / 2**30, "{:.2f} GiB"),
         "time in steps": _duration(steps.total("step_time")),
     }
     return "".join(
         f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>"
-        for label, value in found.items()
+        for label, value in tiles.items()
         if value is not None
     )
 
 
 def _of(done: int, of: Any) -> str:
+    """Returns the number of steps done, and the number of all steps if it is known."""
     return f"{done:,}" if of is None else f"{done:,} / {of:,}"
 
 
-def _told(value: float | None, form: str = "") -> str | None:
+def _formatted(value: float | None, form: str = "") -> str | None:
+    """Returns a number in the format `form`, or in four digits without; None stays None."""
     if value is None:
         return None
     return form.format(value) if form else number(value)
 
 
 def _duration(seconds: float) -> str:
+    """Returns a time in hours and minutes, minutes and seconds, or seconds."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
@@ -124,7 +153,7 @@ def _duration(seconds: float) -> str:
 
 
 def _phases(history: History) -> str:
-    """Where the time of the steps went, as a bar of parts."""
+    """Returns the share of each phase in the time of all steps, as a bar in HTML."""
     seconds = {phase: history.steps.total(f"{phase}_time") for phase in STEP_PHASES}
     together = sum(seconds.values())
     if not together:
@@ -138,6 +167,7 @@ def _phases(history: History) -> str:
 
 
 def _charts(history: History) -> str:
+    """Returns the charts as HTML."""
     steps, validations = history.steps, history.validations
     everything = [*steps.iterations[:1], *steps.iterations[-1:], *validations.iterations]
     if not everything:
@@ -147,6 +177,7 @@ def _charts(history: History) -> str:
 
 
 def _all_charts(history: History) -> list[Chart]:
+    """Returns the charts to draw; a loss scale that stays and an MFU that isn't known have none."""
     validations = history.validations
     marks = [event for event in history.events if event.kind in MARKED]
 
@@ -158,8 +189,8 @@ def _all_charts(history: History) -> list[Chart]:
 
     losses = [curve("loss", "training")]
     if validations:
-        found = validations.columns["validation_loss"]
-        losses.append(Curve("validation", validations.iterations, found))
+        values = validations.columns["validation_loss"]
+        losses.append(Curve("validation", validations.iterations, values))
     charts = [
         Chart("Loss", losses, from_zero=False, marks=marks),
         Chart("Learning rate", [curve("lr")], marks=marks),
@@ -176,11 +207,13 @@ def _all_charts(history: History) -> list[Chart]:
 
 
 def _kinds(events: Sequence[Event]) -> str:
-    found = {event.kind for event in events}
-    return "".join(f'<span class="key {kind}">{kind}</span>' for kind in MARKED if kind in found)
+    """Returns the legend of the events that are marked on the charts, as HTML."""
+    kinds = {event.kind for event in events}
+    return "".join(f'<span class="key {kind}">{kind}</span>' for kind in MARKED if kind in kinds)
 
 
 def _events(events: Sequence[Event]) -> str:
+    """Returns a table of the last MAX_EVENTS events, the newest first, as HTML."""
     rows = [
         [_moment(event.time), str(event.iteration), event.kind, _details(event.details)]
         for event in reversed(events[-MAX_EVENTS:])
@@ -191,15 +224,22 @@ def _events(events: Sequence[Event]) -> str:
 
 
 def _details(details: Mapping[str, Any]) -> str:
+    """Returns the details of an event as text, without lists, mappings, and the iteration."""
     short = {k: v for k, v in details.items() if not isinstance(v, list | dict)}
     return ", ".join(f"{key} {value}" for key, value in short.items() if key != "iteration")
 
 
 def _moment(time: float | None) -> str:
+    """Returns a time in seconds since 1970 as local date and time; an empty text for None."""
     return "" if time is None else datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table of the data sets as HTML.
+
+    Args:
+        sources: The data sets, as the `start` event lists them.
+    """
     head = ["data", "weight", "documents", "tokens", "samples", "epochs"]
     rows = [
         [
@@ -214,14 +254,23 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, Any]]) -> str:
+    """Returns a table of names and values as HTML."""
     return _table([], [[key, _value(value)] for key, value in pairs])
 
 
 def _value(value: Any) -> str:
+    """Returns a value as text; the items of a list with commas between them."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table as HTML, whose cells are escaped; "None." if it has no rows.
+
+    Args:
+        head: The names of the columns; empty for a table without a head.
+        rows: The cells of each row.
+    """
+
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
