@@ -1,4 +1,4 @@
-"""The training loop, the same for pretrain and finetune."""
+"""`Trainer`: the training loop, the same for pretrain and finetune."""
 
 from dataclasses import dataclass
 
@@ -7,25 +7,26 @@ from glm3cli.device import require_active
 from glm3cli.errors import DataError, StoppedError
 from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.profile import Profiler
-from glm3cli.train.progress.state import State
+from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import TrainingParts
-from glm3cli.train.signals import SAVE, StopFlag, described
-from glm3cli.train.step import StepOutcome
+from glm3cli.train.signals import SAVE, StopFlag, signal_details
 
 
 @dataclass
 class Trainer:
-    """Trains from `state` to the end, or to a stop signal; the last step is always saved.
+    """Trains from `state` to the last iteration, or until a signal or --exit-duration stops it.
+
+    The last step is always saved.
 
     Attributes:
-        config: The settings.
-        parts: Model, optimizer, and data on this rank.
-        state: How far the run has come.
-        metrics: What the run reports; rank 0 alone writes it.
-        checkpointer: Writes the checkpoints.
+        config: The settings of the run.
+        parts: The model, the optimizer, and the data loaders on this rank.
+        state: The progress of the run.
+        metrics: The report of the run; rank 0 alone writes it.
+        checkpointer: Writes and restores the checkpoints.
         profiler: Traces the steps that --profile names.
-        stop: The requests of signals and of --exit-duration.
+        stop: The requests to save or to stop, by signals and by --exit-duration.
         saved: The iteration of the newest checkpoint.
         skipped_in_a_row: The number of steps since the weights last changed.
     """
@@ -41,16 +42,16 @@ class Trainer:
     skipped_in_a_row: int = 0
 
     def run(self) -> State:
-        """Trains, and gives the final state.
+        """Trains to the last iteration and returns the final state; all ranks must call it.
 
         Raises:
-            StoppedError: A signal came; the run was saved.
+            StoppedError: A signal or --exit-duration has stopped the run, which was saved.
             DataError: A sample doesn't fit the model, or too many steps in a row were skipped.
-            CheckpointError: A checkpoint can't be written.
+            CheckpointError: A checkpoint can't be written, or none can be gone back to.
         """
         self.saved, request = self.state.iteration, self.stop.agreed()
         while self.state.iteration < self.config.train_iters and request <= SAVE:
-            self._run_step()
+            self._train_or_step_over()
             request = self.stop.agreed()
             if request == SAVE or _is_due(self.state.iteration, self.config.save_interval):
                 self._save()
@@ -58,11 +59,12 @@ class Trainer:
                 request = self._validate()
             self.checkpointer.poll()
         if request > SAVE:
-            self.metrics.event("signal", **described(request))
+            self.metrics.event("signal", **signal_details(request))
         self._end()
         return self.state
 
-    def _run_step(self) -> None:
+    def _train_or_step_over(self) -> None:
+        """Trains on the next global batch and reports the step, unless that batch is left out."""
         config, state, phases = self.config, self.state, self.parts.train_step.phases
         if state.consumed_samples in state.stepped_over:
             state.step_over(config.global_batch_size, config.seq_length)
@@ -78,10 +80,18 @@ class Trainer:
         self.profiler.end(state.iteration)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         if outcome.skipped:
-            self._skipped(outcome, first)
+            self._react_to_skip(outcome, first)
 
-    def _skipped(self, outcome: StepOutcome, first: int) -> None:
-        """Tells of a step that left the weights as they were, and ends what leads nowhere."""
+    def _react_to_skip(self, outcome: StepOutcome, first: int) -> None:
+        """Reports a step that left the weights as they were, and goes back or gives up if asked to.
+
+        Args:
+            outcome: What the step did.
+            first: The position of its first sample.
+
+        Raises:
+            DataError: --max-skipped steps in a row were skipped.
+        """
         iteration, last = self.state.iteration, self.state.consumed_samples - 1
         self.metrics.event(
             "skip",
@@ -101,24 +111,33 @@ class Trainer:
             self._roll_back(first)
 
     def _roll_back(self, first: int) -> None:
-        """Goes back to the newest checkpoint; the batch that begins at `first` is left out."""
+        """Goes back to the newest checkpoint, if there is one, and marks a batch as left out.
+
+        Args:
+            first: The position of the batch's first sample.
+        """
         self.checkpointer.finish()
         folder = self.checkpointer.newest(self.metrics)
         if folder is None:
             return
-        counted = self.state
+        before = self.state
         self.state = self.checkpointer.load(
             folder, self.parts.train_step, self.metrics, event="rollback"
         )
-        self.state.skipped, self.state.nan = counted.skipped, counted.nan
-        self.state.stepped_over = [*counted.stepped_over, first]
+        self.state.skipped, self.state.nan = before.skipped, before.nan
+        self.state.stepped_over = [*before.stepped_over, first]
 
     def _save(self) -> None:
+        """Writes a checkpoint of the present state, or begins to."""
         with self.parts.train_step.phases.phase("save"):
             self.saved = self.checkpointer.save(self.parts.train_step, self.state, self.metrics)
 
     def _validate(self) -> int:
-        """Validates, unless a signal comes meanwhile, which it gives."""
+        """Validates and reports the loss, unless the run is asked to stop meanwhile.
+
+        Returns:
+            The request that has come meanwhile; 0 if none has.
+        """
         if self.parts.valid is None:
             return 0
         train_step = self.parts.train_step
@@ -129,6 +148,12 @@ class Trainer:
         return self.stop.agreed()
 
     def _end(self) -> None:
+        """Saves the last step, writes what is left to be written, and reports the end.
+
+        Raises:
+            StoppedError: The run was stopped before its last iteration.
+            CheckpointError: A checkpoint can't be written.
+        """
         self.profiler.close(self.state.iteration)
         if self.saved != self.state.iteration:
             self._save()
@@ -144,4 +169,5 @@ class Trainer:
 
 
 def _is_due(iteration: int, interval: int | None) -> bool:
+    """Returns whether something that happens every `interval` steps happens after this one."""
     return interval is not None and iteration % interval == 0

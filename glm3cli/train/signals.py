@@ -1,6 +1,7 @@
-"""A polite stop: a signal on any rank, or the end of its time, is a request to all of them.
+"""`StopFlag`: signals, and the end of --exit-duration, as requests that all ranks agree on.
 
-SIGTERM and SIGINT end the run after a save, SIGUSR1 saves and goes on.
+SIGTERM and SIGINT stop a run after it has saved; SIGUSR1 makes it save and go on. It is enough that
+one rank gets the signal.
 """
 
 import signal
@@ -11,19 +12,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Requests, the more urgent the greater; that of a signal that ends the run is _SIGNAL + its number.
+# Requests are numbers, the more urgent the greater: to save, to stop because --exit-duration is
+# over, and to stop because of a signal, which is _SIGNAL + the signal's number.
 SAVE, _DURATION, _SIGNAL = 1, 2, 100
 
 
 class StopFlag:
-    """Remembers a request until the ranks have agreed on it.
-
-    Args:
-        device: Where the ranks' answers are put together.
-        minutes: After which the run is asked to end.
-    """
+    """Remembers what this rank was asked to do, until the ranks have agreed on it."""
 
     def __init__(self, device: torch.device, minutes: float | None = None) -> None:
+        """Installs the handlers of the signals, and starts the clock.
+
+        Args:
+            device: The device on which the ranks exchange their requests.
+            minutes: The time after which the run is asked to stop; None never asks.
+        """
         self._device = device
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._requested = 0
@@ -31,13 +34,14 @@ class StopFlag:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
+        """Handles a signal: remembers its request unless there is a more urgent one."""
         request = SAVE if number == signal.SIGUSR1 else _SIGNAL + number
         self._requested = max(self._requested, request)
 
     def agreed(self) -> int:
-        """The most urgent request of any rank, or 0; every rank gets the same answer.
+        """Returns the most urgent request of any rank, or 0; all ranks must call it.
 
-        A request to save is answered once.
+        A request to save is returned once, a request to stop every time.
         """
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._requested = max(self._requested, _DURATION)
@@ -48,15 +52,25 @@ class StopFlag:
         return int(flag)
 
     def is_ending(self) -> bool:
-        """Whether any rank has been asked to end; a request to save is left for `agreed`."""
+        """Returns whether any rank has been asked to stop; all ranks must call it.
+
+        Requests to save are left for `agreed`.
+        """
         ending = self._requested if self._requested > SAVE else 0
         flag = torch.tensor([ending], dtype=torch.int, device=self._device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag) > SAVE
 
 
-def described(request: int) -> dict[str, Any]:
-    """The number of the signal that asks to end, and its name; the time has none."""
+def signal_details(request: int) -> dict[str, Any]:
+    """Returns the details of a `signal` event: what asked the run to stop.
+
+    Args:
+        request: A request to stop.
+
+    Returns:
+        The `number` and the `name` of the signal; 0 and `--exit-duration` for the end of that time.
+    """
     if request < _SIGNAL:
         return {"number": 0, "name": "--exit-duration"}
     return {"number": request - _SIGNAL, "name": signal.Signals(request - _SIGNAL).name}

@@ -1,4 +1,4 @@
-"""One optimizer step through megatron-core's pipeline schedule, and validation by the same way."""
+"""`TrainStep`: one optimizer step through megatron-core's pipeline schedule, and validation."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,56 +15,24 @@ from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import Objective
 from glm3cli.train.progress.phases import Phases
+from glm3cli.train.progress.state import StepOutcome
 from glm3cli.train.signals import StopFlag
 
 
 @dataclass(frozen=True)
-class StepOutcome:
-    """What one step did.
-
-    Attributes:
-        loss: Mean over all trained tokens of the global batch.
-        num_tokens: Trained tokens of the global batch.
-        grad_norm: Norm of the whole gradient before clipping.
-        skipped: Whether the weights stayed as they were.
-        is_overflow: Whether that was fp16's loss scale, which is tried anew with a smaller one.
-    """
-
-    loss: float
-    num_tokens: int
-    grad_norm: float
-    loss_scale: float
-    lr: float
-    skipped: bool
-    is_overflow: bool = False
-
-    @property
-    def is_nan(self) -> bool:
-        """Whether the loss or the gradient is not a finite number, by itself."""
-        return not math.isfinite(self.loss) or (
-            not self.is_overflow and not math.isfinite(self.grad_norm)
-        )
-
-    @property
-    def reason(self) -> str:
-        """What was wrong with a skipped step, as in "its ..."."""
-        if not math.isfinite(self.loss):
-            return "loss is not a number"
-        return "gradient overflows" if self.is_overflow else "gradient is not a number"
-
-
-@dataclass(frozen=True)
 class TrainStep:
-    """One optimizer step of a run on this rank, and a validation by the same way.
+    """What this rank needs for optimizer steps and for validations.
+
+    All ranks must call the same methods with the same arguments.
 
     Attributes:
         objective: The forward pass and the loss of a micro-batch.
         chunks: This rank's model chunks, each wrapped in megatron-core's DDP.
         optimizer: Megatron-core's optimizer of all chunks.
         scheduler: Megatron-core's schedule of the learning rate, counted in samples.
-        grid: This rank's coordinates.
-        seq_length: Tokens of a sample, over all context parallel ranks.
-        micro_batch_size: Samples of a micro-batch.
+        grid: This rank's place among the parallel groups.
+        seq_length: The number of tokens of a sample, over all context parallel ranks.
+        micro_batch_size: The number of samples of a micro-batch.
         phases: The clock that adds up the seconds of forward and backward passes, the optimizer,
             and the waits for data.
     """
@@ -81,7 +49,17 @@ class TrainStep:
     def finalize(
         self, chunks: list[torch.nn.Module], num_tokens: Tensor | None = None, **megatron: Any
     ) -> None:
-        """Reduces the gradients and divides them by the tokens of the global batch."""
+        """Reduces the gradients over the ranks, and makes them those of the mean loss.
+
+        Megatron-core's schedule calls it after the last backward pass. The objective's division of
+        the losses is undone.
+
+        Args:
+            chunks: This rank's model chunks.
+            num_tokens: The number of trained tokens that this rank has seen; megatron-core sums it
+                over the ranks and divides the gradients by it. None doesn't divide.
+            megatron: The schedule's further arguments, which are passed on.
+        """
         count = None if num_tokens is None else num_tokens / self.objective.loss_divisor
         # Where work is queued, it is only here that the host waits for the backward pass.
         queued = require_active().stream_ordered
@@ -89,7 +67,7 @@ class TrainStep:
             finalize_model_grads(chunks, count, **megatron)
 
     def close(self) -> None:
-        """Lets go of the model, which would keep the process groups and their threads alive.
+        """Drops what would keep the model, and so the process groups and their threads, alive.
 
         DDP's hooks hold it in a cycle through autograd that Python's collector can't see, and
         megatron-core's config, which outlives it, through the functions that it was given.
@@ -102,14 +80,25 @@ class TrainStep:
             config.no_sync_func = None
 
     def run(self, loader: Loader, consumed: int) -> StepOutcome:
-        """Trains on the global batch that starts after `consumed` samples."""
+        """Trains on one global batch.
+
+        Weights, optimizer and schedule stay as they are where the loss or the gradient is not
+        finite.
+
+        Args:
+            loader: Cuts the samples into this rank's micro-batches.
+            consumed: The number of samples that all steps before have taken.
+
+        Raises:
+            DataError: A sample doesn't fit the model.
+        """
         with self.phases.phase("forward_backward"):
             loss, num_tokens = self.forward_backward(loader, consumed)
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.phases.phase("optimizer"):
             updated, grad_norm = False, math.nan
-            # fp16's loss scale has to see what overflows; others would update with it.
+            # fp16's loss scaler has to see what overflows; other optimizers would update with it.
             if self._has_loss_scale or (math.isfinite(loss) and self.is_gradient_finite()):
                 updated, grad_norm, _ = self.optimizer.step()
             require_active().synchronize()
@@ -127,16 +116,15 @@ class TrainStep:
 
     @property
     def _has_loss_scale(self) -> bool:
-        """Whether the optimizer itself looks for numbers that are not finite (fp16)."""
+        """Whether the optimizer scales the loss (fp16), and so skips gradients that overflow."""
         return bool(self.optimizer.config.fp16)
 
     def is_gradient_finite(self) -> bool:
-        """Whether every number of the gradient is finite, on every rank alike.
-
-        A norm sees each number once; one that has overflowed by itself is looked into.
-        """
+        """Returns whether the gradient is finite on all ranks; every rank must call it."""
         chunks: list[Any] = list(self.chunks)
         gradients = [buffer.grad_data for chunk in chunks for buffer in chunk.buffers]
+        # A norm reads each element once. It may overflow though the elements are finite: only
+        # then is each of them looked at.
         finite = all(
             bool(gradient.norm().isfinite()) or bool(gradient.isfinite().all())
             for gradient in gradients
@@ -146,10 +134,17 @@ class TrainStep:
         return not int(flag)
 
     def forward_backward(self, loader: Loader, consumed: int) -> tuple[float, int]:
-        """Leaves the gradient of one global batch in the parameters' `main_grad`.
+        """Computes the gradient of one global batch, into the parameters' `main_grad`.
+
+        Args:
+            loader: Cuts the samples into this rank's micro-batches.
+            consumed: The number of samples that all steps before have taken.
 
         Returns:
-            Sum of the token losses and number of trained tokens of the global batch.
+            The sum of the losses of the global batch's trained tokens, and their number.
+
+        Raises:
+            DataError: A sample doesn't fit the model.
         """
         for chunk in self.chunks:
             chunk.train()
@@ -160,9 +155,18 @@ class TrainStep:
     def validate(
         self, loader: Loader, num_batches: int, stop: StopFlag | None = None
     ) -> float | None:
-        """Mean loss over the tokens of the first `num_batches` global batches of `loader`.
+        """Computes the mean loss of the first global batches, without training on them.
 
-        None where `stop` has asked to end before.
+        Args:
+            loader: Cuts the samples for validation into this rank's micro-batches.
+            num_batches: The number of global batches.
+            stop: The request to stop that ends the validation early; None asks nobody.
+
+        Returns:
+            The mean loss over all trained tokens; None if `stop` has ended the validation.
+
+        Raises:
+            DataError: A sample doesn't fit the model.
         """
         for chunk in self.chunks:
             chunk.eval()
@@ -179,7 +183,16 @@ class TrainStep:
     def _run_schedule(
         self, loader: Loader, consumed: int, *, forward_only: bool
     ) -> tuple[float, int]:
-        """Sum of the token losses and number of trained tokens, over all ranks."""
+        """Puts one global batch through megatron-core's pipeline schedule.
+
+        Args:
+            loader: Cuts the samples into this rank's micro-batches.
+            consumed: The position in the samples at which the global batch begins.
+            forward_only: Whether to leave the backward passes out.
+
+        Returns:
+            The sum of the losses of the global batch's trained tokens, and their number.
+        """
         num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
@@ -195,6 +208,15 @@ class TrainStep:
         return self._sum(reports)
 
     def _sum(self, reports: list[dict[str, Tensor]]) -> tuple[float, int]:
+        """Adds up the reports of the micro-batches over all ranks; all must call it.
+
+        Args:
+            reports: The objective's report of each micro-batch of this rank, whose `sums` are the
+                sum of the losses and the number of tokens; empty before the last stage.
+
+        Returns:
+            The sum of the losses, and the number of tokens.
+        """
         # The last stage knows the losses, every tensor parallel rank of it the same ones.
         totals = torch.zeros(2, dtype=torch.float64)
         if self.grid.is_last_stage and self.grid.tp_rank == 0:

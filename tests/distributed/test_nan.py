@@ -76,7 +76,7 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
             False,
             find_storage(save),
         )
-        parts = TrainingParts(TINY, None, train_step, loader, None)  # type: ignore[arg-type]
+        parts = TrainingParts(None, train_step, loader, None)  # type: ignore[arg-type]
         state = State()
         stop = StopFlag(torch.device("cpu"))
         loop = Trainer(config, parts, state, recorder, checkpointer, recorder, stop)

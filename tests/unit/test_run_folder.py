@@ -15,11 +15,10 @@ from glm3cli.train.candidates import find_checkpoints, find_resume
 from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.phases import Phase
-from glm3cli.train.progress.state import State
+from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.history import History
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.run import write_run_file
-from glm3cli.train.step import StepOutcome
 from tests.support.config_file import read
 from tests.support.tiny import TINY, train_config
 

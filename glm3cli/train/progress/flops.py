@@ -1,8 +1,9 @@
-"""Floating-point operations of training, for TFLOP/s and MFU, by both usual conventions.
+"""The floating-point operations of training, for TFLOP/s and MFU, by both usual conventions.
 
 `full` counts attention as if every token saw every other (PaLM, appendix B; MosaicML):
-6N + 12*L*h*s per token. `causal` halves the attention, since a token sees only those before it
-(Megatron-LM). The same run has a higher MFU by `full`; numbers compare within a convention only.
+6N + 12*L*h*s per token. `causal` counts half of the attention, since a token sees only those before
+it (Megatron-LM). MFU, model FLOPs utilisation, is the share of the device's peak; that of a run is
+higher by `full`, so only numbers of the same convention compare.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,16 @@ Convention = Literal["full", "causal"]
 
 
 def flops_per_token(model: ModelConfig, seq_length: int, convention: Convention = "full") -> float:
-    """Operations per trained token, forward and backward, without recomputation.
+    """Returns the operations per trained token, forward and backward, without recomputation.
 
-    N is the weights of the matrix products (the embedding is a look-up), h the size of all query
-    heads.
+    They are 6N for the matrix products, where N is the number of their weights (the embedding,
+    a look-up, has none), and 12*L*h*s, or half of it, for the attention of L layers whose query
+    heads have h elements together, over s tokens.
+
+    Args:
+        model: The model's shape.
+        seq_length: The number of tokens of a sample.
+        convention: Whether attention counts whole or by half.
     """
     matrices = model.num_parameters - model.padded_vocab_size * model.hidden_size
     attention = 12.0 * model.num_layers * model.query_size * seq_length
@@ -26,12 +33,12 @@ def flops_per_token(model: ModelConfig, seq_length: int, convention: Convention 
 
 @dataclass(frozen=True)
 class Utilisation:
-    """Makes TFLOP/s and MFU of a device's tokens per second.
+    """Turns a device's tokens per second into TFLOP/s and MFU.
 
     Attributes:
-        full: Operations per token by the convention `full`.
-        causal: The same by `causal`.
-        peak_tflops: Of one device, or None where it isn't known.
+        full: The operations per token by the convention `full`.
+        causal: The operations per token by the convention `causal`.
+        peak_tflops: The peak of one device in TFLOP/s; None where it isn't known.
         chip: The device's name.
     """
 
@@ -44,12 +51,25 @@ class Utilisation:
     def of(
         cls, model: ModelConfig, seq_length: int, peak_tflops: float | None, chip: str
     ) -> "Utilisation":
-        """That of a model and a device."""
+        """Returns the utilisation of a device by the training of a model.
+
+        Args:
+            model: The model's shape.
+            seq_length: The number of tokens of a sample.
+            peak_tflops: The peak of the device in TFLOP/s; None where it isn't known.
+            chip: The device's name.
+        """
         full, causal = (flops_per_token(model, seq_length, name) for name in ("full", "causal"))
         return cls(full, causal, peak_tflops, chip)
 
     def of_rate(self, tokens_per_second: float) -> dict[str, float | None]:
-        """The fields of a step's record; the unnamed ones go by `full`."""
+        """Returns TFLOP/s and MFU at a rate, by their names in a step's line of metrics.jsonl.
+
+        The names without a convention, `tflops_per_device` and `mfu`, are those by `full`.
+
+        Args:
+            tokens_per_second: The tokens per second of one device.
+        """
         full, causal = (tokens_per_second * flops / 1e12 for flops in (self.full, self.causal))
         peak = self.peak_tflops
         return {
@@ -60,7 +80,7 @@ class Utilisation:
         }
 
     def describe(self) -> str:
-        """The formula, the conventions, and the peak, as a line of text."""
+        """Returns a line of text with the formulas, the operations per token, and the peak."""
         peak = (
             f"unknown for {self.chip} (give --peak-tflops)"
             if self.peak_tflops is None

@@ -1,20 +1,66 @@
-"""`State`: how far a run has come; saved and restored with the weights."""
+"""`StepOutcome`, what one step did, and `State`, how far a run has come.
 
+Checkpoints hold the state, so that a run goes on where it was saved.
+"""
+
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from glm3cli.train.step import StepOutcome
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one optimizer step did; the same on every rank.
+
+    Attributes:
+        loss: The mean loss of all trained tokens of the global batch.
+        num_tokens: The number of trained tokens of the global batch.
+        grad_norm: The L2 norm of the whole gradient before clipping. It is NaN where a loss or
+            gradient that is not finite kept the optimizer from running, and 0 where fp16's loss
+            scaler found the gradient to overflow.
+        loss_scale: The factor by which the losses were multiplied before the backward pass; 1
+            unless training in fp16.
+        lr: The learning rate of this step.
+        skipped: Whether the weights stayed as they were.
+        is_overflow: Whether the step was skipped because the gradient overflowed under fp16's loss
+            scale; the next step tries a smaller scale.
+    """
+
+    loss: float
+    num_tokens: int
+    grad_norm: float
+    loss_scale: float
+    lr: float
+    skipped: bool
+    is_overflow: bool = False
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether the loss or the gradient is not finite for another reason than the loss scale."""
+        return not math.isfinite(self.loss) or (
+            not self.is_overflow and not math.isfinite(self.grad_norm)
+        )
+
+    @property
+    def reason(self) -> str:
+        """The reason why a step was skipped, in words that can follow "its"."""
+        if not math.isfinite(self.loss):
+            return "loss is not a number"
+        return "gradient overflows" if self.is_overflow else "gradient is not a number"
 
 
 @dataclass
 class State:
-    """Progress of a run.
+    """The progress of a run.
 
     Attributes:
-        consumed_samples: Position in the sample stream; the next step starts here.
-        skipped: Steps that left the weights as they were.
-        nan: Steps whose loss or gradient was not a finite number, but for fp16's overflows.
-        stepped_over: Positions of batches that are left out.
+        iteration: The number of steps done, skipped ones among them.
+        consumed_samples: The position in the stream of samples, where the next step begins.
+        consumed_tokens: The number of tokens in these samples, padding among them.
+        skipped: The number of steps that left the weights as they were.
+        nan: The number of steps whose loss or gradient was not finite, without the overflows of
+            fp16's loss scale.
+        stepped_over: The positions in the stream of samples of the batches that are left out.
     """
 
     iteration: int = 0
@@ -25,24 +71,28 @@ class State:
     stepped_over: list[int] = field(default_factory=list)
 
     def advance(self, outcome: StepOutcome, num_samples: int, seq_length: int) -> None:
-        """Counts one step of `num_samples` samples."""
-        self.iteration += 1
-        self.consumed_samples += num_samples
-        self.consumed_tokens += num_samples * seq_length
+        """Counts a step that was done.
+
+        Args:
+            outcome: What the step did.
+            num_samples: The number of samples of its global batch.
+            seq_length: The number of tokens of a sample.
+        """
+        self.step_over(num_samples, seq_length)
         self.skipped += outcome.skipped
         self.nan += outcome.is_nan
 
     def step_over(self, num_samples: int, seq_length: int) -> None:
-        """Counts one step whose samples are left out."""
+        """Counts a step whose batch, of `num_samples` samples, is left out."""
         self.iteration += 1
         self.consumed_samples += num_samples
         self.consumed_tokens += num_samples * seq_length
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, for a checkpoint."""
+        """Returns the fields by their names, as a checkpoint holds them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The state that `to_dict` wrote."""
+        """Returns the state that `to_dict` has written."""
         return cls(**values)

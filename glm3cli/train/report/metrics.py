@@ -1,6 +1,7 @@
-"""What a run reports: a log line and a line of metrics.jsonl a step; rank 0 alone writes.
+"""`Metrics`: what a run reports of its steps, validations and events; rank 0 alone writes.
 
-The tools of `--report-to` get the same numbers, and RUN/report.html is made of the file.
+Each is a line of RUN/metrics.jsonl and of the log on stderr. The tools of `--report-to` get the
+same numbers, and RUN/report.html is made of metrics.jsonl.
 """
 
 import json
@@ -16,24 +17,34 @@ from typing import Any, TextIO
 from glm3cli.config.training import TrainConfig
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.phases import Phase, describe
-from glm3cli.train.progress.state import State
+from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.history import History
 from glm3cli.train.report.report import write_report
 from glm3cli.train.report.reporters import Reporter, open_reporters
-from glm3cli.train.step import StepOutcome
 
 
 class Metrics:
-    """Writes to stderr, RUN/metrics.jsonl, and the tools of --report-to.
+    """Writes what a run reports to stderr, RUN/metrics.jsonl, and the tools of --report-to.
 
     Attributes:
-        sources: How many of so many samples have come from each part of the data.
-        last: What was written last.
+        sources: Returns how many of the first samples come from each data set, by its prefix, for a
+            number of samples.
     """
 
     def __init__(
         self, config: TrainConfig, *, is_speaker: bool, utilisation: Utilisation, world_size: int
     ) -> None:
+        """Opens metrics.jsonl and the tools.
+
+        Args:
+            config: The settings of the run.
+            is_speaker: Whether this rank reports; the others write nothing.
+            utilisation: Turns tokens per second into TFLOP/s and MFU.
+            world_size: The number of ranks, one device each.
+
+        Raises:
+            ConfigError: A tool of --report-to doesn't start, for want of a login, say.
+        """
         self._config = config
         self._utilisation = utilisation
         self._world_size = world_size
@@ -41,12 +52,11 @@ class Metrics:
         self.sources: Callable[[int], dict[str, int]] = lambda _consumed: {}
         self._history = History()
         self._reporters: list[Reporter] = []
-        self.last: dict[str, Any] = {}
         if not is_speaker:
             return
         config.save.mkdir(parents=True, exist_ok=True)
         file = config.save / "metrics.jsonl"
-        _end_with_a_whole_line(file)
+        _remove_torn_line(file)
         self._history = History.read(file)
         self._file = file.open("a", encoding="utf-8")
         self._reporters = open_reporters(config.tools, config.save, config.to_options())
@@ -59,7 +69,15 @@ class Metrics:
         peak_memory: int,
         phases: Mapping[Phase, float],
     ) -> None:
-        """Reports one training step that took `seconds`, of which `phases` are the parts."""
+        """Reports a training step.
+
+        Args:
+            state: The progress of the run after the step.
+            outcome: What the step did.
+            seconds: The time that it took.
+            peak_memory: The most memory of the device that was in use so far, in bytes.
+            phases: The seconds that each phase of the step took; together they are `seconds`.
+        """
         tokens = self._config.global_batch_size * self._config.seq_length
         rate = tokens / seconds / self._world_size
         record: dict[str, Any] = {
@@ -88,7 +106,7 @@ class Metrics:
             self.say(_step_line(record, self._config.train_iters))
 
     def by_source(self, consumed: int) -> dict[str, dict[str, int]]:
-        """Samples of each part of the data among the first `consumed`, and their tokens."""
+        """Returns the samples and tokens of each data set among the first `consumed` samples."""
         length = self._config.seq_length
         return {
             name: {"samples": samples, "tokens": samples * length}
@@ -96,41 +114,46 @@ class Metrics:
         }
 
     def validation(self, iteration: int, loss: float) -> None:
-        """Reports a validation."""
+        """Reports a validation after step `iteration`; `loss` is the mean over its tokens."""
         self._write({"iteration": iteration, "validation_loss": loss})
         perplexity = math.exp(min(20.0, loss))
         self.say(f"validation at iteration {iteration} | loss {loss:.6E} | ppl {perplexity:.6E}")
 
     def event(self, event: str, *, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
-        """Reports a start, resume, save, skip, rollback, signal, or stop.
+        """Reports an event, such as a start, resume, save, skip, rollback, signal, or stop.
 
         Args:
-            event: Which of them.
-            unsaid: What is too long for a line of the log: for metrics.jsonl alone.
-            details: What it is about.
+            event: The kind of event.
+            unsaid: Details that are too long for a line of the log; metrics.jsonl alone gets them.
+            details: The details of the event.
         """
         self._write({"event": event, "time": time.time(), **details, **(unsaid or {})})
-        told = ", ".join(f"{key} {_told(value)}" for key, value in details.items())
-        self.say(f"{event}: {told}" if told else event)
+        text = ", ".join(f"{key} {_as_text(value)}" for key, value in details.items())
+        self.say(f"{event}: {text}" if text else event)
         if event == "save":
             self._write_report()
 
     def stop(self, state: State, totals: Mapping[Phase, float]) -> None:
-        """Reports the end of a run and where its time went, in seconds per phase."""
+        """Reports the end of a run, and where its time went.
+
+        Args:
+            state: The progress of the run at its end.
+            totals: The seconds that each phase took since the run was started.
+        """
         self.say(describe(totals))
         consumed = self.by_source(state.consumed_samples)
         unsaid = {"seconds": dict(totals)}
         self.event("stop", unsaid=unsaid, iteration=state.iteration, consumed_by_source=consumed)
 
     def say(self, text: str) -> None:
-        """One line on stderr, with the time."""
+        """Writes a line to stderr, with the time in front."""
         if self._file is not None:
             now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
             sys.stderr.write(f"[{now}] {text}\n")
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Closes what was opened and writes the last report, however the run ended."""
+        """Closes metrics.jsonl and the tools, and writes report.html, however the run ended."""
         if self._file is not None:
             self._file.close()
             self._write_report()
@@ -138,15 +161,16 @@ class Metrics:
             reporter.close()
 
     def _write_report(self) -> None:
+        """Writes report.html; a run doesn't end because that fails."""
         if self._file is None:
             return
         try:
             write_report(self._config.save, self._history)
-        except OSError as error:  # a full disk: not worth the run
+        except OSError as error:  # such as a full disk
             self.say(f"report.html is not written: {error.strerror}")
 
     def _write(self, record: dict[str, Any]) -> None:
-        self.last = record
+        """Adds a line to metrics.jsonl, and gives its numbers to the tools."""
         if self._file is None:
             return
         self._history.add(_finite(record))
@@ -158,7 +182,7 @@ class Metrics:
                 reporter.log(record["iteration"], values)
 
 
-def _end_with_a_whole_line(file: Path) -> None:
+def _remove_torn_line(file: Path) -> None:
     """Removes a last line that a killed run has left unfinished."""
     if not file.is_file():
         return
@@ -166,23 +190,25 @@ def _end_with_a_whole_line(file: Path) -> None:
         end = stream.seek(0, os.SEEK_END)
         start = max(0, end - 2**20)
         stream.seek(start)
-        whole = stream.read().rfind(b"\n") + 1
-        if start + whole < end:
-            stream.truncate(start + whole)
+        whole_lines = stream.read().rfind(b"\n") + 1
+        if start + whole_lines < end:
+            stream.truncate(start + whole_lines)
 
 
 def _is_number(value: Any) -> bool:
+    """Returns whether a value is a finite number, which the tools can show."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
+    """Returns a detail of an event as text; those that are mappings, key by key."""
     if isinstance(value, dict):
-        return "; ".join(f"{key} {_told(part)}" for key, part in value.items()) or "none"
+        return "; ".join(f"{key} {_as_text(part)}" for key, part in value.items()) or "none"
     return str(value)
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they become null."""
+    """Returns a record with None for NaN and infinity, which JSON doesn't have."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
@@ -190,6 +216,7 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step_line(record: dict[str, Any], train_iters: int) -> str:
+    """Returns the line of the log about a step, of which `record` is the line of metrics.jsonl."""
     mfu = "-"
     if record["mfu"] is not None:
         mfu = f"{record['mfu']:.1%} full, {record['mfu_causal']:.1%} causal"
