@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from."""
+"""Chooses the checkpoint that a run goes on from."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def find_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first; a folder of that name is complete."""
+    """Returns the checkpoints in the folder of a run, oldest first.
+
+    A folder that has the name of a checkpoint is complete; others, such as one that is being
+    written, have other names.
+    """
     if not run.is_dir():
         return []
     return sorted(
@@ -25,11 +29,19 @@ def find_checkpoints(run: Path) -> list[Path]:
 
 
 def find_resume(run: Path, resume: str) -> list[Path]:
-    """The checkpoints to go on from, the first choice first; none for a new run.
+    """Returns the checkpoints that a run may go on from, the first choice first.
+
+    Args:
+        run: The folder of the run.
+        resume: The value of `--resume`: `auto`, `never`, or a folder.
+
+    Returns:
+        The candidates, all in one folder; none for a run that starts anew.
 
     Raises:
-        ConfigError: `never`, but the run has checkpoints that would be mixed up with new ones.
-        CheckpointError: The given checkpoint isn't there.
+        ConfigError: `resume` is `never`, but the run has checkpoints, with which those of a new run
+            would be mixed up.
+        CheckpointError: `resume` names a folder that neither is a checkpoint nor has one in it.
     """
     checkpoints = find_checkpoints(run)
     if resume == "auto":
@@ -42,40 +54,47 @@ def find_resume(run: Path, resume: str) -> list[Path]:
             )
         return []
     path = Path(resume)
-    found = [path] if iteration_of(path) is not None and path.is_dir() else find_checkpoints(path)
-    if not found:
+    if iteration_of(path) is not None and path.is_dir():
+        return [path]
+    candidates = find_checkpoints(path)
+    if not candidates:
         raise CheckpointError(
             f"--resume {resume} is no checkpoint and has none in it",
             "give auto, never, or a folder such as RUN/iter_0000030",
         )
-    return found[-1:] if found == [path] else found[::-1]
+    return candidates[::-1]
 
 
 def choose(run: Path, resume: str, storage: Storage, metrics: "Metrics") -> Path | None:
-    """The newest candidate that is whole, brought together; those passed over are named.
+    """Finds the newest candidate that is whole, and gives every storage all of its files.
 
-    All ranks call it.
+    All ranks must call it. Candidates that are passed over are reported with the reason.
 
     Args:
         run: The folder of the run.
-        resume: As in `--resume`.
-        storage: Of `run`.
-        metrics: To which events are told.
+        resume: The value of `--resume`: `auto`, `never`, or a folder.
+        storage: The storage of this rank that `run` is on.
+        metrics: The report that gets an event for each candidate passed over.
+
+    Returns:
+        The checkpoint, the same on all ranks; None for a run that starts anew.
 
     Raises:
-        CheckpointError: None of them is whole, or there is no room to bring one together.
+        CheckpointError: There are candidates, but none of them is whole; or a disk has no room
+            for the files that it lacks.
     """
-    found = find_resume(run, resume)
-    home = found[0].parent if found else run
+    candidates = find_resume(run, resume)
+    home = candidates[0].parent if candidates else run
     storage = storage if home == run else find_storage(home)
-    ours = [path.name for path in found]
-    names = {name for names in storage.gather(ours) for name in names}
+    # A machine that was replaced has none: all look at what any of them has.
+    own_names = [path.name for path in candidates]
+    names = {name for names in storage.gather(own_names) for name in names}
     problems = []
     for folder in (home / name for name in sorted(names, reverse=True)):
-        parts = find_holdings(folder, storage)
-        problem = parts.problem or damage(folder, parts.files, storage)
+        holdings = find_holdings(folder, storage)
+        problem = holdings.problem or damage(folder, holdings.files, storage)
         if problem is None:
-            assemble(folder, parts, storage, metrics)
+            assemble(folder, holdings, storage, metrics)
             return folder
         problems.append(f"{folder}: {problem}")
         metrics.event("passed_over", path=str(folder), problem=problem)
@@ -87,15 +106,21 @@ def choose(run: Path, resume: str, storage: Storage, metrics: "Metrics") -> Path
     return None
 
 
-def assemble(folder: Path, parts: Holdings, storage: Storage, metrics: "Metrics") -> None:
-    """Brings a checkpoint together on every storage; all ranks call it.
+def assemble(folder: Path, holdings: Holdings, storage: Storage, metrics: "Metrics") -> None:
+    """Gives every storage all files of a checkpoint; all ranks must call it.
+
+    Args:
+        folder: The checkpoint.
+        holdings: Which storage has which of its files.
+        storage: The storage of this rank that `folder` is on.
+        metrics: The report that gets an event if files had to be copied.
 
     Raises:
-        CheckpointError: It doesn't fit, or can't be written, on one of them.
+        CheckpointError: The files don't fit on a disk, or can't be written there.
     """
     started = time.perf_counter()
     with disk_trouble(folder):
-        files, num_bytes = bring_together(folder, parts, storage)
+        files, num_bytes = bring_together(folder, holdings, storage)
     if files:
         seconds = time.perf_counter() - started
         metrics.event("fetch", path=str(folder), files=files, bytes=num_bytes, seconds=seconds)

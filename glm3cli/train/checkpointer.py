@@ -1,4 +1,8 @@
-"""The folder of a run: its checkpoints as RUN/iter_0000030/, complete or absent."""
+"""`Checkpointer`: writes and restores the checkpoints of a run, RUN/iter_0000030 and so on.
+
+A folder of such a name is complete: a checkpoint is written under another name, and renamed when
+all of it is on the disk.
+"""
 
 import errno
 import fcntl
@@ -35,15 +39,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Checkpointer:
-    """Writes a run's checkpoints, at once or while training goes on.
+    """Writes the checkpoints of a run, at once or while training goes on, and restores them.
 
     Attributes:
-        companions: Where the remote code and other small files of a MODEL are copied from.
-        tokenizer: The tokenizer.model that the run uses.
-        keep_last: Number of newest checkpoints to keep, or None for all.
-        num_bytes: Of a checkpoint, about.
+        run: The folder of the run.
+        model: The shape of the model, which is written into every checkpoint.
+        companions: The folder from which the remote code and other small files of a model are
+            copied into every checkpoint.
+        tokenizer: The tokenizer.model of the run, which is copied into every checkpoint.
+        keep_last: The number of newest checkpoints to keep; None keeps all.
+        num_bytes: The size of a checkpoint, in bytes; an estimate.
         in_background: Whether training goes on while a checkpoint is written.
-        storage: Which ranks see the same `run`.
+        storage: The storage of this rank that `run` is on.
     """
 
     run: Path
@@ -57,10 +64,12 @@ class Checkpointer:
     _queue: AsyncCallsQueue = field(default_factory=AsyncCallsQueue)
 
     def check_space(self) -> None:
-        """Checks that a checkpoint fits on the disk; every machine needs all of one to go on.
+        """Checks that a whole checkpoint fits on the disk.
+
+        Each machine needs room for all of it, since a run goes on from whole checkpoints.
 
         Raises:
-            CheckpointError: It doesn't.
+            CheckpointError: It doesn't fit.
         """
         free = shutil.disk_usage(existing_parent(self.run)).free
         if free < self.num_bytes:
@@ -71,7 +80,19 @@ class Checkpointer:
             )
 
     def save(self, train_step: TrainStep, state: State, metrics: "Metrics") -> int:
-        """Begins to write a checkpoint, or writes it; gives its iteration."""
+        """Writes a checkpoint, or begins to if `in_background`; all ranks must call it.
+
+        Args:
+            train_step: Has the weights, the optimizer and the schedule.
+            state: The progress of the run.
+            metrics: The report that gets an event when the checkpoint is complete.
+
+        Returns:
+            The iteration of the checkpoint.
+
+        Raises:
+            CheckpointError: It can't be written, or the one before couldn't be.
+        """
         self.finish()  # one at a time
         started = time.perf_counter()
         folder = self.run / iteration_folder(state.iteration)
@@ -108,48 +129,70 @@ class Checkpointer:
         return state.iteration
 
     def poll(self) -> None:
-        """Publishes a checkpoint that has been written meanwhile; every rank must call it.
+        """Publishes the checkpoint that was being written, if it is complete by now.
+
+        All ranks must call it.
 
         Raises:
-            CheckpointError: It couldn't be written.
+            CheckpointError: The checkpoint can't be written.
         """
         with disk_trouble(self.run):
             self._queue.maybe_finalize_async_calls()
 
     def finish(self) -> None:
-        """Waits for a checkpoint that is being written, and publishes it.
+        """Waits for the checkpoint that is being written, if there is one, and publishes it.
+
+        All ranks must call it.
 
         Raises:
-            CheckpointError: It couldn't be written.
+            CheckpointError: The checkpoint can't be written.
         """
         with disk_trouble(self.run):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
     def newest(self, metrics: "Metrics") -> Path | None:
-        """The newest checkpoint of the run, brought together; all ranks call it.
+        """Returns the newest checkpoint of the run; None if there is none.
+
+        All ranks must call it. Every storage gets the files of the checkpoint that it lacks.
 
         Raises:
-            CheckpointError: A file of it is gone, or doesn't fit where it is needed.
+            CheckpointError: A file of the checkpoint is gone, or doesn't fit on a disk that lacks
+                it.
         """
         folder = next(reversed(self._complete()), None)
         if folder is None or self.storage.is_shared:
             return folder
-        parts = find_holdings(folder, self.storage)
-        if parts.problem:
-            raise CheckpointError(f"{folder}: {parts.problem}", "run the same command again")
-        assemble(folder, parts, self.storage, metrics)
+        holdings = find_holdings(folder, self.storage)
+        if holdings.problem:
+            raise CheckpointError(f"{folder}: {holdings.problem}", "run the same command again")
+        assemble(folder, holdings, self.storage, metrics)
         return folder
 
     def _complete(self) -> list[Path]:
-        """The checkpoints that every storage has, or has its part of, oldest first."""
-        ours = [path.name for path in find_checkpoints(self.run)]
-        names = set(ours).intersection(*self.storage.gather(ours))
+        """Returns the checkpoints that every storage has, or has its part of, oldest first."""
+        own_names = [path.name for path in find_checkpoints(self.run)]
+        names = set(own_names).intersection(*self.storage.gather(own_names))
         return [self.run / name for name in sorted(names)]
 
     def load(
         self, folder: Path, train_step: TrainStep, metrics: "Metrics", event: str = "resume"
     ) -> State:
-        """Restores a checkpoint into `train_step` and says what could not be restored."""
+        """Restores a checkpoint, and reports what of it could not be restored.
+
+        All ranks must call it.
+
+        Args:
+            folder: The checkpoint.
+            train_step: Takes the weights, the optimizer's state and that of the schedule.
+            metrics: The report that gets the event.
+            event: The name of the event, `resume` or `rollback`.
+
+        Returns:
+            The progress of the run when the checkpoint was saved.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or belongs to another model.
+        """
         progress, missing = load_training(
             folder, train_step.chunks, train_step.optimizer, train_step.scheduler, train_step.grid
         )
@@ -165,7 +208,14 @@ class Checkpointer:
         return state
 
     def _begin(self, folder: Path) -> Path:
-        """A new folder aside, whose name no process that outlived its run writes to."""
+        """Makes an empty folder with a temporary name for the checkpoint `folder`.
+
+        Its random part keeps processes that have outlived an earlier run from writing into it. The
+        leftovers of earlier runs are removed.
+
+        Raises:
+            CheckpointError: A checkpoint doesn't fit on the disk.
+        """
         names = [f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"]
         dist.broadcast_object_list(names, src=0)
         partial = self.run / names[0]
@@ -178,6 +228,7 @@ class Checkpointer:
         return partial
 
     def _publish(self, partial: Path, folder: Path) -> None:
+        """Completes what all ranks have written to `partial`, and renames it to `folder`."""
         with together():
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
@@ -189,22 +240,29 @@ class Checkpointer:
                 self._prune(folder, complete)
 
     def _prune(self, newest: Path, complete: list[Path]) -> None:
-        """Removes what is older than the newest checkpoints, also parts that no run can use."""
+        """Removes what is older than the newest `keep_last` complete checkpoints.
+
+        Parts of checkpoints of which other storages lack theirs go, too.
+
+        Args:
+            newest: The checkpoint that was written last. Later ones, which are there where a run
+                goes on from an earlier checkpoint, are left alone.
+            complete: The checkpoints that every storage has, oldest first.
+        """
         if self.keep_last is None:
             return
-        # Later ones are there where a run goes on from an earlier checkpoint: not ours to remove.
-        kept = [path for path in complete if path.name <= newest.name][-self.keep_last :]
-        for old in find_checkpoints(self.run):
-            if old.name < kept[0].name:
-                remove(old)
+        to_keep = [path for path in complete if path.name <= newest.name][-self.keep_last :]
+        for checkpoint in find_checkpoints(self.run):
+            if checkpoint.name < to_keep[0].name:
+                remove(checkpoint)
 
 
 @contextmanager
 def claimed(run: Path) -> Iterator[None]:
-    """Keeps other runs out of the folder while this one lives.
+    """Locks the folder of a run against other runs while the block runs.
 
     Raises:
-        ConfigError: Another one lives in it.
+        ConfigError: Another run has locked it.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("a+", encoding="utf-8") as file:
