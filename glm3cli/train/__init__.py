@@ -1,1 +1,13 @@
-"""The training loop shared by pretrain and finetune."""
+"""Training: all that `glm3 pretrain` and `glm3 finetune` do.
+
+Begin with `start.train`, which calls the rest in order. `prepare` checks, without torch, whatever
+can be checked before; `run` is a training on one rank, from its process groups to its last
+checkpoint; `setup` builds the model, the optimizer and the data loaders; `loop` repeats `step`, one
+optimizer step through megatron-core's pipeline schedule, and `objective` is the loss that it
+minimises. `checkpointer` writes and restores checkpoints, `candidates` chooses the one to go on
+from, `signals` lets the ranks agree to stop, and `profile` writes traces of steps.
+
+Imports go one way: this room imports `report` (what a run writes for people), and both import
+`progress` (plain data about a run). cli/train.py calls `start.train`; forecast/ uses `prepare`,
+`start.dry_data`, `setup` and `progress.flops`.
+"""

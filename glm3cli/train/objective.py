@@ -1,7 +1,7 @@
 """What a training minimises: how a micro-batch goes through the model, and the loss of its outputs.
 
-The train step knows nothing of it but this interface. Text and answers have one objective, the loss
-of the next token, and differ in their masks; another method of training is another class here.
+The train step knows only the interface `Objective`. Pretraining and finetuning have the same one,
+`NextTokenLoss`, and differ in their loss masks; another method of training is another class here.
 """
 
 import math
@@ -16,26 +16,30 @@ from torch import Tensor
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.samples.loader import Batch
 
-# What megatron-core's schedule wants of the last stage's output: the value to differentiate, the
-# number of trained tokens, and sums to report.
+# What megatron-core's schedule needs for a micro-batch on the last stage: the value to
+# differentiate, the number of trained tokens, and a report, whose `sums` the train step adds up.
 Losses = tuple[Tensor, Tensor, dict[str, Tensor]]
 LossFunction = Callable[[Tensor], Losses]
 
 
 class Objective(Protocol):
-    """The forward pass and the loss of a micro-batch."""
+    """The forward pass and the loss of a micro-batch, as the train step uses them."""
 
     @property
     def loss_divisor(self) -> float:
-        """What the losses are divided by while gradients are computed; the train step undoes it."""
+        """The divisor of the losses while gradients are computed; the train step undoes it."""
 
     def forward(
         self, batches: Iterator[Batch], chunk: torch.nn.Module
     ) -> tuple[Tensor, LossFunction]:
         """Runs the next micro-batch through a model chunk.
 
+        Args:
+            batches: The micro-batches of the global batch that are left for this chunk.
+            chunk: One of this rank's model chunks.
+
         Returns:
-            The chunk's output, and what makes the losses of the last stage's output.
+            The chunk's output, and the function that makes the losses of it on the last stage.
         """
 
 
@@ -44,30 +48,48 @@ class NextTokenLoss:
     """The cross-entropy of the next token, summed over the tokens that the loss mask trains.
 
     Attributes:
-        loss_divisor: Keeps the loss of a micro-batch, a sum, near a mean, so that fp16 gradients
-            don't overflow. It is a power of two and changes no other bit.
+        loss_divisor: The divisor of the losses while gradients are computed. The loss of a
+            micro-batch is a sum; the divisor brings it near the mean, so that fp16 gradients don't
+            overflow. It is a power of two, so that nothing is rounded differently.
     """
 
     loss_divisor: float
 
     @classmethod
     def of(cls, config: TrainConfig) -> "NextTokenLoss":
-        """The objective of a run with these settings."""
+        """Returns the objective of a run with these settings."""
         return cls(2.0 ** math.ceil(math.log2(config.micro_batch_size * config.seq_length)))
 
     def forward(
         self, batches: Iterator[Batch], chunk: torch.nn.Module
     ) -> tuple[Tensor, LossFunction]:
-        """Runs the next micro-batch, tokens [b, s], through a model chunk."""
+        """Runs the next micro-batch, with tokens [b, s], through a model chunk.
+
+        Args:
+            batches: The micro-batches of the global batch that are left for this chunk.
+            chunk: One of this rank's model chunks.
+
+        Returns:
+            The chunk's output, losses [b, s] on the last stage and hidden states before it; and the
+            function that sums the losses.
+        """
         batch = next(batches)
         output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
         return output, partial(self._losses, batch.loss_mask)
 
     def _losses(self, mask: Tensor, losses: Tensor) -> Losses:
-        """Sums the losses where `mask` is 1, and counts them; [b, s] each.
+        """Sums the losses where the mask is 1.
 
         Megatron-core divides the gradient by the number of tokens of the whole global batch
         (calculate_per_token_loss), so that a token weighs the same at all parallel sizes.
+
+        Args:
+            mask: 1 for tokens that are trained, else 0; [b, s].
+            losses: The loss of each token, [b, s].
+
+        Returns:
+            The sum, divided by `loss_divisor`; the number of trained tokens; and a report of the
+            undivided sum and that number.
         """
         total = (losses.float() * mask).sum()
         num_tokens = mask.sum().to(torch.int)

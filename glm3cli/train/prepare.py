@@ -1,7 +1,7 @@
-"""`prepare`: everything about a training that can be known, and refused, before a rank starts.
+"""`prepare`: checks all that can be checked about a training before a rank starts.
 
 A dry run and a real one begin here alike. Nothing here imports torch where the model has a
-config.json and --data is preprocessed, so that a mistake is answered at once.
+config.json and --data is preprocessed, so that mistakes are reported at once.
 """
 
 import os
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked training.
+    """A training whose settings, model and data were checked.
 
     Attributes:
-        config: The settings.
-        kind: The kind of data that the command reads.
+        config: The settings of the run.
+        kind: The kind of data that the command reads: text or answers.
         model: The shape of the model.
-        location: Where the weights to start from lie; None for random ones.
+        location: Where the weights to start from are; None for random ones.
         tokenizer: The tokenizer.model file.
         named: The items of --data and their weights, as the user gave them.
-        raw: The items that preprocess has to turn into files first, by their names in `named`.
+        raw: The items that have to be preprocessed first, by their names in `named`.
     """
 
     config: TrainConfig
@@ -53,21 +53,25 @@ class Prepared:
         return self.location.companions if self.location else self.tokenizer.parent
 
     def blend(self, prefixes: Mapping[str, str]) -> Blend:
-        """Returns what training reads.
+        """Returns the data sets that the training reads, and their weights.
 
         Args:
-            prefixes: The prefix of the files that preprocess has made of each raw item.
+            prefixes: The prefix of the files that preprocess has made of each raw item, by the
+                item's name in `named`.
 
         Raises:
             DataError: A file is missing.
         """
-        found = tuple(prefixes.get(name, name) for name in self.named.prefixes)
-        for prefix in found:
+        preprocessed = tuple(prefixes.get(name, name) for name in self.named.prefixes)
+        for prefix in preprocessed:
             check_files(prefix, self.kind)
-        return Blend(found, self.named.weights)
+        return Blend(preprocessed, self.named.weights)
 
     def data_sources(self, blend: Blend) -> "list[DataSource]":
-        """Returns documents, tokens, samples and epochs of each part of `blend`.
+        """Returns the numbers of documents, tokens, samples and epochs of each data set.
+
+        Args:
+            blend: The data sets that the training reads.
 
         Raises:
             DataError: An index is damaged, or a split has no document.
@@ -81,6 +85,10 @@ class Prepared:
 
 def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     """Reads the model's shape and what --data names, and checks all settings against them.
+
+    Args:
+        config: The settings of the run.
+        kind: The kind of data that the command reads.
 
     Raises:
         ConfigError: A setting doesn't fit the model, the ranks, or the folder of the run.
@@ -99,6 +107,7 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
 
 
 def _shape(config: TrainConfig, location: Location | None) -> ModelConfig:
+    """Returns the shape of the model at `location`, or of the one to make from scratch."""
     if location is not None:
         return shape_at(location)
     assert config.shape is not None  # StartOptions has checked it
@@ -106,6 +115,12 @@ def _shape(config: TrainConfig, location: Location | None) -> ModelConfig:
 
 
 def _find_tokenizer(config: TrainConfig, location: Location | None) -> Path:
+    """Returns the tokenizer.model of --tokenizer, or the one beside the model.
+
+    Raises:
+        ConfigError: Neither is given.
+        DataError: The file does not exist.
+    """
     place = config.tokenizer or (location.companions if location else None)
     if place is None:
         raise ConfigError(
@@ -122,6 +137,11 @@ def _find_tokenizer(config: TrainConfig, location: Location | None) -> Path:
 
 
 def _check_save(save: Path) -> None:
+    """Checks that the folder of the run can be made and written to.
+
+    Raises:
+        ConfigError: It can't.
+    """
     existing = existing_parent(save)
     if not existing.is_dir():
         raise ConfigError(f"--save {save}: {existing} is a file", "give a folder")
@@ -134,7 +154,12 @@ def _check_save(save: Path) -> None:
 def _raw_data(
     config: TrainConfig, kind: DataKind, named: Blend, tokenizer: Path
 ) -> "dict[str, RawData]":
-    """Finds the raw items of --data; the files of all others must be there already."""
+    """Returns the items of --data that have to be preprocessed first, by their names.
+
+    Raises:
+        DataError: A file of an item that is preprocessed already is missing, or a raw item has
+            none.
+    """
     raw = {}
     for item in named.prefixes:
         if not is_raw(item, kind):

@@ -1,6 +1,6 @@
-"""`--profile START:STOP`: a trace of some steps per rank, RUN/profile/rank_0_steps_3_5.json.gz.
+"""`Profiler`: traces of the steps that `--profile START:STOP` names, a file for each rank.
 
-chrome://tracing and Perfetto open it.
+They are named like RUN/profile/rank_0_steps_3_5.json.gz; chrome://tracing and Perfetto open them.
 """
 
 import gzip
@@ -12,9 +12,17 @@ from glm3cli.device import Device
 
 
 class Profiler:
-    """Records the steps of a range on this rank and writes them when the range is over."""
+    """Traces a range of steps on this rank, and writes the trace when the range is over."""
 
     def __init__(self, run: Path, steps: range, device: Device, rank: int) -> None:
+        """Prepares to trace; an empty range traces nothing.
+
+        Args:
+            run: The folder of the run.
+            steps: The iterations to trace.
+            device: Has the profiler of the chip.
+            rank: This rank, for the name of the file.
+        """
         self._folder = run / "profile"
         self._steps = steps
         self._device = device
@@ -23,23 +31,31 @@ class Profiler:
         self._first = 0
 
     def begin(self, iteration: int) -> None:
-        """Starts recording if this step is the first of the range that the run does."""
+        """Starts to trace if step `iteration`, about to begin, is the first of the range.
+
+        A run that goes on within the range starts there.
+        """
         if iteration in self._steps and self._profiler is None:
             self._first = iteration
             self._profiler = self._device.profiler()
             self._profiler.start()
 
     def end(self, iteration: int) -> None:
-        """Writes the trace after the last step of the range."""
+        """Writes the trace if step `iteration`, which has just ended, is the last of the range."""
         if self._profiler is not None and iteration + 1 not in self._steps:
             self._write(iteration)
 
     def close(self, iteration: int) -> None:
-        """Writes what a run that ends early has recorded."""
+        """Writes what was traced so far, where the run ends within the range.
+
+        Args:
+            iteration: The last step of the run.
+        """
         if self._profiler is not None:
             self._write(iteration)
 
     def _write(self, last: int) -> None:
+        """Stops to trace, and writes the file aside before it gets its name; `last` is in it."""
         profiler, self._profiler = self._profiler, None
         profiler.stop()
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`run_training`: a prepared training on one rank, from its groups to its last checkpoint."""
+"""`run_training`: a training on one rank, from its process groups to its last checkpoint."""
 
 import os
 from contextlib import ExitStack
@@ -32,13 +32,19 @@ from glm3cli.train.signals import StopFlag
 
 
 def run_training(prepared: Prepared, blend: Blend) -> State:
-    """Trains on `blend` to the end and returns the final state.
+    """Trains to the last iteration and returns the final state; every rank must call it.
+
+    The device must be active.
+
+    Args:
+        prepared: The checked training.
+        blend: The data sets to train on, all of them preprocessed.
 
     Raises:
-        Glm3Error: As its children say, each with the way out.
+        Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     config, model = prepared.config, prepared.model
-    find_resume(config.save, config.resume)  # what is wrong there is reported before all else
+    find_resume(config.save, config.resume)  # a wrong --resume is reported before all else
     device = require_active()
     warning = check_device(config, model, device.saved_for_backward, device.memory())
     utilisation = _utilisation(config, model)
@@ -71,6 +77,18 @@ def run_training(prepared: Prepared, blend: Blend) -> State:
 def _train(
     prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
 ) -> State:
+    """Trains in process groups that are open, with a report that is open.
+
+    Args:
+        prepared: The checked training.
+        blend: The data sets to train on.
+        grid: This rank's place among the parallel groups.
+        metrics: The report of the run.
+        storage: The storage of this rank that the run's folder is on.
+
+    Returns:
+        The final state of the run.
+    """
     config = prepared.config
     stop = StopFlag(require_active().torch_device(), config.exit_duration)
     if grid.rank == 0:
@@ -102,6 +120,15 @@ def _train(
 def _report_start(
     prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
 ) -> None:
+    """Reports the start of the run: its parallel sizes, versions, settings, data and disks.
+
+    Args:
+        prepared: The checked training.
+        blend: The data sets to train on.
+        grid: This rank's place among the parallel groups.
+        metrics: The report of the run.
+        storage: The storage of this rank that the run's folder is on.
+    """
     if not storage.is_shared:
         metrics.event("storages", number=len(storage.places), places=", ".join(storage.places))
     metrics.event(
@@ -120,13 +147,14 @@ def _report_start(
 
 
 def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
+    """Returns what turns tokens per second into MFU, with the device's peak or --peak-tflops."""
     device = require_active()
     peak = config.peak_tflops or device.peak_tflops(config.dtype)
     return Utilisation.of(model, config.seq_length, peak, device.chip())
 
 
 def write_run_file(config: TrainConfig) -> None:
-    """Writes RUN/run.yaml, every option with its resolved value; `--config` reads it back."""
+    """Writes RUN/run.yaml, which has every option with its value and can be given to --config."""
     config.save.mkdir(parents=True, exist_ok=True)
     options = {key: value for key, value in config.to_options().items() if value is not None}
     text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""From a prepared training to the parts of a run: model, optimizer, schedule, and data."""
+"""Builds what a run trains with: the model, the optimizer, the schedule, and the data loaders."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -35,13 +35,13 @@ from glm3cli.train.step import TrainStep
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What a run is made of on this rank.
+    """What a run trains with on this rank.
 
     Attributes:
         tokenizer: The tokenizer that the data was encoded with.
-        train_step: Model, optimizer, schedule and objective.
-        train: The micro-batches to train on.
-        valid: The micro-batches to validate on; None where the run doesn't validate.
+        train_step: The model, the optimizer, the schedule and the objective.
+        train: The loader of the samples to train on.
+        valid: The loader of the samples to validate on; None where the run doesn't validate.
     """
 
     tokenizer: Tokenizer
@@ -53,18 +53,18 @@ class TrainingParts:
 def build_training(
     prepared: Prepared, blend: Blend, grid: Grid, *, with_weights: bool
 ) -> TrainingParts:
-    """Builds a run on this rank.
+    """Builds what a run trains with on this rank; every rank must call it.
 
     Args:
-        prepared: The checked settings.
-        blend: What is read.
-        grid: This rank's coordinates.
-        with_weights: Whether to load the model to start from; not where a checkpoint is going to
-            bring the weights.
+        prepared: The checked training.
+        blend: The data sets to train on.
+        grid: This rank's place among the parallel groups.
+        with_weights: Whether to load the weights to start from. Without, they are uninitialised,
+            for a checkpoint of the run to fill.
 
     Raises:
         CheckpointError: The model can't be read.
-        DataError: The data doesn't fit.
+        DataError: An index of the data is damaged, or a split has no document.
     """
     config, model = prepared.config, prepared.model
     tokenizer = Tokenizer.load(prepared.tokenizer)
@@ -79,6 +79,7 @@ def build_training(
 
 
 def _source(prepared: Prepared) -> WeightSource:
+    """Returns the weights to start from: those of --model, or random ones."""
     if prepared.location is not None:
         return open_at(prepared.location)
     config = prepared.config
@@ -88,6 +89,14 @@ def _source(prepared: Prepared) -> WeightSource:
 def _loaders(
     prepared: Prepared, blend: Blend, tokenizer: Tokenizer, grid: Grid
 ) -> tuple[Loader, Loader | None]:
+    """Returns the loaders of the samples to train and to validate on.
+
+    Args:
+        prepared: The checked training.
+        blend: The data sets to read.
+        tokenizer: The tokenizer that the data was encoded with.
+        grid: This rank's place among the parallel groups.
+    """
     config = prepared.config
     spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
     train, valid = build_samples(prepared.kind, spec, tokenizer)
@@ -102,7 +111,15 @@ def make_loader(
     dataset: Dataset,
     sources: tuple[str, ...] = ("",),
 ) -> Loader:
-    """What cuts the samples of `dataset`, from `sources`, into this rank's micro-batches."""
+    """Returns a loader that cuts the samples of a data set into this rank's micro-batches.
+
+    Args:
+        config: The settings of the run.
+        model: The shape of the model.
+        grid: This rank's place among the parallel groups.
+        dataset: The samples.
+        sources: The prefixes of the data sets that the samples come from.
+    """
     return Loader(
         dataset=dataset,
         micro_batch_size=config.micro_batch_size,
@@ -118,7 +135,14 @@ def make_loader(
 
 
 def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> TrainStep:
-    """Model, optimizer, and schedule on this rank, with uninitialised weights."""
+    """Builds the model, the optimizer and the schedule on this rank, with uninitialised weights.
+
+    Args:
+        config: The settings of the run.
+        model: The shape of the model.
+        grid: This rank's place among the parallel groups. The train step lets go of them when the
+            grid is closed.
+    """
     mcore = transformer_config(
         model,
         config,
@@ -163,12 +187,13 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
 
 
 def _freeze(gpt: GPTModel, config: TrainConfig) -> None:
-    """Takes the weights that don't train out of autograd; DDP then makes no buffers for them."""
+    """Excludes the weights that don't train from autograd; DDP makes no buffers for them."""
     for name, parameter in gpt.named_parameters():
         parameter.requires_grad_(config.trains(logical_name(name)))
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:
+    """Returns the options of megatron-core's TransformerConfig for --recompute."""
     if config.recompute == "full":
         return {
             "recompute_granularity": "full",
@@ -181,6 +206,12 @@ def _recompute(config: TrainConfig) -> dict[str, Any]:
 
 
 def _optimizer_config(config: TrainConfig, *, distributed: bool) -> OptimizerConfig:
+    """Returns megatron-core's settings of the optimizer, AdamW.
+
+    Args:
+        config: The settings of the run.
+        distributed: Whether the optimizer's state is spread over the data parallel ranks.
+    """
     return OptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -202,14 +233,20 @@ def _optimizer_config(config: TrainConfig, *, distributed: bool) -> OptimizerCon
 
 
 def _fuse_adamw(optimizer: Any) -> None:
-    """Lets torch's AdamW update a weight in one pass; megatron-core doesn't ask for it."""
+    """Makes torch's AdamW update a weight in one pass; megatron-core has no option for it."""
     for part in optimizer.chained_optimizers:
         for group in part.optimizer.param_groups:
             group["fused"] = True
 
 
 def _connect(mcore: Any, train_step: TrainStep, ddp: DistributedDataParallelConfig) -> None:
-    """Gives megatron-core's schedule the hooks of DDP and of the optimizer."""
+    """Gives megatron-core's pipeline schedule the hooks that it calls.
+
+    Args:
+        mcore: The TransformerConfig of the model, through which the schedule finds the hooks.
+        train_step: Has the optimizer that scales the losses, and finishes the gradients.
+        ddp: The settings of DDP, which say whether gradients are reduced during the backward pass.
+    """
     mcore.finalize_model_grads_func = train_step.finalize
     mcore.grad_scale_func = train_step.optimizer.scale_loss
     if ddp.overlap_grad_reduce:
@@ -218,7 +255,11 @@ def _connect(mcore: Any, train_step: TrainStep, ddp: DistributedDataParallelConf
 
 
 def _scheduler(config: TrainConfig, optimizer: Any) -> OptimizerParamScheduler:
-    # Counted in samples, as upstream.
+    """Returns the schedule of the learning rate.
+
+    It counts samples, as Megatron-LM's does (megatron/training/training.py,
+    get_optimizer_param_scheduler).
+    """
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

@@ -1,4 +1,4 @@
-"""`train`: the whole of a pretrain or finetune command, which cli/train.py calls."""
+"""`train`: all that a pretrain or finetune command does; cli/train.py calls it."""
 
 import logging
 from collections.abc import Callable
@@ -17,30 +17,33 @@ if TYPE_CHECKING:
     from glm3cli.data.preprocess.run import PreprocessProgress
     from glm3cli.data.raw import RawData
 
-# Opens the display of preprocess's progress, and gives what is called with it.
+# Opens a display of preprocess's progress, and yields the function that updates it.
 Display = Callable[[], AbstractContextManager[Callable[["PreprocessProgress"], None]]]
+# Shows a line of text to the user.
 Say = Callable[[str], None]
 
 
 def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Path | None:
-    """Checks a training, preprocesses its raw data, and trains on the ranks that there are.
+    """Checks a training, preprocesses its raw data, and trains.
+
+    Trains on the ranks that torchrun has started, or starts `--nproc` ranks and waits for them.
 
     Args:
-        config: The settings.
+        config: The settings of the run.
         kind: The kind of data that the command reads.
         display: Shows the progress while raw data is preprocessed.
-        say: Called with lines for the user, on one rank.
+        say: Shows a line to the user; called on rank 0 alone, or where the ranks are started.
 
     Returns:
         The final checkpoint, on rank 0; None on other ranks, and in a process that has only
         started the ranks.
 
     Raises:
-        Glm3Error: As its children say, each with the way out.
+        Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     prepared = prepare(config, kind)
     check_memory(config, prepared.model)
-    # By the one process that starts the ranks, where --nproc does; they find it done.
+    # With --nproc the one process that starts the ranks does it; they find it done.
     prefixes = {item: _preprocess(data, display, say) for item, data in prepared.raw.items()}
     blend = prepared.blend(prefixes)
     if not run_here(config):
@@ -56,10 +59,10 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
 
 
 def dry_data(prepared: Prepared) -> str:
-    """Describes the data of a training, as lines of text, and writes nothing.
+    """Describes the data of a training, as lines of text, for a dry run; it writes nothing.
 
     Raises:
-        DataError: A file is missing, or the first row of a raw one is bad.
+        DataError: A file is missing, or the first row of a raw file is bad.
     """
     from glm3cli.data.samples.blend_table import table
 
@@ -75,7 +78,21 @@ def dry_data(prepared: Prepared) -> str:
 
 
 def _preprocess(data: "RawData", display: Display, say: Say) -> str:
-    """Returns the prefix of the files that preprocess makes, or has made, of raw data."""
+    """Preprocesses raw data, unless that was done before, and reports it.
+
+    Args:
+        data: An item of --data that isn't preprocessed.
+        display: Shows the progress.
+        say: Shows a line to the user.
+
+    Returns:
+        The prefix of the preprocessed files.
+
+    Raises:
+        DataError: The raw data is bad.
+        ConfigError: The files can't be written.
+        StoppedError: The process received SIGTERM.
+    """
     if not is_speaker():
         logging.getLogger("glm3cli.data").setLevel(logging.ERROR)
     with display() as report:

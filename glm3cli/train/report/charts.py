@@ -1,7 +1,8 @@
-"""Curves as inline SVG: buckets for what has more points than pixels, ticks, and marks.
+"""Draws curves as inline SVG, with axes and marks of events.
 
-The drawing is stretched to its place by the browser; the labels stand beside it as HTML, so that
-they keep their size. The numbers drawn go along as JSON, for the values under the pointer.
+A curve that has more points than pixels is drawn in buckets of neighbouring points. The browser
+stretches a drawing to its place on the page; the labels stand beside it as HTML, so that they keep
+their size. The drawn numbers go along as JSON, from which the page shows those under the pointer.
 """
 
 import json
@@ -18,7 +19,14 @@ MAX_BUCKETS = 500
 
 
 class Bucket(NamedTuple):
-    """Neighbouring points that are drawn as one."""
+    """Neighbouring points of a curve that are drawn as one.
+
+    Attributes:
+        iteration: The iteration of the last of the points.
+        low: The smallest of their values.
+        mean: The mean of their values.
+        high: The largest of their values.
+    """
 
     iteration: int
     low: float
@@ -28,25 +36,33 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart."""
+    """One line of a chart.
+
+    Attributes:
+        name: The name in the chart's legend.
+        iterations: The iteration of each point, in ascending order.
+        values: The value of each point; None where there is none.
+    """
 
     name: str
     iterations: Sequence[int]
     values: Values
 
     def parts(self) -> list[list[Bucket]]:
-        """Its buckets, at most MAX_BUCKETS: each point is one if they fit, and no spike is lost.
+        """Returns the buckets of the curve, in parts that are drawn apart.
 
-        Cut where a bucket has no number: a line over the gap would be made up.
+        There are at most MAX_BUCKETS in all; where there are no more points, each is a bucket of
+        its own. A bucket keeps the extremes of its points, so that no spike is lost. One without a
+        value ends a part: a line over the gap would be made up.
         """
         size = max(1, math.ceil(len(self.iterations) / MAX_BUCKETS))
         parts: list[list[Bucket]] = [[]]
         for start in range(0, len(self.iterations), size):
-            found = [v for v in self.values[start : start + size] if v is not None]
+            values = [v for v in self.values[start : start + size] if v is not None]
             last = self.iterations[start : start + size][-1]
-            if found:
-                mean = sum(found) / len(found)
-                parts[-1].append(Bucket(last, min(found), mean, max(found)))
+            if values:
+                mean = sum(values) / len(values)
+                parts[-1].append(Bucket(last, min(values), mean, max(values)))
             elif parts[-1]:
                 parts.append([])
         return [part for part in parts if part]
@@ -54,10 +70,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """Where a value lies between the ends of its axis: 0 to 1.
+    """An axis of a chart, which places values between its two ends.
 
     Attributes:
-        is_log: Whether it is divided by powers of ten.
+        low: The value at the low end.
+        high: The value at the high end.
+        is_log: Whether the axis is logarithmic.
     """
 
     low: float
@@ -66,7 +84,14 @@ class Axis:
 
     @classmethod
     def of(cls, values: Sequence[float], *, from_zero: bool, may_log: bool) -> "Axis":
-        """One that all values fit on."""
+        """Returns an axis that has room for all values.
+
+        Args:
+            values: The values; at least one.
+            from_zero: Whether a linear axis has to include zero.
+            may_log: Whether the axis is logarithmic if the values are positive and span more than
+                two powers of ten.
+        """
         low, high = min(values), max(values)
         if may_log and low > 0 and high / low > 100:
             return cls(low / 1.3, high * 1.3, is_log=True)
@@ -76,13 +101,17 @@ class Axis:
         return cls(low if from_zero and low == 0 else low - margin, high + margin)
 
     def place(self, value: float) -> float:
-        """0 at the low end and 1 at the high one."""
+        """Returns the place of a value on the axis: 0 at its low end, 1 at its high one."""
         if self.is_log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / ((self.high - self.low) or 1.0)
 
     def ticks(self, about: int) -> list[float]:
-        """Round values on the axis."""
+        """Returns round values on the axis, evenly spaced; the powers of ten if it is logarithmic.
+
+        Args:
+            about: The number of ticks to aim at on a linear axis.
+        """
         if self.is_log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             return [10.0**power for power in range(first, last + 1)]
@@ -95,11 +124,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A titled drawing of curves that share an axis.
+    """A drawing of curves that share their axes.
 
     Attributes:
-        from_zero: Whether the axis starts at zero, so that heights compare.
-        may_log: Whether values that span more than two powers of ten get a logarithmic axis.
+        title: The title.
+        curves: The curves; a legend names them if there are several.
+        from_zero: Whether a linear axis of values includes zero, so that heights compare.
+        may_log: Whether positive values that span more than two powers of ten get a logarithmic
+            axis.
+        marks: The events that are marked by vertical lines.
     """
 
     title: str
@@ -109,7 +142,11 @@ class Chart:
     marks: Sequence[Event] = field(default=())
 
     def html(self, iterations: Axis) -> str:
-        """A figure, or nothing where there is no number to draw."""
+        """Returns an HTML figure; an empty text if no curve has a value.
+
+        Args:
+            iterations: The horizontal axis.
+        """
         drawn = [(curve.name, curve.parts()) for curve in self.curves]
         ends = [
             end for _, parts in drawn for part in parts for b in part for end in (b.low, b.high)
@@ -130,7 +167,7 @@ class Chart:
 
 
 def number(value: float) -> str:
-    """A number for people: four digits, and k, M, G for large ones."""
+    """Returns a number in four significant digits, with k, M, G or T behind a large one."""
     for size, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if sign == 'k' else size):.4g}{sign}"
@@ -138,6 +175,15 @@ def number(value: float) -> str:
 
 
 def _curve(index: int, parts: list[list[Bucket]], iterations: Axis, axis: Axis) -> str:
+    """Returns the SVG paths of a curve: a line, and a band between the extremes of its buckets.
+
+    Args:
+        index: The index of the curve in its chart, which determines its colour.
+        parts: The parts of the curve.
+        iterations: The horizontal axis.
+        axis: The vertical axis.
+    """
+
     def at(bucket: Bucket, value: float) -> str:
         x, y = iterations.place(bucket.iteration) * WIDTH, (1 - axis.place(value)) * HEIGHT
         return f"{x:.2f},{y:.2f}"
@@ -155,6 +201,7 @@ def _curve(index: int, parts: list[list[Bucket]], iterations: Axis, axis: Axis) 
 
 
 def _grid(axis: Axis, iterations: Axis) -> tuple[str, str]:
+    """Returns the horizontal lines at the ticks as SVG, and the labels of both axes as HTML."""
     lines, labels = [], []
     for tick in axis.ticks(4):
         place = 1 - axis.place(tick)
@@ -169,7 +216,7 @@ def _grid(axis: Axis, iterations: Axis) -> tuple[str, str]:
 
 
 def _marks(events: Sequence[Event], iterations: Axis) -> str:
-    """A line for each event; those that would lie on each other are one."""
+    """Returns a vertical line for each event as SVG; lines of a kind that coincide are one."""
     places = {
         (event.kind, round(iterations.place(event.iteration) * MAX_BUCKETS)): event
         for event in events
@@ -184,6 +231,7 @@ def _marks(events: Sequence[Event], iterations: Axis) -> str:
 
 
 def _legend(curves: Sequence[Curve]) -> str:
+    """Returns the names of the curves as HTML; an empty text for a single curve."""
     if len(curves) == 1:
         return ""
     return "".join(
@@ -193,6 +241,12 @@ def _legend(curves: Sequence[Curve]) -> str:
 
 
 def _numbers(drawn: list[tuple[str, list[list[Bucket]]]], iterations: Axis) -> str:
+    """Returns the drawn buckets as JSON, for the script that shows the values under the pointer.
+
+    Args:
+        drawn: The name and the parts of each curve.
+        iterations: The horizontal axis.
+    """
     curves = []
     for name, parts in drawn:
         buckets = [bucket for part in parts for bucket in part]

@@ -1,7 +1,7 @@
-"""`History`: a run as metrics.jsonl tells it, in columns; report.html is made of it.
+"""`History`: the lines of metrics.jsonl as columns, from which report.html is made.
 
-A run that goes on from an earlier checkpoint repeats steps. What counts is what happened last: a
-line of step i takes back every line of step i and later.
+A run that goes on from an earlier checkpoint repeats steps. The last time counts: the line of a
+step replaces those of the same step and of later ones, and their validations.
 """
 
 import json
@@ -34,7 +34,13 @@ Values = list[float | None]
 
 @dataclass
 class Series:
-    """Numbers by iteration, which only grows; None where there was no finite number."""
+    """Columns of numbers, of which each row belongs to an iteration.
+
+    Attributes:
+        names: The names of the columns.
+        iterations: The iteration of each row, in ascending order.
+        columns: The columns by their names; None where a number was missing or not finite.
+    """
 
     names: tuple[str, ...]
     iterations: list[int] = field(default_factory=list)
@@ -47,13 +53,13 @@ class Series:
         return len(self.iterations)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line of metrics.jsonl."""
+        """Adds a row from a line of metrics.jsonl, whose iteration comes after all others."""
         self.iterations.append(record["iteration"])
         for name, column in self.columns.items():
             column.append(record.get(name))
 
     def cut(self, iteration: int) -> None:
-        """Forgets `iteration` and all that came after it."""
+        """Removes the rows of `iteration` and of all later ones."""
         if self.iterations and self.iterations[-1] >= iteration:
             end = bisect_left(self.iterations, iteration)
             del self.iterations[end:]
@@ -61,17 +67,24 @@ class Series:
                 del column[end:]
 
     def last(self, name: str) -> float | None:
-        """The newest number of a column, if there is one."""
+        """Returns the last number of a column; None if it has none."""
         return next((value for value in reversed(self.columns[name]) if value is not None), None)
 
     def total(self, name: str) -> float:
-        """The sum of a column."""
+        """Returns the sum of the numbers of a column."""
         return sum(value for value in self.columns[name] if value is not None)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event, and the iteration that the run was at."""
+    """An event of a run.
+
+    Attributes:
+        kind: The kind of event, such as `start` or `save`.
+        iteration: The last step before the event.
+        time: When it happened, in seconds since 1970 (UTC); None where that wasn't written.
+        details: The other fields of its line in metrics.jsonl.
+    """
 
     kind: str
     iteration: int
@@ -81,7 +94,13 @@ class Event:
 
 @dataclass
 class History:
-    """Steps, validations, and events of a run."""
+    """The steps, validations, and events of a run.
+
+    Attributes:
+        steps: The numbers of each step, with the columns `COLUMNS`.
+        validations: The loss of each validation, in the column `validation_loss`.
+        events: All events in their order, also those of steps that were repeated.
+    """
 
     steps: Series = field(default_factory=lambda: Series(COLUMNS))
     validations: Series = field(default_factory=lambda: Series(("validation_loss",)))
@@ -89,12 +108,12 @@ class History:
     _iteration: int = 0
 
     def last_event(self, kind: str) -> Event | None:
-        """The newest event of a kind, if there is one."""
+        """Returns the last event of a kind; None if there is none."""
         return next((event for event in reversed(self.events) if event.kind == kind), None)
 
     @classmethod
     def read(cls, file: Path) -> "History":
-        """The history in a metrics.jsonl; an empty one where there is none."""
+        """Returns the history in a metrics.jsonl; an empty one if there is no such file."""
         history = cls()
         for record in _records(file):
             history.add(record)
@@ -114,15 +133,17 @@ class History:
             self.steps.append(record)
 
     def _add_event(self, record: dict[str, Any], at: int) -> None:
+        """Adds a line about an event, which happened after step `at`."""
         details = {k: v for k, v in record.items() if k not in ("event", "time")}
         kind, last = record["event"], self.events[-1:]
         if kind == "resume" and last and last[0].kind == "start":
-            # Only now is it known where that start goes on.
+            # Only now is it known from where the run that started goes on.
             self.events[-1] = replace(last[0], iteration=at)
         self.events.append(Event(kind, at, record.get("time"), details))
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a metrics.jsonl, without those that aren't whole."""
     if not file.is_file():
         return
     with file.open(encoding="utf-8") as lines:

@@ -1,7 +1,7 @@
 """The tools of `--report-to`: TensorBoard, Weights & Biases, and SwanLab.
 
-Each is imported only where it is asked for. They keep what they write in the run's folder; whether
-it is also sent somewhere is up to their own settings (`wandb login`, SWANLAB_MODE=offline, ...).
+Each is imported only if it is asked for. The tools write into the run's folder; their own settings
+(`wandb login`, SWANLAB_MODE=offline, ...) decide whether they also send it somewhere.
 """
 
 import importlib
@@ -21,21 +21,22 @@ PROJECT = "glm3"
 
 
 class Reporter(Protocol):
-    """What a run asks of a tool."""
+    """A tool that takes the numbers of a run."""
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Takes the numbers of one step or of one validation."""
+        """Takes the numbers of a step or of a validation by their names."""
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Writes what is left to be written; the tool can't be used after."""
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard."""
+    """Writes event files of TensorBoard to RUN/tensorboard."""
 
     package = "tensorboard"
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        """Opens an event file in the folder `run`, and writes the settings as a table."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run / "tensorboard"))
@@ -44,7 +45,7 @@ class TensorBoard:
         self._writer.add_text("settings", "\n".join(table))
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """One scalar each."""
+        """Writes each number as a scalar."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, iteration)
 
@@ -54,11 +55,16 @@ class TensorBoard:
 
 
 class Wandb:
-    """A run of Weights & Biases, named like the run's folder."""
+    """Writes a run of Weights & Biases to RUN/wandb; its name is that of the run's folder."""
 
     package = "wandb"
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        """Starts the run, or goes on with the one that was started from the folder `run` before.
+
+        Raises:
+            ConfigError: Weights & Biases doesn't start, for want of a login, say.
+        """
         wandb: Any = importlib.import_module("wandb")
         try:
             self._run = wandb.init(
@@ -77,7 +83,7 @@ class Wandb:
         self._run.define_metric("*", step_metric="iteration")
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """One point of every chart, at `iteration`."""
+        """Adds each number to its chart, at `iteration`."""
         self._run.log({"iteration": iteration, **values})
 
     def close(self) -> None:
@@ -86,11 +92,16 @@ class Wandb:
 
 
 class SwanLab:
-    """An experiment of SwanLab, named like the run's folder."""
+    """Writes an experiment of SwanLab to RUN/swanlab; its name is that of the run's folder."""
 
     package = "swanlab"
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        """Starts the experiment, or goes on with the one of the folder `run`.
+
+        Raises:
+            ConfigError: SwanLab doesn't start, for want of a login, say.
+        """
         swanlab: Any = importlib.import_module("swanlab")
         errors: Any = importlib.import_module("swanlab.exceptions")
         try:
@@ -112,7 +123,7 @@ class SwanLab:
             ) from error
 
     def log(self, iteration: int, values: Mapping[str, float]) -> None:
-        """One point of every chart, at `iteration`."""
+        """Adds each number to its chart, at `iteration`."""
         self._run.log(dict(values), step=iteration)
 
     def close(self) -> None:
@@ -129,7 +140,7 @@ _TOOLS: dict[Tool, type[TensorBoard | Wandb | SwanLab]] = {
 
 
 def check_installed(tools: Sequence[Tool]) -> None:
-    """Imports nothing.
+    """Checks that the packages of the tools are installed, without importing them.
 
     Raises:
         ConfigError: A tool's package isn't installed.
@@ -143,16 +154,24 @@ def check_installed(tools: Sequence[Tool]) -> None:
 
 
 def open_reporters(tools: Sequence[Tool], run: Path, settings: Mapping[str, Any]) -> list[Reporter]:
-    """Opens the tools for a run; `settings` are shown beside its curves.
+    """Opens the tools for a run.
+
+    Args:
+        tools: The names of the tools.
+        run: The folder of the run.
+        settings: The options of the run, which the tools show beside its curves.
 
     Raises:
-        ConfigError: A tool doesn't start, e.g. for want of a login.
+        ConfigError: A tool doesn't start, for want of a login, say.
     """
     return [_TOOLS[name](run, settings) for name in tools]
 
 
 def _run_id(folder: Path) -> str:
-    """The same name at every start of a run, so that its curves go on where they ended."""
+    """Returns a random id that stays the same at every start of a run.
+
+    So its curves go on where they ended. The id is kept in a file of `folder`.
+    """
     file = folder / "run_id"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
