@@ -1,7 +1,4 @@
-"""What a user of transformers sees of a folder; run as a program, in which nothing is ours.
-
-The CPU device redirects tensor factories for megatron-core, which transformers can't load under.
-"""
+"""What a user of transformers sees of a folder; run as a program, in which nothing is ours."""
 
 import json
 import sys

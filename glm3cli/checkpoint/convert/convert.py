@@ -22,7 +22,7 @@ from glm3cli.checkpoint.convert.report import Report, report_nothing
 from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.convert.tensor_digests import slot_name
 from glm3cli.checkpoint.convert.transfer import Transfer
-from glm3cli.checkpoint.convert.verify import Verification, verify
+from glm3cli.checkpoint.convert.verify import Verification, loaded_bytes, verify
 from glm3cli.checkpoint.files.digests import Follower, file_digest
 from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, manifest_versions
 from glm3cli.checkpoint.files.staging import Flusher, remove_stale, staged
@@ -94,7 +94,7 @@ def convert(
         )
     plan = _plan(source, options)
     adapter = open_adapter(options.lora, plan.model) if options.lora else Adapter({})
-    check_needs(target_path, _needs(source, plan, adapter))
+    check_needs(target_path, _needs(source, plan, adapter, options))
     with staged(target_path, force=options.force) as folder:
         transfer = Transfer(source, plan, adapter, report)
         with Follower() as follower, Flusher() as flusher, started_pool() as disk:
@@ -104,7 +104,7 @@ def convert(
             syncing = disk.submit(sync, folder)  # while all is read back
             verified = Verification({}, None)
             if options.verify:
-                verified = verify(folder, target_path, transfer, follower, report)
+                verified = verify(options.layout, folder, target_path, transfer, follower, report)
             syncing.result()
         _manifest(folder, transfer, options, source_path, verified.file_digests).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -140,13 +140,17 @@ def _plan(source: StoredSource, options: ConvertOptions) -> WritePlan:
     return WritePlan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
 
 
-def _needs(source: StoredSource, plan: WritePlan, adapter: Adapter) -> Needs:
+def _needs(
+    source: StoredSource, plan: WritePlan, adapter: Adapter, options: ConvertOptions
+) -> Needs:
+    """Estimates the disk and the memory that the conversion takes."""
     largest = 0
     for slot, dtype in plan.dtypes.items():
         on_the_way = torch.float32 if slot in adapter.pairs else source.dtype(*slot)
         width = max(on_the_way.itemsize, dtype.itemsize)
         largest = max(largest, torch.Size(slot[0].shape(plan.model)).numel() * width)
-    return needs_of(plan.total_bytes, largest)
+    loaded = loaded_bytes(source) if options.verify and options.layout == "glm" else 0
+    return needs_of(plan.total_bytes, largest, loaded)
 
 
 def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What a conversion needs of the disk and of the memory: said first, and checked."""
+"""Estimates what a conversion needs of the disk and of the memory, prints and checks it."""
 
 import shutil
 import sys
@@ -11,33 +11,45 @@ from glm3cli.host.memory import PrivateMemory, available_memory
 
 # Headers, config.json, the tokenizer and the manifest of a large model.
 _COMPANION_BYTES = 16 * 2**20
-# The tensor as it was read, cast, and cut or joined, and the parts of one of these in a buffer.
+# A tensor as it was read, cast, and cut or joined, and the parts of one of these in a buffer.
 _COPIES = 4
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of disk, and an estimate of the bytes of private memory."""
+    """What a conversion needs.
+
+    Attributes:
+        disk: The size of the new folder, in bytes.
+        memory: An estimate of the private memory of the process, in bytes.
+    """
 
     disk: int
     memory: int
 
 
-def needs_of(weights: int, largest: int) -> Needs:
-    """What a conversion needs.
+def needs_of(weights: int, largest: int, loaded: int = 0) -> Needs:
+    """Estimates what a conversion needs.
 
     Args:
-        weights: Bytes of all new tensors.
-        largest: Bytes of the largest tensor in the widest type on its way.
+        weights: The size of all new tensors, in bytes.
+        largest: The size of the largest tensor in the widest type that it takes on its way, in
+            bytes.
+        loaded: The memory that the verification takes after the tensors are written, in bytes.
     """
-    return Needs(weights + _COMPANION_BYTES, PrivateMemory().sample() + _COPIES * largest)
+    memory = PrivateMemory().sample() + max(_COPIES * largest, loaded)
+    return Needs(weights + _COMPANION_BYTES, memory)
 
 
 def check_needs(target: Path, needs: Needs) -> None:
-    """Prints what is needed and what there is.
+    """Prints on stderr what is needed and what there is, and compares the two.
+
+    Args:
+        target: The new folder, which need not exist.
+        needs: What the conversion needs.
 
     Raises:
-        ConfigError: There is too little.
+        ConfigError: The disk has too little space, or the machine too little memory.
     """
     free = shutil.disk_usage(existing_parent(target.resolve().parent)).free
     available = available_memory()
@@ -60,4 +72,5 @@ def check_needs(target: Path, needs: Needs) -> None:
 
 
 def _gb(num_bytes: int) -> str:
+    """Returns a number of bytes in GB (10^9 bytes), as it is printed."""
     return f"{num_bytes / 1e9:.2f} GB"

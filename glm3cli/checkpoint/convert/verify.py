@@ -15,9 +15,10 @@ from glm3cli.checkpoint.adapter.reader import Adapter
 from glm3cli.checkpoint.convert.report import Report
 from glm3cli.checkpoint.convert.tensor_digests import tensor_digests
 from glm3cli.checkpoint.convert.transfer import Transfer, label
+from glm3cli.checkpoint.convert.verify_glm import verify_files, verify_logits
 from glm3cli.checkpoint.files.digests import Follower
 from glm3cli.checkpoint.layouts.opening import open_source
-from glm3cli.checkpoint.names import WEIGHTS, Weight
+from glm3cli.checkpoint.names import WEIGHTS, Layout, Weight
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError
@@ -25,6 +26,7 @@ from glm3cli.model.plain import plain_logits
 
 # The logits of such a model take about a second on two cores.
 _MOST_PARAMETERS = 500_000_000
+_LIBRARY_BYTES = 300_000_000  # of transformers and a tokenizer of 65,000 pieces
 _PROMPT_LENGTH = 16
 _STEP = 7919  # a prime, so that the prompt is spread over any vocabulary
 _BY_NAME = {weight.logical: weight for weight in WEIGHTS}
@@ -45,11 +47,17 @@ class Verification:
 
 
 def verify(
-    folder: Path, target: Path, transfer: Transfer, follower: Follower, report: Report
+    layout: Layout,
+    folder: Path,
+    target: Path,
+    transfer: Transfer,
+    follower: Follower,
+    report: Report,
 ) -> Verification:
     """Compares the new folder with what was to be written.
 
     Args:
+        layout: The layout of the new folder.
         folder: The new folder, complete but for its manifest.
         target: The name that it is going to have, for messages.
         transfer: What was written into it.
@@ -60,10 +68,16 @@ def verify(
         CheckpointError: A tensor is missing or isn't what was to be written, or the new folder
             computes other logits than the source.
     """
+    if layout == "glm":
+        verify_files(folder, target, transfer.plan.model)
     written = open_source(folder)
     hashed = follower.finish(written.files())
     _compare_tensors(written, target, transfer, report)
     difference = _compare_logits(written, target, transfer)
+    # NaN and infinite values don't come through two forward passes alike.
+    if layout == "glm" and is_small(written) and not transfer.non_finite:
+        expected = _logits(written.model, written.read)
+        verify_logits(folder, target, _prompt(written.model), expected, transfer.memory)
     return Verification(hashed.result(), difference)
 
 
@@ -106,6 +120,16 @@ def _compare_logits(written: StoredSource, target: Path, transfer: Transfer) -> 
 def is_small(source: StoredSource) -> bool:
     """Says whether a model is so small that computing its logits takes about a second at most."""
     return source.model.num_parameters <= _MOST_PARAMETERS
+
+
+def loaded_bytes(source: StoredSource) -> int:
+    """Estimates the memory that transformers takes to verify a folder in the glm layout, in bytes.
+
+    Args:
+        source: The weights that are converted.
+    """
+    weights = 4 * source.model.num_parameters if is_small(source) else 0  # in fp32
+    return _LIBRARY_BYTES + weights
 
 
 def logits_difference(source: StoredSource, adapter: Adapter, written: StoredSource) -> float:
