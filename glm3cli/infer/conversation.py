@@ -1,4 +1,4 @@
-"""`Conversation`: the turns of a chat with a model, and its next answer."""
+"""`Conversation`: a chat with a model, turn by turn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +12,13 @@ from glm3cli.infer.sampling import Sampling
 
 @dataclass
 class Conversation:
-    """A chat that starts anew with the same system turn after `reset`.
+    """A chat with a model.
+
+    Every rank of the model must call the same methods with the same arguments.
 
     Attributes:
         model: The model that answers.
-        config: The system text, the longest answer in tokens, and the seed.
+        config: The settings; the system text, the length of the longest answer, and the seed count.
         sampling: The rule by which tokens are drawn.
         tools: The tools that the model may call, as JSON values; None for none.
         history: The turns so far.
@@ -32,19 +34,19 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all turns but the system's."""
+        """Starts anew: forgets all turns but the system's, if there is one."""
         self.history = []
         if self.config.system or self.tools is not None:
             system = self.config.system or TOOL_PROMPT
             self.history.append(Message("system", system, tools=self.tools))
 
     def answer(self, text: str, on_text: Callable[[str], None]) -> Message:
-        """Adds a turn of the user and the model's answer to it.
+        """Adds a turn of the user, and the model's answer to it.
 
-        After a tool call, the text is taken for what the tool has returned.
+        After an answer that calls a tool, the turn counts as what the tool has returned.
 
         Args:
-            text: What the user has written.
+            text: The text of the user's turn.
             on_text: Called on rank 0 with the answer, piece by piece.
 
         Returns:

@@ -1,6 +1,6 @@
-"""The generate command: prompts in, texts out; or a conversation, turn by turn.
+"""The generate command: continues prompts (`generate`), or holds a conversation (`talk`).
 
-Nothing here imports torch before the settings and the prompts are found to be right.
+Nothing here imports torch before the settings and the prompts were checked.
 """
 
 import json
@@ -21,11 +21,12 @@ class TextResult(TypedDict):
     """The continuation of one prompt, as `generate --json` prints it.
 
     Attributes:
-        prompt: The prompt, as it was given.
+        prompt: The prompt as the user gave it.
         text: The new text.
-        token_ids: The new tokens.
-        finish_reason: `stop` where the model has ended its text, `length` at the limit.
-        logprobs: The log-probability of each new token; null unless asked for.
+        token_ids: The ids of the new tokens.
+        finish_reason: `stop` where the model has ended its text, `length` where the limit has.
+        logprobs: The log-probability (natural logarithm) of each new token; null without
+            --logprobs.
     """
 
     prompt: str
@@ -36,12 +37,12 @@ class TextResult(TypedDict):
 
 
 class GenerateResult(TypedDict):
-    """What `generate --json` prints.
+    """The result of the command, as `generate --json` prints it.
 
     Attributes:
-        results: One entry for each prompt, in their order.
-        first_token_seconds: The time until the first token of all prompts.
-        tokens_per_second: The new tokens of this rank's prompts over the whole time.
+        results: The continuation of each prompt, in the order of the prompts.
+        first_token_seconds: The seconds until each of this rank's prompts had its first token.
+        tokens_per_second: The new tokens of this rank's prompts per second.
     """
 
     results: list[TextResult]
@@ -59,10 +60,11 @@ def generate(
         on_text: Called on rank 0 with the first prompt's text, piece by piece.
 
     Returns:
-        The results, the same on every rank; None in a process that has only started the ranks.
+        The results, the same on every rank, and this rank's times; None in a process that has only
+        started the ranks.
 
     Raises:
-        Glm3Error: As its children say.
+        Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     prompts = read_prompts(config)
     model = open_here(config)
@@ -96,13 +98,15 @@ def talk(
 ) -> None:
     """Holds a conversation; rank 0 reads and writes, all ranks compute.
 
+    The lines `quit` and `exit` end it; `clear` and `new` start anew.
+
     Args:
         config: The settings.
-        read: Gives the next line of the user; None ends the conversation.
-        write: Takes the answers piece by piece, each with a line break at its end.
+        read: Returns the next line of the user; None ends the conversation.
+        write: Called with the answers piece by piece, each with a line break at its end.
 
     Raises:
-        Glm3Error: As its children say.
+        Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     tools = _read_tools(config.tools)
     model = open_here(config)
@@ -125,17 +129,17 @@ def talk(
 
 
 def to_sampling(options: SamplingOptions) -> "Sampling":
-    """Returns the options in the form that the engine takes."""
+    """Returns the rule by which tokens are drawn with these options."""
     from glm3cli.infer.sampling import Sampling
 
     return Sampling(options.greedy, options.temperature, options.top_k, options.top_p)
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """Returns the prompts of the command line or of the file.
+    """Returns the prompts of the command line, or of --prompts-file.
 
     Raises:
-        DataError: The file is missing, empty, or has a line without a prompt.
+        DataError: The file is missing or empty, or has a line without a prompt.
     """
     if config.prompts_file is None:
         return list(config.prompt)
@@ -146,6 +150,11 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """Yields the prompts of a file, in which each line is a JSON string or {"prompt": "..."}.
+
+    Raises:
+        DataError: The file can't be read, or a line has no prompt.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -168,6 +177,11 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _read_tools(path: Path | None) -> Any:
+    """Returns the JSON value of the file of --tools; None without that option.
+
+    Raises:
+        DataError: The file can't be read, or isn't JSON.
+    """
     if path is None:
         return None
     try:

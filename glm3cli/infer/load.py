@@ -1,4 +1,4 @@
-"""Opens a model for inference on this rank."""
+"""Builds a model for inference on this rank, and loads its weights and its tokenizer."""
 
 from contextlib import ExitStack
 
@@ -15,12 +15,15 @@ from glm3cli.parallel.groups import open_grid
 
 
 def open_model(config: InferenceConfig) -> Model:
-    """Joins the other ranks, and loads this rank's part of the model.
+    """Joins the other ranks, and loads this rank's part of the model; all ranks must call it.
+
+    The device must be active.
 
     Raises:
         CheckpointError: The model can't be read.
-        ConfigError: The model can't be cut as asked.
-        DataError: It has no tokenizer, or one that has more tokens than the model.
+        ConfigError: The model can't be cut over the parallel sizes.
+        DataError: The model has no tokenizer, or one that has more tokens than its vocabulary.
+        DeviceError: The ranks don't find each other.
     """
     device = require_active()
     location = locate(config.model)
@@ -40,5 +43,6 @@ def open_model(config: InferenceConfig) -> Model:
 
 
 def _default(model: ModelConfig, device: Device) -> DType:
+    """Returns the type in which a model runs on a device unless --dtype is given."""
     # 16-bit arithmetic on a CPU is slower than fp32, and less exact.
     return "fp32" if device.name == "cpu" else model.torch_dtype

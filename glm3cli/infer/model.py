@@ -1,7 +1,7 @@
-"""`Model`: an opened model with its tokenizer, from prompts to texts and log-probabilities.
+"""`Model`: an opened model with its tokenizer, which continues texts and scores them.
 
-The commands use it as programs do (`glm3cli.open_model`). Under torchrun every rank calls the same
-methods with the same arguments and gets the same results.
+Commands and programs (`glm3cli.open_model`) use it alike. On several ranks, all must call the same
+methods with the same arguments, and get the same results.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from glm3cli.infer.engine import Engine, Generation, Timing
 from glm3cli.infer.sampling import Sampling
 
 GREEDY = Sampling(greedy=True)
-# Takes a piece of text as soon as it is certain.
+# Gets a piece of text as soon as no further token can change it.
 OnText = Callable[[str], None]
 T = TypeVar("T")
 
@@ -27,11 +27,12 @@ class Completion:
     """The continuation of one prompt, or the answer to it.
 
     Attributes:
-        prompt: The prompt, as it was given.
+        prompt: The prompt as the caller gave it.
         text: The new text.
-        token_ids: The new tokens.
-        finish_reason: `stop` where the model has ended its text, `length` at the limit.
-        logprobs: The log-probability of each new token before temperature and filters.
+        token_ids: The ids of the new tokens.
+        finish_reason: `stop` where the model has ended its text, `length` where the limit has.
+        logprobs: The log-probability (natural logarithm) of each new token, before temperature,
+            top-k and top-p.
     """
 
     prompt: str
@@ -45,12 +46,12 @@ class Model:
     """An opened model on this rank; a context manager, which closes it.
 
     Attributes:
-        engine: Works on token ids.
+        engine: The part of the model on this rank, which works on token ids.
         tokenizer: Turns text into token ids and back.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, closing: ExitStack) -> None:
-        """Takes also what lets go of the process groups."""
+        """Opens a model; `closing` frees the process groups when it is closed."""
         self.engine = engine
         self.tokenizer = tokenizer
         self._closing = closing
@@ -62,7 +63,7 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Leaves the other ranks and frees the process groups; the model can't be used after."""
+        """Frees the process groups; the model can't be used after."""
         self._closing.close()
 
     def generate(
@@ -78,17 +79,20 @@ class Model:
     ) -> list[Completion]:
         """Continues texts, or answers them as questions.
 
-        Data parallel ranks share the prompts; a prompt's random numbers depend on its place in the
-        whole list alone.
+        Data parallel ranks share the prompts. The random numbers of a prompt depend on its place
+        in the list alone, not on the number of ranks.
 
         Args:
             prompts: One text or several.
             max_new_tokens: The length of the longest continuation, in tokens.
-            sampling: The rule by which tokens are drawn; the likeliest token unless given.
-            seed: Prompt i draws from a generator seeded with seed + i.
-            answer: Ask each prompt as a user's turn instead of continuing it.
+            sampling: The rule by which tokens are drawn; greedy unless given.
+            seed: The seed of the random numbers; prompt i gets a generator seeded with seed + i.
+            answer: Whether each prompt is the turn of a user in a chat, for the model to answer.
             on_text: Called on rank 0 with the first prompt's text, piece by piece.
-            timing: Is filled with the time taken on this rank.
+            timing: Is filled with the time that this rank's prompts took.
+
+        Returns:
+            The continuation of each prompt, in the order of the prompts.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self._prompt_ids(text, answer=answer) for text in texts]
@@ -105,12 +109,12 @@ class Model:
                 on_text,
                 timing,
             )
-        found = [
+        completions = [
             self._completion(texts[row], generation)
             for row, generation in zip(mine, generations, strict=True)
         ]
         gathered: list[list[Completion]] = [[] for _ in range(grid.dp_size)]
-        dist.all_gather_object(gathered, found, group=grid.dp_group)
+        dist.all_gather_object(gathered, completions, group=grid.dp_group)
         return [completion for part in gathered for completion in part]
 
     def continue_ids(
@@ -122,15 +126,20 @@ class Model:
         on_text: OnText | None = None,
         timing: Timing | None = None,
     ) -> list[Generation]:
-        """Continues prompts of token ids on this model copy, up to where an answer ends.
+        """Continues prompts of token ids until an answer would end.
+
+        Unlike `generate`, data parallel ranks don't share the prompts: each continues its own.
 
         Args:
             prompts: The token ids of each prompt.
             max_new_tokens: The length of the longest continuation, in tokens.
-            sampling: The rule by which tokens are drawn.
-            seed: Prompt i draws from a generator seeded with seed + i.
+            sampling: The rule by which tokens are drawn; greedy unless given.
+            seed: The seed of the random numbers; prompt i gets a generator seeded with seed + i.
             on_text: Called on rank 0 with the first prompt's text, piece by piece.
-            timing: Is filled with the time taken.
+            timing: Is filled with the time that the prompts took.
+
+        Returns:
+            The continuation of each prompt, in the order of the prompts.
         """
         decoder = self.tokenizer.stream_decoder()
         speaks = on_text is not None and self.engine.grid.rank == 0
@@ -155,8 +164,10 @@ class Model:
     def logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[float]:
         """Returns the log-probability of each continuation after its context.
 
+        It is the sum of those of the continuation's tokens, in natural logarithms.
+
         Args:
-            contexts: The texts that come before; may be empty strings.
+            contexts: The texts that come before; they may be empty.
             continuations: The texts to score, one for each context.
         """
         prefix = list(self.tokenizer.prefix)
@@ -169,17 +180,19 @@ class Model:
         return [score for score, _ in self.engine.continuation_logprobs(before, after)]
 
     def from_rank_0(self, value: T) -> T:
-        """Returns what rank 0 has for `value`; every rank calls it."""
+        """Returns the `value` that rank 0 has; every rank must call it."""
         holder = [value]
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
 
     def _prompt_ids(self, prompt: str, *, answer: bool) -> list[int]:
+        """Returns the token ids of a prompt, as the turn of a user if it is to be answered."""
         if answer:
             return build_prompt(self.tokenizer, [Message("user", prompt)])
         return [*self.tokenizer.prefix, *self.tokenizer.encode(prompt)]
 
     def _completion(self, prompt: str, generation: Generation) -> Completion:
+        """Returns the continuation of a prompt, with its text."""
         return Completion(
             prompt=prompt,
             text=self.tokenizer.decode(generation.token_ids),
@@ -190,6 +203,6 @@ class Model:
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Returns the tokens at which an answer ends: eos, or the role that speaks next."""
+    """Returns the ids of the tokens that end an answer: eos, and the roles that may speak next."""
     roles = ("<|user|>", "<|observation|>")
     return [tokenizer.eos_id, *(tokenizer.special(role) for role in roles)]

@@ -1,4 +1,4 @@
-"""From settings to an opened model; what is wrong with them is said before torch is imported."""
+"""Opens a model from the settings of a command; wrong settings are reported before torch starts."""
 
 from typing import TYPE_CHECKING
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
 
 
 def check_model(config: InferenceConfig) -> None:
-    """Checks that the ranks there are can hold the model.
+    """Checks that there is a model, and that it can be cut over the ranks as asked.
 
     Raises:
         CheckpointError: There is no model, or its config.json is wrong.
-        ConfigError: The sizes don't divide.
+        ConfigError: The parallel sizes don't fit the number of ranks or the model.
     """
     config.check_world(config.world_size)
     config.check_fits(read_shape(config.model))
 
 
 def open_here(config: InferenceConfig) -> "Model | None":
-    """Checks the settings, prepares the device, and opens the model.
+    """Checks the settings, activates the device, and opens the model.
 
     Returns:
-        The model; None in a process that has started ranks by --nproc, when they are done.
+        The model; None in a process that has started ranks by --nproc, after they have ended.
 
     Raises:
-        Glm3Error: As its children say.
+        Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     check_model(config)
     if not run_here(config):

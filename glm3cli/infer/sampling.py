@@ -1,4 +1,4 @@
-"""From logits to a token: pure functions."""
+"""Draws tokens from logits, by temperature, top-k and top-p."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ class Sampling:
     """The rule by which a token is drawn.
 
     Attributes:
-        greedy: Take the likeliest token; the other attributes are then not looked at.
+        greedy: Whether to take the likeliest token; the other attributes then don't count.
         temperature: The divisor of the logits.
-        top_k: Draw among this many likeliest tokens; 0 draws among all.
-        top_p: Draw among the likeliest tokens that together have this probability.
+        top_k: The number of likeliest tokens among which is drawn; 0 draws among all.
+        top_p: The probability that the likeliest tokens, among which is drawn, have together; 1
+            draws among all.
     """
 
     greedy: bool = True
@@ -27,10 +28,18 @@ class Sampling:
 def sample(
     logits: Tensor, rules: Sequence[Sampling], generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Draws one token per row: [b, vocab] -> [b].
+    """Draws a token for each row.
 
-    Every row has a rule and a generator of its own, so that a prompt's text doesn't depend on its
-    batch.
+    Every row has a rule and a generator of its own, so that a prompt's continuation doesn't depend
+    on the other prompts of its batch.
+
+    Args:
+        logits: The logits, [b, vocab].
+        rules: The rule of each row.
+        generators: The random generator of each row, on the CPU; greedy rows don't use theirs.
+
+    Returns:
+        The token ids, [b].
     """
     tokens = logits.argmax(dim=-1)
     drawing = {rule for rule in rules if not rule.greedy}
@@ -49,7 +58,12 @@ def sample(
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Returns the probabilities after temperature, top-k and top-p, in this order.
 
-    [b, vocab] logits of any floating type -> [b, vocab] probabilities in fp32.
+    Args:
+        logits: The logits in any floating type, [b, vocab].
+        sampling: The rule.
+
+    Returns:
+        The probabilities in fp32, [b, vocab].
     """
     logits = logits.float() / sampling.temperature
     if 0 < sampling.top_k < logits.size(-1):
