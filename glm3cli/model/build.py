@@ -37,7 +37,16 @@ def transformer_config(
     sequence_parallel: bool,
     **training: Any,
 ) -> TransformerConfig:
-    """Our configs as megatron-core's; `training` is passed on as it is."""
+    """Returns the TransformerConfig of megatron-core for a model.
+
+    Args:
+        model: The shape of the model.
+        parallel: The parallel sizes.
+        dtype: The type of the weights and of the activations.
+        sequence_parallel: Whether norms work on a part of the sequence on each tensor parallel
+            rank; has no effect with one.
+        training: Further fields of the TransformerConfig, such as those for recomputation.
+    """
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -49,7 +58,7 @@ def transformer_config(
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
-        use_te_activation_func=True,  # an activation of the layer spec; ours
+        use_te_activation_func=True,  # takes the activation from the layer spec, which has ours
         add_bias_linear=False,
         add_qkv_bias=True,
         hidden_dropout=0.0,
@@ -68,7 +77,8 @@ def transformer_config(
         virtual_pipeline_model_parallel_size=parallel.vpp if parallel.vpp > 1 else None,
         pipeline_model_parallel_layout=_pipeline_layout(parallel),
         sequence_parallel=sequence_parallel and parallel.tp > 1,
-        # The weights come from a checkpoint or from our own layout-free initialisation.
+        # The weights come from a checkpoint, or from our own initialisation, which is the same at
+        # all parallel sizes.
         perform_initialization=False,
         use_cpu_initialization=True,
         calculate_per_token_loss=True,
@@ -81,6 +91,10 @@ def transformer_config(
 
 
 def _pipeline_layout(parallel: ParallelConfig) -> list[list[str]] | None:
+    """Returns the modules of each pipeline stage by megatron-core's names, for uneven stages.
+
+    None lets megatron-core give every stage the same number of layers.
+    """
     if parallel.stage_sizes is None:
         return None
     stages = [["decoder"] * size for size in parallel.stage_sizes]
@@ -112,17 +126,19 @@ MC2 = LinearLayers(GatheringLinear, ScatteringLinear)
 
 
 def linear_layers(parallel: ParallelConfig, config: TransformerConfig) -> LinearLayers:
-    """Returns the linear layers of a model with these settings."""
+    """Returns the classes of a model's linear layers: MC2's if --mc2 is on, else plain ones."""
     # Without sequence parallelism there is nothing to gather: decoding never does.
     return MC2 if parallel.mc2 and config.sequence_parallel else PLAIN
 
 
 def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
-    """One ChatGLM3 layer out of megatron-core's local (Transformer Engine free) parts.
+    """Returns the specification of a ChatGLM3 layer, from which megatron-core builds it.
+
+    The layer is made of megatron-core's own modules, those without Transformer Engine, and of ours.
 
     Args:
-        model: The model's shape.
-        linears: The classes of its linear layers.
+        model: The shape of the model.
+        linears: The classes of the linear layers.
     """
     return ModuleSpec(
         module=TransformerLayer,
@@ -150,8 +166,9 @@ def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
                 ),
             ),
             mlp_bda=get_bias_dropout_add,
-            # As megatron-core's own local spec: the norms are saved under Transformer Engine's
-            # names, so that checkpoints of both kinds of models can be read by both.
+            # Like megatron-core's own specification without Transformer Engine: the norms are saved
+            # under Transformer Engine's names, so that models of both kinds read each other's
+            # checkpoints.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -163,9 +180,15 @@ def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
 def build_chunks(
     model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig
 ) -> list[torch.nn.Module]:
-    """This rank's model chunks (one, or vpp of them), with uninitialised weights.
+    """Builds this rank's model chunks, `vpp` of them, with uninitialised weights.
 
-    In 16-bit types a chunk is wrapped so that logits leave it in fp32.
+    The parallel groups must be open. A chunk in a 16-bit type is wrapped in megatron-core's
+    Float16Module, so that its logits are in fp32.
+
+    Args:
+        model: The shape of the model.
+        parallel: The parallel sizes.
+        config: What `transformer_config` has made of both.
     """
     return [_build_chunk(model, parallel, config, chunk) for chunk in range(parallel.vpp)]
 
@@ -173,6 +196,7 @@ def build_chunks(
 def _build_chunk(
     model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, chunk: int
 ) -> torch.nn.Module:
+    """Builds the model chunk of this rank that has the index `chunk`."""
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
     spec = layer_spec(model, linear_layers(parallel, config))
@@ -199,8 +223,8 @@ def _build_chunk(
 def _mark_pieces(gpt: ChatGLM) -> None:
     """Marks the weights that are cut over tensor parallel ranks.
 
-    Upstream does it while initialising; without the mark the gradient norm would take them for
-    copies and count one rank's.
+    Megatron-core does so while it initialises weights, which we don't let it. Without the mark, the
+    gradient norm would take the pieces for copies, and count those of one rank alone.
     """
     columns = (tensor_parallel.ColumnParallelLinear, tensor_parallel.VocabParallelEmbedding)
     for module in gpt.modules():
@@ -212,7 +236,7 @@ def _mark_pieces(gpt: ChatGLM) -> None:
 
 
 def unwrap(module: torch.nn.Module) -> ChatGLM:
-    """The ChatGLM inside of its wrappers (DDP, 16 bit)."""
+    """Returns the ChatGLM inside of its wrappers, such as DDP and Float16Module."""
     inner: Any = module
     while not isinstance(inner, ChatGLM):
         inner = inner.module

@@ -1,4 +1,8 @@
-"""Starts torch.distributed and megatron-core's process groups, and tells this rank its place."""
+"""`Grid`: this rank's place among the parallel groups; `open_grid` makes the groups.
+
+The ranks are cut along four axes, tensor (tp), context (cp), data (dp) and pipeline (pp): the world
+size is the product of their sizes.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,10 +23,24 @@ _TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Grid:
-    """This rank's coordinates on the tp x cp x dp x pp grid, and the groups along its axes.
+    """This rank's place among the parallel groups.
 
     Attributes:
-        closing: What must let go of the groups, called before they are destroyed.
+        rank: This rank.
+        world_size: The number of ranks.
+        tp_rank: This rank's index in its tensor parallel group.
+        tp_size: The tensor parallel size.
+        pp_rank: This rank's index in its pipeline, the stage that it runs.
+        pp_size: The number of pipeline stages.
+        dp_rank: This rank's index in its data parallel group.
+        dp_size: The data parallel size.
+        cp_rank: This rank's index in its context parallel group.
+        cp_size: The context parallel size.
+        tp_group: The process group of the ranks that share each weight of this rank's layers.
+        pp_group: The process group of the stages of this rank's pipeline.
+        dp_group: The process group of the ranks that hold the same weights, and train on other
+            samples; without the context parallel ranks.
+        closing: Callbacks that drop references to the groups; called before these are destroyed.
     """
 
     rank: int
@@ -42,26 +60,34 @@ class Grid:
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank holds the embedding."""
+        """Whether this rank runs the first pipeline stage, which has the embedding."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank holds the output layer."""
+        """Whether this rank runs the last pipeline stage, which has the output layer."""
         return self.pp_rank == self.pp_size - 1
 
     @property
     def last_stage_rank(self) -> int:
-        """Global rank of the last stage in this rank's pipeline."""
+        """The rank that runs the last stage of this rank's pipeline."""
         return dist.get_global_rank(self.pp_group, self.pp_size - 1)
 
 
 @contextmanager
 def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
-    """Joins the ranks that torchrun started (or is alone) and leaves them at the end.
+    """Makes the parallel groups for the block, and destroys all process groups after it.
 
-    A process that has a default group already keeps it until then.
-    All random generators are seeded, megatron-core's per axis ones included.
+    Joins the ranks that torchrun has started, unless this process has a default process group
+    already; without torchrun it is the only rank. Seeds all random generators, megatron-core's
+    included.
+
+    Args:
+        config: The parallel sizes.
+        seed: The seed of the random generators.
+
+    Yields:
+        This rank's place.
 
     Raises:
         DeviceError: The ranks don't find each other.
@@ -87,6 +113,7 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
 
 
 def _here(parallel_state: Any, closing: ExitStack) -> Grid:
+    """Reads this rank's place from megatron-core's module `parallel_state`."""
     return Grid(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -106,6 +133,7 @@ def _here(parallel_state: Any, closing: ExitStack) -> Grid:
 
 
 def _seed_everything(seed: int) -> None:
+    """Seeds Python's, numpy's, torch's and megatron-core's random generators."""
     import random
 
     import numpy as np

@@ -40,7 +40,7 @@ class Curve:
 
     Attributes:
         name: The name in the chart's legend.
-        iterations: The iteration of each point, in ascending order.
+        iterations: The iteration of each point, in increasing order.
         values: The value of each point; None where there is none.
     """
 

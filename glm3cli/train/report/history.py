@@ -38,7 +38,7 @@ class Series:
 
     Attributes:
         names: The names of the columns.
-        iterations: The iteration of each row, in ascending order.
+        iterations: The iteration of each row, in increasing order.
         columns: The columns by their names; None where a number was missing or not finite.
     """
 
