@@ -1,4 +1,4 @@
-"""The `glm3` program: one line per command, and the only place that catches an error."""
+"""The `glm3` program: puts its commands together, and reports the errors that they raise."""
 
 import os
 import sys
@@ -28,6 +28,7 @@ doctor.register(app)
 
 
 def _show_version(value: bool) -> None:
+    """Prints the version and ends the program, if --version is given."""
     if value:
         typer.echo(__version__)
         raise typer.Exit
@@ -43,7 +44,11 @@ def _options(
 
 
 def main() -> None:
-    """Runs the program; a user's error becomes a sentence on stderr and its exit code."""
+    """Runs the program.
+
+    An error that a user can mend ends it with message and hint on stderr, and with the error's exit
+    code; any other keeps its traceback.
+    """
     try:
         app()
     except Glm3Error as error:
@@ -51,7 +56,7 @@ def main() -> None:
             traceback.print_exc()
         _report(error)
         sys.exit(error.exit_code)
-    except RuntimeError as error:  # of an accelerator: torch has nothing more exact
+    except RuntimeError as error:  # torch has no other class for the errors of an accelerator
         trouble = _explained(error)
         if trouble is None:
             raise
@@ -61,6 +66,7 @@ def main() -> None:
 
 
 def _explained(error: RuntimeError) -> Glm3Error | None:
+    """Returns an accelerator's error with an explanation; None if it isn't one, or isn't known."""
     if "torch" not in sys.modules:
         return None
     from glm3cli.device.doctor.codes import explain
@@ -69,8 +75,9 @@ def _explained(error: RuntimeError) -> Glm3Error | None:
 
 
 def _report(error: Glm3Error) -> None:
-    # One speaks: the launcher if it is ours, else rank 0; torchrun's summary has the others, and
-    # without a launcher nobody has.
+    """Prints message and hint to stderr, on one rank alone if a launcher shows the others'."""
+    # The launcher prints it if it is ours. torchrun has the errors of all ranks in its summary, so
+    # rank 0 prints alone; without a launcher every rank does.
     if hand_over(error) or not (is_speaker() or is_alone()):
         return
     typer.echo(f"error: {error.message}", err=True)

@@ -1,4 +1,4 @@
-"""`glm3 demo`: the whole chain at toy size on this machine."""
+"""`glm3 demo`: runs the whole chain at toy size on this machine."""
 
 import sys
 

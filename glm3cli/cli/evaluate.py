@@ -1,4 +1,4 @@
-"""`glm3 eval`: benchmarks on CSV files, and lm-evaluation-harness on our model."""
+"""`glm3 eval`: scores a model on benchmarks, and by lm-evaluation-harness."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def mmlu(config: MmluConfig) -> None:
     """
     from glm3cli.evals.mmlu import suite_of
 
-    _run(config, suite_of(config.protocol))
+    _evaluate(config, suite_of(config.protocol))
 
 
 @command(app, EvalConfig, "ceval")
@@ -42,7 +42,7 @@ def ceval(config: EvalConfig) -> None:
     """
     from glm3cli.evals.ceval import CEVAL
 
-    _run(config, CEVAL)
+    _evaluate(config, CEVAL)
 
 
 @command(app, EvalConfig, "cmmlu")
@@ -53,7 +53,7 @@ def cmmlu(config: EvalConfig) -> None:
     """
     from glm3cli.evals.cmmlu import CMMLU
 
-    _run(config, CMMLU)
+    _evaluate(config, CMMLU)
 
 
 @command(app, HarnessConfig, "harness")
@@ -70,7 +70,8 @@ def harness(config: HarnessConfig) -> None:
         typer.echo(json.dumps(result, ensure_ascii=False) if config.as_json else table)
 
 
-def _run(config: EvalConfig, suite: "Suite") -> None:
+def _evaluate(config: EvalConfig, suite: "Suite") -> None:
+    """Runs a benchmark, and prints its result as JSON or as a table."""
     from glm3cli.evals.runner import run_benchmark
 
     result = run_benchmark(config, suite, _display)
@@ -85,7 +86,14 @@ def _run(config: EvalConfig, suite: "Suite") -> None:
 
 @contextmanager
 def _display(total: int) -> "Iterator[Report]":
-    """Shows the progress on stderr: a bar on a terminal, otherwise a line per subject."""
+    """Shows the progress of a benchmark on stderr: a bar on a terminal, else a line per subject.
+
+    Args:
+        total: The number of questions.
+
+    Yields:
+        A function that shows a status.
+    """
 
     def to_bar(status: "Status") -> Progress:
         lines = [_line(name, tally) for name, tally in status.finished.items()]
@@ -97,16 +105,19 @@ def _display(total: int) -> "Iterator[Report]":
 
 
 def _report_line(status: "Status") -> None:
+    """Prints a line for each subject that has just been finished."""
     for name, tally in status.finished.items():
         done = f"{status.done:,} of {status.total:,} questions"
         typer.echo(f"{_line(name, tally)}  [{done}]", err=True)
 
 
 def _line(name: str, tally: "Tally") -> str:
+    """Returns the name and the accuracy of a subject as text."""
     return f"{name}: {tally['accuracy']:.2%} ({tally['correct']} of {tally['total']})"
 
 
 def _print_tables(result: "EvalResult", suite: "Suite") -> None:
+    """Prints a table of subjects, categories and averages, and notes on how to read it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -129,6 +140,7 @@ def _print_tables(result: "EvalResult", suite: "Suite") -> None:
 
 
 def _add_rows(table: "Table", tallies: "Mapping[str, Tally]") -> None:
+    """Adds a row for each subject or category to a table, and a line below them."""
     for name, one in tallies.items():
         accuracy = (f"{one['accuracy']:.2%}", f"{one['stderr']:.2%}")
         table.add_row(name, f"{one['correct']:,}", f"{one['total']:,}", *accuracy)
@@ -136,7 +148,7 @@ def _add_rows(table: "Table", tallies: "Mapping[str, Tally]") -> None:
 
 
 def _notes(result: "EvalResult", suite: "Suite") -> Iterator[str]:
-    """What a reader must know to take the numbers for what they are."""
+    """Yields sentences about what limits the result, such as questions that were left out."""
     if not result["is_score"]:
         yield "Not a score: --limit left questions out."
     known = {name for subjects in suite.categories.values() for name in subjects}

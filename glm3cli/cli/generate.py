@@ -1,4 +1,4 @@
-"""`glm3 generate`: continue texts, or talk."""
+"""`glm3 generate`: continues texts, or holds a conversation."""
 
 import json
 import os
@@ -27,13 +27,14 @@ def register(app: typer.Typer) -> None:
 
 
 def _talk(config: GenerateConfig) -> None:
+    """Holds a conversation on stdin and stdout."""
     from glm3cli.infer.generate import talk
 
     talk(config, _read_line, _write)
 
 
 def _read_line() -> str | None:
-    """Reads what the user types; None at the end of the input."""
+    """Returns the next line of stdin; None at its end."""
     try:
         return input("you> " if os.isatty(0) else "").strip()
     except EOFError:
@@ -41,12 +42,13 @@ def _read_line() -> str | None:
 
 
 def _write(text: str) -> None:
-    """Prints a piece of an answer at once."""
+    """Prints a piece of a text, without waiting for the end of its line."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def _generate(config: GenerateConfig) -> None:
+    """Continues the prompts, and prints the texts and the speed."""
     from glm3cli.infer.generate import generate
     from glm3cli.parallel.launch import is_speaker
 

@@ -1,4 +1,4 @@
-"""`glm3 pretrain` and `glm3 finetune`: one config, one loop, two kinds of data."""
+"""`glm3 pretrain` and `glm3 finetune`, which differ in the kind of data that they read."""
 
 import typer
 
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _train(config: TrainConfig, kind: DataKind) -> None:
+    """Trains and prints the path of the final checkpoint, or prints the result of a dry run."""
     if config.dry_run:
         from glm3cli.forecast.dry_run import dry_run
 
