@@ -1,6 +1,6 @@
 """Ascend's fused kernels behind the interface of `Kernels`, and what runs where on an NPU.
 
-- Attention in training: `npu_fusion_attention`, in the layout of tensors that Ascend calls SBH
+- Attention in training: `npu_fusion_attention`, with tensors in the order that Ascend calls SBH
   ([s, b, heads * d]), with the groups of keys and values as they are and one mask of 2048 x 2048
   for every sequence length. Packed samples run as TND ([b * s, heads, d]) with the lengths of the
   samples.
@@ -275,7 +275,7 @@ class _FusionAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        layout: str,
+        input_layout: str,
         ends: list[int] | None,
         settings: dict[str, Any],
     ) -> Tensor:
@@ -284,7 +284,7 @@ class _FusionAttention(torch.autograd.Function):
             query,
             key,
             value,
-            input_layout=layout,
+            input_layout=input_layout,
             atten_mask=mask,
             sparse_mode=_CAUSAL,
             actual_seq_qlen=ends,
@@ -292,7 +292,7 @@ class _FusionAttention(torch.autograd.Function):
             **settings,
         )
         ctx.save_for_backward(query, key, value, context, largest, total)
-        ctx.layout, ctx.ends, ctx.settings = layout, ends, settings
+        ctx.input_layout, ctx.ends, ctx.settings = input_layout, ends, settings
         return context
 
     @staticmethod
@@ -304,7 +304,7 @@ class _FusionAttention(torch.autograd.Function):
             value,
             grads[0].contiguous(),
             ctx.settings["head_num"],
-            ctx.layout,
+            ctx.input_layout,
             atten_mask=_causal_mask(query.device),
             softmax_max=largest,
             softmax_sum=total,

@@ -113,7 +113,7 @@ def _fusion_attention(
     _key: Tensor,
     value: Tensor,
     heads: int,
-    layout: str,
+    input_layout: str,
     *_options: Any,
     **_more: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
@@ -121,14 +121,14 @@ def _fusion_attention(
 
     Each statistic is there eight times, since 32 bytes are the least that the chip moves.
     """
-    if layout == "TND":
+    if input_layout == "TND":
         rows: tuple[int, ...] = (query.size(0), heads, 8)
         context = query.new_empty((*query.shape[:2], value.size(2)))
-    elif layout == "SBH":
+    elif input_layout == "SBH":
         rows = (query.size(1), heads, query.size(0), 8)
         context = torch.empty_like(query)
     else:
-        raise NotImplementedError(f"input_layout {layout}: NpuKernels uses SBH and TND")
+        raise NotImplementedError(f"input_layout {input_layout}: NpuKernels uses SBH and TND")
     largest, total = (query.new_empty(rows, dtype=torch.float32) for _ in range(2))
     return context, largest, total, query.new_empty((0,)), 0, 0, 0
 
