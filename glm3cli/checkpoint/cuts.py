@@ -1,12 +1,12 @@
-"""Cuts whole weights into tensor-parallel pieces and joins them again; pure functions.
+"""Cuts whole weights into the pieces of tensor-parallel ranks, and joins the pieces again.
 
-A canonical tensor is the whole weight in the order of the Hugging Face checkpoints: the QKV
-projection's rows are [Q | K | V], the MLP's up projection's rows are [gate; up]. Megatron's order
-is the same but for the QKV rows, which stand together by query group: the group's queries, its
+The whole weight in the row order of the chatglm layout is called the canonical tensor: the rows of
+the QKV projection are [Q | K | V], those of the MLP's up projection [gate; up]. Megatron has the
+same order except for the QKV rows, which it groups by query group: the queries of the group, its
 key, its value (megatron/core/transformer/attention.py 0.16.1, get_query_key_value_tensors).
 
 With more tensor-parallel ranks than query groups, megatron-core gathers the QKV activations and
-slices them again, so its pieces stay plain row ranges (same function, steps 1 to 4).
+slices them again, so its pieces are plain ranges of rows there, too (same function, steps 1 to 4).
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,13 @@ from glm3cli.config.model import ModelConfig
 
 
 def to_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
-    """The canonical tensor with its rows in Megatron's order."""
+    """Returns a canonical tensor with its rows in Megatron's order.
+
+    Args:
+        tensor: The canonical tensor of one weight, [rows, ...].
+        how: How the weight is cut; only `Cut.QKV` has another order in Megatron.
+        model: The model's shape.
+    """
     if how is not Cut.QKV:
         return tensor
     groups, rest = model.num_query_groups, tensor.shape[1:]
@@ -30,7 +36,7 @@ def to_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
 
 
 def from_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
-    """The inverse of `to_megatron`."""
+    """Returns the canonical tensor of one in Megatron's row order; the inverse of `to_megatron`."""
     if how is not Cut.QKV:
         return tensor
     groups, rest = model.num_query_groups, tensor.shape[1:]
@@ -41,14 +47,25 @@ def from_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
 
 
 def cut(tensor: Tensor, how: Cut, tp: int, model: ModelConfig) -> list[Tensor]:
-    """The `tp` pieces of a canonical tensor; some may be views of it."""
+    """Returns the `tp` pieces of a canonical tensor, by tensor-parallel rank.
+
+    Some may be views of the tensor.
+    """
     return list(pieces_of(tensor, how, tp, model))
 
 
 def pieces_of(
     tensor: Tensor, how: Cut, tp: int, model: ModelConfig, cat: Cat = torch.cat
 ) -> Iterator[Tensor]:
-    """The pieces one after the other; `cat` may use the memory of one for the next."""
+    """Yields the `tp` pieces of a canonical tensor, by tensor-parallel rank.
+
+    Args:
+        tensor: The canonical tensor.
+        how: How the weight is cut.
+        tp: The number of tensor-parallel ranks.
+        model: The model's shape.
+        cat: Joins the parts of a piece. It may use the memory of one piece again for the next.
+    """
     if how is Cut.WHOLE or (tp == 1 and how is Cut.GATED):
         yield from [tensor] * tp
     elif how is Cut.GATED:
@@ -61,7 +78,16 @@ def pieces_of(
 
 
 def join(pieces: list[Tensor], how: Cut, model: ModelConfig, cat: Cat = torch.cat) -> Tensor:
-    """The canonical tensor of its pieces (of the first one where every rank has a copy)."""
+    """Returns the canonical tensor of the pieces of all tensor-parallel ranks.
+
+    Where every rank has a copy of the weight, the first one is taken.
+
+    Args:
+        pieces: The pieces, by tensor-parallel rank.
+        how: How the weight is cut.
+        model: The model's shape.
+        cat: Joins the pieces.
+    """
     if how is Cut.WHOLE or len(pieces) == 1:
         return from_megatron(pieces[0], how, model)
     if how is Cut.GATED:
@@ -71,7 +97,7 @@ def join(pieces: list[Tensor], how: Cut, model: ModelConfig, cat: Cat = torch.ca
 
 
 def piece_shape(shape: tuple[int, ...], how: Cut, tp: int) -> tuple[int, ...]:
-    """The shape of one piece of a weight of this (whole) shape."""
+    """Returns the shape of one tensor-parallel rank's piece of a whole weight of shape `shape`."""
     if how is Cut.WHOLE:
         return shape
     dim = 1 if how is Cut.COLS else 0

@@ -1,4 +1,4 @@
-"""Compares what a checkpoint's headers promise with what the table of weights asks for."""
+"""Compares the tensors that a checkpoint's headers list with those that the model must have."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,12 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Header:
-    """Shape and type of a stored tensor."""
+    """What is known of a stored tensor without reading its values.
+
+    Attributes:
+        shape: The tensor's shape.
+        dtype: The type of its values.
+    """
 
     shape: Shape
     dtype: torch.dtype
@@ -25,7 +30,13 @@ class Header:
 
 @dataclass(frozen=True)
 class TensorProblem:
-    """One thing that is wrong with a checkpoint's tensors."""
+    """One thing that is wrong with a checkpoint's tensors.
+
+    Attributes:
+        kind: Whether the tensor is missing, isn't known, or has a wrong shape or type.
+        name: The tensor's name in the checkpoint's layout.
+        sentence: The problem as it is shown to the user.
+    """
 
     kind: Literal["missing", "unknown", "wrong"]
     name: str
@@ -35,7 +46,13 @@ class TensorProblem:
 def compare(
     expected: Mapping[str, Shape], found: Mapping[str, Header], where: str = ""
 ) -> list[TensorProblem]:
-    """What is missing, unknown, or of a wrong shape or type among the tensors `found`."""
+    """Returns a problem for each tensor that is missing, unknown, or of a wrong shape or type.
+
+    Args:
+        expected: The shapes that the model's tensors must have, by name.
+        found: The headers of the tensors that are there, by name.
+        where: The part of the checkpoint that was examined, for the sentences.
+    """
     place = f" in {where}" if where else ""
     problems = [
         TensorProblem(
@@ -61,10 +78,15 @@ def compare(
 
 
 def refuse(path: Path, problems: Iterable[TensorProblem]) -> None:
-    """Raises if there are problems.
+    """Raises an error if there is any problem.
+
+    Args:
+        path: The checkpoint, for the message.
+        problems: What is wrong with its tensors.
 
     Raises:
-        CheckpointError: The first problems, and how many more there are.
+        CheckpointError: There are problems; the message has the first ones and the number of the
+            others.
     """
     sentences = [problem.sentence for problem in problems]
     if not sentences:

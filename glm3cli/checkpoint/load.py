@@ -1,4 +1,4 @@
-"""Copies weights of any source into this rank's part of the model."""
+"""Copies weights from any source into the part of the model that this rank holds."""
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -13,7 +13,13 @@ from glm3cli.parallel.groups import Grid
 def load_weights(
     chunks: list[GPTModel], source: WeightSource, parallel: ModelParallelConfig, grid: Grid
 ) -> None:
-    """Fills every parameter of `chunks` from `source`, casting to the parameter's type.
+    """Fills every parameter of this rank's model, casting to the parameter's type.
+
+    Args:
+        chunks: The model chunks of this pipeline stage, one per virtual stage.
+        source: The weights, in any layout.
+        parallel: The parallel sizes of the run.
+        grid: This rank's place in the tensor- and pipeline-parallel groups.
 
     Raises:
         CheckpointError: The source lacks a tensor or can't be read.

@@ -1,6 +1,6 @@
-"""Finds out, by file names alone, what kind of model a folder holds and where its parts lie.
+"""Finds out by file names alone what kind of model a folder holds, and where its parts lie.
 
-Free of torch, so that a wrong path is reported at once.
+Needs no torch, so that a wrong path is reported at once.
 """
 
 import re
@@ -15,7 +15,8 @@ FolderKind = Literal["hf", "ranks", "dist"]
 TRACKER = "latest_checkpointed_iteration.txt"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
-# What ModelLink 1.1 and its successors call the folder of a conversion inside the original model.
+# The names that ModelLink 1.1 and its successors give the folder of a conversion to Hugging Face
+# files, which they make inside the original model's folder.
 _CONVERTED = ("mg2hg", "mg2hf")
 _ITERATION = re.compile(r"iter_(\d{7,})")
 # megatron-core writes metadata.json last (dist_checkpointing/serialization.py 0.16.1, save).
@@ -24,13 +25,15 @@ _DIST_FILES = (".metadata", "metadata.json")
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model's parts lie.
+    """The places where the parts of a model lie.
 
     Attributes:
-        kind: Hugging Face files, Megatron per-rank files, or a layout-free checkpoint.
+        kind: Whether the weights are Hugging Face files ("hf": the layouts chatglm and glm),
+            Megatron's per-rank files ("ranks": the layouts legacy and mcore), or megatron-core's
+            distributed checkpoint ("dist").
         folder: The folder of the weights themselves.
-        config: The config.json that belongs to them, if there is one.
-        iteration: The training iteration, where the folder's name tells it.
+        config: The config.json that belongs to them; None if there is none.
+        iteration: The training iteration in the folder's name; None for other names.
     """
 
     kind: FolderKind
@@ -40,12 +43,16 @@ class Location:
 
     @property
     def companions(self) -> Path:
-        """Where the tokenizer and the remote code lie: beside the config.json."""
+        """The folder of the tokenizer and the remote code, which lie beside the config.json."""
         return self.config.parent if self.config else self.folder
 
 
 def locate(path: Path) -> Location:
-    """Finds the weights of a MODEL.
+    """Finds the weights of a model.
+
+    Args:
+        path: The folder of the weights, or one that contains it: a training run (whose newest
+            complete checkpoint is taken) or the target of an older conversion.
 
     Raises:
         CheckpointError: The path doesn't exist, holds no weights, or only an incomplete checkpoint.
@@ -68,10 +75,10 @@ def locate(path: Path) -> Location:
 
 
 def kind_of(folder: Path) -> FolderKind | None:
-    """The kind of weights that lie directly in `folder`.
+    """Returns the kind of weights that lie directly in `folder`; None if there are none.
 
     Raises:
-        CheckpointError: It is a layout-free checkpoint that was never finished.
+        CheckpointError: The folder is a distributed checkpoint that was never finished.
     """
     present = [name for name in _DIST_FILES if (folder / name).is_file()]
     if len(present) == len(_DIST_FILES):
@@ -88,7 +95,10 @@ def kind_of(folder: Path) -> FolderKind | None:
 
 
 def index_of(folder: Path) -> Path | None:
-    """The index of a sharded Hugging Face checkpoint; safetensors goes before .bin."""
+    """Returns the path of the index of a sharded Hugging Face model; None if there is none.
+
+    An index of safetensors files is preferred to one of .bin files.
+    """
     if (folder / "model.safetensors").is_file():
         return None
     paths = (folder / name for name in (SAFETENSORS_INDEX, BIN_INDEX))
@@ -96,7 +106,7 @@ def index_of(folder: Path) -> Path | None:
 
 
 def hf_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder; safetensors goes before .bin."""
+    """Returns the weight files of a Hugging Face folder; .bin files only without safetensors."""
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
@@ -104,7 +114,11 @@ def hf_files(folder: Path) -> list[Path]:
 
 
 def _tracked(path: Path) -> Path | None:
-    """The folder that Megatron's tracker file names."""
+    """Returns the checkpoint that Megatron's tracker file in `path` names; None without the file.
+
+    Raises:
+        CheckpointError: The file names no folder that exists.
+    """
     if not (path / TRACKER).is_file():
         return None
     text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
@@ -122,7 +136,7 @@ def _tracked(path: Path) -> Path | None:
 
 
 def _newest(path: Path) -> Path | None:
-    """The newest complete checkpoint among iter_* folders, else `release`."""
+    """Returns the newest complete checkpoint in `path`, else the folder `release`, else None."""
     found = [child for child in path.glob("iter_*") if iteration_of(child) is not None]
     for child in sorted(found, key=lambda child: iteration_of(child) or 0, reverse=True):
         try:
@@ -135,23 +149,27 @@ def _newest(path: Path) -> Path | None:
 
 
 def _converted(path: Path) -> Path | None:
+    """Returns the folder in `path` that an older conversion wrote; None if there is none."""
     folders = (path / name for name in _CONVERTED)
     return next((folder for folder in folders if folder.is_dir() and kind_of(folder)), None)
 
 
 def iteration_folder(iteration: int) -> str:
-    """Returns the name of the folder of a checkpoint, such as iter_0000030."""
+    """Returns the name of the folder of a training checkpoint, such as iter_0000030."""
     return f"iter_{iteration:07d}"
 
 
 def iteration_of(folder: Path) -> int | None:
-    """Returns the iteration that a checkpoint's folder is named for; None for other names."""
+    """Returns the iteration in the name of a training checkpoint's folder; None for other names."""
     match = _ITERATION.fullmatch(folder.name)
     return int(match.group(1)) if match else None
 
 
 def _config_of(folder: Path, kind: FolderKind) -> Path | None:
-    """The config.json in the folder; for a part of a larger tree, else the one above it."""
+    """Returns the config.json of the weights in `folder`; None if there is none.
+
+    It lies in the folder, or above it where the folder is a part of a larger one.
+    """
     if kind == "hf":
         above = [folder.parent] if folder.name in _CONVERTED else []
     else:

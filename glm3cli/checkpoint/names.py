@@ -1,9 +1,17 @@
-"""The one table that says what every weight is called in every layout, how it is cut, and where.
+"""The table of weights: their names in every layout, their shapes, and how they are cut.
 
-Data only: the readers, the writers, the training code and the tests all use these ten rows. A new
-layout is one more column here and one reader and one writer beside it. A `/` in a legacy name is
-a level of nested dictionaries (the names themselves contain dots); a `+` in a glm name stands
-between the names of tensors whose rows, one below another, make up the weight.
+A layout is how files name and cut the weights of a model. There are five:
+
+- chatglm: Hugging Face files with the names of the original remote code;
+- glm: Hugging Face files with the names of transformers' own GlmForCausalLM;
+- legacy: per-rank files of Megatron's legacy models, as ModelLink writes them;
+- mcore: per-rank files of megatron-core models;
+- dist: megatron-core's distributed checkpoints, which any parallel sizes can load.
+
+Readers, writers, training and tests all use the ten rows of the table. A new layout is one more
+column here, one reader and one writer. A `/` in a legacy name separates levels of nested
+dictionaries (the names themselves contain dots). A `+` in a glm name separates the names of the
+tensors whose rows, one below another, make up the weight.
 """
 
 import re
@@ -19,7 +27,7 @@ HfLayout = Literal["chatglm", "glm"]
 
 
 class Cut(Enum):
-    """How a weight is split over the tensor-parallel ranks."""
+    """How a weight is cut into the pieces of the tensor-parallel ranks."""
 
     WHOLE = "a copy on every rank"
     VOCAB = "rows"
@@ -29,7 +37,7 @@ class Cut(Enum):
 
 
 class Stage(Enum):
-    """Which pipeline stages hold a weight."""
+    """Which pipeline stage holds a weight."""
 
     FIRST = "the first"
     LAYER = "the one that has the layer"
@@ -38,24 +46,28 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight of the model; `{}` in a name stands for the layer's index.
+    """One row of the table: a weight that the model has once, or once in every layer.
+
+    `{}` in a name stands for the layer's index.
 
     Attributes:
-        logical: Our own, layout-free name.
-        chatglm: Name in the original Hugging Face checkpoints.
-        glm: Name in checkpoints of transformers' own GlmForCausalLM. Its rotation is interleaved
-            as ChatGLM's, so that rows keep their order (modeling_glm.py 5.23, rotate_half).
-        legacy: Path below a per-rank file's model in ModelLink's and Megatron's legacy models.
-        mcore: Name in per-rank files of megatron-core models (local layer spec).
-        dist: Key in megatron-core's layout-free checkpoints, where one tensor holds all layers.
-            megatron-core 0.16 (gpt_layer_specs.py, sharded_state_dict_keys_map) gives the two
-            norms of a layer their Transformer Engine names there.
-        cut: How it is split over tensor-parallel ranks.
-        stage: Where it lives in a pipeline.
-        sizes: Its dimensions, as names that `shape` knows.
-        transformer_engine: Its mcore name where a Transformer Engine spec renames it.
-        extra_state: Whether Megatron saves an (empty) `_extra_state` entry after it.
-        glm_rows: The rows of each of the tensors of `glm`, where there are several.
+        logical: Our own name, the same in every layout.
+        chatglm: The name in the chatglm layout.
+        glm: The name in the glm layout. GlmForCausalLM's rotation is interleaved as ChatGLM's, so
+            the rows keep their order (modeling_glm.py 5.23, rotate_half).
+        legacy: The path below the model of a per-rank file in the legacy layout.
+        mcore: The name in the mcore layout (megatron-core's local layer spec).
+        dist: The key in the dist layout, where one tensor holds all layers. megatron-core 0.16
+            (gpt_layer_specs.py, sharded_state_dict_keys_map) gives the two norms of a layer their
+            Transformer Engine names there.
+        cut: How the weight is cut over the tensor-parallel ranks.
+        stage: The pipeline stage that holds the weight.
+        sizes: The names of its dimensions, which `shape` turns into numbers.
+        transformer_engine: The name in the mcore layout of models with a Transformer Engine layer
+            spec, if that has another name for the weight; else None.
+        extra_state: Whether Megatron saves an (empty) `_extra_state` entry after the weight.
+        glm_rows: The names of the numbers of rows of its tensors in the glm layout, if there are
+            several.
     """
 
     logical: str
@@ -72,12 +84,23 @@ class Weight:
     glm_rows: tuple[str, ...] = ()
 
     def name(self, layout: Layout, layer: int | None = None) -> str:
-        """The weight's name in `layout`, for the given layer (as that layout counts layers)."""
+        """Returns the weight's name in a layout.
+
+        Args:
+            layout: The layout.
+            layer: The layer as the layout counts layers (legacy and mcore count from 0 in every
+                chunk of a pipeline); None leaves `{}` in the name.
+        """
         name: str = getattr(self, layout)
         return name if layer is None else name.replace("{}", str(layer))
 
     def names(self, layout: Layout, layer: int | None = None) -> tuple[str, ...]:
-        """All names under which `layout` may hold the weight, the usual one first."""
+        """Returns all names that files in a layout may give the weight, the usual one first.
+
+        Args:
+            layout: The layout.
+            layer: The layer as the layout counts layers; None for weights outside the layers.
+        """
         others: tuple[str, ...] = ()
         if layout == "mcore" and self.transformer_engine:
             others = (self.transformer_engine.format(layer),)
@@ -90,22 +113,29 @@ class Weight:
     def parts(
         self, layout: HfLayout, model: ModelConfig, layer: int | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """The tensors that make up the weight in a Hugging Face folder, with their shapes."""
+        """Returns the name and shape of each tensor of the weight in a Hugging Face folder.
+
+        Args:
+            layout: The layout of the files.
+            model: The model's shape.
+            layer: The layer, counted from 0; None for weights outside the layers.
+        """
         shape = self.shape(model)
         rows = self._sizes(model, self.glm_rows) if layout == "glm" else ()
         names = self.name(layout, layer).split("+")
         return {n: (r, *shape[1:]) for n, r in zip(names, rows or shape[:1], strict=True)}
 
     def extra_state_name(self, layout: Layout, layer: int | None = None) -> str:
-        """The name of the `_extra_state` entry that goes with the weight's module."""
+        """Returns the name of the `_extra_state` entry that goes with the weight's module."""
         return re.sub(r"[^./]+$", "_extra_state", self.name(layout, layer))
 
     def shape(self, model: ModelConfig) -> tuple[int, ...]:
-        """The shape of the whole (uncut) weight of one layer."""
+        """Returns the shape of the whole (uncut) weight of one layer."""
         return self._sizes(model, self.sizes)
 
     @staticmethod
     def _sizes(model: ModelConfig, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Returns the numbers that names of dimensions stand for."""
         sizes = {
             "hidden": model.hidden_size,
             "query": model.query_size,
@@ -240,19 +270,21 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
 )
 
-# Entries that hold no weight: the rotary frequencies are computed, the extra state is empty.
+# How the names of entries end that hold no weight: rotary frequencies are computed, and the extra
+# state is empty.
 IGNORED: tuple[str, ...] = ("rotary_pos_emb.inv_freq", "_extra_state")
 
+# A weight and its layer, counted from 0; the layer is None for weights outside the layers.
 Slot = tuple[Weight, int | None]
 
 
 def is_ignored(name: str) -> bool:
-    """Whether an entry of this name holds no weight."""
+    """Says whether an entry of this name in a checkpoint holds no weight."""
     return name.endswith(IGNORED)
 
 
 def slots(num_layers: int) -> Iterator[Slot]:
-    """Every weight of a model with its layer (None outside the layers), in the model's order."""
+    """Yields every weight of a model with its layer, in the order in which the model uses them."""
     for stage in Stage:
         for layer in range(num_layers) if stage is Stage.LAYER else (None,):
             for weight in WEIGHTS:

@@ -1,7 +1,7 @@
-"""Tensors as memory: buffers that are used again and again, and a tensor's bytes without a copy.
+"""Buffers that are used again for one tensor after the other, and a tensor's bytes without a copy.
 
-A fresh piece of memory for every joined or cut tensor would have to be cleared by the operating
-system first, which takes longer than filling it.
+Fresh memory for every joined or cut tensor would have to be cleared by the operating system first,
+which takes longer than filling it.
 """
 
 import functools
@@ -12,41 +12,45 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# As torch.cat: joins tensors along a dimension.
+# A function like torch.cat: joins tensors along a dimension.
 Cat = Callable[[list[Tensor], int], Tensor]
-# The embedding and the output layer of a large model are as good as alone above it.
+# Hardly any tensors but the embedding and the output layer of a large model are larger.
 _MOST_BYTES = 2**28
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, without a copy where it is contiguous."""
+    """Returns a view of a tensor's bytes; of a copy if the tensor isn't contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class Scratch:
-    """A few buffers for each thread, taken in turn.
-
-    A tensor of it is good until the same thread has asked for `count` more.
-    """
+    """A few buffers for each thread, which are taken in turn."""
 
     def __init__(self, count: int = 1) -> None:
+        """Sets the number of buffers.
+
+        Args:
+            count: The number of buffers of a thread. A tensor in a buffer is valid until the same
+                thread has asked for `count` more.
+        """
         self._count = count
         self._of_thread = threading.local()
 
     def cat(self, tensors: list[Tensor], dim: int = 0) -> Tensor:
-        """As torch.cat."""
+        """Joins tensors along a dimension, like torch.cat, in the next buffer."""
         shape = list(tensors[0].shape)
         shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
         dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         return torch.cat(tensors, dim=dim, out=self._take(shape, dtype))
 
     def contiguous(self, tensor: Tensor) -> Tensor:
-        """The tensor itself if it is contiguous, else a copy that is."""
+        """Returns the tensor itself if it is contiguous, else a copy in the next buffer."""
         if tensor.is_contiguous():
             return tensor
         return self._take(list(tensor.shape), tensor.dtype).copy_(tensor)
 
     def _take(self, shape: list[int], dtype: torch.dtype) -> Tensor:
+        """Returns an uninitialised tensor in the next buffer; a huge one gets fresh memory."""
         size = math.prod(shape) * dtype.itemsize
         if size > _MOST_BYTES:
             return torch.empty(shape, dtype=dtype)

@@ -1,7 +1,8 @@
-"""`WeightSource`: where weights are read from, whatever the layout (see `layouts/opening`).
+"""The interface of everything that weights can be read from, in whatever layout.
 
-Readers give canonical tensors (see `cuts`) one at a time, as views of mapped files wherever the
-layout allows it, so that a model larger than the memory can be read.
+`layouts/opening` opens a folder. Its reader returns one canonical tensor (see `cuts`) at a time, as
+a view of a mapped file wherever the layout allows it, so that a model larger than the memory can be
+read.
 """
 
 from abc import ABC, abstractmethod
@@ -20,29 +21,35 @@ from glm3cli.config.parallel import ModelParallelConfig
 
 
 class WeightSource(Protocol):
-    """Anything that gives the weights of a model."""
+    """Anything that the weights of a model can be read from."""
 
     @property
     def model(self) -> ModelConfig:
-        """The model's shape."""
+        """The shape of the model."""
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The canonical tensor of one row of the table."""
+        """Returns the canonical tensor of one weight.
+
+        Args:
+            weight: A row of the table of weights.
+            layer: The layer, counted from 0; None for weights outside the layers.
+        """
 
 
 class StoredSource(ABC):
-    """Weights in a folder.
+    """The weights in a folder; every layout has a reader that inherits from it.
 
     Attributes:
         path: The folder of the weights themselves.
-        layout: Their naming and order.
-        model: The model's shape.
-        config: The config.json that it comes from; None where the weights told the shape.
-        iteration: The training iteration, where the folder tells it.
-        parallel: How the files are cut.
-        problems: What is missing, unknown or of a wrong shape, found in the files' headers.
-        cat: Joins the parts of a tensor; one that uses memory again makes what `read` gives
-            short-lived.
+        layout: The layout of the folder.
+        model: The shape of the model.
+        config: The config.json that the shape was read from; None if it was found from the weights.
+        iteration: The training iteration, if the folder or its files name one, else None.
+        parallel: The parallel sizes that the files are cut for.
+        problems: The tensors that are missing, unknown, or of a wrong shape or type, as found in
+            the files' headers.
+        cat: The function that joins the parts of a tensor. If it uses its memory again (see
+            `Scratch`), a tensor is valid only until others have been read.
     """
 
     layout: Layout
@@ -58,25 +65,40 @@ class StoredSource(ABC):
 
     @abstractmethod
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The canonical tensor of one row of the table; don't write to it."""
+        """Returns the canonical tensor of one weight, which the caller must not change.
+
+        Args:
+            weight: A row of the table of weights.
+            layer: The layer, counted from 0; None for weights outside the layers.
+
+        Raises:
+            CheckpointError: The files are damaged.
+        """
 
     @abstractmethod
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
-        """The stored type of the tensor, without reading it."""
+        """Returns the type that a tensor is stored in, without reading the tensor.
+
+        Raises:
+            KeyError: The tensor is missing.
+        """
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """The files that hold the weights."""
+        """Returns the files that hold the weights."""
 
     def reading_order(self) -> list[list[Path]]:
-        """The files in the order in which the weights are read, those of a group side by side."""
+        """Returns the files in groups, in the order in which all weights are read.
+
+        The files of a group are read side by side.
+        """
         return [[path] for path in self.files()]
 
 
 def config_of(location: Location) -> ModelConfig:
-    """The model's shape from its config.json.
+    """Reads the model's shape from its config.json.
 
     Raises:
-        CheckpointError: There is none, or it is wrong.
+        CheckpointError: There is no config.json, or it is wrong.
     """
     return ModelConfig.from_file(location.config or location.folder)

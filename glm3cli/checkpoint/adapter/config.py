@@ -1,4 +1,7 @@
-"""adapter_config.json of PEFT's LoRA: rank and scale of every module. Free of torch."""
+"""Reads adapter_config.json of a PEFT LoRA adapter: the rank and the scale of every module.
+
+Needs no torch, so that a wrong adapter is reported within a second.
+"""
 
 import json
 import math
@@ -12,12 +15,35 @@ from pydantic import BaseModel, Field, ValidationError
 from glm3cli.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
-# These begin from a base model whose weights they have changed, so W + BA isn't what was trained.
+# Initialisations that change the weights of the base model, so that W + BA isn't what was trained.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 class AdapterConfig(BaseModel):
-    """What merging needs of the file, and what is kept; PEFT's names (tuners/lora/config.py)."""
+    """The fields of adapter_config.json that merging needs, and those that a new adapter keeps.
+
+    Names and meanings are PEFT's (tuners/lora/config.py).
+
+    Attributes:
+        peft_type: The kind of adapter; only LORA can be merged.
+        task_type: The kind of model, such as CAUSAL_LM.
+        base_model_name_or_path: The base model that the adapter was trained on.
+        inference_mode: Whether PEFT loads the adapter for inference only.
+        lora_dropout: The share of inputs that training dropped.
+        bias: Which biases training changed.
+        r: The rank of the matrices of all modules that `rank_pattern` doesn't name.
+        lora_alpha: The numerator of the scale of all modules that `alpha_pattern` doesn't name.
+        target_modules: The ends of the adapted modules' names, or a regular expression that matches
+            the names.
+        exclude_modules: Modules that aren't adapted, in the same form.
+        layers_to_transform: The layers that are adapted; None for all.
+        rank_pattern: The rank by the end of the module's name, a regular expression.
+        alpha_pattern: The numerator of the scale by the end of the module's name.
+        use_rslora: Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
+        use_dora: Whether the adapter is a DoRA, which can't be merged.
+        fan_in_fan_out: Whether weights are stored as [inputs, outputs], which can't be merged.
+        init_lora_weights: How the matrices were initialised.
+    """
 
     peft_type: str = "LORA"
     task_type: str | None = None
@@ -38,17 +64,17 @@ class AdapterConfig(BaseModel):
     init_lora_weights: bool | str | None = True
 
     def rank(self, module: str) -> int:
-        """The rank of one module."""
+        """Returns the rank of one module's matrices."""
         return int(_matching(self.rank_pattern, module, self.r))
 
     def scale(self, module: str) -> float:
-        """What the product of the two matrices is multiplied by."""
+        """Returns the factor by which the product of a module's two matrices is multiplied."""
         rank = self.rank(module)
         alpha = _matching(self.alpha_pattern, module, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def wants(self, module: str) -> bool:
-        """Whether the file says that this module has an adapter; False where it doesn't tell."""
+        """Says whether the file names this module as adapted; False if that isn't certain."""
         if self.exclude_modules or self.layers_to_transform is not None:
             return False
         if isinstance(self.target_modules, list):
@@ -59,16 +85,23 @@ class AdapterConfig(BaseModel):
 
 
 def _matching(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value whose pattern ends the module's name, as PEFT has it (get_pattern_key)."""
+    """Returns the value whose pattern matches the end of a module's name, else the default.
+
+    The rule is that of PEFT (get_pattern_key).
+    """
     found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
     return next(found, default)
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
-    """The config of a PEFT adapter.
+    """Reads the config of a PEFT adapter.
+
+    Args:
+        folder: The folder of the adapter.
 
     Raises:
-        CheckpointError: There is none, or it is of a kind that can't be merged.
+        CheckpointError: The file is missing or damaged, or the adapter is of a kind that can't be
+            merged.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -103,6 +136,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def _reason(error: Exception) -> str:
+    """Returns in one line what is wrong with an adapter_config.json."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

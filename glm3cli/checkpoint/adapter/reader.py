@@ -1,7 +1,6 @@
-"""Merges a PEFT LoRA adapter into the weights that it belongs to.
+"""Reads a PEFT LoRA adapter, and merges it into the weights that it was trained for.
 
-The adapter's modules may have the names of the original remote code or those of transformers' own
-GlmForCausalLM, whichever of the two was trained.
+The adapter's modules may have the names of either Hugging Face layout, chatglm or glm.
 """
 
 import re
@@ -20,7 +19,7 @@ from glm3cli.checkpoint.names import HfLayout, Slot, Weight, slots
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError
 
-# Rows of the table of weights that the target modules are.
+# The logical names of the weights that an adapter may change.
 _TARGETS = ("qkv_weight", "attention_out", "mlp_up", "mlp_down")
 _MODULES = (
     "query_key_value, dense, dense_h_to_4h or dense_4h_to_h (GlmForCausalLM: q_proj, k_proj, "
@@ -34,7 +33,14 @@ _ANOTHER_BASE = "take the base model that the adapter was trained on"
 
 @dataclass(frozen=True)
 class Module:
-    """Some rows of a weight, which are a linear layer of an adapted model."""
+    """A linear layer of the model that an adapter may change.
+
+    Attributes:
+        slot: The weight and the layer that the module belongs to.
+        rows: The rows of the weight that are the module's: all, unless the layout splits the weight
+            into several modules.
+        shape: The numbers of the module's outputs and inputs.
+    """
 
     slot: Slot
     rows: slice
@@ -43,10 +49,13 @@ class Module:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two matrices of a module, of shapes [rank, inputs] and [outputs, rank].
+    """The two matrices of one adapted module.
 
     Attributes:
-        rows: The rows of the weight that they change; all unless the weight is several modules.
+        rows: The rows of the weight that they change.
+        a: The matrix lora_A, [rank, inputs].
+        b: The matrix lora_B, [outputs, rank].
+        scale: The factor by which the product B A is multiplied.
     """
 
     rows: slice
@@ -57,12 +66,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter that fits a model."""
+    """A LoRA adapter that fits a model.
+
+    Attributes:
+        pairs: The matrices for each adapted weight; one pair for each of its adapted modules.
+    """
 
     pairs: dict[Slot, list[Pair]]
 
     def merge(self, weight: Weight, layer: int | None, tensor: Tensor) -> Tensor:
-        """W + scale * B @ A in fp32; the tensor itself where the adapter has nothing for it."""
+        """Returns W + scale * B A in fp32, or `tensor` itself if the adapter doesn't change it.
+
+        Args:
+            weight: The weight.
+            layer: Its layer.
+            tensor: The canonical tensor W.
+        """
         pairs = self.pairs.get((weight, layer))
         if pairs is None:
             return tensor
@@ -73,11 +92,15 @@ class Adapter:
 
 
 def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
-    """Reads a PEFT adapter folder.
+    """Reads the folder of a PEFT adapter.
+
+    Args:
+        folder: The folder.
+        model: The shape of the base model.
 
     Raises:
-        CheckpointError: It is damaged, has tensors that ChatGLM3 has no place for, lacks some, or
-            belongs to a base model of another shape.
+        CheckpointError: The adapter is damaged, has tensors for modules that ChatGLM3 doesn't have,
+            lacks some, or belongs to a base model of another shape.
     """
     config = read_adapter_config(folder)
     file = _file(folder)
@@ -108,13 +131,13 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
 
 
 def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, Module]:
-    """All modules that an adapter may have, in the naming that most of `found` are in."""
+    """Returns the modules that an adapter may change, in the layout of most names in `found`."""
     namings = [modules_in(layout, model) for layout in get_args(HfLayout)]
     return max(namings, key=lambda modules: len(modules.keys() & found))
 
 
 def modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, Module]:
-    """The linear layers that can have an adapter, by their names in `layout`."""
+    """Returns the modules of a model that an adapter may change, by their names in a layout."""
     modules = {}
     for weight, layer in slots(model.num_layers):
         if weight.logical not in _TARGETS:
@@ -129,6 +152,7 @@ def modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, Module]:
 
 
 def _misfit(name: str, model: ModelConfig) -> str:
+    """Returns a sentence about why a tensor of this name has no place in the model."""
     layer = re.search(r"layers\.(\d+)\.", name)
     if layer and int(layer.group(1)) >= model.num_layers:
         return (
@@ -141,6 +165,18 @@ def _misfit(name: str, model: ModelConfig) -> str:
 def _pair(
     file: Path, name: str, sides: dict[str, Tensor], module: Module, config: AdapterConfig
 ) -> Pair:
+    """Returns the matrices of one module.
+
+    Args:
+        file: The file of the adapter, for messages.
+        name: The module's name.
+        sides: The matrices "A" and "B".
+        module: The module's place in the model.
+        config: The ranks and scales of the adapter.
+
+    Raises:
+        CheckpointError: A matrix has a wrong shape or isn't of a floating type.
+    """
     rank = config.rank(name)
     outputs, inputs = module.shape
     for side, shape in {"A": (rank, inputs), "B": (outputs, rank)}.items():
@@ -158,6 +194,7 @@ def _pair(
 
 
 def _file(folder: Path) -> Path:
+    """Returns the path of the adapter's weights."""
     paths = [folder / WEIGHTS_FILE, folder / "adapter_model.bin"]
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
@@ -169,6 +206,7 @@ def _file(folder: Path) -> Path:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields the names and values of all tensors in a file of an adapter."""
     if file.suffix == ".bin":
         content = pickles.load(file)
         if not isinstance(content, dict):

@@ -1,8 +1,8 @@
-"""Writes LoRA adapters in PEFT's layout, for the names of either Hugging Face layout.
+"""Writes LoRA adapters as PEFT saves them, with the module names of either Hugging Face layout.
 
-Both layouts name the same weights, but GlmForCausalLM has three projections where the original code
-has query_key_value. An adapter of the one matrix becomes three that share A; three become one whose
-rank is the sum of theirs and whose B has a block for each. W + scale B A is the same.
+The glm layout has three projections where the chatglm layout has one, query_key_value. An adapter
+of the one matrix becomes three that share A. Three become one whose rank is the sum of theirs, and
+whose B has a block for each. W + scale B A stays the same.
 """
 
 import json
@@ -29,15 +29,15 @@ def write_adapter(
     config: AdapterConfig,
     base: Path,
 ) -> int:
-    """Writes the two files of PEFT's save_pretrained.
+    """Writes adapter_config.json and the weights of an adapter, like PEFT's save_pretrained.
 
     Args:
         folder: An empty folder.
-        adapter: The matrices.
-        layout: Whose names they get.
+        adapter: The matrices, with their ranks and scales.
+        layout: The layout whose module names the adapter gets.
         model: The shape of the base model.
-        config: What else is said of the adapter; ranks and scales are those of `adapter`.
-        base: The base model, which PEFT looks for by this name.
+        config: The other fields of adapter_config.json.
+        base: The folder of the base model, where PEFT is going to look for it.
 
     Returns:
         The number of adapted modules.
@@ -56,7 +56,7 @@ def write_adapter(
 
 
 def _pairs(adapter: Adapter, layout: HfLayout, model: ModelConfig) -> Iterator[tuple[str, Pair]]:
-    """The matrices of every module of `layout` that has some."""
+    """Yields the name and the matrices of every adapted module of a layout."""
     for name, module in modules_in(layout, model).items():
         rows = module.rows
         found = [
@@ -69,7 +69,15 @@ def _pairs(adapter: Adapter, layout: HfLayout, model: ModelConfig) -> Iterator[t
 
 
 def _joined(pairs: list[Pair], rows: slice) -> Pair:
-    """One pair for these rows of a weight, whose product is that of `pairs` there."""
+    """Returns one pair of matrices for some rows of a weight.
+
+    Args:
+        pairs: The pairs that change any of these rows.
+        rows: The rows.
+
+    Returns:
+        A pair whose product in these rows is the sum of the products of `pairs`.
+    """
     scale = pairs[0].scale
     blocks: list[Tensor] = []
     for pair in pairs:
@@ -82,7 +90,7 @@ def _joined(pairs: list[Pair], rows: slice) -> Pair:
 
 
 def _described(pairs: dict[str, Pair]) -> dict[str, Any]:
-    """Ranks, scales and names of the modules, as PEFT reads them."""
+    """Returns the fields of adapter_config.json that hold the modules' names, ranks and scales."""
     ranks = {name: pair.a.size(0) for name, pair in pairs.items()}
     alphas = {name: pair.scale * ranks[name] for name, pair in pairs.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -99,5 +107,5 @@ def _described(pairs: dict[str, Pair]) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """A whole number without a fraction, and without the last digit's error of a division."""
+    """Returns a number, as an int if it is whole but for the rounding of a division."""
     return round(value) if abs(value - round(value)) < 1e-9 else value

@@ -1,9 +1,8 @@
-"""Converts a model between layouts: one loop over the table of weights, whatever the layouts are.
+"""Converts a model from any layout to any other, one tensor at a time.
 
-Every tensor is read in canonical form, cast, and handed to the target's writer, one at a time. The
-files are hashed close behind the writer, while they are in the page cache. Afterwards the written
-folder is opened as any other model and compared, tensor by tensor, a small model's logits as well,
-and a manifest is added (see `manifest`).
+Every tensor is read in its canonical form, cast, and handed to the writer of the new layout. The
+files are hashed close behind the writer, while they are in the page cache. Then the new folder is
+verified (see `verify`), and a manifest is added (see `files/manifest`).
 """
 
 import logging
@@ -42,17 +41,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What a conversion did.
+    """The result of a conversion; `--json` prints these fields.
 
     Attributes:
-        bytes: Size of the new folder.
-        peak_private_bytes: Highest memory of the process that isn't backed by a file.
-        tensors: Number of whole tensors.
+        source: The model that was converted.
+        target: The new folder.
+        layout: The layout of the new folder.
+        bytes: The size of the new folder, in bytes.
+        seconds: The wall time of the conversion, in seconds.
+        peak_private_bytes: The highest memory of the process that isn't backed by a file, in bytes.
+        tensors: The number of whole tensors.
         verified: Whether the written tensors were read back and compared.
-        non_finite: Number of values that are NaN or infinite.
-        merged: Number of tensors that an adapter was merged into.
-        logits_difference: Largest difference to the source's logits (with the adapter) on a fixed
-            prompt; None if it wasn't computed, as that of a large model.
+        non_finite: The number of values that are NaN or infinite.
+        merged: The number of tensors that an adapter was merged into.
+        logits_difference: The largest absolute difference to the source's logits (with the adapter)
+            on a fixed prompt; None if it wasn't computed, because the model is large or nothing was
+            verified.
     """
 
     source: str
@@ -74,12 +78,19 @@ def convert(
     options: ConvertOptions,
     report: Report = report_nothing,
 ) -> ConvertResult:
-    """Converts the MODEL `source_path` to the new folder `target_path`.
+    """Converts a model.
+
+    Args:
+        source_path: The model, in any layout.
+        target_path: The new folder.
+        options: The new layout and how to write it.
+        report: Called with the progress, as "converting" and "verifying".
 
     Raises:
-        ConfigError: The target may not be written, or the model can't be cut as asked.
-        CheckpointError: The source is damaged or incomplete, the disk is full, or the written
-            folder differs.
+        ConfigError: The target may not be written, the model can't be cut as asked, or the disk or
+            the memory is too small.
+        CheckpointError: The source is damaged or incomplete, the disk is full, or the new folder
+            isn't what was to be written.
     """
     start = time.monotonic()
     remove_stale(target_path)
@@ -99,7 +110,7 @@ def convert(
         transfer = Transfer(source, plan, adapter, report)
         with Follower() as follower, Flusher() as flusher, started_pool() as disk:
             followers = [flusher.note, follower.note] if options.verify else [flusher.note]
-            transfer.write(options.layout, folder, partial(_tell, followers))
+            transfer.write(options.layout, folder, partial(_note_all, followers))
             copy_companions(source_path, folder, plan.model, options.layout)
             syncing = disk.submit(sync, folder)  # while all is read back
             verified = Verification({}, None)
@@ -123,12 +134,14 @@ def convert(
     )
 
 
-def _tell(followers: Sequence[Final], path: Path, end: int) -> None:
+def _note_all(followers: Sequence[Final], path: Path, end: int) -> None:
+    """Calls every follower with a file and the byte before which nothing is going to change."""
     for follow in followers:
         follow(path, end)
 
 
 def _plan(source: StoredSource, options: ConvertOptions) -> WritePlan:
+    """Returns what is to be written, after checking that the model can be cut as asked."""
     model = source.model
     if options.layout in ("mcore", "legacy"):
         options.parallel.check_fits(model)
@@ -154,6 +167,7 @@ def _needs(
 
 
 def _with_dtype(model: ModelConfig, dtype: torch.dtype) -> ModelConfig:
+    """Returns the model's shape with another type of its weights."""
     return model.model_copy(update={"torch_dtype": dtype_name(dtype)})
 
 
@@ -164,7 +178,15 @@ def _manifest(
     source_path: Path,
     hashed: dict[Path, str],
 ) -> Manifest:
-    """What is noted of the finished `folder`; `hashed` are the digests of its weights' files."""
+    """Returns the manifest of a finished folder.
+
+    Args:
+        folder: The folder, complete but for the manifest.
+        transfer: What was written into it.
+        options: The options of the conversion.
+        source_path: The model that was converted.
+        hashed: The SHA-256 of the files of weights.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         value = hashed.get(path) or file_digest(path) if options.verify else None

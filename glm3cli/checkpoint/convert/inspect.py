@@ -1,4 +1,4 @@
-"""Says what a model folder holds, complete or not, without reading the weights."""
+"""Describes a model folder, complete or not, from its headers: the weights aren't read."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +14,13 @@ from glm3cli.checkpoint.source import StoredSource
 
 @dataclass(frozen=True)
 class TensorKind:
-    """One row of the table of weights, as it is in a folder.
+    """One row of the table of weights, as a folder holds it.
 
     Attributes:
-        name: The name in the folder's layout; `{}` stands for the layer.
-        shape: The whole tensor's, of one layer.
-        count: How many there are.
+        name: The weight's name in the folder's layout; `{}` stands for the layer.
+        shape: The shape of the whole weight, of one layer.
+        dtype: The types that it is stored in, such as `float16`, separated by commas.
+        count: The number of layers that hold it; 1 or 0 for weights outside the layers.
     """
 
     name: str
@@ -30,15 +31,25 @@ class TensorKind:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds.
+    """What a model folder holds; `--json` prints these fields.
 
     Attributes:
-        bytes: Size of the files of weights.
-        missing: Names that should be there but aren't.
-        extra: Names that shouldn't be there.
+        path: The folder of the weights themselves.
+        layout: The layout of the folder.
+        tp: The number of tensor-parallel ranks that the files are cut for.
+        pp: The number of pipeline stages that the files are cut for.
+        vpp: The number of model chunks per pipeline stage.
+        layers_per_stage: The numbers of layers of the stages, separated by commas, if they differ;
+            else None.
+        iteration: The training iteration, if the folder or its files name one; else None.
+        bytes: The size of the files of weights, in bytes.
+        parameters: The number of the model's parameters.
+        kinds: The rows of the table of weights, as the folder holds them.
+        missing: The names of tensors that should be there but aren't.
+        extra: The names of tensors that shouldn't be there.
         problems: Sentences about everything that is wrong.
-        manifest: What the conversion that wrote the folder noted, if one did; of its files,
-            tensors and places only the numbers.
+        manifest: The content of the folder's manifest, with the number of its files, its tensors,
+            and each machine's files in place of their names; None without a manifest.
     """
 
     path: str
@@ -58,10 +69,13 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Looks at a MODEL in any layout.
+    """Describes a model in any layout.
+
+    Args:
+        path: The folder of the model, or a training run (its newest complete checkpoint).
 
     Raises:
-        CheckpointError: It holds no weights, or files that can't be read.
+        CheckpointError: The folder holds no weights, or files that can't be read.
     """
     source = open_source(path, check=False)
     return Inspection(
@@ -83,6 +97,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def _noted(path: Path, weights: Path) -> dict[str, Any] | None:
+    """Returns the content of a model's manifest, in the form of `Inspection.manifest`."""
     found = find_manifest(path, weights)
     if found is None:
         return None
@@ -92,6 +107,7 @@ def _noted(path: Path, weights: Path) -> dict[str, Any] | None:
 
 
 def _kinds(source: StoredSource) -> list[TensorKind]:
+    """Returns the rows of the table of weights, as the source holds them."""
     kinds = []
     for weight in WEIGHTS:
         layers = range(source.model.num_layers) if weight.stage is Stage.LAYER else [None]
@@ -108,6 +124,7 @@ def _kinds(source: StoredSource) -> list[TensorKind]:
 
 
 def _dtype(source: StoredSource, weight: Weight, layer: int | None) -> torch.dtype | None:
+    """Returns the type that a tensor is stored in; None if the tensor is missing."""
     try:
         return source.dtype(weight, layer)
     except KeyError:

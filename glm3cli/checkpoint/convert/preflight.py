@@ -1,4 +1,4 @@
-"""The checks of a conversion that need no torch, so that a mistake is reported within a second."""
+"""Checks a conversion's request without torch, so that mistakes are reported within a second."""
 
 from pathlib import Path
 
@@ -12,11 +12,16 @@ from glm3cli.errors import ConfigError
 
 
 def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
-    """Checks paths, config.json and divisibility.
+    """Checks the paths, the config.json, and whether the model can be cut as asked.
+
+    Args:
+        source: The model to convert.
+        target: The new folder.
+        options: The options of the conversion.
 
     Raises:
-        CheckpointError: The source isn't there, holds no model, or its config.json is wrong; or
-            the adapter's.
+        CheckpointError: The source doesn't exist, holds no model, or has a wrong config.json; or
+            the adapter's config is missing or wrong.
         ConfigError: The target may not be written, or the model can't be cut as asked.
         DataError: The tokenizer can't be written in the new layout.
     """
@@ -27,7 +32,7 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
     if options.lora is not None:
         read_adapter_config(options.lora)
     if location.config is None and location.kind == "ranks":
-        return  # the shape stands in the files themselves
+        return  # the shape is in the rank files, which only torch can read
     model = ModelConfig.from_file(location.config or location.folder)
     if options.layout in ("mcore", "legacy"):
         options.parallel.check_fits(model)
@@ -36,6 +41,7 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
 
 
 def _check_tokenizer(source: Path) -> None:
+    """Checks that the model's tokenizer, if it has one, can be written as a tokenizer.json."""
     from glm3cli.checkpoint.layouts.companions import find_companion
     from glm3cli.data.tokens.fast_tokenizer import check_fast
     from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
@@ -46,10 +52,14 @@ def _check_tokenizer(source: Path) -> None:
 
 
 def check_legacy(parallel: ModelParallelConfig, model: ModelConfig) -> None:
-    """Checks that Megatron's legacy model can be cut as asked.
+    """Checks that a model can be cut in the legacy layout.
+
+    Args:
+        parallel: The parallel sizes.
+        model: The model's shape.
 
     Raises:
-        ConfigError: There are more tensor-parallel ranks than query groups.
+        ConfigError: The number of query groups isn't divisible by that of tensor-parallel ranks.
     """
     if model.num_query_groups % parallel.tp:
         raise ConfigError(

@@ -1,6 +1,7 @@
-"""glm3-manifest.json: where converted weights come from, and what they and their files were.
+"""Writes and reads glm3-manifest.json, which says where a folder of weights comes from.
 
-Free of torch.
+It also holds the digests of the files and of the tensors, so that the folder can be checked later.
+Needs no torch.
 """
 
 import json
@@ -20,10 +21,12 @@ _PACKAGES = ("torch", "safetensors", "megatron-core")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a converted folder.
+    """What a manifest says about one file.
 
     Attributes:
-        sha256: Of what was read back from the disk; None after --no-verify.
+        bytes: The size of the file, in bytes.
+        sha256: The digest of what was read back from the disk, in hexadecimal digits; None after
+            --no-verify.
     """
 
     bytes: int
@@ -32,19 +35,21 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a converted folder.
+    """What is known of a folder that a conversion or a training run wrote.
 
     Attributes:
-        source: Path, layout and iteration of the model that was converted.
-        settings: Layout, cuts, type and adapter.
-        versions: Of the packages that made the folder.
+        source: The path, layout and iteration of the model that was converted, or the training run.
+        settings: The layout, parallel sizes, type and adapter of the conversion; empty for a
+            training run.
+        versions: The versions of glm3, Python and the packages that wrote the folder, by name.
         verified: Whether the tensors were read back and compared.
-        non_finite: Number of values that are NaN or infinite.
-        files: All files of the folder by their paths in it, but for the manifest.
-        tensors: The XXH3 (128 bits) of every whole tensor by its ChatGLM name, in the type it is
-            stored in.
-        places: The files that the ranks of each machine wrote, by HOST:FOLDER, where a training's
-            machines have disks of their own; all other files are on each of them.
+        non_finite: The number of values that are NaN or infinite.
+        files: The size and digest of every file of the folder except the manifest, by its path
+            in the folder.
+        tensors: The XXH3 (128 bits) of every whole tensor in the type it is stored in, by its name
+            in the chatglm layout; empty for a training run.
+        places: The files that the ranks of each machine wrote, by HOST:FOLDER, if the machines of
+            the training run have disks of their own; all other files are on every disk.
     """
 
     source: dict[str, Any]
@@ -57,31 +62,41 @@ class Manifest:
     places: dict[str, list[str]] = field(default_factory=dict)
 
     def way_to(self, names: Iterable[str]) -> str | None:
-        """How to get files that other machines of the training wrote; None if none did."""
+        """Returns advice on how to get missing files from the machines that wrote them.
+
+        Args:
+            names: The missing files.
+
+        Returns:
+            The advice; None if none of the files is known to be on a certain machine.
+        """
         wanted = set(names)
         places = [place for place, files in self.places.items() if not wanted.isdisjoint(files)]
         return f"copy the files of {' and '.join(places)} into this folder" if places else None
 
     def write(self, folder: Path) -> None:
-        """Writes it into the folder that it describes."""
+        """Writes the manifest into the folder that it describes."""
         text = json.dumps({"format": _FORMAT} | asdict(self), indent=1, ensure_ascii=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def manifest_versions() -> dict[str, str]:
-    """The versions that a manifest names."""
+    """Returns the versions of the program, Python and packages that a manifest names."""
     return versions(*_PACKAGES) | {"python": platform.python_version()}
 
 
 def find_manifest(path: Path, weights: Path) -> tuple[Path, Manifest] | None:
-    """The folder and the manifest that a MODEL's weights belong to, if they have one.
+    """Finds the manifest that lists the files of a model's weights.
 
     Args:
-        path: The MODEL.
+        path: The model, as the user gave it.
         weights: The folder of its weights, which may lie within the folder of the manifest.
 
+    Returns:
+        The folder of the manifest, and the manifest; None if there is none.
+
     Raises:
-        CheckpointError: There is one, but it is damaged.
+        CheckpointError: The manifest is damaged.
     """
     for folder in dict.fromkeys((path, weights, weights.parent)):
         if not (folder / MANIFEST).is_file():
@@ -95,10 +110,10 @@ def find_manifest(path: Path, weights: Path) -> tuple[Path, Manifest] | None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a folder.
+    """Reads the manifest in a folder.
 
     Raises:
-        CheckpointError: It is damaged, or of a newer format.
+        CheckpointError: The manifest is missing, damaged, or of another format.
     """
     path = folder / MANIFEST
     try:

@@ -1,4 +1,4 @@
-"""Puts a new folder in place at once: nothing half-written is ever seen under its final name."""
+"""Writes a new folder under a temporary name, and gives it its final name when it is complete."""
 
 import logging
 import os
@@ -19,18 +19,19 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def staged(target: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name when the block ends without an error.
+    """Gives a block a new folder beside `target`, which becomes `target` when the block ends.
 
-    Whatever ends the process, `target` is what it was or the complete new folder. A signal that
-    Python turns into an exception leaves nothing behind; what SIGKILL leaves, the next run with
-    the same target removes (`remove_stale`).
+    Whatever ends the process, `target` is what it was before or the complete new folder. If the
+    block raises, the new folder is removed, also after a signal that Python turns into an
+    exception. What SIGKILL leaves is removed by the next run with the same target (`remove_stale`).
 
     Args:
         target: The final name.
-        force: Whether what is there may be replaced.
+        force: Whether an existing `target` may be replaced.
 
     Raises:
         CheckpointError: The disk is full or failing.
+        ConfigError: `target` has appeared meanwhile, and may not be replaced.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """What the operating system said, if that is what went wrong."""
+    """Returns the reason in words if the disk has caused an error; None for other errors."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     # torch.save's C++ writer (caffe2/serialize/inline_container.cc) doesn't say why.
@@ -65,10 +66,10 @@ def _disk_trouble(error: BaseException) -> str | None:
 
 
 def remove_stale(target: Path) -> None:
-    """Removes what runs with the same target left that were killed, and says so.
+    """Removes the temporary folders that killed runs with the same target have left.
 
     A run with --force that was killed between its two renames has moved the old folder aside but
-    not yet put the new one in place: the old one gets its name back.
+    not yet put the new one in place: the old one gets its name back. Either is logged.
     """
     target = target.absolute()
     for aside in _leftovers(target, "old"):
@@ -83,7 +84,13 @@ def remove_stale(target: Path) -> None:
 
 
 def _leftovers(target: Path, kind: str) -> list[Path]:
-    """The folders of this kind of processes that no longer live."""
+    """Returns the temporary folders of processes that no longer run.
+
+    Args:
+        target: The final name.
+        kind: The word in the temporary name: "partial" for new folders, "old" for folders that
+            were moved aside.
+    """
     if not target.parent.is_dir():
         return []
     name = re.compile(rf"\.{re.escape(target.name)}\.{kind}-(\d+)")
@@ -92,7 +99,7 @@ def _leftovers(target: Path, kind: str) -> list[Path]:
 
 
 def _is_another(process: int) -> bool:
-    """Whether a process other than this one has the number."""
+    """Says whether a process other than this one runs and has this process id."""
     if process == os.getpid():
         return False
     try:
@@ -105,6 +112,7 @@ def _is_another(process: int) -> bool:
 
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
+    """Renames the complete folder to its final name; if that fails, the old one is kept."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     if force and target.exists():
         target.rename(old)
@@ -121,9 +129,9 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 
 
 class Flusher:
-    """Sends files to the disk while they are being written; a context manager.
+    """Sends files to the disk while they are being written; use it as a context manager.
 
-    Left alone, the kernel begins late, and most of the waiting comes at the end.
+    Otherwise the kernel begins late, and most of the waiting comes at the end.
     """
 
     def __init__(self) -> None:
@@ -131,7 +139,12 @@ class Flusher:
         self._pool = started_pool()
 
     def note(self, path: Path, end: int) -> None:
-        """Notes that the bytes of a file before `end` have their final values."""
+        """Sends a file to the disk when enough of it is new.
+
+        Args:
+            path: The file.
+            end: The byte before which nothing is going to change.
+        """
         if end - self._sent.get(path, 0) >= _FLUSHED_BYTES:
             self._sent[path] = end
             self._pool.submit(sync_one, path)  # an error comes again when all is synced

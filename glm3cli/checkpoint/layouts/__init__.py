@@ -1,1 +1,15 @@
-"""To be written."""
+"""Readers and writers of the five layouts: chatglm, glm, legacy, mcore and dist (see `names`).
+
+Begin with `opening`, which finds a folder's layout and returns its reader, and `writers`, which
+calls the writer of a layout with the arguments in `write_plan`.
+
+- `hf` and `hf_writer`: Hugging Face files (chatglm and glm);
+- `ranks` and `ranks_writer`: Megatron's per-rank files (legacy and mcore), with `arguments`, the
+  command line that Megatron saves in them, and `archive`, which fills torch.save files;
+- `dist` and `dist_writer`: megatron-core's distributed checkpoints, with `embedded`, which maps
+  tensors in the middle of a file;
+- `pickles`: files of torch.save, loaded without running a stranger's code;
+- `companions`: config, tokenizer and code beside the weights.
+
+Other rooms import `opening` and `companions`; the rest is for this folder and `convert`.
+"""

@@ -1,7 +1,7 @@
-"""Writes a torch.save file whose tensors come one by one, so that none but one is in memory.
+"""Writes a file in torch.save's format whose tensors are filled in one by one.
 
-torch.serialization.skip_data leaves room for the tensors in the (zip) file; they are filled in
-afterwards, together with the checksums that the zip format keeps of them.
+So only one of them is in memory at a time. torch.serialization.skip_data leaves room for the values
+in the (zip) file; they are filled in afterwards, together with the zip format's checksums of them.
 """
 
 import struct
@@ -24,20 +24,28 @@ _CRC_IN_DESCRIPTOR = 4  # behind the signature that follows the data
 
 
 def values_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of one entry of a zip file begin."""
+    """Returns the place in a zip file at which the bytes of an entry begin."""
     file.seek(entry.header_offset + _LOCAL_HEADER - 4)
     return entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
 
 
 class Archive:
-    """A file in torch.save's format that is filled tensor by tensor.
+    """A file in torch.save's format whose tensors are filled in later; use it as a context manager.
 
     Attributes:
         path: The file.
     """
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Writes all of `content` but the values of its tensors (which may be uninitialised)."""
+        """Writes everything in `content` except the values of its tensors.
+
+        Args:
+            path: The file.
+            content: What torch.save would write; its tensors may be uninitialised.
+
+        Raises:
+            RuntimeError: The disk is full or failing.
+        """
         with torch.serialization.skip_data():
             torch.save(content, path)
         self.path = path
@@ -52,7 +60,15 @@ class Archive:
         self._checksums: dict[str, int] = {}
 
     def fill(self, number: int, tensor: Tensor) -> None:
-        """Writes the values of the tensor that stands at place `number` in the content's order."""
+        """Writes the values of one tensor.
+
+        Args:
+            number: The place of the tensor among those of the content, counted from 0.
+            tensor: The values, in the shape and type that the content has there.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
         name = f"data/{number}"
         entry, values = self._entries[name], bytes_of(tensor)
         assert entry.file_size == values.nbytes, f"{name} holds {entry.file_size} bytes"
@@ -69,12 +85,12 @@ class Archive:
 
     @property
     def final(self) -> int:
-        """The place in the file before which nothing is going to change."""
+        """The byte of the file before which nothing is going to change."""
         missing = (e.header_offset for n, e in self._entries.items() if n not in self._checksums)
         return min(missing, default=self._directory)
 
     def _write_directory(self) -> None:
-        """Puts the checksums into the zip file's central directory."""
+        """Writes the checksums into the zip file's central directory."""
         position = self._directory
         while True:
             self._file.seek(position)

@@ -1,6 +1,6 @@
-"""The arguments that Megatron saves in every per-rank file: read to a config, written from one.
+"""Translates between a model's shape and the command line that Megatron saves in per-rank files.
 
-Only the fields that Megatron-LM core_r0.6.0 and ModelLink 1.1 read back are written
+Only the arguments that Megatron-LM core_r0.6.0 and ModelLink 1.1 read back are written
 (load_args_from_checkpoint and check_checkpoint_args in megatron/training/checkpointing.py).
 """
 
@@ -16,7 +16,7 @@ from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.device.dtypes import TORCH_DTYPES, dtype_name
 from glm3cli.errors import CheckpointError, ConfigError
 
-# What all ranks of a run have in common; other arguments, such as the rank, are each one's own.
+# The arguments that are the same on all ranks of a run; others, such as the rank, differ.
 _OF_THE_RUN = (
     "num_layers",
     "hidden_size",
@@ -38,25 +38,30 @@ _OF_THE_RUN = (
 
 
 def run_of(saved: Mapping[str, Any]) -> dict[str, object]:
-    """What tells the run and the moment that a rank file comes from."""
+    """Returns the values that tell which run, and which iteration of it, a rank file comes from.
+
+    Args:
+        saved: The content of the rank file.
+    """
     arguments = saved.get("args")
     given = vars(arguments) if isinstance(arguments, Namespace) else {}
     return {"iteration": saved.get("iteration")} | {name: given.get(name) for name in _OF_THE_RUN}
 
 
 def model_of(arguments: object, vocabulary: int | None, path: Path) -> ModelConfig:
-    """The model's shape from saved arguments.
+    """Returns the model's shape that saved arguments describe.
 
-    The rotary base isn't in them (ModelLink leaves it empty), so rope_ratio is 1 unless glm3
+    They don't contain the rotary base (ModelLink leaves it empty), so rope_ratio is 1 unless glm3
     wrote the file.
 
     Args:
-        arguments: What the file has under `args`.
-        vocabulary: Rows of the embedding, for files that don't say.
-        path: The file, for messages.
+        arguments: What the rank file has under `args`.
+        vocabulary: The number of rows of the whole embedding, which is taken where the arguments
+            don't name the size of the vocabulary.
+        path: The rank file, for messages.
 
     Raises:
-        CheckpointError: There are no arguments, or they describe no model of the family.
+        CheckpointError: There are no arguments, or they describe no ChatGLM2 or ChatGLM3 model.
     """
     if not isinstance(arguments, Namespace):
         raise CheckpointError(
@@ -74,6 +79,7 @@ def model_of(arguments: object, vocabulary: int | None, path: Path) -> ModelConf
 
 
 def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
+    """Returns the fields of a `ModelConfig` that saved arguments contain."""
     heads, hidden = given.get("num_attention_heads"), given.get("hidden_size")
     channels = given.get("kv_channels")
     if channels is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
@@ -100,7 +106,14 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
 def arguments_of(
     model: ModelConfig, parallel: ModelParallelConfig, dtype: torch.dtype, *, is_mcore: bool
 ) -> Namespace:
-    """The arguments to save with a model that is cut as `parallel` says."""
+    """Returns the arguments to save in the rank files of a model.
+
+    Args:
+        model: The model's shape.
+        parallel: The parallel sizes that the files are cut for.
+        dtype: The type of the weights.
+        is_mcore: Whether the layout is mcore; if not, it is legacy.
+    """
     per_chunk = model.num_layers // (parallel.pp * parallel.vpp) if parallel.vpp > 1 else None
     return Namespace(
         num_layers=model.num_layers,

@@ -1,8 +1,8 @@
-"""Reads weights from megatron-core's layout-free checkpoints (format torch_dist, version 1).
+"""Reads weights in the dist layout: megatron-core's distributed checkpoints (torch_dist).
 
-Such a folder holds `.metadata`, which says where in the .distcp files every part of every tensor
-lies (torch.distributed.checkpoint.filesystem), and metadata.json. One tensor holds all layers.
-No process group and no megatron is needed to read it.
+Version 1 of the format is read. Such a folder holds `.metadata`, which says where in the .distcp
+files every part of every tensor lies (torch.distributed.checkpoint.filesystem), and metadata.json.
+One tensor holds all layers. Reading it needs neither a process group nor megatron.
 """
 
 import math
@@ -25,9 +25,9 @@ from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.errors import CheckpointError
 
-# Keys of a training's other state.
+# How the keys of a training run's other state begin.
 _TRAINING = ("optimizer", "chained_", "rng", "opt_param_scheduler", "rerun_state")
-# What `.metadata` files of torch.distributed.checkpoint are made of.
+# The names, by module, that `.metadata` files of torch.distributed.checkpoint refer to.
 _NAMES = {
     "torch.distributed.checkpoint.metadata": (
         "BytesStorageMetadata",
@@ -56,7 +56,7 @@ _NAMES = {
 
 
 class _MetadataReader(pickle.Unpickler):
-    """Builds nothing but what `.metadata` files are made of."""
+    """Unpickles a `.metadata` file, and refuses every class that such files don't need."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _NAMES.get(module, ()):
@@ -67,7 +67,7 @@ class _MetadataReader(pickle.Unpickler):
 
 
 class _Unread:
-    """Stands for megatron-core's own notes in `.metadata`."""
+    """A stand-in for the objects that megatron-core adds to `.metadata`, which aren't needed."""
 
     def __init__(self, *_args: Any, **_values: Any) -> None:
         pass
@@ -75,7 +75,15 @@ class _Unread:
 
 @dataclass(frozen=True)
 class _Part:
-    """A stored box of a tensor: where it begins, its extent, and the bytes that hold it."""
+    """A box of a tensor that is stored in one piece.
+
+    Attributes:
+        offsets: The indices in the tensor at which the box begins, one per dimension.
+        sizes: The shape of the box.
+        file: The name of the file that holds it.
+        start: Its first byte in the file.
+        length: The number of its bytes in the file.
+    """
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -84,12 +92,12 @@ class _Part:
     length: int
 
     def has_layer(self, layer: int) -> bool:
-        """Whether a part of a tensor of all layers holds this one."""
+        """Says whether the box, of a tensor of all layers, contains this layer."""
         return self.offsets[0] <= layer < self.offsets[0] + self.sizes[0]
 
 
 class DistSource(StoredSource):
-    """A layout-free checkpoint, of a conversion or of a training run."""
+    """The weights of a distributed checkpoint that a conversion or a training run wrote."""
 
     layout = "dist"
 
@@ -110,6 +118,7 @@ class DistSource(StoredSource):
         self.problems = self._check()
 
     def _check(self) -> list[TensorProblem]:
+        """Returns the problems with the checkpoint's files and with the tensors they hold."""
         expected: dict[str, tuple[int, ...]] = {}
         layers = self.model.num_layers
         for weight in WEIGHTS:
@@ -128,7 +137,11 @@ class DistSource(StoredSource):
         return problems
 
     def _missing_files(self) -> list[TensorProblem]:
-        """The files with weights that aren't here; other machines of a training may have them."""
+        """Returns a problem for each missing file of weights.
+
+        Other machines of the training run may have it; if the manifest says which, so does the
+        problem.
+        """
         present = {path.name for path in self.files()}
         missing = {part.file for parts in self._parts.values() for part in parts} - present
         noted = find_manifest(self.path, self.path)
@@ -139,11 +152,14 @@ class DistSource(StoredSource):
         ]
 
     def _spelling(self, weight: Weight, layer: int | None) -> str:
+        """Returns the key of a weight in this checkpoint; the usual one if none is there."""
         names = weight.names("dist", layer)
         return next((name for name in names if name in self._headers), names[0])
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The tensor; a view of the mapped file where it is one part and not regrouped.
+        """Returns the canonical tensor of one weight.
+
+        It is a view of the mapped file if it is stored as one part in the canonical order.
 
         Raises:
             CheckpointError: A file is missing or cut short.
@@ -163,13 +179,19 @@ class DistSource(StoredSource):
         return from_megatron(tensor, weight.cut, self.model)
 
     def _box(self, part: _Part, layer: int | None) -> tuple[tuple[int, ...], Tensor]:
-        """Where a part begins in its tensor, and its values; of one layer, if that is given."""
+        """Returns the indices at which a part begins in its tensor, and the part's values.
+
+        Args:
+            part: The part.
+            layer: The layer to take from a part of all layers; None takes the whole part.
+        """
         stored = self._load(part)
         if layer is None:
             return part.offsets, stored
         return part.offsets[1:], stored[layer - part.offsets[0]]
 
     def _load(self, part: _Part) -> Tensor:
+        """Returns the values of a part, as a view of the mapped file if they are aligned there."""
         path = self.path / part.file
         try:
             if part.file not in self._mapped:
@@ -181,19 +203,25 @@ class DistSource(StoredSource):
             ) from None
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
-        """The stored type."""
+        """Returns the type that a tensor is stored in."""
         return self._headers[self._spelling(weight, layer)].dtype
 
     def files(self) -> list[Path]:
-        """The files that hold the tensors."""
+        """Returns the .distcp files, which hold the tensors."""
         return sorted(self.path.glob("*.distcp"))
 
 
 def _is_stacked(name: str) -> bool:
+    """Says whether a tensor with this key holds all layers: else the key has a layer's number."""
     return not any(part.isdecimal() for part in name.split("."))
 
 
 def _read_metadata(path: Path) -> Metadata:
+    """Reads a `.metadata` file.
+
+    Raises:
+        CheckpointError: The file is damaged, or refers to a class that such files don't need.
+    """
     try:
         with path.open("rb") as file:
             metadata = _MetadataReader(file).load()
@@ -210,6 +238,7 @@ def _read_metadata(path: Path) -> Metadata:
 def _parts_of(
     metadata: Metadata, tensors: dict[str, TensorStorageMetadata]
 ) -> dict[str, list[_Part]]:
+    """Returns the stored parts of each of the given tensors, by key."""
     extents = {
         (name, tuple(chunk.offsets)): tuple(chunk.sizes)
         for name, value in tensors.items()

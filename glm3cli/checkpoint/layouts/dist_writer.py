@@ -1,8 +1,9 @@
-"""Writes megatron-core's layout-free checkpoints (format torch_dist, version 1).
+"""Writes weights in the dist layout: megatron-core's distributed checkpoints (torch_dist).
 
-megatron-core's own `dist_checkpointing.save` wants a process group and all tensors in memory;
-what it writes is a torch.distributed.checkpoint with a metadata.json, and so is this, one tensor
-at a time and without either. `dist_checkpointing.load` reads it into a GPTModel at any layout.
+megatron-core's own `dist_checkpointing.save` needs a process group and all tensors in memory. What
+it writes is a torch.distributed.checkpoint with a metadata.json; this module writes the same, one
+tensor at a time and without a process group. `dist_checkpointing.load` reads it into a GPTModel at
+any parallel sizes.
 """
 
 import io
@@ -38,7 +39,17 @@ from glm3cli.checkpoint.scratch import bytes_of
 
 
 def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
-    """Writes the tensors, the (empty) extra states, and the two metadata files."""
+    """Writes the tensors, the (empty) extra states, and the two metadata files.
+
+    Args:
+        folder: An empty folder.
+        plan: The model and the type of every tensor.
+        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
+        final: Called with a file and the byte before which nothing is going to change.
+
+    Raises:
+        OSError, RuntimeError: The disk is full or failing.
+    """
     torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
     with warnings.catch_warnings():
         # That there is no process group is intended.
@@ -59,29 +70,36 @@ def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) ->
 
 
 def _note_written(folder: Path, final: Final) -> None:
+    """Reports that all bytes written so far have their final values."""
     for path in folder.glob("*.distcp"):  # the one file, which is written from front to back
         final(path, path.stat().st_size)
 
 
 class _Writer(FileSystemWriter):
-    """Leaves out of `.metadata` a random number and the folder, which is going to be renamed."""
+    """A writer that leaves a random number and the folder's temporary name out of `.metadata`."""
 
     def storage_meta(self) -> StorageMeta:
-        """Nothing about this run, so that equal models make equal files."""
+        """Returns a note without any value, so that equal models make equal files."""
         return StorageMeta()
 
 
 class _Planner(DefaultSavePlanner):
-    """Plans one write per tensor and layer, and makes the tensor when its turn has come."""
+    """A planner that plans one write per weight and layer, and asks for the tensor only then."""
 
     def __init__(self, plan: WritePlan, produce: Produce, between: Callable[[], None]) -> None:
-        """Takes also what to call when a tensor has been written."""
+        """Takes the plan and two functions.
+
+        Args:
+            plan: The model and the type of every tensor.
+            produce: Returns the canonical tensor of a weight.
+            between: Called when a tensor has been written.
+        """
         super().__init__(flatten_state_dict=False)
         self._plan, self._produce, self._between = plan, produce, between
         self._slots: dict[MetadataIndex, Slot] = {}
 
     def create_local_plan(self) -> SavePlan:
-        """All writes of this one process."""
+        """Returns the writes of this process, which is the only one."""
         items: list[WriteItem] = []
         layers = self._plan.model.num_layers
         for slot in slots(layers):
@@ -94,6 +112,7 @@ class _Planner(DefaultSavePlanner):
         return self.plan
 
     def _item(self, slot: Slot) -> WriteItem:
+        """Returns the write of one weight of one layer, as a part of a tensor of all layers."""
         weight, layer = slot
         shape, offsets = weight.shape(self._plan.model), [0] * len(weight.sizes)
         sizes, total = list(shape), list(shape)
@@ -111,7 +130,7 @@ class _Planner(DefaultSavePlanner):
         return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        """The tensor of one planned write, or the bytes of an empty extra state."""
+        """Returns the tensor of one planned write, or the bytes of an empty extra state."""
         if write_item.type == WriteItemType.BYTE_IO:
             stream = io.BytesIO()
             nothing: list[Any] = [None]
@@ -127,7 +146,7 @@ class _Planner(DefaultSavePlanner):
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """The same memory as a tensor whose storage is just that."""
+    """Returns a tensor with the same memory, whose storage holds nothing else."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         return torch.frombuffer(bytes_of(tensor), dtype=tensor.dtype).view(tensor.shape)

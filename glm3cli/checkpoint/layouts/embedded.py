@@ -1,4 +1,4 @@
-"""Maps a tensor that torch.save wrote somewhere within a larger file."""
+"""Reads tensors that torch.save wrote somewhere within a larger file, by mapping the file."""
 
 import io
 import zipfile
@@ -12,7 +12,7 @@ from glm3cli.checkpoint.layouts.archive import values_offset
 
 
 class MappedFile:
-    """A file, of which only what is looked at gets into memory."""
+    """A mapped file: only the parts that are looked at get into memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -21,12 +21,18 @@ class MappedFile:
         self._bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
 
     def tensor(self, start: int, length: int) -> Tensor:
-        """The tensor in `length` bytes of the file from `start` on; a view of them if aligned.
+        """Returns the tensor that torch.save wrote into a part of the file.
+
+        It is a view of the mapped file if its values are aligned there, else a copy.
+
+        Args:
+            start: The first byte of the part.
+            length: The number of its bytes.
 
         Raises:
             OSError: The file is gone.
-            RuntimeError: What is there isn't one tensor, or is cut short.
-            zipfile.BadZipFile: What is there wasn't written by torch.save.
+            RuntimeError: The part isn't one tensor, or is cut short.
+            zipfile.BadZipFile: The part wasn't written by torch.save.
         """
         with self._path.open("rb", buffering=0) as file:
             window = io.BufferedReader(_Window(file, start, length))
@@ -48,7 +54,11 @@ class MappedFile:
 
 
 def _values(window: BinaryIO) -> tuple[int, int]:
-    """Where the values of the only tensor of a torch.save file begin, and how long they are."""
+    """Returns the first byte and the number of bytes of the values in a torch.save file.
+
+    Raises:
+        RuntimeError: The file holds another number of tensors than one.
+    """
     with zipfile.ZipFile(window) as archive:
         entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
     if len(entries) != 1 or entries[0].compress_type != zipfile.ZIP_STORED:
@@ -57,7 +67,7 @@ def _values(window: BinaryIO) -> tuple[int, int]:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file."""
+    """A part of a file that can be read as if it were a file by itself."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self._file, self._start, self._length, self._position = file, start, length, 0

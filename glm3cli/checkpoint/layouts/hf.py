@@ -1,7 +1,6 @@
-"""Reads weights from a Hugging Face folder: safetensors or .bin, one file or shards.
+"""Reads weights from a Hugging Face folder: safetensors or .bin files, one file or several shards.
 
-The names are the original remote code's or those of transformers' own GlmForCausalLM: the tensors
-that are there tell which.
+The layout is chatglm or glm; the names of the tensors show which.
 """
 
 import functools
@@ -23,21 +22,27 @@ from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.config.model import is_glm
 from glm3cli.errors import CheckpointError
 
-# Type names of the safetensors format.
+# The types by their names in the safetensors format.
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class _Shard(ABC):
-    """One file: the headers of its tensors, and the tensors on demand."""
+    """One file of a model, whose tensors are read on demand.
+
+    Attributes:
+        headers: The shape and type of every tensor, by name.
+    """
 
     headers: dict[str, Header]
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor."""
+        """Returns the tensor called `name`."""
 
 
 class _Safetensors(_Shard):
+    """One safetensors file, which is mapped."""
+
     def __init__(self, path: Path) -> None:
         try:
             file: Any = safe_open(path, framework="pt")
@@ -58,10 +63,13 @@ class _Safetensors(_Shard):
 
 
 def _dtype_of(name: str) -> torch.dtype:
+    """Returns the type for its name in the safetensors format; int8 for types that are refused."""
     return SAFETENSORS_DTYPES.get(name, torch.int8)  # any type that isn't ours is refused alike
 
 
 class _Pickle(_Shard):
+    """One .bin file, which torch.save wrote."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         content = self._load()
@@ -70,6 +78,7 @@ class _Pickle(_Shard):
         self._content = content if is_zipfile(path) else None
 
     def _load(self) -> dict[str, Tensor]:
+        """Returns the content of the file, after checking that it is a dictionary of tensors."""
         content = pickles.load(self._path)
         if not isinstance(content, dict) or not all(
             isinstance(value, Tensor) for value in content.values()
@@ -85,7 +94,7 @@ class _Pickle(_Shard):
 
 
 class HfSource(StoredSource):
-    """A Hugging Face folder in either naming."""
+    """The weights of a Hugging Face folder, in the layout chatglm or glm."""
 
     layout: HfLayout
 
@@ -100,7 +109,7 @@ class HfSource(StoredSource):
         self._place = self._places()
         headers = {name: shard.headers[name] for name, shard in self._place.items()}
         expected = {layout: self._expected(layout) for layout in get_args(HfLayout)}
-        # Of two with nothing found, the one that the config.json is written for.
+        # If no name of either layout is there, the layout of the config.json is taken.
         usual = "glm" if is_glm(location.config or self.path / "config.json") else "chatglm"
         self.layout = max(
             expected, key=lambda name: (len(expected[name].keys() & headers), name == usual)
@@ -108,12 +117,18 @@ class HfSource(StoredSource):
         self.problems = compare(expected[self.layout], headers)
 
     def _expected(self, layout: HfLayout) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of all tensors that the model has in a layout, by name."""
         expected: dict[str, tuple[int, ...]] = {}
         for weight, layer in slots(self.model.num_layers):
             expected |= weight.parts(layout, self.model, layer)
         return expected
 
     def _places(self) -> dict[str, _Shard]:
+        """Returns the shard that holds each tensor, by the tensor's name.
+
+        Raises:
+            CheckpointError: A tensor is in two files.
+        """
         place: dict[str, _Shard] = {}
         file_of: dict[str, Path] = {}
         for path, shard in zip(self._files, self._shards, strict=True):
@@ -127,27 +142,33 @@ class HfSource(StoredSource):
         return place
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The tensor; a view of the mapped file, where it is one tensor there."""
+        """Returns the canonical tensor of one weight.
+
+        It is a view of the mapped file if the weight is one tensor in the layout.
+        """
         names = weight.parts(self.layout, self.model, layer)
         parts = [self._place[name].read(name) for name in names]
         return parts[0] if len(parts) == 1 else self.cat(parts, 0)
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
-        """The stored type; of parts that differ, the type that holds them all."""
+        """Returns the type that a weight is stored in.
+
+        If its parts have different types, it is the type that holds the values of all.
+        """
         names = weight.parts(self.layout, self.model, layer)
         dtypes = [self._place[name].headers[name].dtype for name in names]
         return functools.reduce(torch.promote_types, dtypes)
 
     def files(self) -> list[Path]:
-        """The shards."""
+        """Returns the files that hold the weights."""
         return self._files
 
 
 def _indexed(index: Path) -> list[Path]:
-    """The files that an index names.
+    """Returns the files that the index of a sharded model names.
 
     Raises:
-        CheckpointError: The index is no valid JSON, or a file isn't there.
+        CheckpointError: The index isn't valid, or a file is missing.
     """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

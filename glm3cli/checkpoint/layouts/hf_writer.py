@@ -1,8 +1,8 @@
 """Writes a Hugging Face folder: safetensors shards of a given size, and their index.
 
 The safetensors format (github.com/huggingface/safetensors, "Format") is written directly, since
-the library wants all tensors of a shard in memory at once: 8 bytes with the length of a JSON
-header, the header with type, shape and place of every tensor, then the tensors' bytes.
+the library needs all tensors of a shard in memory at once. A file has 8 bytes with the length of a
+JSON header, the header with the type, shape and place of every tensor, then the tensors' bytes.
 """
 
 import json
@@ -22,7 +22,18 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 def write_hf(
     layout: HfLayout, folder: Path, plan: WritePlan, produce: Produce, final: Final
 ) -> None:
-    """Writes all tensors under their names in `layout`, shard by shard."""
+    """Writes all tensors, shard by shard, and the index if there are several shards.
+
+    Args:
+        layout: The layout whose names the tensors get.
+        folder: An empty folder.
+        plan: The model, the type of every tensor, and the size of a shard.
+        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
+        final: Called with a file and the byte before which nothing is going to change.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
     shards = list(_shards(plan))
     places: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
@@ -39,7 +50,7 @@ def write_hf(
 
 
 def _shards(plan: WritePlan) -> Iterator[list[Slot]]:
-    """The tensors of every shard; one larger than a shard gets a file of its own."""
+    """Yields the weights of every shard; one that is larger than a shard gets a file of its own."""
     shard: list[Slot] = []
     size = 0
     for slot in slots(plan.model.num_layers):
@@ -52,7 +63,7 @@ def _shards(plan: WritePlan) -> Iterator[list[Slot]]:
 
 
 def _header(layout: HfLayout, shard: list[Slot], plan: WritePlan) -> dict[str, object]:
-    """What the shard's header says about its tensors; those of one weight follow each other."""
+    """Returns the header of a shard, in which the tensors of one weight follow each other."""
     header: dict[str, object] = {}
     end = 0
     for slot in shard:
@@ -71,6 +82,7 @@ def _header(layout: HfLayout, shard: list[Slot], plan: WritePlan) -> dict[str, o
 def _write_shard(
     path: Path, header: dict[str, object], shard: list[Slot], produce: Produce, final: Final
 ) -> None:
+    """Writes the header and the tensors of one shard."""
     metadata = {"__metadata__": {"format": "pt"}}
     text = json.dumps(metadata | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8

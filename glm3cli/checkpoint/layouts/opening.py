@@ -1,4 +1,4 @@
-"""Opens a MODEL: finds out its layout and gives its reader, or its shape alone.
+"""Opens a model in any layout: finds out the layout, and returns the reader or only the shape.
 
 torch is imported only where weights are read.
 """
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def read_shape(path: Path) -> ModelConfig:
-    """Returns the shape of the MODEL at `path`.
+    """Returns the shape of a model: from its config.json, or from the weights if it has none.
+
+    Args:
+        path: A folder in any layout, or a training run (its newest complete checkpoint).
 
     Raises:
         CheckpointError: There is no model, or its config.json is wrong.
@@ -24,22 +27,26 @@ def read_shape(path: Path) -> ModelConfig:
 
 
 def shape_at(location: Location) -> ModelConfig:
-    """Returns the shape of a MODEL that has been located.
+    """Returns the shape of a model whose place is known; see `read_shape`.
 
     Raises:
-        CheckpointError: The config.json is wrong, or there is none and the weights don't tell.
+        CheckpointError: The config.json is wrong, or there is none and the files of the weights
+            don't contain the shape.
     """
     if location.config is not None:
         return ModelConfig.from_file(location.config)
-    return open_at(location).model  # only the weights themselves can tell
+    return open_at(location).model  # the files of the weights contain the shape
 
 
 def open_source(path: Path, *, check: bool = True) -> "StoredSource":
-    """Opens the weights of a MODEL in any layout.
+    """Opens the weights of a model.
 
     Args:
         path: A folder in any layout, or a training run (its newest complete checkpoint).
-        check: Whether missing, unknown or misshapen tensors are refused now.
+        check: Whether tensors that are missing, unknown, or of a wrong shape or type are refused.
+
+    Returns:
+        The reader of the weights.
 
     Raises:
         CheckpointError: There are no weights, or they are damaged or don't fit the config.json.
@@ -48,7 +55,11 @@ def open_source(path: Path, *, check: bool = True) -> "StoredSource":
 
 
 def open_at(location: Location, *, check: bool = True) -> "StoredSource":
-    """Opens the weights of a MODEL that has been located; as `open_source`.
+    """Opens the weights of a model whose place is known; see `open_source`.
+
+    Args:
+        location: The place of the model.
+        check: Whether tensors that are missing, unknown, or of a wrong shape or type are refused.
 
     Raises:
         CheckpointError: The weights are damaged or don't fit the config.json.

@@ -1,8 +1,8 @@
-"""Loads files that torch.save wrote, without running what a stranger may have put in them.
+"""Loads files that torch.save wrote, without running code that a stranger may have put in them.
 
-Only torch's weights_only loader is used. Beside tensors and plain values it may build an
-argparse.Namespace, numpy arrays (random states of training checkpoints) and stand-ins for
-Megatron's enums; every other class is refused by name.
+Only torch's weights_only loader is used. Besides tensors and plain values it may build an
+argparse.Namespace, numpy arrays (the random states of training checkpoints) and stand-ins for
+Megatron's enums. Every other class is refused, and the message names it.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import torch
 
 from glm3cli.errors import CheckpointError
 
-# Enums that Megatron's and ModelLink's saved arguments contain; nothing of theirs is imported.
+# Enums that the saved arguments of Megatron and ModelLink contain. They are replaced by stand-ins,
+# so that neither program is imported.
 _FOREIGN_ENUMS = (
     "megatron.core.enums.ModelType",
     "megatron.core.transformer.enums.AttnBackend",
@@ -29,13 +30,18 @@ _FOREIGN_ENUMS = (
 
 
 class ForeignEnum:
-    """A member of an enum that isn't installed here."""
+    """A stand-in for a member of an enum of a program that isn't installed here.
+
+    Attributes:
+        value: The member's value.
+    """
 
     def __init__(self, value: object = None) -> None:
         self.value = value
 
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Returns the classes that files may build, in the form that torch's `safe_globals` takes."""
     from numpy._core.multiarray import _reconstruct
 
     names = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
@@ -51,9 +57,10 @@ def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote to `path`, on the CPU; tensors are mapped from the file, not read.
+    """Loads a file that torch.save wrote, to the CPU.
 
-    Files of the format before torch 1.6 can't be mapped and are read whole.
+    The tensors are mapped from the file. Files of the format before torch 1.6 can't be mapped and
+    are read whole.
 
     Raises:
         CheckpointError: The file is damaged or wants a class that isn't allowed.
@@ -70,6 +77,7 @@ def load(path: Path) -> Any:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """Returns our error for one of torch's loader: a forbidden class, or a damaged file."""
     unsafe = re.search(r"(?:GLOBAL|Trying to \w+ (?:an? )?)\s*(\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and unsafe:
         return CheckpointError(

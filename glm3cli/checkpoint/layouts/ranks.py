@@ -1,9 +1,9 @@
-"""Reads weights from Megatron's per-rank files, of legacy and of megatron-core models.
+"""Reads weights from Megatron's per-rank files, in the layouts legacy and mcore.
 
-The files' layout is that of Megatron-LM core_r0.6.0 (megatron/training/checkpointing.py), which
-ModelLink 1.1 writes: mp_rank_XX[_YYY]/model_optim_rng.pt for tensor-parallel rank XX of pipeline
-stage YYY, each with the weights under `model`, or under `model0`, `model1`, ... for the chunks of
-an interleaved pipeline. Layers are counted from 0 in every chunk.
+The files are those of Megatron-LM core_r0.6.0 (megatron/training/checkpointing.py), which ModelLink
+1.1 writes, too: mp_rank_XX[_YYY]/model_optim_rng.pt for tensor-parallel rank XX of pipeline stage
+YYY. Each has its weights under `model`, or under `model0`, `model1`, ... for the chunks of an
+interleaved pipeline. Layers are counted from 0 in every chunk.
 """
 
 import re
@@ -29,11 +29,12 @@ FILE = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
+# The tensors of one chunk of one rank, under flat names.
 Chunk = dict[str, Tensor]
 
 
 class RanksSource(StoredSource):
-    """A tree of per-rank files; tp, pp, vpp and the layers per stage are found from the files."""
+    """The weights of a tree of per-rank files, whose parallel sizes are found from the files."""
 
     def __init__(self, location: Location) -> None:
         self._paths = _rank_paths(location.folder)
@@ -64,6 +65,7 @@ class RanksSource(StoredSource):
         self.problems = self._check()
 
     def _find_model(self, location: Location, saved: Mapping[str, Any]) -> ModelConfig:
+        """Returns the model's shape from its config.json, else from the saved arguments."""
         if location.config is not None:
             return config_of(location)
         path = self._paths[0, 0]
@@ -72,7 +74,10 @@ class RanksSource(StoredSource):
         return model_of(saved.get("args"), rows, path)
 
     def _count_layers(self) -> dict[tuple[int, int], int]:
-        """Layers of every (stage, chunk), by the highest index of any tensor-parallel rank."""
+        """Returns the number of layers of every (stage, chunk).
+
+        It is found from the highest index of a layer on any tensor-parallel rank.
+        """
         sizes = {}
         for p in range(self._pp):
             for v in range(self._vpp):
@@ -82,6 +87,7 @@ class RanksSource(StoredSource):
         return sizes
 
     def _find_parallel(self) -> ModelParallelConfig:
+        """Returns the parallel sizes that the files are cut for."""
         sizes = [self._sizes[p, 0] for p in range(self._pp)]
         values: dict[str, Any] = {"tp": self._tp, "pp": self._pp, "vpp": self._vpp}
         if self._vpp == 1 and len(set(sizes)) > 1:
@@ -89,6 +95,7 @@ class RanksSource(StoredSource):
         return ModelParallelConfig.parse(values)
 
     def _check(self) -> list[TensorProblem]:
+        """Returns the problems with the tensors in all files."""
         problems = []
         total = sum(self._sizes.values())
         if total != self.model.num_layers:
@@ -102,7 +109,13 @@ class RanksSource(StoredSource):
         return problems
 
     def _expected(self, p: int, v: int, chunk: Chunk) -> dict[str, tuple[int, ...]]:
-        """The names and shapes that a chunk must have, under the spelling that it uses."""
+        """Returns the shapes of all tensors that a chunk must hold, by the name that it gives them.
+
+        Args:
+            p: The pipeline stage.
+            v: The number of the chunk on the stage.
+            chunk: The tensors that the chunk does hold.
+        """
         expected = {}
         is_first = (p, v) == (0, 0)
         is_last = (p, v) == (self._pp - 1, self._vpp - 1)
@@ -116,10 +129,12 @@ class RanksSource(StoredSource):
         return expected
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
-        """The tensor; a view of the mapped file where it is neither cut nor regrouped.
+        """Returns the canonical tensor of one weight.
+
+        It is a view of the mapped file if the weight is neither cut nor regrouped.
 
         Raises:
-            CheckpointError: Ranks disagree on a weight that each has a copy of.
+            CheckpointError: Ranks have different copies of a weight that isn't cut.
         """
         pieces = self._pieces(weight, layer)
         if weight.cut is Cut.WHOLE:
@@ -133,6 +148,7 @@ class RanksSource(StoredSource):
         return join(pieces, weight.cut, self.model, self.cat)
 
     def _pieces(self, weight: Weight, layer: int | None) -> list[Tensor]:
+        """Returns the pieces of a weight, by tensor-parallel rank."""
         if weight.stage is Stage.FIRST:
             p, v, local = 0, 0, None
         elif weight.stage is Stage.LAST:
@@ -143,20 +159,20 @@ class RanksSource(StoredSource):
         return [chunk[_spelling(weight, local, self.layout, chunk)] for chunk in chunks]
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
-        """The stored type."""
+        """Returns the type that a tensor is stored in."""
         return self._pieces(weight, layer)[0].dtype
 
     def files(self) -> list[Path]:
-        """The rank files."""
+        """Returns the files of all ranks."""
         return list(self._paths.values())
 
     def reading_order(self) -> list[list[Path]]:
-        """The files of one stage after the other."""
+        """Returns the files of the tensor-parallel ranks, one stage after the other."""
         return [[self._paths[t, p] for t in range(self._tp)] for p in range(self._pp)]
 
 
 def _rank_paths(folder: Path) -> dict[tuple[int, int], Path]:
-    """The file of every (tp rank, stage).
+    """Returns the file of every (tensor-parallel rank, pipeline stage).
 
     Raises:
         CheckpointError: A folder's name isn't understood, or a rank's file is missing.
@@ -181,10 +197,11 @@ def _rank_paths(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The content of a rank file, with its version checked.
+    """Loads a rank file and checks its version.
 
     Raises:
-        CheckpointError: It is damaged, or from before Megatron's QKV order of version 3.
+        CheckpointError: The file is damaged, or older than version 3.0, which brought Megatron's
+            present order of the QKV rows.
     """
     saved = pickles.load(path)
     if not isinstance(saved, dict) or not ({"model", "model0"} & saved.keys()):
@@ -202,10 +219,10 @@ def _load(path: Path) -> dict[str, Any]:
 def _check_same_run(
     paths: Mapping[tuple[int, int], Path], saved: Mapping[tuple[int, int], Mapping[str, Any]]
 ) -> None:
-    """Checks that no file is of another run, or of another moment of it.
+    """Checks that all files are of one run and one iteration.
 
     Raises:
-        CheckpointError: One is: weights of different steps don't work together.
+        CheckpointError: One isn't: weights of different iterations don't work together.
     """
     runs = {rank: run_of(content) | _chunk_names(content) for rank, content in saved.items()}
     first = runs[0, 0]
@@ -220,11 +237,12 @@ def _check_same_run(
 
 
 def _chunk_names(saved: Mapping[str, Any]) -> dict[str, object]:
+    """Returns the names of the chunks in a rank file, which must be the same on all ranks."""
     return {"chunks": [name for name in saved if re.fullmatch(r"model\d*", name)]}
 
 
 def _chunks(saved: Mapping[str, Any], path: Path) -> list[Chunk]:
-    """The weights of every chunk of a rank file, under flat names."""
+    """Returns the tensors of every chunk in a rank file, under flat names."""
     names = ["model"] if "model" in saved else sorted(n for n in saved if n.startswith("model"))
     if names[0] != "model" and names != [f"model{i}" for i in range(len(names))]:
         raise CheckpointError(f"{path} has the chunks {', '.join(names)}", "fetch the file again")
@@ -235,7 +253,7 @@ def _chunks(saved: Mapping[str, Any], path: Path) -> list[Chunk]:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of nested dictionaries, with `/` between the levels."""
+    """Returns the tensors in nested dictionaries by their paths, with `/` between the levels."""
     flat: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -246,11 +264,12 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
 
 
 def _spelling(weight: Weight, layer: int | None, layout: Layout, chunk: Chunk) -> str:
-    """The weight's name in this chunk: the usual one unless only another is there."""
+    """Returns the name of a weight in a chunk: the usual one unless only another is there."""
     names = weight.names(layout, layer)
     return next((name for name in names if name in chunk), names[0])
 
 
 def _find(chunk: Chunk, layout: Layout, logical: str) -> Tensor | None:
+    """Returns a weight outside the layers by its logical name; None if the chunk lacks it."""
     weight = next(weight for weight, _ in slots(1) if weight.logical == logical)
     return chunk.get(weight.name(layout))

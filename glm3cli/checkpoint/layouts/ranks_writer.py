@@ -1,7 +1,7 @@
-"""Writes Megatron's per-rank files, as Megatron-LM core_r0.6.0 and ModelLink 1.1 load them.
+"""Writes Megatron's per-rank files, which Megatron-LM core_r0.6.0 and ModelLink 1.1 can load.
 
-All files are laid out first and then filled, so that every source tensor is read once and only
-one is in memory at a time.
+All files are written without values first and then filled, so that every source tensor is read once
+and only one is in memory at a time.
 """
 
 from collections import OrderedDict
@@ -20,14 +20,25 @@ from glm3cli.checkpoint.locate import TRACKER, iteration_folder
 from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch
 
-# Megatron takes a model of iteration 0 for an unfinished one; ModelLink's converter writes 1.
+# Megatron takes a checkpoint of iteration 0 for an unfinished one; ModelLink's converter writes 1.
 _ITERATION = 1
 
 
 def write_ranks(
     layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final
 ) -> None:
-    """Writes the tracker file and one file per tensor- and pipeline-parallel rank."""
+    """Writes the tracker file and one file per tensor- and pipeline-parallel rank.
+
+    Args:
+        layout: legacy or mcore.
+        folder: An empty folder.
+        plan: The model, the parallel sizes, and the type of every tensor.
+        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
+        final: Called with a file and the byte before which nothing is going to change.
+
+    Raises:
+        OSError, RuntimeError: The disk is full or failing.
+    """
     parallel, scratch = plan.parallel, Scratch()
     (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
     with ExitStack() as files:
@@ -52,7 +63,17 @@ def write_ranks(
 
 
 def _stage(layout: Layout, plan: WritePlan, p: int) -> tuple[dict[str, Any], list[Slot]]:
-    """The content of a stage's files without values, and its tensors in the content's order."""
+    """Returns the content of the files of a pipeline stage, without values.
+
+    Args:
+        layout: legacy or mcore.
+        plan: The model, the parallel sizes, and the type of every tensor.
+        p: The pipeline stage.
+
+    Returns:
+        The content, the same for every tensor-parallel rank, and its weights in the order in which
+        the content holds them.
+    """
     parallel = plan.parallel
     content: dict[str, Any] = {
         "args": arguments_of(plan.model, parallel, plan.main_dtype, is_mcore=layout == "mcore"),
@@ -68,7 +89,15 @@ def _stage(layout: Layout, plan: WritePlan, p: int) -> tuple[dict[str, Any], lis
 
 
 def _chunk(layout: Layout, plan: WritePlan, p: int, v: int, order: list[Slot]) -> dict[str, Any]:
-    """The (nested) dictionary of one chunk, with empty tensors; adds its slots to `order`."""
+    """Returns the (nested) dictionary of one chunk, whose tensors have no values yet.
+
+    Args:
+        layout: legacy or mcore.
+        plan: The model, the parallel sizes, and the type of every tensor.
+        p: The pipeline stage.
+        v: The number of the chunk on the stage.
+        order: The list to which the chunk's weights are appended in its order.
+    """
     chunk: dict[str, Any] = {}
     parallel = plan.parallel
     layers = parallel.layers_of(plan.model.num_layers, p, v)
@@ -90,6 +119,7 @@ def _chunk(layout: Layout, plan: WritePlan, p: int, v: int, order: list[Slot]) -
 
 
 def _put(tree: dict[str, Any], name: str, value: object) -> None:
+    """Puts a value into nested dictionaries, at the path `name` with `/` between the levels."""
     *levels, leaf = name.split("/")
     for level in levels:
         tree = tree.setdefault(level, OrderedDict())

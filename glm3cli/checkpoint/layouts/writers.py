@@ -1,4 +1,4 @@
-"""The writer of every layout."""
+"""Writes a model in any layout: calls the writer of that layout."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from glm3cli.checkpoint.names import Layout
 
 
 def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
-    """Writes a whole model into the empty `folder`, asking `produce` for one tensor at a time.
+    """Writes all weights of a model; only one of them is in memory at a time.
 
     Args:
-        layout: The names, and how the files are cut.
-        folder: Where to.
+        layout: The layout to write.
+        folder: An empty folder.
         plan: The model, its parallel sizes, and the type of every tensor.
-        produce: Gives the tensors; it is asked for all of them in the order of `slots`.
+        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
         final: Called with a file and the byte before which nothing is going to change.
 
     Raises:

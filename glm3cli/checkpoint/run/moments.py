@@ -1,7 +1,9 @@
-"""Optimizer state for checkpoints, the same whether data parallel ranks share it out or not.
+"""Saves and restores AdamW's state, so that either kind of optimizer can read what the other wrote.
 
-Of every weight there are its fp32 copy, `param`, and AdamW's `exp_avg` and `exp_avg_sq`, each in
-the weight's shape and cut as the weight is. So any optimizer at any layout reads them.
+Megatron-core's optimizer replicates the state on all data-parallel ranks; its distributed optimizer
+shards it over them. A checkpoint holds for every weight its fp32 copy, `param`, and AdamW's moments
+`exp_avg` and `exp_avg_sq`, each in the weight's shape and cut as the weight is. So the state can be
+restored at any parallel sizes.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,15 @@ _PREFIX = "optimizer.state"
 
 
 def common_state(optimizer: Any) -> dict[str, Any]:
-    """What all ranks have alike: AdamW's number of steps, and fp16's loss scale."""
+    """Returns the part of the state that is the same on all ranks.
+
+    Args:
+        optimizer: The megatron-core optimizer, of either kind.
+
+    Returns:
+        AdamW's number of steps under "step", and the state of fp16's loss scaler under
+        "grad_scaler" (None for other types).
+    """
     part = _only(optimizer)
     steps = [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
     return {
@@ -30,13 +40,16 @@ def common_state(optimizer: Any) -> dict[str, Any]:
 def sharded_moments(
     optimizer: Any, weights: dict[str, Any], metadata: dict[str, Any], *, is_loading: bool
 ) -> dict[int, Any]:
-    """The state of this rank's weights as megatron-core's sharded tensors, by position.
+    """Returns the state of this rank's weights as megatron-core's sharded tensors.
 
     Args:
-        optimizer: Either kind of megatron-core's.
+        optimizer: The megatron-core optimizer, of either kind.
         weights: The sharded state dict of the model.
-        metadata: As for the model's.
-        is_loading: Whether the values are about to be replaced.
+        metadata: The metadata with which that state dict was made.
+        is_loading: Whether the values are about to be replaced by those of a checkpoint.
+
+    Returns:
+        The sharded tensors by the position of the weight in the optimizer.
     """
     part = _only(optimizer)
     _allocate(part)  # they are still missing where every step so far was skipped
@@ -52,7 +65,13 @@ def sharded_moments(
 
 
 def load_moments(optimizer: Any, moments: dict[int, Any], common: dict[str, Any]) -> None:
-    """Puts what was read for `sharded_moments` and `common_state` into the optimizer."""
+    """Puts the state from a checkpoint into the optimizer.
+
+    Args:
+        optimizer: The megatron-core optimizer, of either kind.
+        moments: The result of `sharded_moments`, filled with the values from the checkpoint.
+        common: The result of `common_state` at the time of the save.
+    """
     part = _only(optimizer)
     states = part.optimizer.state
     if isinstance(part, DistributedOptimizer):
@@ -74,13 +93,19 @@ def load_moments(optimizer: Any, moments: dict[int, Any], common: dict[str, Any]
 
 
 def _only(optimizer: Any) -> Any:
-    """The one optimizer of the chain that megatron-core makes."""
+    """Returns the only optimizer in the chain of optimizers that megatron-core makes."""
     [part] = getattr(optimizer, "chained_optimizers", [optimizer])
     return part
 
 
 def _like(weight: Any, name: str, tensor: Tensor) -> Any:
-    """`tensor` cut as `weight`, a sharded tensor or a factory of them."""
+    """Returns a part of the state as a sharded tensor that is cut as its weight is.
+
+    Args:
+        weight: The sharded tensor of the weight, or the factory of its sharded tensors.
+        name: The name of the part, such as exp_avg.
+        tensor: Its values on this rank, in the weight's shape.
+    """
     values: dict[str, Any] = {"key": f"{_PREFIX}.{name}.{weight.key}", "data": tensor}
     if not isinstance(weight, ShardedTensorFactory):
         values["dtype"] = tensor.dtype
@@ -88,7 +113,7 @@ def _like(weight: Any, name: str, tensor: Tensor) -> Any:
 
 
 def _replicated(part: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Every weight of the model, and its state by name, where each rank holds all of it."""
+    """Yields every weight and its state by name, for the optimizer that replicates the state."""
     for weight, main in _pairs(part):
         state = part.optimizer.state[main]
         names = ("exp_avg", "exp_avg_sq")
@@ -96,7 +121,7 @@ def _replicated(part: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
 
 
 def _pairs(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every weight with what the optimizer updates: itself, or its fp32 copy."""
+    """Yields every weight with the tensor that the optimizer updates: itself, or its fp32 copy."""
     if not hasattr(part, "float16_groups"):
         for group in part.optimizer.param_groups:
             yield from ((weight, weight) for weight in group["params"])
@@ -108,7 +133,7 @@ def _pairs(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _allocate(part: Any) -> None:
-    """Gives torch's AdamW the state that it would make in its first step, where it has none yet."""
+    """Gives weights without state the one that torch's AdamW would make in its first step."""
     inner = part.optimizer
     for group in inner.param_groups:
         for parameter in group["params"]:

@@ -1,6 +1,7 @@
-"""The state of a training run in megatron-core's layout-free `dist` checkpoints.
+"""Saves and restores the state of a training run, as a checkpoint in the dist layout.
 
-Weights, optimizer, schedule, and data position can be read back at any tp, pp, vpp, and dp.
+Weights, optimizer, learning rate schedule and data position can be restored at any tp, pp, vpp and
+dp. The state of the random generators is restored only at the same parallel sizes.
 """
 
 import multiprocessing
@@ -29,7 +30,8 @@ from glm3cli.errors import CheckpointError
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
 
-# Megatron-core adds the process group of a run to it: a copy for every call.
+# How megatron-core is to shard the optimizer's state. It adds the process group of the run to the
+# dictionary, so every call gets a copy.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
@@ -41,10 +43,18 @@ def save_request(
     progress: dict[str, int],
     grid: Grid,
 ) -> AsyncRequest:
-    """What writes the state of the run, as it is now, into the empty `folder`.
+    """Returns a request that writes the present state of the run into a folder.
 
-    Every rank must call it and run the request, at once (`execute_sync`) or in a process of its own
-    (megatron-core's AsyncCallsQueue).
+    Every rank must call this and run the request: at once (`execute_sync`), or in a process of its
+    own (megatron-core's AsyncCallsQueue).
+
+    Args:
+        folder: An empty folder that all ranks of this machine see.
+        chunks: The model chunks of this rank, wrapped for data parallelism.
+        optimizer: The megatron-core optimizer.
+        scheduler: The megatron-core scheduler of the learning rate.
+        progress: The counters of the run, such as its iteration.
+        grid: This rank's place in the parallel groups.
     """
     gather_weights(chunks)
     state = _sharded_weights(chunks)
@@ -63,10 +73,14 @@ def save_request(
 
 
 def gather_weights(chunks: Sequence[torch.nn.Module]) -> None:
-    """Gives every data parallel rank all weights of the last step; every rank must call it.
+    """Brings the weights of the last step to every data-parallel rank; all ranks must call it.
 
-    With `overlap_param_gather` a rank has only those that it updated itself until the next forward
-    pass (megatron/core/distributed/distributed_data_parallel.py 0.16.1, _make_forward_pre_hook).
+    With `overlap_param_gather` a rank has, until the next forward pass, only those new weights that
+    it updated itself (megatron/core/distributed/distributed_data_parallel.py 0.16.1,
+    _make_forward_pre_hook).
+
+    Args:
+        chunks: The model chunks of this rank, wrapped for data parallelism.
     """
     for chunk in chunks:
         wrapped: Any = chunk
@@ -75,7 +89,7 @@ def gather_weights(chunks: Sequence[torch.nn.Module]) -> None:
 
 
 def _keep_queue_from_signals() -> None:
-    """Starts the process that megatron-core's writers report to, deaf to stop signals.
+    """Starts the process that collects the results of megatron-core's writers; it ignores SIGTERM.
 
     A scheduler may send SIGTERM to every process of a job. Upstream's own queue process
     (dist_checkpointing/strategies/filesystem_async.py 0.16.1, _get_write_results_queue) would end
@@ -90,21 +104,29 @@ def _keep_queue_from_signals() -> None:
 def load_training(
     folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Any, scheduler: Any, grid: Grid
 ) -> tuple[dict[str, int], list[str]]:
-    """Restores what a `save_request` wrote, at this run's layout.
+    """Restores the state that a `save_request` wrote, at the parallel sizes of this run.
 
-    The settings of the optimizer and of the schedule are this run's; their state is restored.
+    The state of the optimizer and of the learning rate schedule is restored; their settings stay
+    those of this run.
+
+    Args:
+        folder: The checkpoint.
+        chunks: The model chunks of this rank, wrapped for data parallelism.
+        optimizer: The megatron-core optimizer.
+        scheduler: The megatron-core scheduler of the learning rate.
+        grid: This rank's place in the parallel groups.
 
     Returns:
-        The progress, and what was not restored.
+        The counters of the run at the save, and the names of the parts that weren't restored.
 
     Raises:
         CheckpointError: The folder holds no training state, or is damaged.
     """
     common = _load_common(folder)
-    same_layout = common.get("grid") == _parallel_sizes(grid, len(chunks))
+    same_sizes = common.get("grid") == _parallel_sizes(grid, len(chunks))
     state = _sharded_weights(chunks)
     state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=True)
-    if same_layout:
+    if same_sizes:
         state["rng"] = _sharded_rng(grid)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
@@ -118,13 +140,18 @@ def load_training(
     load_moments(optimizer, loaded["optimizer"], common["optimizer_common"])
     scheduler.num_steps = int(common["schedule_steps"])
     scheduler.step(increment=0)
-    if same_layout:
+    if same_sizes:
         _restore_rng(loaded["rng"])
-    not_restored = [] if same_layout else ["random generators (another layout; nothing draws them)"]
+    not_restored = [] if same_sizes else ["random generators (another layout; nothing draws them)"]
     return common["progress"], not_restored
 
 
 def _load_common(folder: Path) -> dict[str, Any]:
+    """Reads the part of a checkpoint that all ranks have in common.
+
+    Raises:
+        CheckpointError: The folder holds no training state, or is damaged.
+    """
     if kind_of(folder) != "dist":
         raise CheckpointError(
             f"{folder} is no checkpoint of a training run",
@@ -148,7 +175,11 @@ def _load_common(folder: Path) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """Why, in one line; torch wraps the error of each rank together with its traceback."""
+    """Returns the reason of an error in one line.
+
+    torch.distributed.checkpoint wraps the errors of the ranks, each with its traceback; the first
+    of them is taken.
+    """
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -156,10 +187,15 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def disk_trouble(folder: Path) -> Iterator[None]:
-    """Turns what the disk refuses into a sentence; the checkpoints before stay as they are.
+    """Runs a block that writes a checkpoint, and turns errors of the disk into a sentence.
+
+    Earlier checkpoints stay as they are.
+
+    Args:
+        folder: The checkpoint, for the message.
 
     Raises:
-        CheckpointError: Instead of an OSError, or of torch's exception.
+        CheckpointError: The block raised an OSError or torch's CheckpointException.
     """
     try:
         yield
@@ -171,10 +207,12 @@ def disk_trouble(folder: Path) -> Iterator[None]:
 
 
 def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
+    """Returns the keys of the model chunks in a checkpoint."""
     return ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
 
 
 def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+    """Returns the weights of this rank as megatron-core's sharded tensors."""
     return {
         name: unwrap(chunk).sharded_state_dict(metadata=dict(_METADATA))
         for name, chunk in zip(_names(chunks), chunks, strict=True)
@@ -182,11 +220,13 @@ def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 
 def _parallel_sizes(grid: Grid, num_chunks: int) -> dict[str, int]:
+    """Returns the parallel sizes of the run by their names."""
     sizes = {"tp": grid.tp_size, "pp": grid.pp_size, "dp": grid.dp_size, "cp": grid.cp_size}
     return sizes | {"vpp": num_chunks}
 
 
 def _sharded_rng(grid: Grid) -> ShardedObject:
+    """Returns the states of this rank's random generators, as an object that each rank has."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -204,6 +244,7 @@ def _sharded_rng(grid: Grid) -> ShardedObject:
 
 
 def _restore_rng(state: dict[str, Any]) -> None:
+    """Restores the states of this rank's random generators."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy(), *rest))
