@@ -12,7 +12,7 @@ difference of an element.
 from collections.abc import Sequence
 from contextlib import closing
 
-from tests.distributed.test_parallel_sizes import LAYOUTS, STEPS, distance
+from tests.distributed.test_parallel_sizes import PARALLEL_SIZES, STEPS, distance
 from tests.support.ranks import RankPool
 from tests.support.training import Trained, train_steps
 
@@ -37,7 +37,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|")
     with closing(RankPool()) as pool:
         [one_rank] = pool.run(1, train_steps, {}, 0, STEPS)
-        for layout, (world_size, options) in LAYOUTS.items():
+        for layout, (world_size, options) in PARALLEL_SIZES.items():
             found = pool.run(world_size, train_steps, options, 0, STEPS)
             print(row(layout, found, one_rank), flush=True)
 

@@ -1,4 +1,4 @@
-"""`glm3 generate` from the outside: prompts, options, results, and ways to go wrong."""
+"""`glm3 generate` as a user runs it: prompts, options, results, and mistakes."""
 
 import json
 import shutil
@@ -98,10 +98,10 @@ def test_a_seed_decides(project: Project, greedy: list[dict[str, Any]]) -> None:
     one, same, other = (results(project, *hot, "--seed", seed) for seed in (1, 1, 2))
     assert one == same
     assert one != other
-    # As if there was one candidate only.
+    # With one candidate, sampling is greedy.
     cold = results(project, *asked(*PROMPTS), "--top-k", 1, "--logprobs")
     assert cold == greedy
-    # Rows of equal prompts draw for themselves.
+    # Equal prompts have different random numbers.
     first, second = results(project, *asked(PROMPTS[0], PROMPTS[0]), *hot[4:])
     assert first["token_ids"] != second["token_ids"]
 
@@ -173,7 +173,7 @@ def test_a_system_prompt_changes_the_answer(project: Project) -> None:
 
 
 def generate_on_a_rank(options: dict[str, Any]) -> Any:
-    """The core of the command on one rank, for the pool of ranks."""
+    """Runs the core of the command; runs on a rank of the pool."""
     from glm3cli.config.inference import GenerateConfig
     from glm3cli.infer.generate import generate
 
@@ -185,7 +185,7 @@ def generate_on_a_rank(options: dict[str, Any]) -> Any:
 def test_data_parallel_ranks_share_the_prompts(
     project: Project, ranks: RankPool, number: int
 ) -> None:
-    """Sampled, so that a prompt's text hangs on its place in the whole list."""
+    """Tokens are sampled, so that a prompt's text depends on its place in the whole list."""
     prompts = [*PROMPTS, PROMPTS[0]][:number]
     options: dict[str, Any] = {
         "model": project.model,
@@ -213,7 +213,10 @@ def test_where_an_answer_ends(
     token = tokenizer.special(name) if special else {"</s>": tokenizer.eos_id, "text": 500}[name]
 
     class OneToken(RandomSource):
-        """The hidden state is the first unit vector, and the output layer knows one token."""
+        """Weights that always give one token.
+
+        The hidden state is the first unit vector, and the output layer answers it with that token.
+        """
 
         def read(self, weight: Any, layer: int | None = None) -> torch.Tensor:
             tensor = torch.zeros(weight.shape(self.model))

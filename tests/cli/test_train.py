@@ -1,4 +1,4 @@
-"""`glm3 pretrain` and `glm3 finetune` from the outside: whole runs, and how they go on."""
+"""`glm3 pretrain` and `glm3 finetune` as a user runs them: whole runs, and how they go on."""
 
 import json
 import math
@@ -60,8 +60,8 @@ def test_what_a_run_leaves(first: tuple[Path, Ended]) -> None:
     assert "iteration        6/       6 | consumed samples           24 |" in ended.err
     names = {path.name for path in run.iterdir() if path.name != ".lock"}
     assert names == {"run.yaml", "metrics.jsonl", "report.html", "iter_0000003", "iter_0000006"}
-    told = [record["event"] for record in records(run) if "event" in record]
-    assert told == ["start", "save", "save", "stop"]
+    kinds = [record["event"] for record in records(run) if "event" in record]
+    assert kinds == ["start", "save", "save", "stop"]
     for number, record in enumerate(steps(run), 1):
         assert record.keys() == FIELDS
         assert record["iteration"] == number
@@ -92,7 +92,7 @@ def test_the_same_command_goes_on(run: Path, project: Project, first: tuple[Path
     assert resumed["path"] == str(run / "iter_0000006")
     assert resumed["iteration"] == 6
     assert resumed["not_restored"] == "nothing"
-    # Of the learning rate, the new command's settings count.
+    # The learning rate is that of the new command.
     assert [record["lr"] for record in steps(run)[5:]] == [LR, 5e-4, 5e-4]
     assert yaml.safe_load((run / "run.yaml").read_text())["train_iters"] == 8
     assert losses(run)[:6] == losses(first[0])
@@ -106,7 +106,7 @@ def test_a_schedule_of_the_new_command_wins(run: Path, project: Project) -> None
 
 
 def test_the_optimizer_goes_by_the_new_learning_rate(run: Path, project: Project) -> None:
-    """Not only what is logged: at next to none, the weights stay."""
+    """The new rate is not only logged: where it is almost 0, the weights stay."""
     succeed(*options(project, run, train_iters=8, lr=1e-12))
     before, after = read_all(run / "iter_0000006"), read_all(run / "iter_0000008")
     for name, weight in before.items():

@@ -1,4 +1,4 @@
-"""What happens to a run that is killed, damaged, full, asked to stop, or started twice."""
+"""Runs that are killed, damaged, out of disk space, asked to stop, or started twice."""
 
 import os
 import resource
@@ -54,7 +54,7 @@ def test_a_run_without_a_whole_checkpoint_does_not_start_anew(run: Path, project
 def test_a_file_that_cannot_be_written_leaves_the_checkpoints_before(
     run: Path, project: Project
 ) -> None:
-    """A limit on the size of files stands for a disk that is full."""
+    """The size of files is limited, in place of a disk that is full."""
     limit = weights_of(run / "iter_0000006").stat().st_size // 2
     command = [str(word) for word in options(project, run, train_iters=7)]
     done = subprocess.run(
@@ -128,7 +128,7 @@ def test_a_signal_in_validation_saves(project: Project, tmp_path: Path) -> None:
 
 
 def test_kill_9_at_random_moments(project: Project, tmp_path: Path) -> None:
-    """All twenty of two hundred steps: tests/benchmarks/kill_training.py."""
+    """A killed run ends with the loss of one that was not; kill_training.py kills it more often."""
     changes = {"save_interval": 3, "train_iters": 30, "keep_last": 2}
     succeed(*options(project, tmp_path / "whole", **changes))
     command = options(project, tmp_path / "killed", **changes)

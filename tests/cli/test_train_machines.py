@@ -1,4 +1,4 @@
-"""Training on several machines: torchrun on each, without shared storage, and what goes wrong."""
+"""Training on several machines, with torchrun on each, without shared storage."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
 def begin(command: list[Any], folder: Path, log: str, **more: Any) -> "subprocess.Popen[bytes]":
-    """Starts a command in `folder`; both its outputs go to a file there."""
+    """Starts a command in `folder`; its stdout and stderr go to a file there."""
     with (folder / log).open("wb") as output:
         return subprocess.Popen(
             [str(part) for part in command],
@@ -56,7 +56,7 @@ def train_on_two_machines(tmp_path: Path, command: list[Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.dist
 def test_two_machines_with_disks_of_their_own(project: Project, tmp_path: Path) -> None:
-    """Each has its own copy of the data, preprocesses a part of it, and keeps its checkpoints."""
+    """Each machine has its own copy of the data, preprocesses what is raw, and saves its part."""
     for rank in range(2):
         (tmp_path / f"node{rank}/data").mkdir(parents=True)
         for path in project.folder.glob("text*"):
@@ -90,7 +90,7 @@ def test_two_machines_with_disks_of_their_own(project: Project, tmp_path: Path) 
 def test_a_rank_that_nobody_started_with_it_says_so_by_itself(
     project: Project, tmp_path: Path
 ) -> None:
-    """Also rank 1, where no launcher would tell."""
+    """Rank 1 prints its error, too, since no launcher would."""
     rank = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [sys.executable, "-m", "glm3cli", *options(project, tmp_path / "run")]
     process = begin(command, tmp_path, "log", GLM3_START_TIMEOUT=1, **rank)
@@ -102,7 +102,7 @@ def test_a_rank_that_nobody_started_with_it_says_so_by_itself(
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
-    """The processes that a launcher has started, by rank."""
+    """Returns the processes that a launcher has started, by rank."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""Training on raw `--data`: preprocessed once, into a cache, by one process."""
+"""Training on raw `--data`, which one process preprocesses once into a cache."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ BRIEF = {"train_iters": 2, "save_interval": None}
 
 @pytest.fixture
 def texts(project: Project, tmp_path: Path) -> Path:
-    """The project's texts, raw, in a folder that nobody may write to."""
+    """Copies the project's texts into a folder that can't be written to."""
     folder = tmp_path / "raw"
     folder.mkdir()
     shutil.copy2(project.folder / "text.jsonl", folder)
@@ -40,7 +40,7 @@ def test_raw_texts_train_as_their_preprocessed_files_do(
     assert f"--data {texts} is preprocessed: 50 documents" in ended.err
     made = cached(tmp_path / "run/data")
     assert len(made) == 1
-    # The same command finds them, and so does another run that is told where.
+    # The same command finds the preprocessed files, and so does another run with --data-cache.
     ended = succeed(*options(project, tmp_path / "run", data=texts, train_iters=7))
     assert f"--data {texts} was preprocessed before" in ended.err
     changes = BRIEF | {"data": texts, "data_cache": tmp_path / "run/data"}
@@ -69,7 +69,7 @@ def test_a_blend_of_raw_and_preprocessed(project: Project, texts: Path, tmp_path
     assert blended("ours", texts, project.text) == blended("theirs", project.text, project.text)
 
 
-def test_what_each_source_has_given_is_told_and_stays_exact_after_a_resume(
+def test_the_samples_of_each_source_are_reported_and_stay_exact_after_a_resume(
     project: Project, texts: Path, tmp_path: Path
 ) -> None:
     blended = ("--data", f"3:{texts}", "--data", f"1:{project.text}")
@@ -119,7 +119,7 @@ def test_one_process_preprocesses_and_the_other_waits(
         return preprocess(*arguments)
 
     monkeypatch.setattr(raw, "preprocess", slowly)
-    monkeypatch.setattr(raw._log, "warning", lambda *_told: waiting.set())
+    monkeypatch.setattr(raw._log, "warning", lambda *_arguments: waiting.set())
     done: list[Any] = []
     first = threading.Thread(target=lambda: done.append(data.prepare(lambda _: None)))
     first.start()
@@ -129,7 +129,7 @@ def test_one_process_preprocesses_and_the_other_waits(
     assert [summary.repeated for summary in done] == [False]
 
 
-def test_a_bad_row_is_told_as_preprocess_tells_it(project: Project, tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_as_preprocess_reports_it(project: Project, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "good"}\n{"text": 3}\n')
     ended = call(*options(project, tmp_path / "run", data=bad))

@@ -1,4 +1,4 @@
-"""Every way in which `glm3 pretrain` and `glm3 finetune` go wrong, and what the user reads."""
+"""Mistakes that `glm3 pretrain` and `glm3 finetune` refuse, and what the user reads."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tests.support.train_command import checkpoints, options, succeed
 
 
 def write_bad_task(prefix: Path, num_rows: int = 40) -> Path:
-    """Instructions; the second sample of the run alone has a token beyond the vocabulary."""
+    """Writes instructions of which the run's second sample has a token beyond the vocabulary."""
     order = np.arange(num_rows)
     np.random.RandomState(1234).shuffle(order)
     for key in ("input_ids", "attention_mask", "labels"):
@@ -57,7 +57,15 @@ def test_the_error_of_any_rank_reaches_the_user_once(project: Project, tmp_path:
 
 @dataclass(frozen=True)
 class Case:
-    """A wrong command: what is changed, how it ends, and what the user reads."""
+    """A wrong command.
+
+    Attributes:
+        changes: Returns the options that make it wrong.
+        code: The exit code.
+        error: A part of the error's message.
+        hint: A part of the error's hint.
+        command: The command.
+    """
 
     changes: Callable[[Project, Path], dict[str, Any]]
     code: int
@@ -67,7 +75,7 @@ class Case:
 
 
 def edited(project: Project, folder: Path, **changes: Any) -> Path:
-    """A model folder with another config.json; None removes a key."""
+    """Makes a model folder with another config.json; None removes a key."""
     model = folder / "edited"
     shutil.copytree(project.model, model, dirs_exist_ok=True)
     values = json.loads((model / "config.json").read_text()) | changes
@@ -224,7 +232,7 @@ print(json.dumps(ended))
 def early(
     project: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, list[Any]]]:
-    """How each early case ends, and the folder that it was given."""
+    """Runs the early cases, and returns the folder that each was given and how it ended."""
     folders = {name: tmp_path_factory.mktemp("case") for name in EARLY}
     commands = [
         [
@@ -265,7 +273,7 @@ def test_what_is_cheap_to_see_is_refused_before_torch(
 
 
 def truncated(first: Path, folder: Path) -> Path:
-    """A checkpoint whose weights end too early."""
+    """Makes a checkpoint whose files of weights are cut in half."""
     damaged = folder / "iter_0000003"
     shutil.copytree(first / "iter_0000003", damaged)
     for file in damaged.glob("*.distcp"):

@@ -1,4 +1,4 @@
-"""What a run reports beside its log: other tools, traces, utilisation, and its page."""
+"""What a run writes beside its log: files of other tools, traces, utilisation, and its page."""
 
 import gzip
 import importlib
@@ -19,7 +19,7 @@ SHORT = {"train_iters": 3, "save_interval": None}
 
 
 def wandb_records(run: Path) -> list[Any]:
-    """What wandb wrote offline, in the order of its runs."""
+    """Returns what wandb has written offline, in the order of its runs."""
     messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
     found = []
     for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
@@ -53,7 +53,7 @@ def swanlab_points(run: Path, key: str) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Tools that keep to this machine, and to a home of their own."""
+    """Makes the tools write to this machine alone, and read no login of the user."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("SWANLAB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -75,9 +75,9 @@ def test_wandb_and_swanlab_offline(project: Project, tmp_path: Path) -> None:
     assert swanlab_points(run, "loss") == [(i, pytest.approx(loss)) for i, loss in expected]
     assert [i for i, _ in wandb_points(run, "validation_loss")] == [3]
     assert [i for i, _ in swanlab_points(run, "validation_loss")] == [3]
-    [told] = [message.run for message in wandb_records(run) if message.HasField("run")]
-    settings = {update.key: json.loads(update.value_json) for update in told.config.update}
-    assert (settings["lr"], settings["seq_length"], told.project) == (1e-3, 16, "glm3")
+    [started] = [message.run for message in wandb_records(run) if message.HasField("run")]
+    settings = {update.key: json.loads(update.value_json) for update in started.config.update}
+    assert (settings["lr"], settings["seq_length"], started.project) == (1e-3, 16, "glm3")
     [file] = run.glob("swanlab/run-*/files/config.yaml")
     assert yaml.safe_load(file.read_text())["seq_length"]["value"] == 16
     assert yaml.safe_load((run / "run.yaml").read_text())["report_to"] == ["wandb", "swanlab"]
@@ -94,7 +94,7 @@ def test_wandb_and_swanlab_offline(project: Project, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["wandb", "swanlab"])
-def test_a_tool_without_a_login_is_told(
+def test_a_tool_without_a_login_is_named(
     tool: str, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(tool, reason=f"{tool} is not installed")

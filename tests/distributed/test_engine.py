@@ -1,7 +1,7 @@
-"""The engine at every layout: batches, the KV cache, sampling, scores, and other shapes.
+"""The inference engine at all parallel sizes: batches, the KV cache, sampling, and scores.
 
-Tolerance of log-probabilities in fp32: 1e-5, some tens of roundings of numbers around 5; what is
-wrong by a position, a rotation or a group is wrong by more than 0.1.
+The tolerance of log-probabilities in fp32 is 1e-5, some tens of roundings of numbers around 5. An
+error of a position, a rotation or a group changes them by more than 0.1.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ MODEL = ModelConfig(
     seq_length=64,
     torch_dtype="fp32",
 )
-LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+PARALLEL_SIZES: dict[str, tuple[int, dict[str, int]]] = {
     "1x1": (1, {}),
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
@@ -51,7 +51,10 @@ HOT = Sampling(greedy=False, temperature=1.5, top_k=40, top_p=0.95)
 
 
 def random_source(model: ModelConfig) -> Any:
-    """Weights large enough that the tokens before matter; biases and norms are no constants."""
+    """Returns random weights with which every part of the model has an effect.
+
+    They are large enough that a token depends on those before it; biases and norms vary.
+    """
 
     class Source(RandomSource):
         def read(self, weight: Any, layer: int | None = None) -> torch.Tensor:
@@ -66,15 +69,19 @@ def random_source(model: ModelConfig) -> Any:
 
 @dataclass(frozen=True)
 class Found:
-    """What one rank answers.
+    """What one rank computes; an answer is the continuation of a prompt.
 
     Attributes:
-        logits: At every position of the prompts and of their greedy answers, [b, longest, vocab]
-            with the pads in front; None before the last stage.
-        alone: Greedy answers to each prompt in a batch of its own.
-        full: Greedy answers by whole forward passes without a cache (1 x 1 only).
-        sampled: Two sampled answers to each prompt, of seed 5 and of seed 6.
-        second_half: Sampled answers to the last two prompts alone, as a second rank would.
+        dp_rank: The rank's index in its data parallel group.
+        logits: The logits at every position of the prompts and of their greedy answers,
+            [b, longest, vocab] with the pads in front; None before the last stage.
+        greedy: The tokens of the greedy answers, and their log-probabilities.
+        alone: The same, with each prompt in a batch of its own.
+        sampled: The tokens of two sampled answers to each prompt, with seeds 5 and 6.
+        second_half: The tokens of the answers to the last two prompts with seed 7, as the second
+            of two data parallel ranks samples them.
+        next_logprobs: The log-probabilities of the candidates after each prompt.
+        continuations: The scores of the continuations, and then of the first two greedy tokens.
     """
 
     dp_rank: int
@@ -88,7 +95,7 @@ class Found:
 
 
 def answer(options: dict[str, int], shape: dict[str, Any]) -> Found:
-    """Everything of one layout, for the pool of ranks."""
+    """Computes all answers and scores with these parallel sizes; runs on a rank of the pool."""
     from glm3cli.infer.engine import Engine
     from glm3cli.parallel.groups import open_grid
 
@@ -121,10 +128,10 @@ def answer(options: dict[str, int], shape: dict[str, Any]) -> Found:
 
 @pytest.fixture(scope="module")
 def found(ranks: RankPool) -> dict[str, list[Found]]:
-    """What every rank of every layout answers."""
+    """Returns what every rank computes, by the name of the parallel sizes."""
     return {
         name: ranks.run(world_size, answer, options, {})
-        for name, (world_size, options) in LAYOUTS.items()
+        for name, (world_size, options) in PARALLEL_SIZES.items()
     }
 
 
@@ -134,57 +141,59 @@ def one(found: dict[str, list[Found]]) -> Found:
 
 
 def logprobs_after(found: Found, row: int) -> torch.Tensor:
-    """Log-probabilities at every place from the end of a prompt to its answer's last token."""
+    """Returns the log-probabilities after a row's prompt and after each token of its answer."""
     assert found.logits is not None
     return found.logits[row, -LENGTH - 1 :].float().log_softmax(dim=-1)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_is_its_prompts_alone(found: dict[str, list[Found]], layout: str) -> None:
-    for rank in found[layout]:
+@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
+def test_a_batch_is_its_prompts_alone(found: dict[str, list[Found]], sizes: str) -> None:
+    for rank in found[sizes]:
         for (tokens, logprobs), alone in zip(rank.greedy, rank.alone, strict=True):
             assert tokens == alone[0]
             assert logprobs == pytest.approx(alone[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_answers_alike(found: dict[str, list[Found]], one: Found, layout: str) -> None:
-    last = [rank for rank in found[layout] if rank.logits is not None]
+@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
+def test_all_parallel_sizes_answer_alike(
+    found: dict[str, list[Found]], one: Found, sizes: str
+) -> None:
+    last = [rank for rank in found[sizes] if rank.logits is not None]
     assert last
     for rank in last:
         assert torch.allclose(rank.logits, one.logits, rtol=0, atol=1e-4)
-    for rank in found[layout]:
+    for rank in found[sizes]:
         for (tokens, logprobs), (expected, their) in zip(rank.greedy, one.greedy, strict=True):
             assert tokens == expected
             assert logprobs == pytest.approx(their, abs=1e-5)
 
 
 def test_the_cache_changes_nothing(one: Found) -> None:
-    """Each cached step against one full pass over the prompt and the whole answer."""
+    """The tokens of cached steps are those of one forward pass over prompt and answer."""
     for row, (tokens, logprobs) in enumerate(one.greedy):
         full = logprobs_after(one, row)
         assert tokens == full[:-1].argmax(dim=-1).tolist()
         assert logprobs == pytest.approx(full[:-1].max(dim=-1).values.tolist(), abs=1e-5)
-    # Answers that don't hang on their prompts would hide a wrong cache.
+    # Answers that don't depend on their prompts would hide a wrong cache.
     assert len({tuple(tokens) for tokens, _ in one.greedy}) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_seed_gives_the_same_tokens_at_every_layout(
-    found: dict[str, list[Found]], one: Found, layout: str
+@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
+def test_a_seed_gives_the_same_tokens_at_all_parallel_sizes(
+    found: dict[str, list[Found]], one: Found, sizes: str
 ) -> None:
-    for rank in found[layout]:
+    for rank in found[sizes]:
         assert rank.sampled == one.sampled
         # A rank that has only the last rows draws what they get in the whole list.
         assert rank.second_half == one.sampled[0][2:]
     assert one.sampled[0] != one.sampled[1]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
 def test_scores_are_log_softmax_of_the_logits(
-    found: dict[str, list[Found]], one: Found, layout: str
+    found: dict[str, list[Found]], one: Found, sizes: str
 ) -> None:
-    for rank in found[layout]:
+    for rank in found[sizes]:
         for row, scores in enumerate(rank.next_logprobs):
             expected = logprobs_after(one, row)[0][list(CANDIDATES)]
             assert scores == pytest.approx(expected.tolist(), abs=1e-5)
@@ -199,7 +208,7 @@ def test_scores_are_log_softmax_of_the_logits(
 
 
 def glm_logits(shape: dict[str, Any], rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """transformers' logits of each row, [length, vocab]."""
+    """Returns the logits of each row by transformers, [length, vocab] each."""
     from tests.support import reference
 
     model = MODEL.model_copy(update=shape)
@@ -219,14 +228,14 @@ def test_continuations_are_transformers(one: Found) -> None:
         assert is_greedy == bool((logprobs.argmax(dim=-1) == target).all())
 
 
-@pytest.mark.parametrize("layout", ["1x1", "tp2"])
+@pytest.mark.parametrize("sizes", ["1x1", "tp2"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_of_the_family_are_transformers(
-    ranks: RankPool, found: dict[str, list[Found]], shape: str, layout: str
+    ranks: RankPool, found: dict[str, list[Found]], shape: str, sizes: str
 ) -> None:
-    world_size, options = LAYOUTS[layout]
+    world_size, options = PARALLEL_SIZES[sizes]
     answers = (
-        found[layout] if shape == "plain" else ranks.run(world_size, answer, options, SHAPES[shape])
+        found[sizes] if shape == "plain" else ranks.run(world_size, answer, options, SHAPES[shape])
     )
     for rank in answers:
         assert rank.logits is not None
@@ -238,7 +247,7 @@ def test_shapes_of_the_family_are_transformers(
 
 
 def test_shapes_differ() -> None:
-    """Or the test of shapes would show nothing."""
+    """If shapes had no effect on the logits, the test of shapes would show nothing."""
     rows = [[*PROMPTS[2], *CONTINUATIONS[2]]]
     plain, *others = (glm_logits(shape, rows)[0] for shape in SHAPES.values())
     for other in others:
@@ -246,7 +255,7 @@ def test_shapes_differ() -> None:
 
 
 def in_16_bits(dtype: Any, options: dict[str, int]) -> list[torch.Tensor] | None:
-    """Logits of the prompts, without their pads."""
+    """Returns the logits of each prompt in a 16-bit type, without the pads; runs on the pool."""
     from glm3cli.infer.engine import Engine
     from glm3cli.parallel.groups import open_grid
 
@@ -259,15 +268,15 @@ def in_16_bits(dtype: Any, options: dict[str, int]) -> list[torch.Tensor] | None
         return [row[-len(prompt) :] for row, prompt in zip(logits, PROMPTS, strict=True)]
 
 
-@pytest.mark.parametrize("layout", ["1x1", "tp2 pp2"])
+@pytest.mark.parametrize("sizes", ["1x1", "tp2 pp2"])
 @pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11)])
-def test_16_bits_are_close_to_fp32(ranks: RankPool, dtype: str, bits: int, layout: str) -> None:
+def test_16_bits_are_close_to_fp32(ranks: RankPool, dtype: str, bits: int, sizes: str) -> None:
     """Weights and activations are rounded to `bits` bits, each by half of 2**-bits at most.
 
     Four layers of some ten roundings each, of random sign, add up to about sqrt(40) / 2 of them;
     relative to the logits' norm, four times as much is still far from any mistake (1 and more).
     """
-    world_size, options = LAYOUTS[layout]
+    world_size, options = PARALLEL_SIZES[sizes]
     answers = [rank for rank in ranks.run(world_size, in_16_bits, dtype, options) if rank]
     assert answers
     for rank in answers:
@@ -277,7 +286,7 @@ def test_16_bits_are_close_to_fp32(ranks: RankPool, dtype: str, bits: int, layou
 
 
 def run_requests() -> dict[str, Any]:
-    """Requests that are added, stepped and ended one by one, beside the same in one call."""
+    """Adds, steps and ends requests one by one, and generates the same in one call."""
     from glm3cli.config.parallel import ParallelConfig
     from glm3cli.infer.engine import Engine, Request
     from glm3cli.infer.sampling import Sampling
@@ -292,7 +301,7 @@ def run_requests() -> dict[str, Any]:
         requests = [Request(p, Sampling(), n) for p, n in zip(PROMPTS, lengths, strict=True)]
         numbers = [engine.add(request) for request in requests]
         first = engine.step()
-        engine.end(numbers[0])  # from outside
+        engine.end(numbers[0])  # which would go on otherwise
         late = engine.add(requests[2])
         while not engine.is_idle:
             engine.step()

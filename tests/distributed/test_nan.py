@@ -1,4 +1,4 @@
-"""Numbers that are none: decided by all ranks alike, skipped, told, stepped over, or the end."""
+"""Steps whose loss or gradient isn't finite: all ranks skip and report them, or end the run."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ BAD = 17  # a sample of the third batch, of the second data parallel rank where 
 
 
 class Poisoned(Samples):
-    """One sample whose loss is NaN."""
+    """Samples of which one has a loss of NaN."""
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         sample = super().__getitem__(index)
@@ -26,7 +26,7 @@ class Poisoned(Samples):
 
 
 class Recorder:
-    """Stands for Metrics and for the profiler."""
+    """Stands for Metrics and for the profiler, and remembers losses and events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -48,7 +48,11 @@ class Recorder:
 
 
 def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], Any]:
-    """Six steps of the loop with a poisoned sample, for the pool of ranks."""
+    """Trains six steps with a poisoned sample; runs on a rank of the pool.
+
+    Returns:
+        The losses, the events, and the final state.
+    """
     import torch
 
     from glm3cli.parallel.groups import open_grid
@@ -129,7 +133,7 @@ def test_a_rollback_leaves_the_batch_out(ranks: RankPool, tmp_path: Path, number
 
 
 def gradient_is_seen() -> list[bool]:
-    """Whether a NaN in one rank's gradient is seen by all."""
+    """Returns whether this rank finds the gradient finite, before and after rank 1's has a NaN."""
     import torch
 
     from glm3cli.parallel.groups import open_grid

@@ -1,7 +1,7 @@
-"""Packed samples train as they do one by one: none sees another, at any layout.
+"""Packed samples train as they do one by one: none sees another, at all parallel sizes.
 
-Tolerance as in test_layouts: fp32 sums in another order, 1e-5 of the loss and 1e-4 of the norm. A
-sample that sees its neighbour changes the loss in the second digit.
+The tolerance is that of test_parallel_sizes: fp32 sums in another order, 1e-5 of the loss and 1e-4
+of the norm. A sample that sees its neighbour changes the loss in the second digit.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.dist
 
 LENGTHS = [10, 10, 12]  # tokens of the samples in a pack
 PACKS = 4
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+PARALLEL_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "two packs at a time": (1, {"micro_batch_size": 2}),
     "recompute full": (1, {"recompute": "full"}),
@@ -31,7 +31,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def write_files(prefix: Path, *, packed: bool, blind: bool = False) -> None:
-    """The same samples, one by one or in packs; `blind` forgets where samples begin."""
+    """Writes the same samples one by one or in packs; `blind` leaves out where samples begin."""
     random = np.random.default_rng(3)
     samples = []
     for _ in range(PACKS):
@@ -41,21 +41,21 @@ def write_files(prefix: Path, *, packed: bool, blind: bool = False) -> None:
             samples.append((tokens, labels))
     size = len(LENGTHS) if packed else 1
     packs = [samples[i : i + size] for i in range(0, len(samples), size)]
-    numbers = [
+    segment_ids = [
         [1 if blind else n for n, (ids, _) in enumerate(pack, start=1) for _ in ids]
         for pack in packs
     ]
     columns = {
         "input_ids": [[token for ids, _ in pack for token in ids] for pack in packs],
         "labels": [[label for _, labels in pack for label in labels] for pack in packs],
-        "attention_mask": numbers,
+        "attention_mask": segment_ids,
     }
     for key, sequences in columns.items():
         write_documents(f"{prefix}_packed_{key}_document", sequences)
 
 
 def one_step(prefix: str, options: dict[str, Any]) -> tuple[float, float]:
-    """Loss and gradient norm of one step over all samples."""
+    """Trains one step on all samples and returns its loss and gradient norm; runs on the pool."""
     from glm3cli.data.prefixes import Blend
     from glm3cli.data.samples.datasets import DataSpec, build_instruction
     from glm3cli.parallel.groups import open_grid
@@ -87,11 +87,11 @@ def expected(files: Path, ranks: RankPool) -> tuple[float, float]:
     return ranks.run(1, one_step, str(files / "single"), options)[0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
 def test_packs_train_as_their_samples_do(
-    files: Path, ranks: RankPool, expected: tuple[float, float], layout: str
+    files: Path, ranks: RankPool, expected: tuple[float, float], sizes: str
 ) -> None:
-    world_size, options = LAYOUTS[layout]
+    world_size, options = PARALLEL_SIZES[sizes]
     options = {"global_batch_size": PACKS, **options}
     for loss, norm in ranks.run(world_size, one_step, str(files / "packed"), options):
         assert loss == pytest.approx(expected[0], rel=1e-5)

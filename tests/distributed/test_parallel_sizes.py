@@ -1,9 +1,9 @@
-"""The same losses, gradient norms, and weights at every layout, and across a stop and a resume.
+"""Losses, gradient norms, and weights are the same at all parallel sizes, and after a resume.
 
-Tolerance: fp32 sums in another order differ by about 1e-7 of their size a step; 1e-5 relative
-leaves room for ten steps of AdamW, and any wrong scale or missing reduction shows as 1e-2.
-Each weight's difference at the end, relative to what training has changed of it, comes to some
-5e-6; the last step alone, whose learning rate is the lowest, is 1e-2 of it.
+The tolerance of losses is 1e-5: fp32 sums in another order differ by about 1e-7 of their size a
+step, which leaves room for ten steps of AdamW; a wrong scale or a missing reduction shows as 1e-2.
+A weight's difference at the end, relative to what training has changed of it, comes to some 5e-6;
+the last step alone, whose learning rate is the lowest, is 1e-2 of it.
 """
 
 import json
@@ -23,8 +23,9 @@ from tests.support.weights import Difference, difference, weights_of, whole_weig
 pytestmark = pytest.mark.dist
 
 OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
-# Some in larger micro-batches: the same numbers in fewer messages, whose waiting costs most here.
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+# Larger micro-batches give the same numbers with fewer messages, and the wait for messages takes
+# most of the time here.
+PARALLEL_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
     "tp2 without sequence parallelism": (
         2,
@@ -89,7 +90,7 @@ RESUMES = [
     ("dp2 overlapped", "dp2 overlapped"),
     ("dp2", "cp2 tp2"),
 ]
-RESUME_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+RESUME_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
     "tp2": (2, {"tp": 2, "micro_batch_size": 4}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 4}),
@@ -118,7 +119,10 @@ def one_rank(ranks: RankPool) -> Trained:
 
 
 def check_alike(found: Sequence[Trained], one_rank: Trained) -> None:
-    """Checks that ranks at any layout ended as the one did, and had its last steps on the way."""
+    """Checks that ranks saw the losses, norms and final weights of a run on one rank.
+
+    A run that has resumed saw the last steps alone.
+    """
     for rank in found:
         first = STEPS - len(rank.losses)
         assert rank.losses == pytest.approx(one_rank.losses[first:], rel=LOSSES)
@@ -129,15 +133,16 @@ def check_alike(found: Sequence[Trained], one_rank: Trained) -> None:
 
 
 def distance(found: Sequence[Trained], one_rank: Trained) -> Difference:
+    """Returns how far the weights of a run are from those of a run on one rank."""
     weights, expected = (
         whole_weights([rank.pieces for rank in run], TINY) for run in (found, [one_rank])
     )
     return difference(weights, expected, weights_of(first_source()), TINY)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_trains_alike(ranks: RankPool, one_rank: Trained, layout: str) -> None:
-    world_size, options = LAYOUTS[layout]
+@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
+def test_all_parallel_sizes_train_alike(ranks: RankPool, one_rank: Trained, sizes: str) -> None:
+    world_size, options = PARALLEL_SIZES[sizes]
     check_alike(ranks.run(world_size, train_steps, options, 0, STEPS), one_rank)
 
 
@@ -153,7 +158,7 @@ def test_a_step_less_shows_in_the_weights(ranks: RankPool, one_rank: Trained) ->
     assert distance(found, one_rank).relative > 50 * WEIGHTS
 
 
-def test_ranks_that_drift_apart_are_told(one_rank: Trained) -> None:
+def test_ranks_that_drift_apart_are_noticed(one_rank: Trained) -> None:
     key = next(iter(one_rank.pieces))
     other = one_rank.pieces | {key: np.nextafter(one_rank.pieces[key], np.float32(1))}
     with pytest.raises(AssertionError, match=f"ranks hold different copies of {key[0]}"):
@@ -165,9 +170,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     ranks: RankPool, one_rank: Trained, tmp_path: Path, before: str, after: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY.to_hf()))
-    world_size, options = RESUME_LAYOUTS[before]
+    world_size, options = RESUME_SIZES[before]
     found = ranks.run(world_size, train_steps, options, 0, STEPS // 2, tmp_path)
     assert_same(read_all(tmp_path), whole_weights([rank.pieces for rank in found], TINY))
-    world_size, options = RESUME_LAYOUTS[after]
+    world_size, options = RESUME_SIZES[after]
     found = ranks.run(world_size, train_steps, options, STEPS // 2, STEPS, None, tmp_path)
     check_alike(found, one_rank)

@@ -1,9 +1,8 @@
-"""Training in 16 bits: close to fp32, with fp16's loss scale, and resumed to the last digit.
+"""Training in 16 bits is close to fp32, scales fp16's loss, and resumes to the last digit.
 
-Tolerance of losses against fp32: the loss is a mean over more than a hundred tokens whose logits
-carry random rounding errors of some 2**-8 (bf16) or 2**-11 (fp16) of their size; one such rounding
-of the whole loss is room enough, and a wrong scale of loss or gradient is far outside within ten
-steps of AdamW.
+The tolerance of losses against fp32 is one rounding, 2**-8 (bf16) or 2**-11 (fp16) of their size:
+the loss is a mean over more than a hundred tokens, whose logits have random rounding errors of that
+size. A wrong scale of loss or gradient is far outside of it within ten steps of AdamW.
 """
 
 from dataclasses import dataclass
@@ -26,15 +25,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # The default scale, at which the tiny model's gradients stay in fp16's range.
     "fp16": {"dtype": "fp16", "initial_loss_scale": 4096.0},
 }
-# And here they leave it, until the scale has been halved a few times. No warm-up, so that every
-# other step moves the weights.
+# Here they overflow, until the scale has been halved a few times. There is no warm-up, so that all
+# other steps move the weights.
 LARGE = 2.0**21
 TOO_LARGE: dict[str, Any] = {"dtype": "fp16", "initial_loss_scale": LARGE, "lr_warmup_iters": 0}
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did, and how often the run skipped one so far."""
+    """What a step did.
+
+    Attributes:
+        loss: The mean loss of the global batch.
+        loss_scale: The factor of the loss in the backward pass.
+        skipped: Whether the weights stayed as they were.
+        num_skipped: The number of steps that the run has skipped so far.
+        change: The largest change of an element of the first weight.
+    """
 
     loss: float
     loss_scale: float
@@ -50,7 +57,10 @@ def run(
     save: Path | None = None,
     load: Path | None = None,
 ) -> list[Step]:
-    """Trains as the loop does, and looks at the weights, for the pool of ranks."""
+    """Trains the steps start..stop as the loop does, and looks at the weights; runs on the pool.
+
+    A checkpoint is loaded before, or saved after, if one is given.
+    """
     import torch
 
     from glm3cli.checkpoint.run.resume import load_training, save_request
@@ -82,49 +92,49 @@ def run(
 
 @pytest.fixture(scope="module")
 def exact(ranks: RankPool) -> list[float]:
-    """The losses in fp32."""
+    """Returns the losses of the steps in fp32."""
     return ranks.run(1, train_steps, {}, 0, STEPS)[0].losses
 
 
 @pytest.fixture(scope="module")
 def whole(ranks: RankPool) -> dict[tuple[str, str], list[list[Step]]]:
-    """The steps of every rank in each type at each layout, without a stop."""
+    """Returns the steps of every rank, without a stop, by type and parallel sizes."""
     return {
-        (dtype, layout): ranks.run(number, run, OPTIONS[dtype], 0, STEPS)
+        (dtype, sizes): ranks.run(number, run, OPTIONS[dtype], 0, STEPS)
         for dtype in ROUNDING
-        for layout, number in RANKS.items()
+        for sizes, number in RANKS.items()
     }
 
 
-@pytest.mark.parametrize("layout", RANKS)
+@pytest.mark.parametrize("sizes", RANKS)
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_losses_are_close_to_fp32(
-    whole: dict[tuple[str, str], list[list[Step]]], exact: list[float], dtype: str, layout: str
+    whole: dict[tuple[str, str], list[list[Step]]], exact: list[float], dtype: str, sizes: str
 ) -> None:
-    for steps in whole[dtype, layout]:
+    for steps in whole[dtype, sizes]:
         found = [step.loss for step in steps]
         assert found == pytest.approx(exact, rel=ROUNDING[dtype])
         assert found != exact
         assert all(step.change > 0 for step in steps[1:])  # the warm-up starts at 0
 
 
-@pytest.mark.parametrize("layout", RANKS)
+@pytest.mark.parametrize("sizes", RANKS)
 def test_the_loss_scale_is_fp16s(
-    ranks: RankPool, whole: dict[tuple[str, str], list[list[Step]]], layout: str
+    ranks: RankPool, whole: dict[tuple[str, str], list[list[Step]]], sizes: str
 ) -> None:
-    for [step] in ranks.run(RANKS[layout], run, {"dtype": "fp16"}, 0, 1):
+    for [step] in ranks.run(RANKS[sizes], run, {"dtype": "fp16"}, 0, 1):
         assert step.loss_scale == 4096
-    for steps in whole["fp16", layout]:
+    for steps in whole["fp16", sizes]:
         assert {step.loss_scale for step in steps} == {4096}
-    for steps in whole["bf16", layout]:
+    for steps in whole["bf16", sizes]:
         assert {step.loss_scale for step in steps} == {1}
 
 
-@pytest.mark.parametrize("layout", RANKS)
+@pytest.mark.parametrize("sizes", RANKS)
 def test_an_overflow_is_skipped_and_counted(
-    ranks: RankPool, exact: list[float], layout: str
+    ranks: RankPool, exact: list[float], sizes: str
 ) -> None:
-    for steps in ranks.run(RANKS[layout], run, TOO_LARGE, 0, STEPS):
+    for steps in ranks.run(RANKS[sizes], run, TOO_LARGE, 0, STEPS):
         skipped = [step.skipped for step in steps]
         assert 2 <= sum(skipped) < STEPS - 2
         counts = [sum(skipped[: i + 1]) for i in range(STEPS)]
@@ -138,19 +148,19 @@ def test_an_overflow_is_skipped_and_counted(
         assert steps[0].loss == pytest.approx(exact[0], rel=ROUNDING["fp16"])
 
 
-@pytest.mark.parametrize("layout", RANKS)
+@pytest.mark.parametrize("sizes", RANKS)
 @pytest.mark.parametrize("dtype", ROUNDING)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(
     ranks: RankPool,
     whole: dict[tuple[str, str], list[list[Step]]],
     tmp_path: Path,
     dtype: str,
-    layout: str,
+    sizes: str,
 ) -> None:
-    number, options = RANKS[layout], OPTIONS[dtype]
+    number, options = RANKS[sizes], OPTIONS[dtype]
     ranks.run(number, run, options, 0, 4, tmp_path)
     assert ranks.run(number, run, options, 4, STEPS, None, tmp_path) == [
-        steps[4:] for steps in whole[dtype, layout]
+        steps[4:] for steps in whole[dtype, sizes]
     ]
 
 
@@ -158,7 +168,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(
 def test_a_resumed_run_keeps_its_loss_scale(
     ranks: RankPool, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Also where every step so far was skipped, so that the optimizer has no moments yet."""
+    """Every step so far was skipped, so that the optimizer has no moments yet."""
     options = {**TOO_LARGE, **options}
     [expected] = ranks.run(1, run, options, 0, STEPS)
     [before] = ranks.run(1, run, options, 0, 2, tmp_path)

@@ -1,4 +1,4 @@
-"""Short runs of the training commands."""
+"""Runs short trainings by the commands pretrain and finetune."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ LR = 1e-3
 
 
 def options(project: Project, save: Path, command: str = "pretrain", **changes: Any) -> list[Any]:
-    """A command of six steps whose learning rate stays, so that its length changes no step."""
+    """Returns the words of a command that trains six steps; `changes` replaces options.
+
+    The learning rate is constant, so that a longer run has the same first steps.
+    """
     values = {
         "model": project.model,
         "data": project.text if command == "pretrain" else project.task,

@@ -1,4 +1,4 @@
-"""Training jobs that run on ranks of the pool."""
+"""Trains the tiny model on the ranks of a pool."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,13 @@ from tests.support.weights import Pieces, pieces_here
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rank saw of some steps: a number for each, and its part of the weights at the end."""
+    """What a rank saw of some steps.
+
+    Attributes:
+        losses: The loss of each step.
+        grad_norms: The gradient norm of each step.
+        pieces: The rank's part of the weights after the last step.
+    """
 
     losses: list[float]
     grad_norms: list[float]
@@ -18,7 +24,7 @@ class Trained:
 
 
 def first_source() -> Any:
-    """The weights that every run begins with."""
+    """Returns the weights that every run begins with."""
     from glm3cli.checkpoint.random import RandomSource
 
     return RandomSource(TINY, seed=7, std=train_config().init_method_std)
@@ -27,7 +33,7 @@ def first_source() -> Any:
 def build(
     options: dict[str, Any], grid: Any, samples: type[Samples] = Samples
 ) -> tuple[Any, Any, Any]:
-    """Config, train_step, and loader of the tiny model on this rank."""
+    """Builds the config, the train step, and the loader of the tiny model on this rank."""
     from glm3cli.checkpoint.load import load_weights
     from glm3cli.model.build import unwrap
     from glm3cli.train.setup import build_train_step, make_loader
@@ -47,7 +53,7 @@ def train_steps(
     save: Path | None = None,
     load: Path | None = None,
 ) -> Trained:
-    """Trains the steps start..stop, from and to a checkpoint if given."""
+    """Trains the steps start..stop; a checkpoint is loaded before, or saved after, if given."""
     from glm3cli.checkpoint.run.resume import gather_weights, load_training, save_request
     from glm3cli.parallel.groups import open_grid
 

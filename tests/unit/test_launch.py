@@ -1,4 +1,4 @@
-"""What the launcher ends with when ranks fail."""
+"""How the launcher starts ranks, and what it ends with when they fail."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ class Failure:
     error_file_data: dict[str, Any] = field(default_factory=lambda: {"message": "<none>"})
 
 
-def told(monkeypatch, tmp_path, error):
-    """What torch's launcher reads of a rank's error."""
+def handed_over(monkeypatch, tmp_path, error):
+    """Returns what torch's launcher reads of a rank's error."""
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     hand_over(error)
     return json.loads((tmp_path / "error.json").read_text())
 
 
 def test_the_rank_with_a_sentence_is_the_cause(monkeypatch, tmp_path):
-    """Though another failed first, and it was itself stopped on its way out."""
-    data = told(monkeypatch, tmp_path, DataError("no such row", "mend it"))
+    """The rank that handed over an error is the cause, even if another failed before it."""
+    data = handed_over(monkeypatch, tmp_path, DataError("no such row", "mend it"))
     with pytest.raises(RankError) as caught:
         _end_as([Failure(1, 1.0), Failure(-15, 2.0, data)])
     error = caught.value
@@ -41,15 +41,18 @@ def test_without_a_sentence_the_first_failure_counts(code, expected):
     assert caught.value.code == expected
 
 
-def test_ranks_and_restarts_are_what_the_launcher_is_told(monkeypatch):
+def test_the_launcher_gets_the_number_of_ranks_and_of_restarts(monkeypatch):
     from torch.distributed.launcher import api
 
     monkeypatch.delenv("RANK", raising=False)
     for name in ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "GLM3_LAUNCHED"):
         monkeypatch.setenv(name, "1")  # whatever is set, the test takes back
-    told = []
-    monkeypatch.setattr(
-        api, "elastic_launch", lambda ranks, _program: told.append(ranks) or (lambda *_command: {})
-    )
+    launched = []
+
+    def launch(ranks, _program):
+        launched.append(ranks)
+        return lambda *_command: {}
+
+    monkeypatch.setattr(api, "elastic_launch", launch)
     assert not run_here(LaunchConfig.parse({"nproc": 3, "max_restarts": 2}))
-    assert [(ranks.nproc_per_node, ranks.max_restarts) for ranks in told] == [(3, 2)]
+    assert [(ranks.nproc_per_node, ranks.max_restarts) for ranks in launched] == [(3, 2)]

@@ -1,4 +1,4 @@
-"""The clock of a run's parts: every second counts once."""
+"""The clock of a run's phases counts every second once."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from glm3cli.train.progress.phases import PHASES, STEP_PHASES, Phases, describe
 
 
 class Clock:
-    """A clock that only moves when it is told to."""
+    """A clock that stands still between the test's changes of `now`."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -85,6 +85,6 @@ def test_a_phase_that_fails_ends(clock):
 
 
 def test_the_summary_has_seconds_and_shares():
-    told = describe({"data_wait": 1.0, "forward_backward": 3.0})
-    assert told == "time: data wait 1.0 s (25.0%) | forward backward 3.0 s (75.0%)"
+    line = describe({"data_wait": 1.0, "forward_backward": 3.0})
+    assert line == "time: data wait 1.0 s (25.0%) | forward backward 3.0 s (75.0%)"
     assert describe({"save": 0.0}) == "time: save 0.0 s (0.0%)"

@@ -1,4 +1,4 @@
-"""report.html: what metrics.jsonl says, on a page that loads nothing."""
+"""report.html shows what metrics.jsonl says, on a page that loads nothing."""
 
 import ast
 import json
@@ -53,7 +53,7 @@ def event(kind: str, **details: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes the two files of a run and its page; gives the page."""
+    """Writes the two files of a run and makes its page, which is returned."""
 
     def make(lines: list[dict[str, Any]], settings: str = "train_iters: 4\n") -> Page:
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -180,7 +180,7 @@ def test_validations_are_a_second_curve(make):
     assert "7.2500" in page.text
 
 
-def test_what_is_drawn_only_where_it_tells_something(make):
+def test_some_charts_are_drawn_only_where_they_show_something(make):
     common = {"Loss", "Learning rate", "Gradient norm", "Tokens per second", "Peak memory, GiB"}
     assert make([step(1), step(2)]).charts.keys() == common
     changing = make([step(1, loss_scale=2.0), step(2, mfu=0.5, mfu_causal=0.4)])
@@ -240,8 +240,8 @@ def test_a_value_that_stays_lies_within_its_axis():
 
 
 def test_numbers_are_short():
-    told = [number(value) for value in (0, 1e-5, 0.12345, 9999, 12_345, 3.2e6, 1.05e11)]
-    assert told == ["0", "1e-05", "0.1235", "9999", "12.35k", "3.2M", "105G"]
+    short = [number(value) for value in (0, 1e-5, 0.12345, 9999, 12_345, 3.2e6, 1.05e11)]
+    assert short == ["0", "1e-05", "0.1235", "9999", "12.35k", "3.2M", "105G"]
 
 
 # --- the page ---
@@ -278,7 +278,7 @@ def test_the_page_has_settings_versions_data_and_phases(make):
     sizes = {"command": "pretrain", "parameters": 1000, "tp": 2, "pp": 1, "dp": 4}
     start = event("start", **sizes, glm3="0.1.0", torch="2.7.1", sources=[source])
     page = make([start, step(1), step(2)], "train_iters: 4\nlr: 0.001\ndata:\n- a\n- b\n")
-    for told in (
+    for text in (
         "pretrain of 1,000 parameters on tp 2 x pp 1 x dp 4",
         "2 / 4",
         "lr\n0.001",
@@ -288,7 +288,7 @@ def test_the_page_has_settings_versions_data_and_phases(make):
         "data wait 10.0%\nforward backward 60.0%\noptimizer 20.0%\nother 10.0%",
         "3.00 GiB",
     ):
-        assert f"\n{told}\n" in page.text
+        assert f"\n{text}\n" in page.text
 
 
 def test_nothing_that_a_user_names_becomes_markup(make):
@@ -332,7 +332,7 @@ def test_a_browser_shows_the_curves(make, tmp_path):
     if browser is None:
         pytest.skip("no Chromium here")
     make([event("start"), *map(step, range(1, 5)), valid(4, 7.0)])
-    # Its own script must have run: it is told to move the pointer over the first chart.
+    # The page's own script must have run: the pointer is moved over the first chart.
     page = tmp_path / "report.html"
     moving = (
         "<script>document.querySelector('.plot').dispatchEvent("

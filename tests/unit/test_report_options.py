@@ -1,4 +1,4 @@
-"""What a run is told to report, and where."""
+"""The options that say what a run reports, and to which tools."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.support.tiny import TINY, train_config
 
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch):
-    """As if no torchrun had started this process."""
+    """Removes what would say that torchrun has started this process."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
@@ -67,7 +67,7 @@ def test_a_peak_is_above_zero(given):
         train_config(peak_tflops=given)
 
 
-def test_a_tool_that_is_not_installed_is_told_with_the_way_out(monkeypatch):
+def test_a_tool_that_is_not_installed_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "wandb" or None)
     check_installed(["wandb"])
     with pytest.raises(ConfigError) as caught:

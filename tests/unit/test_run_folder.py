@@ -1,4 +1,4 @@
-"""What a run keeps: its progress, its checkpoints, and its metrics."""
+"""What a run writes into its folder: its progress, its checkpoints, and its metrics."""
 
 import json
 import math
@@ -87,7 +87,7 @@ def test_progress_survives_a_checkpoint():
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Makes a run's folder with (empty) checkpoints of these iterations."""
+    """Makes a run's folder with empty checkpoints of these iterations."""
 
     def make(*iterations: int) -> Path:
         for iteration in iterations:
@@ -143,7 +143,7 @@ def test_a_checkpoint_or_a_run_can_be_named(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "run/iter_0000011", "run"])
-def test_a_name_without_a_checkpoint_is_told(name, make_run, tmp_path):
+def test_a_name_without_a_checkpoint_is_refused(name, make_run, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(CheckpointError, match="is no checkpoint and has none in it"):
         find_resume(tmp_path / "new", str(tmp_path / name))
@@ -192,7 +192,7 @@ def test_parts_of_a_checkpoint_that_other_machines_lack_are_not_counted(make_run
 
 @pytest.fixture
 def record(tmp_path, capsys):
-    """Reports to a fresh run; gives the lines of metrics.jsonl and of stderr."""
+    """Reports to a new run, and returns the lines of metrics.jsonl and of stderr."""
 
     def record(
         report: Any, *, is_speaker: bool = True, peak: float | None = None, **options: Any
@@ -243,8 +243,8 @@ def test_a_step_is_one_object_with_all_fields(record):
 
 def test_a_step_is_one_line_in_the_log(record):
     _, (line,) = record(one_step)
-    told = re.sub(r" +", " ", line).split("] ", 1)[1].split(" | ")
-    assert told == [
+    fields = re.sub(r" +", " ", line).split("] ", 1)[1].split(" | ")
+    assert fields == [
         "iteration 2/ 20",
         "consumed samples 16",
         "consumed tokens 512",
@@ -262,14 +262,14 @@ def test_a_step_is_one_line_in_the_log(record):
     ]
 
 
-def test_mfu_is_told_by_both_conventions_where_the_peak_is_known(record):
+def test_mfu_is_reported_by_both_conventions_where_the_peak_is_known(record):
     (step,), (line,) = record(one_step, peak=0.2)
     assert step["mfu"] == pytest.approx(0.128 / 0.2)
     assert step["mfu_causal"] == pytest.approx(0.096 / 0.2)
     assert " | MFU 64.0% full, 48.0% causal | " in line
 
 
-def test_the_end_tells_where_the_time_went(record):
+def test_the_end_reports_where_the_time_went(record):
     totals: dict[Phase, float] = {**SPENT, "save": 0.5}
     (stop,), log = record(lambda metrics: metrics.stop(State(7), totals))
     assert (stop["event"], stop["iteration"], stop["seconds"]) == ("stop", 7, totals)

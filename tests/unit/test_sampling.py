@@ -1,4 +1,4 @@
-"""From logits to tokens, against the same rules written down again in numpy."""
+"""Sampling from logits, against the same rules written down again in numpy."""
 
 import math
 
@@ -21,12 +21,12 @@ def probabilities(logits: list[float], **options: float) -> list[float]:
 
 
 def logs(*shares: float) -> list[float]:
-    """Logits whose softmax is `shares`."""
+    """Returns logits whose softmax is `shares`."""
     return [math.log(share) for share in shares]
 
 
 def rederived(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """The rules, token by token from the likeliest on, for a row without ties."""
+    """Applies the rules token by token, from the likeliest on, to a row without ties."""
     scaled = np.exp((logits - logits.max()) / temperature)
     order = sorted(range(len(logits)), key=lambda token: -scaled[token])
     kept = order[: top_k or len(order)]
