@@ -7,7 +7,8 @@ trains or generates), `random` (weights of a training from scratch), and `locate
 
     these modules < files < layouts < adapter < convert; run stands beside convert.
 
-Other rooms open a model by `layouts.opening`, find its place by `locate`, and load it by `load`.
-Training saves and resumes by `run`. The command line calls `convert`. This room imports data,
-model, parallel and device, but nothing that trains, plans or generates.
+Other rooms open a model by `layouts.opening`, find its place by `locate`, load it by `load`, and
+count or choose its weights by `names`. Training saves and resumes by `run`. The command line calls
+`convert`. This room imports data, model, parallel and device, but nothing that trains, plans or
+generates.
 """

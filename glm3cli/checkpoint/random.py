@@ -30,6 +30,14 @@ class RandomSource:
     layout = "random"
 
     def __init__(self, model: ModelConfig, seed: int, std: float) -> None:
+        """Sets the distribution of the weights.
+
+        Args:
+            model: The model's shape.
+            seed: The seed of all random generators.
+            std: The standard deviation of the weights. Those whose outputs are added to the
+                residual stream have std / sqrt(2 * layers).
+        """
         self.model = model
         self._seed, self._std = seed, std
 

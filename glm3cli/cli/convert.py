@@ -1,4 +1,4 @@
-"""`glm3 convert`: between Hugging Face folders, Megatron's per-rank files, and `dist`."""
+"""`glm3 convert`: converts models and adapters between layouts, and shows what a folder holds."""
 
 import json
 import os
@@ -83,6 +83,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
+    """Converts a model and prints the result; shared by hf2mg, mg2hf and mg2mg."""
     from glm3cli.checkpoint.convert.preflight import check_request
     from glm3cli.host.signals import stopped_by_sigterm
 
@@ -90,9 +91,8 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
         check_request(config.source, config.target, options)
         # Huge pages for torch's tensors: cuts and joins get their memory twice as fast.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        from glm3cli.checkpoint.convert.convert import (
-            convert,  # torch takes a second: mistakes come first
-        )
+        # After the checks: importing torch takes a second.
+        from glm3cli.checkpoint.convert.convert import convert
 
         with byte_progress() as report:
             result = convert(config.source, config.target, options, report)
@@ -111,6 +111,7 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
 
 
 def _origin(manifest: dict[str, Any]) -> str:
+    """Returns a sentence about where a folder comes from, according to its manifest."""
     settings = {name: value for name, value in manifest["settings"].items() if value is not None}
     source, checked = manifest["source"], "read back" if manifest["verified"] else "not verified"
     if "run" in source:
@@ -123,6 +124,7 @@ def _origin(manifest: dict[str, Any]) -> str:
 
 
 def _show(found: "Inspection") -> None:
+    """Prints a table of what a folder holds, where it comes from, and what is wrong with it."""
     from rich.console import Console
     from rich.table import Column, Table
 

@@ -56,6 +56,14 @@ class Transfer:
     def __init__(
         self, source: StoredSource, plan: WritePlan, adapter: Adapter, report: Report
     ) -> None:
+        """Takes the weights and what becomes of them.
+
+        Args:
+            source: The weights that are converted.
+            plan: What is written.
+            adapter: The adapter to merge into the weights; it may be empty.
+            report: Called with the progress, as "converting".
+        """
         self.source, self.plan, self.adapter = source, plan, adapter
         self.digests: dict[Slot, str] = {}
         self.non_finite = 0

@@ -117,7 +117,7 @@ def _manifests(folders: Iterable[Path]) -> dict[Path, str]:
 
 
 def _final_name(partial: Path) -> str:
-    """Returns the final name of a temporary folder: .iter_0000030.partial-0a1b2c3d's is iter_..."""
+    """Returns the final name of a temporary folder such as .iter_0000030.partial-0a1b2c3d."""
     return partial.name.split(".")[1]
 
 
