@@ -1,4 +1,4 @@
-"""megatron-core itself loads the layout-free checkpoints that convert writes."""
+"""megatron-core itself loads the distributed checkpoints that convert writes."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Small random LoRA adapters as PEFT saves them."""
+"""Writes small random LoRA adapters as PEFT saves them."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from glm3cli.config.model import ModelConfig
 from tests.support.checkpoints import SMALL
 
-# Under transformer.encoder.layers.N, with outputs and inputs.
+# The linear layers under transformer.encoder.layers.N, with the numbers of outputs and inputs.
 TARGETS = {
     "self_attention.query_key_value": lambda m: (m.query_size + 2 * m.kv_size, m.hidden_size),
     "self_attention.dense": lambda m: (m.hidden_size, m.query_size),
@@ -21,6 +21,7 @@ RANK, ALPHA = 3, 7
 
 
 def module_names(*targets: str, model: ModelConfig = SMALL) -> list[str]:
+    """Returns the names of the modules of all layers in the chatglm layout; all without targets."""
     return [
         f"transformer.encoder.layers.{layer}.{target}"
         for layer in range(model.num_layers)
@@ -31,7 +32,13 @@ def module_names(*targets: str, model: ModelConfig = SMALL) -> list[str]:
 def adapter_tensors(
     *targets: str, model: ModelConfig = SMALL, ranks: dict[str, int] | None = None
 ) -> dict[str, Tensor]:
-    """Both matrices of every module, under PEFT's names."""
+    """Returns random matrices for modules of the chatglm layout, by PEFT's names.
+
+    Args:
+        targets: The modules, as in `TARGETS`; all if none is given.
+        model: The shape of the base model.
+        ranks: The rank by target, where it isn't `RANK`.
+    """
     generator = torch.Generator().manual_seed(2)
     tensors = {}
     for module in module_names(*targets, model=model):
@@ -45,7 +52,7 @@ def adapter_tensors(
 
 
 def glm_adapter_tensors(model: ModelConfig = SMALL) -> dict[str, Tensor]:
-    """Both matrices of every module of transformers' GlmForCausalLM, under PEFT's names."""
+    """Returns random matrices for all modules of the glm layout, by PEFT's names."""
     generator = torch.Generator().manual_seed(3)
     tensors = {}
     for layer in range(model.num_layers):
@@ -57,7 +64,7 @@ def glm_adapter_tensors(model: ModelConfig = SMALL) -> dict[str, Tensor]:
 
 
 def glm_targets(model: ModelConfig = SMALL) -> dict[str, tuple[int, int]]:
-    """The linear layers of GlmForCausalLM, with outputs and inputs."""
+    """Returns the linear layers of a layer in the glm layout, with their outputs and inputs."""
     return {
         "self_attn.q_proj": (model.query_size, model.hidden_size),
         "self_attn.k_proj": (model.kv_size, model.hidden_size),
@@ -71,7 +78,14 @@ def glm_targets(model: ModelConfig = SMALL) -> dict[str, tuple[int, int]]:
 def write_adapter(
     folder: Path, tensors: dict[str, Tensor] | None = None, kind: str = "safetensors", **config
 ) -> Path:
-    """A folder as PEFT's save_pretrained writes it."""
+    """Writes an adapter's folder, like PEFT's save_pretrained.
+
+    Args:
+        folder: The new folder, which is returned.
+        tensors: The matrices by PEFT's names; random ones of the chatglm layout if None.
+        kind: The file of the matrices: "safetensors" or "bin".
+        config: Fields of adapter_config.json to change.
+    """
     folder.mkdir()
     tensors = adapter_tensors() if tensors is None else tensors
     values = {

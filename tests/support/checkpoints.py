@@ -1,4 +1,4 @@
-"""Small random checkpoints in the original Hugging Face layout, and their comparison."""
+"""Writes small random models in the chatglm layout, reads them, and compares them."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL = ModelConfig(
 
 
 def random_weights(model: ModelConfig = SMALL, dtype: torch.dtype = torch.float16) -> dict:
-    """All tensors under their Hugging Face names."""
+    """Returns random tensors for all weights, by their names in the chatglm layout."""
     generator = torch.Generator().manual_seed(1)
     return {
         weight.name("chatglm", layer): torch.randn(weight.shape(model), generator=generator).to(
@@ -45,7 +45,15 @@ def write_hf(
     kind: str = "safetensors",
     shards: int = 1,
 ) -> Path:
-    """A Hugging Face folder: config.json, weights, and made-up companions."""
+    """Writes a Hugging Face folder: config.json, weights, and made-up companions.
+
+    Args:
+        folder: The new folder, which is returned.
+        model: The model's shape.
+        weights: The tensors by name; random ones if None.
+        kind: The files of weights: "safetensors" or "bin".
+        shards: The number of files of weights.
+    """
     folder.mkdir(parents=True)
     weights = random_weights(model) if weights is None else weights
     (folder / "config.json").write_text(json.dumps(model.to_hf()))
@@ -70,12 +78,12 @@ def write_hf(
 
 
 def read_all(path: Path) -> dict[str, Tensor]:
-    """All canonical tensors of a MODEL, under their Hugging Face names."""
+    """Returns all canonical tensors of a model, by their names in the chatglm layout."""
     return weights_of(open_source(path))
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Bitwise equality of names, types, shapes and values."""
+    """Asserts that names, types, shapes and values are equal, the values bit by bit."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
@@ -86,5 +94,5 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def layer_weights() -> list:
-    """The rows of the table that every layer has."""
+    """Returns the rows of the table of weights that every layer has."""
     return [weight for weight in WEIGHTS if weight.stage is Stage.LAYER]

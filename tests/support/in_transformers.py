@@ -1,4 +1,4 @@
-"""What a user of transformers sees of a folder; run as a program, in which nothing is ours."""
+"""Loads a folder as a user of transformers does; a program that imports nothing of glm3."""
 
 import json
 import sys
@@ -9,7 +9,12 @@ from transformers import AutoModelForCausalLM
 
 
 def main(folder: str, logits: str | None = None) -> None:
-    """Prints what the model in `folder` is and, where given, how far it is from golden logits."""
+    """Prints as JSON what transformers makes of a model.
+
+    Args:
+        folder: The folder of the model.
+        logits: A file with prompts, golden logits and golden tokens to compare with; may be None.
+    """
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         trust_remote_code=False,
@@ -33,7 +38,7 @@ def main(folder: str, logits: str | None = None) -> None:
 
 
 def against(model, golden: dict[str, torch.Tensor]) -> dict[str, tuple[float, bool]]:
-    """The largest difference of every case's logits, and whether the greedy tokens are equal."""
+    """Returns for each case the largest difference of logits, and if greedy tokens are equal."""
     found = {}
     model.generation_config.eos_token_id = None  # golden tokens go on over the end
     for case in ("len7", "len33", "len128"):

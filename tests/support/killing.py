@@ -1,4 +1,4 @@
-"""Conversions in processes of their own that are cheap to start and can be killed.
+"""Runs conversions in processes of their own, which are cheap to start and can be killed.
 
 A fork server imports torch once; every process after that starts in some milliseconds.
 """
@@ -19,6 +19,7 @@ from glm3cli.config.convert import ConvertOptions
 
 @functools.cache
 def _context() -> ForkServerContext:
+    """Returns a fork server that has imported what a conversion needs."""
     # One that other tests have started hasn't imported torch, and takes no more orders to.
     forkserver._forkserver._stop()
     context = multiprocessing.get_context("forkserver")
@@ -32,7 +33,7 @@ def _context() -> ForkServerContext:
 
 
 def start(function, *args) -> BaseProcess:
-    """A process that runs `function`; its name must be importable."""
+    """Starts a process that runs `function`, which must be importable by its name."""
     process = _context().Process(target=function, args=args)
     process.start()
     return process
@@ -41,7 +42,15 @@ def start(function, *args) -> BaseProcess:
 def run_conversion(
     source: Path, target: Path, options: ConvertOptions, log: Path, limit: int | None = None
 ) -> None:
-    """Converts as the command does, with its exit codes; stderr goes to `log`."""
+    """Converts a model as the command does, with its exit codes.
+
+    Args:
+        source: The model to convert.
+        target: The new folder.
+        options: The options of the conversion.
+        log: The file to which stderr is appended; "begins" is its first line.
+        limit: The largest size of a file in bytes; None for no limit.
+    """
     import resource
 
     import torch
@@ -64,7 +73,7 @@ def run_conversion(
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder."""
+    """Returns the SHA-256 of every file below a folder, by its path in the folder."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -73,7 +82,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def free_process_number() -> int:
-    """The number of a process that doesn't live."""
+    """Returns the id of a process that has ended."""
     child = os.fork()
     if child == 0:
         os._exit(0)

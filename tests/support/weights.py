@@ -1,4 +1,4 @@
-"""The weights of a model that ranks have cut, whole again: without a file, and bit for bit."""
+"""Joins the weights that ranks hold pieces of, without a file, and compares the weights of runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ from glm3cli.checkpoint.names import WEIGHTS, Cut, Stage, slots
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import ModelConfig
 
-# The name of a weight in ChatGLM's checkpoints, and the place of a piece on the tensor parallel
-# axis. Arrays, because a tensor that goes through a pipe stays in memory that two processes share.
+# The pieces that a rank holds, by the weight's name in the chatglm layout and the piece's
+# tensor-parallel rank. They are arrays, because a tensor that goes through a pipe stays in memory
+# that two processes share.
 Pieces = dict[tuple[str, int], np.ndarray]
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the weights of a run are from those of another.
+    """The difference between the weights of two runs that began with the same weights.
 
     Attributes:
-        relative: Norm of the difference over the norm of what training has changed, the greatest of
-            all weights.
-        absolute: The greatest of all elements.
+        relative: The norm of the difference over the norm of what training has changed; the largest
+            of all weights.
+        absolute: The largest absolute difference of all elements.
     """
 
     relative: float
@@ -34,7 +35,7 @@ class Difference:
 
 
 def pieces_here(train_step: Any, parallel: Any, model: ModelConfig) -> Pieces:
-    """What this rank holds of every weight."""
+    """Returns the pieces of weights that this rank holds, in fp32."""
     from glm3cli.model.build import unwrap
 
     grid, pieces = train_step.grid, {}
@@ -54,10 +55,10 @@ def pieces_here(train_step: Any, parallel: Any, model: ModelConfig) -> Pieces:
 
 
 def whole_weights(ranks: Sequence[Pieces], model: ModelConfig) -> Weights:
-    """The weights of what all ranks hold, by their names in ChatGLM's checkpoints.
+    """Joins the pieces of all ranks to whole weights, by their names in the chatglm layout.
 
-    Copies of one piece must be the same bit for bit: ranks that drift apart would train models of
-    their own.
+    Asserts that copies of one piece are the same bit for bit: ranks that drift apart would train
+    models of their own.
     """
     found: dict[str, dict[int, np.ndarray]] = {}
     for pieces in ranks:
@@ -75,7 +76,7 @@ def whole_weights(ranks: Sequence[Pieces], model: ModelConfig) -> Weights:
 
 
 def weights_of(source: WeightSource) -> Weights:
-    """All weights of a source, by the same names."""
+    """Returns all weights of a source, by their names in the chatglm layout."""
     return {
         weight.name("chatglm", layer): source.read(weight, layer)
         for weight, layer in slots(source.model.num_layers)
@@ -83,7 +84,7 @@ def weights_of(source: WeightSource) -> Weights:
 
 
 def difference(found: Weights, expected: Weights, start: Weights, model: ModelConfig) -> Difference:
-    """Compares two runs that began with the weights `start`."""
+    """Returns the difference between two runs that began with the weights `start`."""
     pairs = [
         (
             _that_matter(name, found[name] - expected[name], model),
@@ -98,10 +99,11 @@ def difference(found: Weights, expected: Weights, start: Weights, model: ModelCo
 
 
 def _that_matter(name: str, tensor: Tensor, model: ModelConfig) -> Tensor:
-    """Without the key biases of the channels that are not rotated (the second half of each head).
+    """Returns a tensor without the key biases of the channels that aren't rotated.
 
-    They add the same to all scores of a query, which softmax takes out again. So their gradient is
-    0 but for its rounding, out of which AdamW makes steps of their own in every run.
+    These (the second half of each head) add the same to all scores of a query, which softmax takes
+    out again. So their gradient is 0 but for its rounding, from which AdamW makes other steps in
+    every run.
     """
     if not name.endswith("query_key_value.bias"):
         return tensor
