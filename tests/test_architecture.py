@@ -28,6 +28,7 @@ NAMES_CHIPS = {
 # Who may catch any exception, and why.
 CATCHES_EVERYTHING = {
     "cli/app.py",  # our own errors, which become sentences
+    "checkpoint/convert/verify_glm.py",  # damaged files make transformers raise nearly anything
     "checkpoint/run/resume.py",  # damaged files raise nearly anything
     "device/npu.py",  # so does torch_npu where a part of CANN is missing
     "parallel/storage.py",  # our own errors, which become those of all ranks

@@ -28,9 +28,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from glm3cli.checkpoint.files.staging import sync
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.model import ModelConfig
+from glm3cli.host.files import sync
 
 SHARDS = 7
 
