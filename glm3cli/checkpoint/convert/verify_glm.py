@@ -25,11 +25,12 @@ from glm3cli.data.tokens.tokenizer import FILE_NAME, SPACE, Tokenizer
 from glm3cli.device.dtypes import dtype_name
 from glm3cli.errors import CheckpointError, Glm3Error, StoppedError
 from glm3cli.host.memory import PrivateMemory
+from glm3cli.host.versions import versions
 
 # The largest difference between two forward passes in fp32, as a share of the largest logit (of 1,
 # if that is larger). It isn't 0, since transformers adds the products in another order: its matrix
-# products are batched, and it multiplies Q, K and V by three matrices. The differences are about
-# 1e-6; an error in a weight, a norm's epsilon or the rotation changes logits by more than 1e-3.
+# products are batched, and it multiplies Q, K and V by three matrices. Such differences are about
+# 1e-6. Rows in another order or another rotation change the logits by about their own size.
 _TOLERANCE = 1e-4
 _TEXTS = (
     "",
@@ -41,6 +42,7 @@ _TEXTS = (
     "3.14159 + 2.71828 = 5.85987; 0123456789",
     "naïve café, Ελλάδα, 東京, 😀",
 )
+_STOPS = tuple(stop_tokens(None))  # the names of the ids that end and pad a reply
 # The options by which transformers never asks the network and never runs code of the folder.
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
@@ -152,16 +154,12 @@ def _quiet() -> Iterator[None]:
 
 def _error(target: Path, what: str) -> CheckpointError:
     """Returns the error that says what transformers does wrong with the new folder."""
-    from transformers import __version__
-
+    version = versions("transformers")["transformers"]
     return CheckpointError(
-        f"{target}: transformers {__version__} {what}",
+        f"{target}: transformers {version} {what}",
         "this is a bug of glm3, or of this version of transformers: please report it; "
         "nothing was kept",
     )
-
-
-_STOPS = tuple(stop_tokens(None))
 
 
 def _compare(found: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
