@@ -1,4 +1,4 @@
-"""Where the program starts: `glm3`, `python -m glm3cli`, and what torchrun starts on every rank."""
+"""Starts the program: for `glm3`, for `python -m glm3cli`, and for torchrun on every rank."""
 
 import gc
 import os

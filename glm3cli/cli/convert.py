@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from glm3cli.cli.epilogs import CONVERT
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import byte_progress
 from glm3cli.config.convert import (
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Convert a model between layouts, or look at one.")
 
 
-@command(app, ToMegatronConfig, "hf2mg")
+@command(app, ToMegatronConfig, "hf2mg", epilog=CONVERT)
 def hf2mg(config: ToMegatronConfig) -> None:
     """Convert a Hugging Face model to Megatron's layouts."""
     _convert(config, config.options)
 
 
-@command(app, ToHfConfig, "mg2hf")
+@command(app, ToHfConfig, "mg2hf", epilog=CONVERT)
 def mg2hf(config: ToHfConfig) -> None:
     """Convert a Megatron model or a training run to a Hugging Face folder."""
     _convert(config, config.options)
 
 
-@command(app, ToMegatronConfig, "mg2mg")
+@command(app, ToMegatronConfig, "mg2mg", epilog=CONVERT)
 def mg2mg(config: ToMegatronConfig) -> None:
     """Cut a Megatron model or a training run for other parallel sizes."""
     _convert(config, config.options)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from glm3cli.cli.epilogs import PREPROCESS
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import progress_lines
 from glm3cli.config.preprocess import PreprocessConfig
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Adds `preprocess` to `app`."""
 
-    @command(app, PreprocessConfig, "preprocess")
+    @command(app, PreprocessConfig, "preprocess", epilog=PREPROCESS)
     def preprocess(config: PreprocessConfig) -> None:
         """Turn raw data into the token files that pretrain and finetune read.
 

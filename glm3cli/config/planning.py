@@ -26,7 +26,7 @@ class PlanOptions(LaunchConfig):
         default=None,
         pattern=r"^(?i:\d+(\.\d+)?([KMGT]i?B)?)$",
         description="Memory of a device, such as 64GB (powers of 1000) or 64GiB: what doesn't fit "
-        "isn't started, and --dry-run lists the layouts that fit.",
+        "isn't started, and --dry-run lists the parallel sizes that fit.",
     )
     planned_world_size: Annotated[int | None, Flag(name="world_size", panel=PANEL)] = Field(
         default=None,

@@ -206,7 +206,7 @@ class RunOptions(Settings):
     )
     deterministic: Annotated[bool, Flag(panel=RUN)] = Field(
         default=False,
-        description="The same bits in every run at the same layout; slower on some chips.",
+        description="The same bits in every run at the same parallel sizes; slower on some chips.",
     )
     seed: Annotated[int, Flag(panel=RUN)] = Field(
         default=1234, ge=0, description="Seed of random weights and of the data order."

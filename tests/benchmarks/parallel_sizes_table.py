@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.parallel_sizes_table
 
-trains the tiny model of the tests for twenty steps at all parallel sizes of
+trains the tiny model of the tests for ten steps at all parallel sizes of
 tests/distributed/test_parallel_sizes.py, in fp32 on gloo ranks of this machine. Losses and gradient
 norms: the greatest relative difference of all steps. Weights at the end: of each, the norm of the
 difference over the norm of what training has changed, the greatest of all weights; and the greatest

@@ -264,7 +264,7 @@ def main() -> None:
                 flush=True,
             )
     pool.close()
-    print("| layout | predicted, s | measured, s | predicted / measured: median | all rounds |")
+    print("| parallel sizes | predicted, s | measured, s | their ratio: median | all rounds |")
     for name, pairs in found.items():
         ratios = [predicted / measured for predicted, measured in pairs]
         predicted, measured = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -257,7 +257,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 @pytest.mark.parametrize(
     "options", [{"tp": 2, "micro_batch_size": 4}, {"micro_batch_size": 2}], ids=["tp2", "dp2"]
 )
-def test_another_layout_goes_on(
+def test_other_parallel_sizes_go_on(
     ranks: RankPool, home: Path, whole: list[float], options: dict[str, Any]
 ) -> None:
     """Machines in another order, with one rank each."""

@@ -10,7 +10,7 @@ from tests.support.training import Trained, train_steps
 
 pytestmark = pytest.mark.dist
 
-LAYOUTS: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tp1 pp1": {},
     "tp2 pp1": {"tp": 2, "micro_batch_size": 4},
     "tp1 pp2": {"pp": 2, "micro_batch_size": 2},
@@ -28,9 +28,9 @@ def assert_alike(found: Trained, expected: Trained, first: int = 0, loss: float 
     assert found.grad_norms == pytest.approx(expected.grad_norms[first:], rel=10 * loss)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_20_steps_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, layout: str) -> None:
-    options = LAYOUTS[layout]
+@pytest.mark.parametrize("sizes", SIZES)
+def test_20_steps_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, sizes: str) -> None:
+    options = SIZES[sizes]
     size = world_size(options)
     [*_, expected] = ranks.run(size, train_steps, options, 0, STEPS)
     for found in npu_ranks.run(size, train_steps, options, 0, STEPS):
@@ -67,9 +67,9 @@ def test_16_bits_train_as_on_the_cpu(ranks: RankPool, npu_ranks: RankPool, dtype
     assert_alike(found, expected, loss=3e-3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_mindspeed_trains_alike(ranks: RankPool, mindspeed_ranks: RankPool, layout: str) -> None:
-    options = LAYOUTS[layout]
+@pytest.mark.parametrize("sizes", SIZES)
+def test_mindspeed_trains_alike(ranks: RankPool, mindspeed_ranks: RankPool, sizes: str) -> None:
+    options = SIZES[sizes]
     size = world_size(options)
     [*_, expected] = ranks.run(size, train_steps, options, 0, STEPS)
     for found in mindspeed_ranks.run(size, train_steps, options, 0, STEPS):

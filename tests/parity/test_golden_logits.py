@@ -1,4 +1,4 @@
-"""Our model against the original ChatGLM3 code's logits, at every layout.
+"""Our model against the original ChatGLM3 code's logits, at every parallel size.
 
 Tolerance 1e-4: two fp32 implementations that sum in another order differ by about 2e-5 here, a
 wrong epsilon already shows as 3e-4 and a wrong rotation as more than 1.
@@ -12,7 +12,7 @@ from tests.support.ranks import RankPool
 from tests.support.shared import GOLDEN, needs_shared
 
 pytestmark = [needs_shared, pytest.mark.dist]
-LAYOUTS = {
+SIZES = {
     "tp1pp1": (1, {}),
     "tp2pp1": (2, {"tp": 2}),
     "tp1pp2": (2, {"pp": 2}),
@@ -50,9 +50,9 @@ def _differences(options: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_logits_and_greedy_tokens_equal_the_original(ranks: RankPool, layout: str) -> None:
-    world_size, options = LAYOUTS[layout]
+@pytest.mark.parametrize("sizes", SIZES)
+def test_logits_and_greedy_tokens_equal_the_original(ranks: RankPool, sizes: str) -> None:
+    world_size, options = SIZES[sizes]
     for found in ranks.run(world_size, _differences, options):
         wrong = {case: value for case, value in found.items() if value > 1e-4}
         assert not wrong

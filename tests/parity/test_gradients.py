@@ -1,4 +1,4 @@
-"""Loss and gradients of our model against transformers' GlmForCausalLM, at every layout.
+"""Loss and gradients of our model against transformers' GlmForCausalLM, at every parallel size.
 
 Tolerance 1e-4 of a tensor's norm: both are fp32 and sum in different orders.
 """
@@ -12,7 +12,7 @@ from tests.support.ranks import RankPool
 from tests.support.tiny import TINY, Samples, train_config
 
 pytestmark = pytest.mark.dist
-LAYOUTS = {
+SIZES = {
     "tp1pp1": (1, {}),
     "tp2pp1": (2, {"tp": 2}),
     "tp1pp2": (2, {"pp": 2}),
@@ -81,11 +81,11 @@ def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float
         return loss / num_tokens, errors
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sizes", SIZES)
 def test_gradients_equal_transformers(
-    ranks: RankPool, reference: tuple[float, Path], layout: str
+    ranks: RankPool, reference: tuple[float, Path], sizes: str
 ) -> None:
-    world_size, options = LAYOUTS[layout]
+    world_size, options = SIZES[sizes]
     for loss, errors in ranks.run(world_size, _errors, options, reference[1]):
         assert loss == pytest.approx(reference[0], rel=1e-6)
         wrong = {name: error for name, error in errors.items() if not error < 1e-4}

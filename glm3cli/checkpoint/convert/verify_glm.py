@@ -27,10 +27,12 @@ from glm3cli.errors import CheckpointError, Glm3Error, StoppedError
 from glm3cli.host.memory import PrivateMemory
 from glm3cli.host.versions import versions
 
-# The largest difference between two forward passes in fp32, as a share of the largest logit (of 1,
-# if that is larger). It isn't 0, since transformers adds the products in another order: its matrix
-# products are batched, and it multiplies Q, K and V by three matrices. Such differences are about
-# 1e-6. Rows in another order or another rotation change the logits by about their own size.
+# The median of the differences between two forward passes in fp32, as a share of the largest logit
+# (of 1, if that is larger). It isn't 0, since transformers adds the products in another order: its
+# matrix products are batched, and it multiplies Q, K and V by three matrices. In 1,350 random
+# models the median was at most 4e-6. The largest difference is no measure: where a softmax is
+# nearly at a tie, it reached 4e-4. Rows in another order or another rotation change all positions
+# but the first, and by about the logits' own size.
 _TOLERANCE = 1e-4
 _TEXTS = (
     "",
@@ -104,8 +106,8 @@ def verify_logits(
         with torch.inference_mode():
             logits = model.eval()(prompt.unsqueeze(0)).logits[0]
         memory.sample()
-    difference = float((logits - expected).abs().max())
-    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):  # NaN, too
+    difference = float((logits - expected).abs().median())  # NaN if any is
+    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise _error(target, f"computes other logits than glm3 (by {difference:.2e})")
 
 

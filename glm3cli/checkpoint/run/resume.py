@@ -142,7 +142,9 @@ def load_training(
     scheduler.step(increment=0)
     if same_sizes:
         _restore_rng(loaded["rng"])
-    not_restored = [] if same_sizes else ["random generators (another layout; nothing draws them)"]
+    not_restored = (
+        [] if same_sizes else ["random generators (other parallel sizes; nothing draws them)"]
+    )
     return common["progress"], not_restored
 
 
