@@ -16,6 +16,7 @@ from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
+from glm3cli.errors import ConfigError
 from glm3cli.infer.pipeline import Pipeline
 from glm3cli.infer.sampling import Sampling, sample
 from glm3cli.model.cache import CacheWindow
@@ -135,7 +136,18 @@ class Engine:
         self._device = require_active().torch_device()
 
     def add(self, request: Request) -> int:
-        """Adds a request, and returns the number under which `results` has its continuation."""
+        """Adds a request, and returns the number under which `results` has its continuation.
+
+        Raises:
+            ConfigError: The prompt is empty, or the continuation may have no token.
+        """
+        if not request.prompt:
+            raise ConfigError("a prompt has no token, and needs at least one", "give it a text")
+        if request.max_new_tokens < 1:
+            raise ConfigError(
+                f"max_new_tokens is {request.max_new_tokens}, and must be at least 1",
+                "give the length of the longest continuation, in tokens",
+            )
         number = self._count
         self._count += 1
         self.results[number] = Generation()
@@ -246,21 +258,28 @@ class Engine:
 
         Returns:
             The continuation of each prompt, in the order of the prompts.
+
+        Raises:
+            ConfigError: A prompt is empty, or `max_new_tokens` is less than 1.
         """
         started = time.perf_counter()
-        numbers = [
-            self.add(Request(prompt, sampling, max_new_tokens, stop_ids, seed + index))
-            for index, prompt in enumerate(prompts)
-        ]
-        is_first = True
-        while not self.is_idle:
-            new = self.step()
-            if timing is not None and is_first:
-                timing.first_token = time.perf_counter() - started
-            is_first = False
-            if on_tokens is not None:
-                on_tokens([new.get(number) for number in numbers])
-        results = [self.results.pop(number) for number in numbers]
+        numbers: list[int] = []
+        try:
+            for index, prompt in enumerate(prompts):
+                request = Request(prompt, sampling, max_new_tokens, stop_ids, seed + index)
+                numbers.append(self.add(request))
+            is_first = True
+            while not self.is_idle:
+                new = self.step()
+                if timing is not None and is_first:
+                    timing.first_token = time.perf_counter() - started
+                is_first = False
+                if on_tokens is not None:
+                    on_tokens([new.get(number) for number in numbers])
+        finally:  # after Ctrl-C, too: in a notebook the next prompts are continued by this engine
+            for number in numbers:
+                self.end(number)
+            results = [self.results.pop(number) for number in numbers]
         if timing is not None:
             timing.total = time.perf_counter() - started
             timing.num_tokens = sum(len(result.token_ids) for result in results)
@@ -300,13 +319,16 @@ class Engine:
 
         Args:
             contexts: The token ids that come before; at least one each.
-            continuations: The token ids to score, one sequence for each context.
+            continuations: The token ids to score, one sequence for each context; an empty one is
+                certain, and has the log-probability 0.
 
         Returns:
             The log-probability (natural logarithm) of each continuation, and whether each of its
             tokens is the likeliest one.
         """
-        longest = max(len(continuation) for continuation in continuations)
+        longest = max((len(continuation) for continuation in continuations), default=0)
+        if longest == 0:
+            return [(0.0, True)] * len(continuations)
         rows = [[*a, *b][:-1] for a, b in zip(contexts, continuations, strict=True)]
         tokens, padding = self._pipeline.left_padded(rows)
         with self._pipeline.cached(tokens.size(1), padding), self._pipeline.keeping(longest):
@@ -314,8 +336,9 @@ class Engine:
         scores = torch.zeros((len(rows), 2), device=self._device)
         if logits is not None:
             for row, continuation in enumerate(continuations):
-                target = torch.tensor(continuation, device=logits.device)
-                logprobs = logits[row, -len(continuation) :].float().log_softmax(dim=-1)
+                target = torch.tensor(continuation, dtype=torch.long, device=logits.device)
+                first = logits.size(1) - len(continuation)
+                logprobs = logits[row, first:].float().log_softmax(dim=-1)
                 scores[row, 0] = logprobs.gather(1, target.unsqueeze(1)).sum()
                 scores[row, 1] = (logprobs.argmax(dim=-1) == target).all()
         scores = self._pipeline.from_last_stage(scores)

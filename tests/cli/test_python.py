@@ -62,6 +62,36 @@ def test_logprobs_are_transformers(project: Project) -> None:
         assert score == pytest.approx(float(logprobs.gather(1, target).sum()), abs=1e-4)
 
 
+def test_nothing_to_do_is_done(project: Project) -> None:
+    with glm3cli.open_model(project.model, **OPTIONS) as model:
+        assert model.generate([]) == []
+        assert model.logprobs([], []) == []
+        assert model.logprobs(["", "A lake"], ["", ""]) == [0, 0]
+        [alone] = model.logprobs(["A lake"], [" is"])
+        assert model.logprobs(["", "A lake"], ["", " is"]) == [0, pytest.approx(alone, abs=1e-4)]
+
+
+def test_after_an_interruption_it_starts_anew(project: Project) -> None:
+    """As in a notebook, where Ctrl-C ends a cell, and the next cell asks something else."""
+
+    def interrupt(_text: str) -> None:
+        raise KeyboardInterrupt
+
+    with glm3cli.open_model(project.model, **OPTIONS) as model:
+        [expected] = model.generate("In winter", max_new_tokens=4)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate("The lake is", max_new_tokens=8, on_text=interrupt)
+        assert model.engine.is_idle
+        assert model.engine.results == {}
+        assert model.generate("In winter", max_new_tokens=4) == [expected]
+
+
 def test_what_is_wrong_is_a_sentence(project: Project) -> None:
+    with glm3cli.open_model(project.model, **OPTIONS) as model:
+        with pytest.raises(ConfigError, match="max_new_tokens is 0, and must be at least 1"):
+            model.generate("The lake is", max_new_tokens=0)
+        with pytest.raises(ConfigError, match="a prompt has no token"):
+            model.continue_ids([[5], []], 4)
+        assert model.engine.is_idle
     with pytest.raises(ConfigError, match="can't hold --tp 1 x --pp 2"):
         glm3cli.open_model(project.model, pp=2, **OPTIONS)
