@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
+from glm3cli.errors import ConfigError
 from glm3cli.parallel.join import join
 
 # Long enough for one node to build a dataset index while the others wait.
@@ -90,10 +91,16 @@ def open_grid(config: ParallelConfig, seed: int = 0) -> Iterator[Grid]:
         This rank's place.
 
     Raises:
+        ConfigError: Groups are open in this process; megatron-core can hold one set at a time.
         DeviceError: The ranks don't find each other.
     """
     from megatron.core import parallel_state
 
+    if parallel_state.model_parallel_is_initialized():
+        raise ConfigError(
+            "a model is open in this process, and only one can be at a time",
+            "close it before you open the next",
+        )
     if not dist.is_initialized():
         join(require_active().backend, _TIMEOUT)
     try:

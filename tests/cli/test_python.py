@@ -93,5 +93,18 @@ def test_what_is_wrong_is_a_sentence(project: Project) -> None:
         with pytest.raises(ConfigError, match="a prompt has no token"):
             model.continue_ids([[5], []], 4)
         assert model.engine.is_idle
+
+
+def test_one_model_is_open_at_a_time(project: Project) -> None:
+    with glm3cli.open_model(project.model, **OPTIONS) as model:
+        expected = model.generate("In winter", max_new_tokens=2)
+        with pytest.raises(ConfigError, match="a model is open in this process"):
+            glm3cli.open_model(project.model, **OPTIONS)
+        assert model.generate("In winter", max_new_tokens=2) == expected
+    with glm3cli.open_model(project.model, **OPTIONS) as model:
+        assert model.generate("In winter", max_new_tokens=2) == expected
+
+
+def test_what_cannot_be_opened_is_a_sentence(project: Project) -> None:
     with pytest.raises(ConfigError, match="can't hold --tp 1 x --pp 2"):
         glm3cli.open_model(project.model, pp=2, **OPTIONS)
