@@ -88,7 +88,7 @@ class PreprocessConfig(Settings):
 
     build_index: Annotated[bool, Flag(panel=INDEX)] = Field(
         default=False,
-        description="Then build the sample indices of a pretraining that is told the same "
+        description="Then build the sample indices of a pretraining that is given the same "
         "--seq-length and the following.",
     )
     train_iters: Annotated[int | None, Flag(panel=INDEX)] = Field(
