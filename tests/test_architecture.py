@@ -29,7 +29,9 @@ NAMES_CHIPS = {
 CATCHES_EVERYTHING = {
     "cli/app.py",  # our own errors, which become sentences
     "checkpoint/convert/verify_glm.py",  # damaged files make transformers raise nearly anything
-    "checkpoint/run/resume.py",  # damaged files raise nearly anything
+    "checkpoint/layouts/dist.py",  # so does unpickling them
+    "checkpoint/layouts/pickles.py",  # the same
+    "checkpoint/run/resume.py",  # and megatron-core's reading
     "device/npu.py",  # so does torch_npu where a part of CANN is missing
     "parallel/storage.py",  # our own errors, which become those of all ranks
 }

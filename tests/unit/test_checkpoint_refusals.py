@@ -1,5 +1,6 @@
 """What is wrong with a checkpoint is said in a sentence, and nothing is left behind."""
 
+import enum
 import json
 import pickle
 import random
@@ -8,10 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnBackend
 from safetensors.torch import load_file, save_file
 
 from glm3cli.checkpoint.convert import transfer
 from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.checkpoint.files.manifest import MANIFEST
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.parallel import ModelParallelConfig
@@ -159,7 +162,60 @@ def test_foreign_class_in_a_rank_file(tmp_path):
 def test_foreign_class_in_the_metadata_of_dist(hf, tmp_path):
     convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
     (tmp_path / "dist/.metadata").write_bytes(pickle.dumps(Foreign()))
+    refused(tmp_path / "dist", "its SHA-256 isn't")
+    (tmp_path / "dist" / MANIFEST).unlink()
     refused(tmp_path / "dist", "builtins.print")
+
+
+class Reached:
+    """What a file could reach if it might call getattr."""
+
+    def __reduce__(self):
+        return getattr, (torch.Size, "__mro__")
+
+
+def test_getattr_in_a_file_reaches_nothing(hf, tmp_path):
+    convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
+    (tmp_path / "dist/.metadata").write_bytes(pickle.dumps(Reached()))
+    (tmp_path / "dist" / MANIFEST).unlink()
+    refused(tmp_path / "dist", "builtins.getattr")
+    mg = ranks(tmp_path)
+    path = mg / "iter_0000001/mp_rank_00/model_optim_rng.pt"
+    rewrite(path, lambda saved: saved.update(args=Reached()))
+    refused(mg, "wants to run")
+
+
+WAYS_TO_WRITE_ENUMS = {
+    "Python 3.11.2": lambda member, _protocol: (getattr, (type(member), member.name)),
+    "Python 3.12": lambda member, _protocol: (type(member), (member.value,)),
+}
+
+
+@pytest.mark.parametrize("python", WAYS_TO_WRITE_ENUMS)
+def test_enums_are_read_as_every_python_writes_them(tmp_path, monkeypatch, python):
+    mg, hf = ranks(tmp_path), write_hf(tmp_path / "hf")
+    with monkeypatch.context() as patch:
+        patch.setattr(enum.Enum, "__reduce_ex__", WAYS_TO_WRITE_ENUMS[python])
+        convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
+        path = mg / "iter_0000001/mp_rank_00/model_optim_rng.pt"
+        rewrite(path, lambda saved: vars(saved["args"]).update(backend=AttnBackend.flash))
+    assert_same(read_all(tmp_path / "dist"), read_all(hf))
+    assert_same(read_all(mg), read_all(hf))
+
+
+# What unpickling raises for these bytes: TypeError, UnicodeDecodeError, KeyError, and ValueError.
+BROKEN_PICKLES = [b"\x80\x02NNR.", b"\x8c\x01\xff.", b"\x80\x02h\x09.", b"\x80\x02\x82\x07."]
+
+
+@pytest.mark.parametrize("content", BROKEN_PICKLES)
+def test_broken_pickles(hf, tmp_path, content):
+    convert(hf, tmp_path / "dist", ConvertOptions(layout="dist"))
+    (tmp_path / "dist/.metadata").write_bytes(content)
+    (tmp_path / "dist" / MANIFEST).unlink()
+    refused(tmp_path / "dist", ".metadata is damaged")
+    mg = ranks(tmp_path)
+    (mg / "iter_0000001/mp_rank_00/model_optim_rng.pt").write_bytes(content)
+    refused(mg, "model_optim_rng.pt (is damaged|wants to run)")
 
 
 def test_truncated_dist(hf, tmp_path):

@@ -5,6 +5,8 @@ files every part of every tensor lies (torch.distributed.checkpoint.filesystem),
 One tensor holds all layers. Reading it needs neither a process group nor megatron.
 """
 
+import hashlib
+import io
 import math
 import pickle
 from dataclasses import dataclass
@@ -20,10 +22,11 @@ from glm3cli.checkpoint.cuts import from_megatron
 from glm3cli.checkpoint.files.manifest import find_manifest
 from glm3cli.checkpoint.headers import Header, TensorProblem, compare
 from glm3cli.checkpoint.layouts.embedded import MappedFile
+from glm3cli.checkpoint.layouts.pickles import enum_member
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
 from glm3cli.checkpoint.source import StoredSource, config_of
-from glm3cli.errors import CheckpointError
+from glm3cli.errors import CheckpointError, StoppedError
 
 # How the keys of a training run's other state begin.
 _TRAINING = ("optimizer", "chained_", "rng", "opt_param_scheduler", "rerun_state")
@@ -61,6 +64,8 @@ class _MetadataReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in _NAMES.get(module, ()):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return enum_member
         if module.startswith("megatron.core.dist_checkpointing."):
             return _Unread
         raise pickle.UnpicklingError(f"{module}.{name}")
@@ -103,7 +108,7 @@ class DistSource(StoredSource):
 
     def __init__(self, location: Location) -> None:
         super().__init__(location, config_of(location))
-        metadata = _read_metadata(self.path / ".metadata")
+        metadata = _read_metadata(self.path / ".metadata", self._digest_of(".metadata"))
         tensors = {
             name: value
             for name, value in metadata.state_dict_metadata.items()
@@ -116,6 +121,16 @@ class DistSource(StoredSource):
         self._parts = _parts_of(metadata, tensors)
         self._mapped: dict[str, MappedFile] = {}
         self.problems = self._check()
+
+    def _digest_of(self, name: str) -> str | None:
+        """Returns the SHA-256 of a file according to the manifest; None if that isn't known."""
+        noted = find_manifest(self.path, self.path)
+        if noted is None:
+            return None
+        folder, manifest = noted
+        place = (self.path / name).resolve().relative_to(folder.resolve()).as_posix()
+        entry = manifest.files.get(place)
+        return entry.sha256 if entry else None
 
     def _check(self) -> list[TensorProblem]:
         """Returns the problems with the checkpoint's files and with the tensors they hold."""
@@ -216,16 +231,26 @@ def _is_stacked(name: str) -> bool:
     return not any(part.isdecimal() for part in name.split("."))
 
 
-def _read_metadata(path: Path) -> Metadata:
+def _read_metadata(path: Path, digest: str | None) -> Metadata:
     """Reads a `.metadata` file.
+
+    Args:
+        path: The file.
+        digest: The SHA-256 that it should have, in hexadecimal digits; None if that isn't known.
 
     Raises:
         CheckpointError: The file is damaged, or refers to a class that such files don't need.
+        StoppedError: The process received SIGTERM.
     """
     try:
-        with path.open("rb") as file:
-            metadata = _MetadataReader(file).load()
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
+        content = path.read_bytes()
+        # A damaged pickle can ask for more memory than there is, which would end the process.
+        if digest not in (None, hashlib.sha256(content).hexdigest()):
+            raise pickle.UnpicklingError(f"its SHA-256 isn't {digest}")
+        metadata = _MetadataReader(io.BytesIO(content)).load()
+    except StoppedError:
+        raise
+    except Exception as error:  # unpickling raises nearly anything
         raise CheckpointError(
             f"{path} is damaged or wants a class that checkpoints don't need: {error}",
             "use another checkpoint",

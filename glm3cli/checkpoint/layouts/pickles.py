@@ -6,6 +6,7 @@ Megatron's enums. Every other class is refused, and the message names it.
 """
 
 import argparse
+import enum
 import pickle
 import re
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 import numpy
 import torch
 
-from glm3cli.errors import CheckpointError
+from glm3cli.errors import CheckpointError, StoppedError
 
 # Enums that the saved arguments of Megatron and ModelLink contain. They are replaced by stand-ins,
 # so that neither program is imported.
@@ -40,6 +41,27 @@ class ForeignEnum:
         self.value = value
 
 
+def enum_member(kind: Any, name: Any) -> Any:
+    """Returns a member of an enum; it stands for `getattr` in files that are loaded.
+
+    Early releases of Python 3.11, such as the 3.11.2 of Debian 12, write a member as
+    `getattr(kind, name)`, and all others as `kind(value)`. Whatever else getattr could reach is
+    refused.
+
+    Args:
+        kind: An enum, or `ForeignEnum`, whose value is then the member's name.
+        name: The name of the member.
+
+    Raises:
+        pickle.UnpicklingError: `kind` is no enum, or has no member of this name.
+    """
+    if kind is ForeignEnum:
+        return ForeignEnum(name)
+    if isinstance(kind, enum.EnumType) and name in kind.__members__:
+        return kind.__members__[name]
+    raise pickle.UnpicklingError("Trying to call builtins.getattr")
+
+
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Returns the classes that files may build, in the form that torch's `safe_globals` takes."""
     from numpy._core.multiarray import _reconstruct
@@ -49,6 +71,7 @@ def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [
         argparse.Namespace,
         *((ForeignEnum, name) for name in _FOREIGN_ENUMS),
+        (enum_member, "builtins.getattr"),
         *names,
         numpy.ndarray,
         numpy.dtype,
@@ -64,6 +87,7 @@ def load(path: Path) -> Any:
 
     Raises:
         CheckpointError: The file is damaged or wants a class that isn't allowed.
+        StoppedError: The process received SIGTERM.
     """
     try:
         with torch.serialization.safe_globals(_allowed()):
@@ -72,7 +96,9 @@ def load(path: Path) -> Any:
             )
     except PermissionError:
         raise CheckpointError(f"{path} may not be read", "change its permissions") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except StoppedError:
+        raise
+    except Exception as error:  # unpickling raises nearly anything
         raise _refusal(path, error) from None
 
 
