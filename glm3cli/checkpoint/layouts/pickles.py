@@ -64,9 +64,9 @@ def enum_member(kind: Any, name: Any) -> Any:
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Returns the classes that files may build, in the form that torch's `safe_globals` takes."""
-    from numpy._core.multiarray import _reconstruct
-
-    names = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    # What builds an array; numpy 1 and 2 have it in modules of different names.
+    build = numpy.empty(0).__reduce__()[0]
+    names = [(build, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     numbers = [type(numpy.dtype(kind)) for kind in ("u1", "u4", "u8", "i4", "i8", "f4", "f8")]
     return [
         argparse.Namespace,
@@ -89,8 +89,9 @@ def load(path: Path) -> Any:
         CheckpointError: The file is damaged or wants a class that isn't allowed.
         StoppedError: The process received SIGTERM.
     """
+    allowed = _allowed()
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(allowed):
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
