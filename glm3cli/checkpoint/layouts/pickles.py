@@ -65,7 +65,7 @@ def enum_member(kind: Any, name: Any) -> Any:
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Returns the classes that files may build, in the form that torch's `safe_globals` takes."""
     # What builds an array; numpy 1 and 2 have it in modules of different names.
-    build = numpy.empty(0).__reduce__()[0]
+    build: Any = numpy.empty(0).__reduce__()[0]
     names = [(build, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     numbers = [type(numpy.dtype(kind)) for kind in ("u1", "u4", "u8", "i4", "i8", "f4", "f8")]
     return [
