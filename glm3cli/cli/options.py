@@ -28,8 +28,8 @@ def command(
 ) -> Callable[[Callable[[Config], None]], Callable[[Config], None]]:
     """Returns a decorator that registers `function(config)` on `app` as the command `name`.
 
-    The command's parameters are the fields of `config` and `--config FILE`; the function is called
-    with the checked config. Its docstring is the first part of the help text.
+    The command's parameters are the option fields of `config` and `--config FILE`; the function is
+    called with the checked config. Its docstring is the first part of the help text.
 
     Args:
         app: The program or group that gets the command.
@@ -47,7 +47,7 @@ def command(
             }
             function(config.parse(given))
 
-        parameters = [_parameter(config, key) for key in config.model_fields]
+        parameters = [_parameter(config, key) for key in config.option_fields()]
         run.__signature__ = inspect.Signature([*parameters, _config_file()])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [*parameters, _config_file()]}
         run.__doc__ = _TAG.sub(r"\\[", function.__doc__ or "")

@@ -5,15 +5,15 @@ import typer
 from glm3cli.cli.epilogs import TRAIN
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import progress_lines
-from glm3cli.config.training import TrainConfig
+from glm3cli.config.training import FinetuneConfig, PretrainConfig, TrainConfig
 from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 
 
 def register(app: typer.Typer) -> None:
     """Adds both commands to `app`."""
 
-    @command(app, TrainConfig, "pretrain", epilog=TRAIN)
-    def pretrain(config: TrainConfig) -> None:
+    @command(app, PretrainConfig, "pretrain", epilog=TRAIN)
+    def pretrain(config: PretrainConfig) -> None:
         """Train on text: every token of `preprocess --handler text` files.
 
         torchrun --nproc_per_node 8 -m glm3cli pretrain --model MODEL --data PREFIX --save RUN
@@ -21,8 +21,8 @@ def register(app: typer.Typer) -> None:
         """
         _train(config, TEXT)
 
-    @command(app, TrainConfig, "finetune", epilog=TRAIN)
-    def finetune(config: TrainConfig) -> None:
+    @command(app, FinetuneConfig, "finetune", epilog=TRAIN)
+    def finetune(config: FinetuneConfig) -> None:
         """Train on answers: `preprocess --handler instruction` or `chat` files.
 
         torchrun --nproc_per_node 8 -m glm3cli finetune --model MODEL --data PREFIX --save RUN

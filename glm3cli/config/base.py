@@ -8,7 +8,7 @@ A config class is the single source of an option: its field gives the name (`seq
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,6 +26,7 @@ class Flag:
         panel: The heading under which `--help` lists the option.
         metavar: The placeholder that `--help` shows for the value.
         name: The option's name if it differs from the field's (`json`, which pydantic has taken).
+        only: The one command that has the option, of those that share the config; None if all do.
     """
 
     aliases: tuple[str, ...] = ()
@@ -33,13 +34,20 @@ class Flag:
     panel: str | None = None
     metavar: str | None = None
     name: str | None = None
+    only: str | None = None
 
 
 class Settings(BaseModel):
     """The base class of all configs: frozen and strict, and it refuses unknown keys.
 
     The description of each field is its help text on the command line.
+
+    Attributes:
+        command: The command whose options these are, where some of the fields are options of one
+            command alone.
     """
+
+    command: ClassVar[str | None] = None
 
     model_config = ConfigDict(
         frozen=True,
@@ -56,15 +64,20 @@ class Settings(BaseModel):
         flag = next((item for item in metadata if isinstance(item, Flag)), Flag())
         return replace(flag, name=flag.name or field)
 
+    @classmethod
+    def option_fields(cls) -> list[str]:
+        """Returns the names of the fields that are options or arguments of the command."""
+        return [name for name in cls.model_fields if cls.flag_of(name).only in (None, cls.command)]
+
     def to_options(self) -> dict[str, Any]:
         """Returns the values by their options' names, as a `--config` file has them.
 
         Positional arguments are left out. All values are those that JSON knows.
         """
+        values = self.model_dump(mode="json")
+        flags = {field: self.flag_of(field) for field in self.option_fields()}
         return {
-            str(self.flag_of(field).name): value
-            for field, value in self.model_dump(mode="json").items()
-            if not self.flag_of(field).positional
+            str(flag.name): values[field] for field, flag in flags.items() if not flag.positional
         }
 
     @classmethod

@@ -1,225 +1,18 @@
-"""`TrainConfig`: all options of a training run, in one class per concern.
+"""`TrainConfig`: all options of a training run, put together from the classes in `options`.
 
 `TrainConfig` inherits from all of these classes, so that its fields are flat, as in run.yaml.
 """
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
-
-from pydantic import Field, model_validator
-
-from glm3cli.config.base import Flag, Settings
-from glm3cli.config.model import DType, ModelConfig
-from glm3cli.config.parallel import PANEL as PARALLEL
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.options.data import DataOptions
+from glm3cli.config.options.megatron import MegatronOptions
+from glm3cli.config.options.optimizer import OptimizerOptions
+from glm3cli.config.options.planning import PlanOptions
+from glm3cli.config.options.reporting import ReportOptions
+from glm3cli.config.options.run import RunOptions
+from glm3cli.config.options.start import StartOptions
 from glm3cli.config.parallel import ParallelConfig
-from glm3cli.config.planning import PlanOptions
-from glm3cli.config.reporting import ReportOptions
 from glm3cli.errors import ConfigError
-
-MODEL, DATA, OPTIMIZER, RUN = "Model", "Data", "Optimizer", "Run"
-
-
-class StartOptions(Settings):
-    """The options for the weights that a training starts from, and for their type."""
-
-    model: Annotated[Path | None, Flag(panel=MODEL)] = Field(
-        default=None, description="Model folder in any layout, or a training run's folder."
-    )
-    from_scratch: Annotated[bool, Flag(panel=MODEL)] = Field(
-        default=False, description="Start from random weights of the shape --model-config."
-    )
-    shape: Annotated[str | None, Flag(name="model_config", panel=MODEL, metavar="6b|tiny|FILE")] = (
-        Field(default=None, description="Shape for --from-scratch: a preset or a config.json.")
-    )
-    init_method_std: Annotated[float, Flag(panel=MODEL)] = Field(
-        default=0.01, gt=0, description="Standard deviation of random weights."
-    )
-    tokenizer: Annotated[Path | None, Flag(panel=MODEL)] = Field(
-        default=None, description="Folder or tokenizer.model; default: the one in --model."
-    )
-    dtype: Annotated[DType, Flag(panel=MODEL)] = Field(
-        default="bf16", description="Type of weights and activations; the optimizer keeps fp32."
-    )
-
-    @model_validator(mode="after")
-    def _check_start(self) -> Self:
-        if self.from_scratch == (self.model is not None):
-            raise ValueError("give either --model MODEL or --from-scratch --model-config SHAPE")
-        if self.from_scratch and self.shape is None:
-            raise ValueError("--from-scratch needs --model-config 6b, tiny, or a config.json")
-        if not self.from_scratch and self.shape is not None:
-            raise ValueError(
-                "--model-config goes with --from-scratch; --model brings its own shape"
-            )
-        return self
-
-
-class DataOptions(Settings):
-    """The options for the training data, and for how much of it a step takes."""
-
-    data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
-        min_length=1,
-        description="Prefix of preprocessed files, or a raw file or folder (parquet, jsonl, json, "
-        "csv, arrow, txt); repeat as WEIGHT:PREFIX to blend, or give a YAML file with a list.",
-    )
-    data_cache: Annotated[Path | None, Flag(panel=DATA)] = Field(
-        default=None,
-        description="Folder for raw --data once it is preprocessed; default: data in --save.",
-    )
-    split: Annotated[str, Flag(panel=DATA)] = Field(
-        default="949,50,1",
-        pattern=r"^\d+(\.\d+)?(,\d+(\.\d+)?){2}$",
-        description="Proportions of training, validation, and test documents.",
-    )
-    seq_length: Annotated[int, Flag(panel=DATA)] = Field(
-        default=2048, ge=2, description="Tokens of one sample."
-    )
-    micro_batch_size: Annotated[int, Flag(panel=DATA)] = Field(
-        default=1, ge=1, description="Samples that one rank runs at once."
-    )
-    global_batch_size: Annotated[int, Flag(panel=DATA)] = Field(
-        default=8, ge=1, description="Samples of one optimizer step, over all ranks."
-    )
-    shared_storage: Annotated[bool, Flag(panel=DATA)] = Field(
-        default=True, description="Accepted; every machine looks at its own disk anyway."
-    )
-
-
-class OptimizerOptions(Settings):
-    """The options of AdamW, of the learning-rate schedule, and of fp16's loss scale."""
-
-    train_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(ge=1, description="Optimizer steps.")
-    lr: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=1e-5, gt=0, description="Highest learning rate."
-    )
-    min_lr: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=0.0, ge=0, description="Learning rate at the end of the decay."
-    )
-    lr_decay_style: Annotated[
-        Literal["constant", "linear", "cosine", "inverse-square-root"], Flag(panel=OPTIMIZER)
-    ] = Field(default="cosine", description="Shape of the decay.")
-    lr_warmup_fraction: Annotated[float | None, Flag(panel=OPTIMIZER)] = Field(
-        default=None, ge=0, lt=1, description="Share of the steps with a rising learning rate."
-    )
-    lr_warmup_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(
-        default=0, ge=0, description="Steps with a rising learning rate."
-    )
-    weight_decay: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=0.1, ge=0, description="Decoupled weight decay; norms and biases are exempt."
-    )
-    clip_grad: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=1.0, ge=0, description="Largest gradient norm; 0 doesn't clip."
-    )
-    adam_beta1: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=0.9, ge=0, lt=1, description="Decay of the first moment."
-    )
-    adam_beta2: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=0.95, ge=0, lt=1, description="Decay of the second moment."
-    )
-    adam_eps: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=1e-8, gt=0, description="Added to the root of the second moment."
-    )
-    initial_loss_scale: Annotated[float, Flag(panel=OPTIMIZER)] = Field(
-        default=4096.0, ge=1, description="First loss scale of fp16 training."
-    )
-
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        if self.min_lr > self.lr:
-            raise ValueError(f"--min-lr {self.min_lr} is above --lr {self.lr}")
-        if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
-            raise ValueError("give --lr-warmup-fraction or --lr-warmup-iters, not both")
-        if self.lr_warmup_iters >= self.train_iters:
-            raise ValueError(
-                f"--lr-warmup-iters {self.lr_warmup_iters} must be below --train-iters "
-                f"{self.train_iters}"
-            )
-        return self
-
-
-class MegatronOptions(Settings):
-    """The options by which megatron-core saves memory and overlaps communication."""
-
-    sequence_parallel: Annotated[bool, Flag(panel=PARALLEL)] = Field(
-        default=True, description="Split activations between tensor parallel layers (tp > 1)."
-    )
-    distributed_optimizer: Annotated[
-        bool, Flag(aliases=("--use-distributed-optimizer",), panel=PARALLEL)
-    ] = Field(default=True, description="Spread optimizer state over data parallel ranks (dp > 1).")
-    overlap_grad_reduce: Annotated[bool, Flag(panel=PARALLEL)] = Field(
-        default=False, description="Reduce gradients while the backward pass runs."
-    )
-    overlap_param_gather: Annotated[bool, Flag(panel=PARALLEL)] = Field(
-        default=False, description="Gather weights while the forward pass runs."
-    )
-    recompute: Annotated[Literal["none", "selective", "full"], Flag(panel=PARALLEL)] = Field(
-        default="none", description="Recompute attention, or whole layers, in the backward pass."
-    )
-    recompute_method: Annotated[Literal["uniform", "block"], Flag(panel=PARALLEL)] = Field(
-        default="uniform",
-        description="Of --recompute full: keep the input of every group of --recompute-num-layers "
-        "layers (uniform), or recompute that many layers of a stage and no more (block).",
-    )
-    recompute_num_layers: Annotated[int, Flag(panel=PARALLEL)] = Field(
-        default=1, ge=1, description="Layers of --recompute-method."
-    )
-
-    @model_validator(mode="after")
-    def _check_overlap(self) -> Self:
-        if self.overlap_param_gather and not (
-            self.overlap_grad_reduce and self.distributed_optimizer
-        ):
-            raise ValueError(
-                "--overlap-param-gather needs --overlap-grad-reduce and --distributed-optimizer"
-            )
-        return self
-
-
-class RunOptions(Settings):
-    """The options for a run's folder, its checkpoints, its validation, and its log."""
-
-    save: Annotated[Path, Flag(panel=RUN)] = Field(description="Folder of the run.")
-    save_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
-        default=None, ge=1, description="Steps between checkpoints; one is written at the end too."
-    )
-    async_save: Annotated[bool, Flag(panel=RUN)] = Field(
-        default=True, description="Write checkpoints while training goes on."
-    )
-    exit_duration: Annotated[float | None, Flag(panel=RUN)] = Field(
-        default=None,
-        gt=0,
-        description="Minutes after which the run saves and ends (exit code 143).",
-    )
-    max_skipped: Annotated[int, Flag(panel=RUN)] = Field(
-        default=50, ge=1, description="Skipped steps in a row (overflow, NaN) that end the run."
-    )
-    rollback_on_nan: Annotated[bool, Flag(panel=RUN)] = Field(
-        default=False,
-        description="Where a loss or gradient is NaN, go back to the newest checkpoint and leave "
-        "the batch out.",
-    )
-    keep_last: Annotated[int | None, Flag(panel=RUN)] = Field(
-        default=None, ge=1, description="Keep only this many newest checkpoints."
-    )
-    resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT")] = Field(
-        default="auto", description="auto continues the run in --save if it has a checkpoint."
-    )
-    deterministic: Annotated[bool, Flag(panel=RUN)] = Field(
-        default=False,
-        description="The same bits in every run at the same parallel sizes; slower on some chips.",
-    )
-    seed: Annotated[int, Flag(panel=RUN)] = Field(
-        default=1234, ge=0, description="Seed of random weights and of the data order."
-    )
-    eval_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
-        default=None, ge=1, description="Steps between validations."
-    )
-    eval_iters: Annotated[int, Flag(panel=RUN)] = Field(
-        default=10, ge=1, description="Batches of one validation."
-    )
-    log_interval: Annotated[int, Flag(panel=RUN)] = Field(
-        default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
-    )
 
 
 class TrainConfig(
@@ -232,7 +25,11 @@ class TrainConfig(
     StartOptions,
     PlanOptions,
 ):
-    """All options of a training run: those of `glm3 pretrain` and of `glm3 finetune`."""
+    """The options of both trainings, `glm3 pretrain` and `glm3 finetune`.
+
+    An option that one of them alone has is a field here as well, with a default that changes
+    nothing, so that the rest of the code needn't ask which command it serves.
+    """
 
     @property
     def dp(self) -> int:
@@ -344,3 +141,15 @@ class TrainConfig(
                 "rank",
                 "use a --cp that divides num_attention_heads / tp",
             )
+
+
+class PretrainConfig(TrainConfig):
+    """The options of `glm3 pretrain`."""
+
+    command = "pretrain"
+
+
+class FinetuneConfig(TrainConfig):
+    """The options of `glm3 finetune`."""
+
+    command = "finetune"

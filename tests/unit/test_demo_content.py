@@ -5,8 +5,9 @@ import dataclasses
 
 import pytest
 
+from glm3cli.config.options.data import DataOptions
+from glm3cli.config.options.optimizer import OptimizerOptions
 from glm3cli.config.parallel import ModelParallelConfig
-from glm3cli.config.training import DataOptions, OptimizerOptions
 from glm3cli.data.tokens.chat import Message, build_sample
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content, quiz

@@ -232,3 +232,31 @@ def test_a_help_text_ends_with_the_epilog():
 def test_prose_flows_and_code_stays():
     assert flowing("a\nb\n\n    c\n    d\ne\nf") == "a b\n\n    c\n    d\ne f"
     assert flowing("see:\n- a\n- b\n  c\n") == "see:\n- a\n- b c"
+
+
+class Shared(Settings):
+    """The options of two commands, one of them with an option of its own."""
+
+    steps: int = Field(default=1)
+    rank: Annotated[int, Flag(only="tune")] = Field(default=0)
+
+
+class Tune(Shared):
+    command = "tune"
+
+
+class Read(Shared):
+    command = "read"
+
+
+def test_an_option_of_one_command_is_unknown_to_the_other(write):
+    app, got = typer.Typer(), []
+    for config in (Tune, Read):
+        command(app, config, config.command)(got.append)
+    file = str(write("steps: 2\nrank: 3\n"))
+    for given in (["--steps", "2", "--rank", "3"], ["--config", file]):
+        assert runner.invoke(app, ["tune", *given]).exit_code == 0
+        assert runner.invoke(app, ["read", *given]).exit_code != 0
+    assert got == [Tune(steps=2, rank=3)] * 2
+    assert got[0].to_options() == {"steps": 2, "rank": 3}
+    assert Read().to_options() == {"steps": 1}

@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from glm3cli.config.reporting import Tool
+from glm3cli.config.options.reporting import Tool
 from glm3cli.errors import ConfigError
 
 PROJECT = "glm3"

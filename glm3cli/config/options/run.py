@@ -1,0 +1,57 @@
+"""`RunOptions`: a run's folder, its checkpoints, its validation, and its log."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from glm3cli.config.base import Flag, Settings
+
+RUN = "Run"
+
+
+class RunOptions(Settings):
+    """The options for a run's folder, its checkpoints, its validation, and its log."""
+
+    save: Annotated[Path, Flag(panel=RUN)] = Field(description="Folder of the run.")
+    save_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
+        default=None, ge=1, description="Steps between checkpoints; one is written at the end too."
+    )
+    async_save: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=True, description="Write checkpoints while training goes on."
+    )
+    exit_duration: Annotated[float | None, Flag(panel=RUN)] = Field(
+        default=None,
+        gt=0,
+        description="Minutes after which the run saves and ends (exit code 143).",
+    )
+    max_skipped: Annotated[int, Flag(panel=RUN)] = Field(
+        default=50, ge=1, description="Skipped steps in a row (overflow, NaN) that end the run."
+    )
+    rollback_on_nan: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=False,
+        description="Where a loss or gradient is NaN, go back to the newest checkpoint and leave "
+        "the batch out.",
+    )
+    keep_last: Annotated[int | None, Flag(panel=RUN)] = Field(
+        default=None, ge=1, description="Keep only this many newest checkpoints."
+    )
+    resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT")] = Field(
+        default="auto", description="auto continues the run in --save if it has a checkpoint."
+    )
+    deterministic: Annotated[bool, Flag(panel=RUN)] = Field(
+        default=False,
+        description="The same bits in every run at the same parallel sizes; slower on some chips.",
+    )
+    seed: Annotated[int, Flag(panel=RUN)] = Field(
+        default=1234, ge=0, description="Seed of random weights and of the data order."
+    )
+    eval_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
+        default=None, ge=1, description="Steps between validations."
+    )
+    eval_iters: Annotated[int, Flag(panel=RUN)] = Field(
+        default=10, ge=1, description="Batches of one validation."
+    )
+    log_interval: Annotated[int, Flag(panel=RUN)] = Field(
+        default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
+    )
