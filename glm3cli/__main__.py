@@ -17,7 +17,11 @@ def main() -> None:
 
     gc.freeze()
     gc.enable()
-    run()
+    try:
+        run()
+    finally:
+        # The process ends: half a second would go into looking through torch's objects once more.
+        gc.freeze()
 
 
 if __name__ == "__main__":  # dist_checkpointing spawns workers that import this module again

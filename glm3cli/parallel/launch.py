@@ -59,6 +59,7 @@ from typing import Any
 
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.errors import Glm3Error
+from glm3cli.host.imports import large_imports
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch's launcher for each rank
 _OURS = "GLM3_LAUNCHED"  # set by us: the launcher shows what the ranks hand over
@@ -94,9 +95,10 @@ def run_here(config: LaunchConfig) -> bool:
     if config.nproc is not None and "RANK" not in os.environ:
         _launch(config.nproc, config.max_restarts)
         return False
-    from glm3cli.device import select
+    with large_imports():
+        from glm3cli.device import select
 
-    select(config.device).activate()
+        select(config.device).activate()
     return True
 
 
