@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data.preprocess.json_array import read_json_array
+from glm3cli.data.preprocess.readers.json_array import read_json_array
 from glm3cli.errors import DataError
 
 json_values = st.recursive(

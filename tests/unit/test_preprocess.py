@@ -20,7 +20,7 @@ from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
 from glm3cli.data.indexed import IndexedWriter
-from glm3cli.data.preprocess import tables
+from glm3cli.data.preprocess.readers import tables
 from glm3cli.data.preprocess.run import PreprocessProgress, preview
 from glm3cli.data.preprocess.statistics import histogram
 from glm3cli.errors import DataError

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from glm3cli.data.preprocess import chunks
+from glm3cli.data.preprocess.readers import chunks
 from glm3cli.errors import ConfigError, DataError
 from tests.support.preprocess_runs import outputs, run, write_lines
 from tests.support.tiny import TINY

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess import chunks
 from glm3cli.data.preprocess import output as output_module
+from glm3cli.data.preprocess.readers import chunks
 from glm3cli.data.preprocess.run import PreprocessProgress, preprocess
 from glm3cli.errors import DataError
 from tests.support import preprocessing

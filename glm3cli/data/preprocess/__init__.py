@@ -2,7 +2,7 @@
 
 Begin with `run`: `preprocess` is a whole run. The data passes these modules in turn:
 
-- `sources` (with `tables` and `json_array`) reads files as `chunks` of rows.
+- `readers` read files of every format as chunks of rows.
 - `workers` encodes chunks in several processes. There `handlers` choose a function of `rows`, which
   turns a row into texts or messages, and encode the result with `tokens`.
 - `output` appends the documents to files and saves a `note`, with which a killed run is resumed.

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess.chunks import Chunk
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.handlers import Document, Handler, Ids, build_handler
+from glm3cli.data.preprocess.readers.chunks import Chunk
+from glm3cli.data.preprocess.readers.sources import parse_line, rows_of
 from glm3cli.data.preprocess.rows import RowError
-from glm3cli.data.preprocess.sources import parse_line, rows_of
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from glm3cli.data.preprocess import chunks
-from glm3cli.data.preprocess.chunks import (
+from glm3cli.data.preprocess.readers import chunks
+from glm3cli.data.preprocess.readers.chunks import (
     Chunk,
     ColumnChooser,
     columns_to_read,

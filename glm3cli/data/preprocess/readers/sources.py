@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, Literal
 
 from glm3cli.config.preprocess import PIPE
 from glm3cli.data.files import format_of
-from glm3cli.data.preprocess import chunks
-from glm3cli.data.preprocess.chunks import (
+from glm3cli.data.preprocess.readers import chunks
+from glm3cli.data.preprocess.readers.chunks import (
     Chunk,
     ColumnChooser,
     Damage,
@@ -25,8 +25,8 @@ from glm3cli.data.preprocess.chunks import (
     damage_as_data_error,
     group_rows,
 )
-from glm3cli.data.preprocess.json_array import read_json_array
-from glm3cli.data.preprocess.tables import read_group, read_tables
+from glm3cli.data.preprocess.readers.json_array import read_json_array
+from glm3cli.data.preprocess.readers.tables import read_group, read_tables
 from glm3cli.errors import DataError
 
 
