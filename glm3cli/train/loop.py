@@ -142,9 +142,9 @@ class Trainer:
             return 0
         train_step = self.parts.train_step
         with train_step.phases.phase("validation"):
-            loss = train_step.validate(self.parts.valid, self.config.eval_iters, self.stop)
-        if loss is not None:
-            self.metrics.validation(self.state.iteration, loss)
+            totals = train_step.validate(self.parts.valid, self.config.eval_iters, self.stop)
+        if totals is not None:
+            self.metrics.validation(self.state.iteration, totals.mean_loss, totals.means())
         return self.stop.agreed()
 
     def _end(self) -> None:

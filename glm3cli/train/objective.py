@@ -17,7 +17,8 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.samples.loader import Batch
 
 # What megatron-core's schedule needs for a micro-batch on the last stage: the value to
-# differentiate, the number of trained tokens, and a report, whose `sums` the train step adds up.
+# differentiate, the number by whose sum the gradients are divided, and a report. For `loss` and for
+# each of the objective's `metrics` it has a sum and a count, which the train step adds up.
 Losses = tuple[Tensor, Tensor, dict[str, Tensor]]
 LossFunction = Callable[[Tensor], Losses]
 
@@ -28,6 +29,13 @@ class Objective(Protocol):
     @property
     def loss_divisor(self) -> float:
         """The divisor of the losses while gradients are computed; the train step undoes it."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the means that are reported beside the loss, the same on every rank.
+
+        A name is GROUP/NAME, such as `rewards/chosen`. report.html has one chart for each group.
+        """
 
     def forward(
         self, batches: Iterator[Batch], chunk: torch.nn.Module
@@ -51,9 +59,11 @@ class NextTokenLoss:
         loss_divisor: The divisor of the losses while gradients are computed. The loss of a
             micro-batch is a sum; the divisor brings it near the mean, so that fp16 gradients don't
             overflow. It is a power of two, so that nothing is rounded differently.
+        metrics: No further means.
     """
 
     loss_divisor: float
+    metrics: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: TrainConfig) -> "NextTokenLoss":
@@ -93,5 +103,5 @@ class NextTokenLoss:
         """
         total = (losses.float() * mask).sum()
         num_tokens = mask.sum().to(torch.int)
-        sums = torch.stack([total.detach(), num_tokens.to(total.dtype)])
-        return total / self.loss_divisor, num_tokens, {"sums": sums}
+        report = torch.stack([total.detach(), num_tokens.to(total.dtype)])
+        return total / self.loss_divisor, num_tokens, {"loss": report}

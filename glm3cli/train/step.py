@@ -16,6 +16,7 @@ from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import Objective
 from glm3cli.train.progress.phases import Phases
 from glm3cli.train.progress.state import StepOutcome
+from glm3cli.train.progress.totals import Totals
 from glm3cli.train.signals import StopFlag
 
 
@@ -93,7 +94,8 @@ class TrainStep:
             DataError: A sample doesn't fit the model.
         """
         with self.phases.phase("forward_backward"):
-            loss, num_tokens = self.forward_backward(loader, consumed)
+            totals = self.forward_backward(loader, consumed)
+        loss = totals.mean_loss
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.phases.phase("optimizer"):
@@ -105,13 +107,14 @@ class TrainStep:
         if updated:
             self.scheduler.step(increment=loader.global_batch_size)
         return StepOutcome(
-            loss=loss / max(num_tokens, 1),
-            num_tokens=num_tokens,
+            loss=loss,
+            num_tokens=totals.count,
             grad_norm=float(grad_norm or 0.0),
             loss_scale=loss_scale,
             lr=lr,
             skipped=not updated,
             is_overflow=not updated and self._has_loss_scale and math.isfinite(loss),
+            means=totals.means(),
         )
 
     @property
@@ -133,7 +136,7 @@ class TrainStep:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return not int(flag)
 
-    def forward_backward(self, loader: Loader, consumed: int) -> tuple[float, int]:
+    def forward_backward(self, loader: Loader, consumed: int) -> Totals:
         """Computes the gradient of one global batch, into the parameters' `main_grad`.
 
         Args:
@@ -141,7 +144,7 @@ class TrainStep:
             consumed: The number of samples that all steps before have taken.
 
         Returns:
-            The sum of the losses of the global batch's trained tokens, and their number.
+            What the objective reports of the global batch.
 
         Raises:
             DataError: A sample doesn't fit the model.
@@ -154,8 +157,8 @@ class TrainStep:
 
     def validate(
         self, loader: Loader, num_batches: int, stop: StopFlag | None = None
-    ) -> float | None:
-        """Computes the mean loss of the first global batches, without training on them.
+    ) -> Totals | None:
+        """Computes the loss of the first global batches, without training on them.
 
         Args:
             loader: Cuts the samples for validation into this rank's micro-batches.
@@ -163,26 +166,23 @@ class TrainStep:
             stop: The request to stop that ends the validation early; None asks nobody.
 
         Returns:
-            The mean loss over all trained tokens; None if `stop` has ended the validation.
+            What the objective reports of them together; None if `stop` has ended the validation.
 
         Raises:
             DataError: A sample doesn't fit the model.
         """
         for chunk in self.chunks:
             chunk.eval()
-        total, num_tokens = 0.0, 0
+        totals = self._totals([])
         with torch.no_grad():
             for batch in range(num_batches):
                 if stop is not None and stop.is_ending():
                     return None
                 consumed = batch * loader.global_batch_size
-                loss, tokens = self._run_schedule(loader, consumed, forward_only=True)
-                total, num_tokens = total + loss, num_tokens + tokens
-        return total / max(num_tokens, 1)
+                totals += self._run_schedule(loader, consumed, forward_only=True)
+        return totals
 
-    def _run_schedule(
-        self, loader: Loader, consumed: int, *, forward_only: bool
-    ) -> tuple[float, int]:
+    def _run_schedule(self, loader: Loader, consumed: int, *, forward_only: bool) -> Totals:
         """Puts one global batch through megatron-core's pipeline schedule.
 
         Args:
@@ -191,7 +191,7 @@ class TrainStep:
             forward_only: Whether to leave the backward passes out.
 
         Returns:
-            The sum of the losses of the global batch's trained tokens, and their number.
+            What the objective reports of the global batch.
         """
         num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
@@ -205,26 +205,25 @@ class TrainStep:
             micro_batch_size=self.micro_batch_size,
             forward_only=forward_only,
         )
-        return self._sum(reports)
+        return self._totals(reports)
 
-    def _sum(self, reports: list[dict[str, Tensor]]) -> tuple[float, int]:
+    def _totals(self, reports: list[dict[str, Tensor]]) -> Totals:
         """Adds up the reports of the micro-batches over all ranks; all must call it.
 
         Args:
-            reports: The objective's report of each micro-batch of this rank, whose `sums` are the
-                sum of the losses and the number of tokens; empty before the last stage.
-
-        Returns:
-            The sum of the losses, and the number of tokens.
+            reports: The objective's report of each micro-batch of this rank: a sum and a count by
+                name, where names without any may be missing; empty before the last stage.
         """
+        names = ("loss", *self.objective.metrics)
+        table = torch.zeros(len(names), 2, dtype=torch.float64)
         # The last stage knows the losses, every tensor parallel rank of it the same ones.
-        totals = torch.zeros(2, dtype=torch.float64)
         if self.grid.is_last_stage and self.grid.tp_rank == 0:
             for report in reports:
-                totals += report["sums"].to("cpu", torch.float64)
-        totals = totals.to(next(self.chunks[0].parameters()).device)
+                for name, part in report.items():
+                    table[names.index(name)] += part.to("cpu", torch.float64)
+        table = table.to(next(self.chunks[0].parameters()).device)
         # Gathered, not reduced: not every backend reduces fp64, and fp32 can't count many tokens.
-        gathered = [torch.zeros_like(totals) for _ in range(self.grid.world_size)]
-        dist.all_gather(gathered, totals)
-        loss, num_tokens = torch.stack(gathered).sum(dim=0).tolist()
-        return loss, int(num_tokens)
+        gathered = [torch.zeros_like(table) for _ in range(self.grid.world_size)]
+        dist.all_gather(gathered, table)
+        rows = torch.stack(gathered).sum(dim=0).tolist()
+        return Totals({name: (row[0], row[1]) for name, row in zip(names, rows, strict=True)})

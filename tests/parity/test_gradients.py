@@ -63,7 +63,7 @@ def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float
     expected = load_file(path)
     with open_grid(train_config(**BATCH, **options)) as grid:
         config, train_step, loader = build({**BATCH, **options}, grid)
-        loss, num_tokens = train_step.forward_backward(loader, 0)
+        totals = train_step.forward_backward(loader, 0)
         errors = {}
         for index, chunk in enumerate(train_step.chunks):
             layers = config.layers_of(TINY.num_layers, grid.pp_rank, index)
@@ -78,7 +78,7 @@ def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float
                 found = parameters.pop(name).main_grad
                 errors[name + f" {layer}"] = float((found - piece).norm() / piece.norm())
             assert not parameters
-        return loss / num_tokens, errors
+        return totals.mean_loss, errors
 
 
 @pytest.mark.parametrize("sizes", SIZES)

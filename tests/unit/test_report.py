@@ -180,6 +180,18 @@ def test_validations_are_a_second_curve(make):
     assert "7.2500" in page.text
 
 
+def test_further_means_have_a_chart_for_each_group(make):
+    means = {"rewards/chosen": 0.5, "rewards/rejected": -0.5, "source_loss/a": 3.0}
+    late = valid(2, 5.0) | {"validation_rewards/chosen": 0.25}
+    page = make([step(1), step(2, **means), late, step(3, **means)])
+    curves = {curve["name"]: curve for curve in page.charts["Rewards"]}
+    assert list(curves) == ["chosen", "rejected", "chosen, validation"]
+    assert curves["chosen"]["iteration"] == [2, 3]
+    assert curves["rejected"]["mean"] == [-0.5, -0.5]
+    assert curves["chosen, validation"]["mean"] == [0.25]
+    assert [curve["name"] for curve in page.charts["Source loss"]] == ["a"]
+
+
 def test_some_charts_are_drawn_only_where_they_show_something(make):
     common = {"Loss", "Learning rate", "Gradient norm", "Tokens per second", "Peak memory, GiB"}
     assert make([step(1), step(2)]).charts.keys() == common

@@ -286,7 +286,7 @@ def test_tables_of_an_event_are_not_in_the_log(record):
 def test_a_line_that_a_killed_run_left_unfinished_is_removed(record, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").write_text('{"iteration": 1, "loss": 2.0}\n{"itera')
-    lines, _ = record(lambda metrics: metrics.validation(2, 1.5))
+    lines, _ = record(lambda metrics: metrics.validation(2, 1.5, {}))
     assert lines == [
         {"iteration": 1, "loss": 2.0},
         {"iteration": 2, "validation_loss": 1.5},
@@ -306,7 +306,7 @@ def test_the_log_may_be_sparser_than_the_file(record):
 def test_a_validation_and_an_event_are_lines_of_their_own(record):
     def report(metrics: Metrics) -> None:
         metrics.event("start", command="pretrain", tp=2)
-        metrics.validation(10, 2.0)
+        metrics.validation(10, 2.0, {})
         metrics.event("stop")
 
     (start, validation, stop), log = record(report)
@@ -320,6 +320,19 @@ def test_a_validation_and_an_event_are_lines_of_their_own(record):
     assert log[0].endswith("] start: command pretrain, tp 2")
     assert log[1].endswith("validation at iteration 10 | loss 2.000000E+00 | ppl 7.389056E+00")
     assert log[2].endswith("] stop")
+
+
+def test_further_means_are_in_the_lines_of_steps_and_validations(record):
+    def report(metrics: Metrics) -> None:
+        means = {"rewards/chosen": 0.5, "rewards/rejected": -0.25}
+        metrics.step(State(1), outcome(means=means), 0.5, 2**20, SPENT)
+        metrics.validation(1, 2.0, means)
+
+    (step, validation), log = record(report)
+    assert [step["rewards/chosen"], step["rewards/rejected"]] == [0.5, -0.25]
+    assert validation["validation_rewards/chosen"] == 0.5
+    for line in log:
+        assert line.endswith(" | rewards/chosen 5.000000E-01 | rewards/rejected -2.500000E-01")
 
 
 def test_a_run_that_goes_on_adds_to_its_file(record):

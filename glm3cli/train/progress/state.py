@@ -4,6 +4,7 @@ Checkpoints hold the state, so that a run goes on where it was saved.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -13,8 +14,9 @@ class StepOutcome:
     """What one optimizer step did; the same on every rank.
 
     Attributes:
-        loss: The mean loss of all trained tokens of the global batch.
-        num_tokens: The number of trained tokens of the global batch.
+        loss: The mean loss of the global batch, over its trained tokens or what else the objective
+            trains.
+        num_tokens: The number of these tokens.
         grad_norm: The L2 norm of the whole gradient before clipping. It is NaN where a loss or
             gradient that is not finite kept the optimizer from running, and 0 where fp16's loss
             scaler found the gradient to overflow.
@@ -24,6 +26,7 @@ class StepOutcome:
         skipped: Whether the weights stayed as they were.
         is_overflow: Whether the step was skipped because the gradient overflowed under fp16's loss
             scale; the next step tries a smaller scale.
+        means: The further means of the global batch that the objective reports, by name.
     """
 
     loss: float
@@ -33,6 +36,7 @@ class StepOutcome:
     lr: float
     skipped: bool
     is_overflow: bool = False
+    means: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_nan(self) -> bool:

@@ -16,6 +16,7 @@ from glm3cli.train.report.history import Event, Values
 
 WIDTH, HEIGHT = 1000.0, 240.0  # of the drawing's own coordinates
 MAX_BUCKETS = 500
+NUM_COLOURS = 6  # of the page's style: c0 to c5
 
 
 class Bucket(NamedTuple):
@@ -178,7 +179,8 @@ def _curve(index: int, parts: list[list[Bucket]], iterations: Axis, axis: Axis) 
     """Returns the SVG paths of a curve: a line, and a band between the extremes of its buckets.
 
     Args:
-        index: The index of the curve in its chart, which determines its colour.
+        index: The index of the curve in its chart, which determines its colour; after NUM_COLOURS
+            curves the colours begin again.
         parts: The parts of the curve.
         iterations: The horizontal axis.
         axis: The vertical axis.
@@ -188,15 +190,16 @@ def _curve(index: int, parts: list[list[Bucket]], iterations: Axis, axis: Axis) 
         x, y = iterations.place(bucket.iteration) * WIDTH, (1 - axis.place(value)) * HEIGHT
         return f"{x:.2f},{y:.2f}"
 
+    colour = f"c{index % NUM_COLOURS}"
     paths = []
     for part in parts:
         if any(bucket.low != bucket.high for bucket in part):
             around = [at(bucket, bucket.high) for bucket in part]
             around += [at(bucket, bucket.low) for bucket in reversed(part)]
-            paths.append(f'<path class="band c{index}" d="M{"L".join(around)}Z"/>')
+            paths.append(f'<path class="band {colour}" d="M{"L".join(around)}Z"/>')
         line = "L".join(at(bucket, bucket.mean) for bucket in part)
         # A step without neighbours is a dot: a line of no length with round ends.
-        paths.append(f'<path class="line c{index}" d="M{line}{"h0" * (len(part) == 1)}"/>')
+        paths.append(f'<path class="line {colour}" d="M{line}{"h0" * (len(part) == 1)}"/>')
     return "".join(paths)
 
 
@@ -235,7 +238,7 @@ def _legend(curves: Sequence[Curve]) -> str:
     if len(curves) == 1:
         return ""
     return "".join(
-        f'<span class="key c{index}">{escape(curve.name)}</span>'
+        f'<span class="key c{index % NUM_COLOURS}">{escape(curve.name)}</span>'
         for index, curve in enumerate(curves)
     )
 

@@ -37,7 +37,7 @@ class Series:
     """Columns of numbers, of which each row belongs to an iteration.
 
     Attributes:
-        names: The names of the columns.
+        names: The names of the columns that are always there.
         iterations: The iteration of each row, in increasing order.
         columns: The columns by their names; None where a number was missing or not finite.
     """
@@ -53,7 +53,13 @@ class Series:
         return len(self.iterations)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a row from a line of metrics.jsonl, whose iteration comes after all others."""
+        """Adds a row from a line of metrics.jsonl, whose iteration comes after all others.
+
+        The means that an objective reports, whose names have a slash, become columns as they come.
+        """
+        for name in record:
+            if "/" in name and name not in self.columns:
+                self.columns[name] = [None] * len(self)
         self.iterations.append(record["iteration"])
         for name, column in self.columns.items():
             column.append(record.get(name))

@@ -96,6 +96,7 @@ class Metrics:
             "nan": state.nan,
             "peak_memory_bytes": peak_memory,
             **{f"{name}_time": spent for name, spent in phases.items()},
+            **outcome.means,
         }
         is_shown = state.iteration % self._config.log_interval == 0
         consumed = self.by_source(state.consumed_samples) if is_shown else {}
@@ -103,7 +104,8 @@ class Metrics:
             record["consumed_by_source"] = consumed
         self._write(record)
         if is_shown:
-            self.say(_step_line(record, self._config.train_iters))
+            line = _step_line(record, self._config.train_iters)
+            self.say(line + _means_text(outcome.means))
 
     def by_source(self, consumed: int) -> dict[str, dict[str, int]]:
         """Returns the samples and tokens of each data set among the first `consumed` samples."""
@@ -113,11 +115,21 @@ class Metrics:
             for name, samples in self.sources(consumed).items()
         }
 
-    def validation(self, iteration: int, loss: float) -> None:
-        """Reports a validation after step `iteration`; `loss` is the mean over its tokens."""
-        self._write({"iteration": iteration, "validation_loss": loss})
+    def validation(self, iteration: int, loss: float, means: Mapping[str, float]) -> None:
+        """Reports a validation.
+
+        Args:
+            iteration: The step after which it was done.
+            loss: Its mean loss.
+            means: Its further means, by name.
+        """
+        named = {f"validation_{name}": mean for name, mean in means.items()}
+        self._write({"iteration": iteration, "validation_loss": loss, **named})
         perplexity = math.exp(min(20.0, loss))
-        self.say(f"validation at iteration {iteration} | loss {loss:.6E} | ppl {perplexity:.6E}")
+        self.say(
+            f"validation at iteration {iteration} | loss {loss:.6E} | ppl {perplexity:.6E}"
+            + _means_text(means)
+        )
 
     def event(self, event: str, *, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
         """Reports an event, such as a start, resume, save, skip, rollback, signal, or stop.
@@ -213,6 +225,11 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
+
+
+def _means_text(means: Mapping[str, float]) -> str:
+    """Returns the further means of a step or validation as the end of its line of the log."""
+    return "".join(f" | {name} {mean:.6E}" for name, mean in means.items())
 
 
 def _step_line(record: dict[str, Any], train_iters: int) -> str:

@@ -203,7 +203,22 @@ def _all_charts(history: History) -> list[Chart]:
         charts.append(Chart("MFU, %", shares, marks=marks))
     if len(set(history.steps.columns["loss_scale"])) > 1:
         charts.append(Chart("Loss scale", [curve("loss_scale")], may_log=True, marks=marks))
-    return charts
+    return charts + _charts_of_means(history, marks)
+
+
+def _charts_of_means(history: History, marks: list[Event]) -> list[Chart]:
+    """Returns a chart for each group of the means that the objective reports, GROUP/NAME."""
+    groups: dict[str, list[Curve]] = {}
+    for series, prefix in ((history.steps, ""), (history.validations, "validation_")):
+        for column, values in series.columns.items():
+            group, slash, name = column.removeprefix(prefix).partition("/")
+            if slash:
+                label = f"{name}, validation" if prefix else name
+                groups.setdefault(group, []).append(Curve(label, series.iterations, values))
+    return [
+        Chart(group.replace("_", " ").capitalize(), curves, from_zero=False, marks=marks)
+        for group, curves in groups.items()
+    ]
 
 
 def _kinds(events: Sequence[Event]) -> str:
