@@ -12,6 +12,7 @@ from glm3cli.errors import CheckpointError
 
 FolderKind = Literal["hf", "ranks", "dist"]
 
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".distcp"}  # of files, in all layouts
 TRACKER = "latest_checkpointed_iteration.txt"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"

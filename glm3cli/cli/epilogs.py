@@ -46,6 +46,10 @@ the distributed optimizer. It is written beside while training goes on, sent to 
 with its checksums, and renamed: it is there whole or not at all. A damaged one is named at the
 start and passed over. One run alone may write into a folder.
 
+Going on: the schedule follows the steps, also where --global-batch-size has changed. With another
+command, model or data (by their content, wherever they are) a run doesn't go on, unless
+--allow-changed names what has changed; other options that differ are named.
+
 Stops: SIGTERM, SIGINT and --exit-duration end the run after a save (exit code 143); the same
 command goes on. SIGUSR1 saves and goes on. torchrun kills its ranks 30 s after a SIGTERM: export
 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800 so that a large model has the time to save; --nproc does that

@@ -3,13 +3,18 @@
 `TrainConfig` inherits from all of these classes, so that its fields are flat, as in run.yaml.
 """
 
+from typing import Self
+
+from pydantic import model_validator
+
+from glm3cli.config.base import unknown_key
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.options.data import DataOptions
 from glm3cli.config.options.megatron import MegatronOptions
 from glm3cli.config.options.optimizer import OptimizerOptions
 from glm3cli.config.options.planning import PlanOptions
 from glm3cli.config.options.reporting import ReportOptions
-from glm3cli.config.options.run import RunOptions
+from glm3cli.config.options.run import IDENTITY, RunOptions
 from glm3cli.config.options.start import StartOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import ConfigError
@@ -30,6 +35,15 @@ class TrainConfig(
     An option that one of them alone has is a field here as well, with a default that changes
     nothing, so that the rest of the code needn't ask which command it serves.
     """
+
+    @model_validator(mode="after")
+    def _check_allowed(self) -> Self:
+        options = [str(self.flag_of(field).name) for field in self.option_fields()]
+        known = dict.fromkeys([*IDENTITY, *options])
+        for name in self.allow_changed:
+            if name not in known:
+                raise ValueError(f"--allow-changed {name}: {unknown_key(name, known)}")
+        return self
 
     @property
     def dp(self) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from glm3cli.data.files import has_format
 from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 from glm3cli.errors import ConfigError, DataError
+from glm3cli.host.fingerprints import fingerprint
 
 _WEIGHTED = re.compile(r"(\d+(?:\.\d+)?):(.+)")
 
@@ -120,6 +121,18 @@ def check_files(prefix: str, kind: DataKind) -> None:
         for suffix in (".idx", ".bin"):
             if not Path(name + suffix).is_file():
                 raise DataError(f"--data {prefix}: {name}{suffix} does not exist", _hint(prefix))
+
+
+def data_fingerprint(prefix: str, kind: DataKind) -> str:
+    """Returns the size of a data set and a hash of its content; see `host.fingerprints`.
+
+    It depends on the content alone, not on where the files are.
+
+    Raises:
+        OSError: A file can't be read.
+    """
+    names = kind.file_names(prefix)
+    return fingerprint([Path(name + suffix) for name in names for suffix in (".idx", ".bin")])
 
 
 def is_raw(item: str, kind: DataKind) -> bool:

@@ -29,6 +29,7 @@ from glm3cli.data.preprocess.run import (
 )
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
+from glm3cli.host.fingerprints import fingerprint
 
 FOLDER = "data"  # the cache's folder within the run's folder, unless --data-cache is given
 # Seconds by which local rank 0 is ahead: it reports bad data, since the others don't print.
@@ -75,6 +76,16 @@ class RawData:
     def prefix(self) -> str:
         """The prefix of the preprocessed files, as `--data` takes it."""
         return self.kind.data_prefix(str(self.config.output_prefix))
+
+    @property
+    def fingerprint(self) -> str:
+        """The sizes of the input files and the tokenizer, and a hash of their content.
+
+        It depends neither on the sequence length, at which conversations are cut, nor on where the
+        files are.
+        """
+        files = find_files(self.config.inputs)
+        return fingerprint([*files, self.config.tokenizer])
 
     def look(self) -> Summary | None:
         """Returns the result of preprocess if an earlier start has run it, else None."""

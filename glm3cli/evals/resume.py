@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.locate import WEIGHT_SUFFIXES, locate
 from glm3cli.config.evaluation import EvalConfig
 from glm3cli.errors import ConfigError
 from glm3cli.evals.results import Answer
@@ -20,7 +20,6 @@ from glm3cli.host.files import write_text
 
 # Options that change no answer. (The data's folder changes the prompts, whose hash is in the key.)
 _IRRELEVANT = {"output", "json", "resume", "nproc", "batch_size", "data_dir"}
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".distcp"}
 
 Key = tuple[str, int]  # subject and index of a question
 
@@ -46,7 +45,7 @@ def _weight_files(folder: Path) -> list[tuple[str, int, int]]:
 
     They stand for the weights, which would take too long to read.
     """
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _WEIGHTS]
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES]
     stats = [path.stat() for path in paths]
     return [
         (str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns)

@@ -5,7 +5,8 @@ can be checked before; `run` is a training on one rank, from its process groups 
 checkpoint; `setup` builds the model, the optimizer and the data loaders; `loop` repeats `step`, one
 optimizer step through megatron-core's pipeline schedule, and `objective` is the loss that it
 minimises. `checkpointer` writes and restores checkpoints, `candidates` chooses the one to go on
-from, `signals` lets the ranks agree to stop, and `profile` writes traces of steps.
+from among those that `resumable` finds, `origin` compares what goes on with what was saved,
+`signals` lets the ranks agree to stop, and `profile` writes traces of steps.
 
 Imports go one way: this room imports `report` (what a run writes for people), and both import
 `progress` (plain data about a run). cli/train.py calls `start.train`; forecast/ uses `prepare`,

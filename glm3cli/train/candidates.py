@@ -1,68 +1,18 @@
-"""Chooses the checkpoint that a run goes on from."""
+"""Chooses the checkpoint that a run goes on from, among those that `resumable` finds."""
 
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.locate import iteration_of
 from glm3cli.checkpoint.run.durable import damage
 from glm3cli.checkpoint.run.holdings import Holdings, bring_together, find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble
-from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.errors import CheckpointError
 from glm3cli.parallel.storage import Storage, find_storage
+from glm3cli.train.resumable import find_resume
 
 if TYPE_CHECKING:
     from glm3cli.train.report.metrics import Metrics
-
-
-def find_checkpoints(run: Path) -> list[Path]:
-    """Returns the checkpoints in the folder of a run, oldest first.
-
-    A folder that has the name of a checkpoint is complete; others, such as one that is being
-    written, have other names.
-    """
-    if not run.is_dir():
-        return []
-    return sorted(
-        path for path in run.iterdir() if iteration_of(path) is not None and path.is_dir()
-    )
-
-
-def find_resume(run: Path, resume: str) -> list[Path]:
-    """Returns the checkpoints that a run may go on from, the first choice first.
-
-    Args:
-        run: The folder of the run.
-        resume: The value of `--resume`: `auto`, `never`, or a folder.
-
-    Returns:
-        The candidates, all in one folder; none for a run that starts anew.
-
-    Raises:
-        ConfigError: `resume` is `never`, but the run has checkpoints, with which those of a new run
-            would be mixed up.
-        CheckpointError: `resume` names a folder that neither is a checkpoint nor has one in it.
-    """
-    checkpoints = find_checkpoints(run)
-    if resume == "auto":
-        return checkpoints[::-1]
-    if resume == "never":
-        if checkpoints:
-            raise ConfigError(
-                f"--save {run} already holds {checkpoints[-1].name}",
-                "use --resume auto to go on, or another --save",
-            )
-        return []
-    path = Path(resume)
-    if iteration_of(path) is not None and path.is_dir():
-        return [path]
-    candidates = find_checkpoints(path)
-    if not candidates:
-        raise CheckpointError(
-            f"--resume {resume} is no checkpoint and has none in it",
-            "give auto, never, or a folder such as RUN/iter_0000030",
-        )
-    return candidates[::-1]
 
 
 def choose(run: Path, resume: str, storage: Storage, metrics: "Metrics") -> Path | None:

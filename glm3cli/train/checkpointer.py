@@ -11,11 +11,11 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
@@ -29,8 +29,10 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.host.files import existing_parent
 from glm3cli.parallel.storage import Storage, together
-from glm3cli.train.candidates import assemble, find_checkpoints
+from glm3cli.train.candidates import assemble
+from glm3cli.train.origin import Change, lost_order
 from glm3cli.train.progress.state import State
+from glm3cli.train.resumable import find_checkpoints
 from glm3cli.train.step import TrainStep
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Checkpointer:
         num_bytes: The size of a checkpoint, in bytes; an estimate.
         in_background: Whether training goes on while a checkpoint is written.
         storage: The storage of this rank that `run` is on.
+        origin: What the run is made of, which every checkpoint notes; rank 0's is written.
     """
 
     run: Path
@@ -61,6 +64,7 @@ class Checkpointer:
     num_bytes: int
     in_background: bool
     storage: Storage
+    origin: Mapping[str, Any] = field(default_factory=dict)
     _queue: AsyncCallsQueue = field(default_factory=AsyncCallsQueue)
 
     def check_space(self) -> None:
@@ -175,9 +179,14 @@ class Checkpointer:
         return [self.run / name for name in sorted(names)]
 
     def load(
-        self, folder: Path, train_step: TrainStep, metrics: "Metrics", event: str = "resume"
+        self,
+        folder: Path,
+        train_step: TrainStep,
+        metrics: "Metrics",
+        event: str = "resume",
+        changes: Sequence[Change] | None = (),
     ) -> State:
-        """Restores a checkpoint, and reports what of it could not be restored.
+        """Restores a checkpoint, and reports what of it could not be restored, and what changed.
 
         All ranks must call it.
 
@@ -186,6 +195,8 @@ class Checkpointer:
             train_step: Takes the weights, the optimizer's state and that of the schedule.
             metrics: The report that gets the event.
             event: The name of the event, `resume` or `rollback`.
+            changes: In what this run differs from the one that wrote the checkpoint; None if that
+                isn't known.
 
         Returns:
             The progress of the run when the checkpoint was saved.
@@ -197,13 +208,15 @@ class Checkpointer:
             folder, train_step.chunks, train_step.optimizer, train_step.scheduler, train_step.grid
         )
         state = State.from_dict(progress)
+        kept = "" if missing else ", random generators"
+        missing += lost_order(changes or ())
         metrics.event(
             event,
             path=str(folder),
             iteration=state.iteration,
-            restored="weights, optimizer, schedule, data position"
-            + ("" if missing else ", random generators"),
+            restored=f"weights, optimizer, schedule, data position{kept}",
             not_restored="; ".join(missing) or "nothing",
+            changed=_phrase(changes),
         )
         return state
 
@@ -233,7 +246,7 @@ class Checkpointer:
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
                 shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
-        publish(partial, folder, {"run": str(self.run)}, self.storage)
+        publish(partial, folder, {"run": str(self.run)}, self.storage, self.origin)
         complete = self._complete()
         with together():
             if self.storage.is_leader:
@@ -255,6 +268,13 @@ class Checkpointer:
         for checkpoint in find_checkpoints(self.run):
             if checkpoint.name < to_keep[0].name:
                 remove(checkpoint)
+
+
+def _phrase(changes: Sequence[Change] | None) -> str:
+    """Returns the changes as text."""
+    if changes is None:
+        return "unknown: the checkpoint doesn't say what it is of"
+    return "; ".join(map(str, changes)) or "nothing"
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Trainer:
     def _train_or_step_over(self) -> None:
         """Trains on the next global batch and reports the step, unless that batch is left out."""
         config, state, phases = self.config, self.state, self.parts.train_step.phases
-        if state.consumed_samples in state.stepped_over:
+        if state.leaves_out(config.global_batch_size):
             state.step_over(config.global_batch_size, config.seq_length)
             return
         self.profiler.begin(state.iteration + 1)
@@ -125,7 +125,8 @@ class Trainer:
             folder, self.parts.train_step, self.metrics, event="rollback"
         )
         self.state.skipped, self.state.nan = before.skipped, before.nan
-        self.state.stepped_over = [*before.stepped_over, first]
+        left_out = (first, first + self.config.global_batch_size)
+        self.state.stepped_over = [*before.stepped_over, left_out]
 
     def _save(self) -> None:
         """Writes a checkpoint of the present state, or begins to."""

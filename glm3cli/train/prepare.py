@@ -7,6 +7,7 @@ config.json and --data is preprocessed, so that mistakes are reported at once.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.files import existing_parent
+from glm3cli.train.origin import Origin, check_goes_on, newest_noted
 from glm3cli.train.report.reporters import check_installed
 
 if TYPE_CHECKING:
@@ -46,6 +48,11 @@ class Prepared:
     tokenizer: Path
     named: Blend
     raw: "Mapping[str, RawData]"
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What the run is made of, which its checkpoints note."""
+        return Origin.of(self.config, self.kind, self.model, self.location, self.named, self.raw)
 
     @property
     def companions(self) -> Path:
@@ -91,8 +98,10 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
         kind: The kind of data that the command reads.
 
     Raises:
-        ConfigError: A setting doesn't fit the model, the ranks, or the folder of the run.
-        CheckpointError: The model isn't there, or its config.json is wrong.
+        ConfigError: A setting doesn't fit the model, the ranks, or the folder of the run, or that
+            folder has a run of another command, model or data.
+        CheckpointError: The model isn't there, its config.json is wrong, or --resume names no
+            checkpoint.
         DataError: The tokenizer or a file of --data is missing.
     """
     location = None if config.model is None else locate(config.model)
@@ -103,7 +112,10 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     check_installed(config.tools)
     named = read_blend(config.data)
     raw = _raw_data(config, kind, named, tokenizer)
-    return Prepared(config, kind, model, location, tokenizer, named, raw)
+    prepared = Prepared(config, kind, model, location, tokenizer, named, raw)
+    if checkpoint := newest_noted(config):
+        check_goes_on(checkpoint, prepared.origin, config.allow_changed)
+    return prepared
 
 
 def _shape(config: TrainConfig, location: Location | None) -> ModelConfig:

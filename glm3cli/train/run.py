@@ -3,9 +3,11 @@
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 
 import yaml
 
+from glm3cli.checkpoint.locate import iteration_folder
 from glm3cli.checkpoint.run.durable import finish_publishing
 from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.config.model import ModelConfig
@@ -16,23 +18,25 @@ from glm3cli.device import PACKAGES, require_active
 from glm3cli.host.files import write_text
 from glm3cli.host.versions import versions
 from glm3cli.parallel.groups import Grid, open_grid
-from glm3cli.parallel.storage import Storage, find_storage, together
+from glm3cli.parallel.storage import Storage, find_storage, tell, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
-from glm3cli.train.candidates import choose, find_resume
+from glm3cli.train.candidates import choose
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.loop import Trainer
+from glm3cli.train.origin import Change, check_goes_on
 from glm3cli.train.prepare import Prepared
 from glm3cli.train.profile import Profiler
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.state import State
 from glm3cli.train.report.metrics import Metrics
+from glm3cli.train.resumable import find_resume
 from glm3cli.train.setup import build_training
 from glm3cli.train.signals import StopFlag
 
 
-def run_training(prepared: Prepared, blend: Blend) -> State:
-    """Trains to the last iteration and returns the final state; every rank must call it.
+def run_training(prepared: Prepared, blend: Blend) -> Path:
+    """Trains to the last iteration and returns the final checkpoint; every rank must call it.
 
     The device must be active.
 
@@ -76,7 +80,7 @@ def run_training(prepared: Prepared, blend: Blend) -> State:
 
 def _train(
     prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
-) -> State:
+) -> Path:
     """Trains in process groups that are open, with a report that is open.
 
     Args:
@@ -87,16 +91,17 @@ def _train(
         storage: The storage of this rank that the run's folder is on.
 
     Returns:
-        The final state of the run.
+        The final checkpoint of the run: the one that it went on from, if nothing was left to do.
     """
     config = prepared.config
     stop = StopFlag(require_active().torch_device(), config.exit_duration)
-    if grid.rank == 0:
-        write_run_file(config)
     check_same_data(blend, prepared.kind)
     with disk_trouble(config.save):
         finish_publishing(config.save, storage)
     resume = choose(config.save, config.resume, storage, metrics)
+    changes = _changes(prepared, resume, grid)
+    if grid.rank == 0:
+        write_run_file(config)
     parts = build_training(prepared, blend, grid, with_weights=resume is None)
     metrics.sources = parts.train.consumed_by_source
     checkpointer = Checkpointer(
@@ -108,13 +113,66 @@ def _train(
         checkpoint_bytes(config, prepared.model),
         config.async_save,
         storage,
+        prepared.origin.to_dict() if grid.rank == 0 else {},
     )
     with together():
         checkpointer.check_space()
     _report_start(prepared, blend, grid, metrics, storage)
-    state = State() if resume is None else checkpointer.load(resume, parts.train_step, metrics)
+    state = State()
+    if resume is not None:
+        state = checkpointer.load(resume, parts.train_step, metrics, changes=changes)
+        _warn(config, resume, state, changes or [], metrics)
     profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
-    return Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
+    first = state.iteration
+    state = Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
+    if resume is not None and state.iteration == first:
+        return resume
+    return config.save / iteration_folder(state.iteration)
+
+
+def _changes(prepared: Prepared, resume: Path | None, grid: Grid) -> list[Change] | None:
+    """Returns in what a run that goes on differs from what was saved, or None if that isn't known.
+
+    Every rank must call it.
+
+    Args:
+        prepared: The checked training.
+        resume: The checkpoint that the run goes on from; None for one that starts anew.
+        grid: This rank's place among the parallel groups.
+
+    Raises:
+        ConfigError: The command, the model or the data changed, and may not.
+    """
+    changes: list[Change] | None = []
+    with together():
+        if resume is not None and grid.rank == 0:
+            allowed = prepared.config.allow_changed
+            changes = check_goes_on(resume, prepared.origin, allowed)
+    return tell(changes, 0)
+
+
+def _warn(
+    config: TrainConfig, resume: Path, state: State, changes: list[Change], metrics: Metrics
+) -> None:
+    """Warns of settings that changed unasked, and of a run that has nothing left to do.
+
+    Args:
+        config: The settings of the run.
+        resume: The checkpoint that the run goes on from.
+        state: The progress of the run at that checkpoint.
+        changes: In what the run differs from the one that wrote it.
+        metrics: The report of the run.
+    """
+    unasked = [str(change) for change in changes if change.name not in config.allow_changed]
+    if unasked:
+        metrics.say(f"warning: the run goes on with other settings: {'; '.join(unasked)}")
+    if state.iteration >= config.train_iters:
+        metrics.event("nothing_to_do", iteration=state.iteration, train_iters=config.train_iters)
+        metrics.say(
+            f"warning: NOTHING IS TRAINED: {resume} is at iteration {state.iteration}, and "
+            f"--train-iters is {config.train_iters}; give more --train-iters to go on, or another "
+            "--save to start anew"
+        )
 
 
 def _report_start(

@@ -255,21 +255,22 @@ def _connect(mcore: Any, train_step: TrainStep, ddp: DistributedDataParallelConf
 
 
 def _scheduler(config: TrainConfig, optimizer: Any) -> OptimizerParamScheduler:
-    """Returns the schedule of the learning rate.
+    """Returns the schedule of the learning rate, which counts optimizer steps.
 
-    It counts samples, as Megatron-LM's does (megatron/training/training.py,
-    get_optimizer_param_scheduler).
+    Megatron-LM's counts samples (megatron/training/training.py, get_optimizer_param_scheduler). Of
+    a run that goes on with another global batch size, the position would then be in samples of the
+    old size, and the length in those of the new one.
     """
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=config.lr,
         min_lr=config.min_lr,
-        lr_warmup_steps=int(config.warmup_iters * config.global_batch_size),
-        lr_decay_steps=config.train_iters * config.global_batch_size,
+        lr_warmup_steps=config.warmup_iters,
+        lr_decay_steps=config.train_iters,
         lr_decay_style=config.lr_decay_style,
         start_wd=config.weight_decay,
         end_wd=config.weight_decay,
-        wd_incr_steps=config.train_iters * config.global_batch_size,
+        wd_incr_steps=config.train_iters,
         wd_incr_style="constant",
     )

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.locate import iteration_folder
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.kinds import DataKind
 from glm3cli.parallel.launch import is_speaker, run_here
@@ -54,8 +53,8 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
         say(table(prepared.data_sources(blend)))
     from glm3cli.train.run import run_training
 
-    state = run_training(prepared, blend)
-    return config.save / iteration_folder(state.iteration) if is_speaker() else None
+    checkpoint = run_training(prepared, blend)
+    return checkpoint if is_speaker() else None
 
 
 def dry_data(prepared: Prepared) -> str:

@@ -30,7 +30,7 @@ class TrainStep:
         objective: The forward pass and the loss of a micro-batch.
         chunks: This rank's model chunks, each wrapped in megatron-core's DDP.
         optimizer: Megatron-core's optimizer of all chunks.
-        scheduler: Megatron-core's schedule of the learning rate, counted in samples.
+        scheduler: Megatron-core's schedule of the learning rate, counted in optimizer steps.
         grid: This rank's place among the parallel groups.
         seq_length: The number of tokens of a sample, over all context parallel ranks.
         micro_batch_size: The number of samples of a micro-batch.
@@ -105,7 +105,7 @@ class TrainStep:
                 updated, grad_norm, _ = self.optimizer.step()
             require_active().synchronize()
         if updated:
-            self.scheduler.step(increment=loader.global_batch_size)
+            self.scheduler.step(increment=1)
         return StepOutcome(
             loss=loss,
             num_tokens=totals.count,

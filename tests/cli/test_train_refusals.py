@@ -350,7 +350,8 @@ def test_a_checkpoint_of_another_shape_is_refused(run: Path, project: Project) -
     values = json.loads((project.model / "config.json").read_text())
     config.write_text(json.dumps(values | {"ffn_hidden_size": 64}))
     changes = {"model": None, "from_scratch": True, "model_config": config}
-    ended = call(*options(project, run, train_iters=8, tokenizer=project.tokenizer, **changes))
+    changes |= {"tokenizer": project.tokenizer, "allow_changed": "model"}
+    ended = call(*options(project, run, train_iters=8, **changes))
     assert ended.code == 3, ended.err
     assert str(run / "iter_0000006") in ended.err
     assert checkpoints(run) == ["iter_0000003", "iter_0000006"]

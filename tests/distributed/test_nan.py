@@ -127,7 +127,7 @@ def test_a_rollback_leaves_the_batch_out(ranks: RankPool, tmp_path: Path, number
             "skip",
             "rollback",
         ]
-        assert state.stepped_over == [16]
+        assert state.stepped_over == [(16, 24)]
         assert (state.iteration, state.consumed_samples, state.nan) == (6, 48, 1)
         assert np.isfinite(losses[3:]).all()
 

@@ -1,11 +1,13 @@
-"""Files that are whole, a container's memory, and versions, as the machine around us has them."""
+"""Files that are whole, fingerprints, memory, and versions, as the machine around us has them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from glm3cli.host import memory
+from glm3cli.host import fingerprints, memory
 from glm3cli.host.files import existing_parent, write_json, write_text
+from glm3cli.host.fingerprints import fingerprint
 from glm3cli.host.versions import versions
 from glm3cli.version import __version__
 
@@ -57,3 +59,36 @@ def test_a_container_limits_the_memory(tmp_path, monkeypatch, own, groups, left)
         (tmp_path / name / limit).write_text(f"{most}\n")
         (tmp_path / name / "memory.stat").write_text(f"rss 7\n{used} {amount}\nfile 77\n")
     assert min((limit.left for limit in memory.limits()), default=None) == left
+
+
+# --- fingerprints ---
+
+
+def test_a_fingerprint_goes_by_content_and_size_alone(tmp_path: Path) -> None:
+    for name, text in (("a", "one"), ("b", "two"), ("c/a", "one"), ("d", "onetwo"), ("e", "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    of = {name: fingerprint([tmp_path / part for part in name]) for name in ("ab", "ba", "d", "de")}
+    assert fingerprint([tmp_path / "c/a", tmp_path / "b"]) == of["ab"]
+    assert len(set(of.values())) == 4
+    assert all(text.startswith("6 bytes (") for text in of.values())
+
+
+def test_large_files_are_read_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "_BLOCK", 2)
+    monkeypatch.setattr(fingerprints, "_BLOCKS", 4)
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(bytes(range(60)))
+    small.write_bytes(b"abcd")
+    before = fingerprint([large, small])
+    seen = []
+    for file in (large, small):
+        for place in range(file.stat().st_size):
+            changed = bytearray(file.read_bytes())
+            changed[place] ^= 1
+            file.write_bytes(changed)
+            seen += [(file.name, place)] if fingerprint([large, small]) != before else []
+            changed[place] ^= 1
+            file.write_bytes(changed)
+    found = {name: [place for one, place in seen if one == name] for name in ("large", "small")}
+    assert found == {"large": [0, 1, 19, 20, 38, 39, 58, 59], "small": [0, 1, 2, 3]}

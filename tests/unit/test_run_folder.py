@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from glm3cli.checkpoint.run.resume import schedule_position
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage
-from glm3cli.train.candidates import find_checkpoints, find_resume
 from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.phases import Phase
 from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.history import History
 from glm3cli.train.report.metrics import Metrics
+from glm3cli.train.resumable import find_checkpoints, find_resume
 from glm3cli.train.run import write_run_file
 from tests.support.config_file import read
 from tests.support.tiny import TINY, train_config
@@ -80,6 +81,34 @@ def test_a_step_advances_samples_tokens_and_faults():
 def test_progress_survives_a_checkpoint():
     state = State(3, 24, 768, skipped=1, nan=2)
     assert State.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_a_batch_with_a_sample_that_is_left_out_is_stepped_over_whatever_its_size():
+    state = State(2, 16, 512, stepped_over=[(16, 24)])
+    assert [state.leaves_out(size) for size in (4, 8)] == [True, True]
+    state.step_over(4, 32)
+    assert state.leaves_out(4)
+    state.step_over(4, 32)
+    assert not state.leaves_out(64)
+    assert State(consumed_samples=12, stepped_over=[(16, 24)]).leaves_out(5)
+    assert not State(consumed_samples=12, stepped_over=[(16, 24)]).leaves_out(4)
+
+
+def test_progress_of_older_checkpoints_has_first_samples_alone():
+    values = {"iteration": 2, "consumed_samples": 16, "stepped_over": [16]}
+    assert State.from_dict(values).leaves_out(8)
+
+
+@pytest.mark.parametrize(
+    "common",
+    [
+        {"schedule_updates": 5},
+        {"schedule_steps": 40, "progress": {"iteration": 6, "consumed_samples": 48}},
+    ],
+    ids=["now", "counted in samples, by older versions"],
+)
+def test_the_schedule_goes_on_after_the_steps_that_were_not_skipped(common: dict[str, Any]):
+    assert schedule_position(common) == 5
 
 
 # --- checkpoints ---

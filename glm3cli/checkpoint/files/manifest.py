@@ -39,8 +39,8 @@ class Manifest:
 
     Attributes:
         source: The path, layout and iteration of the model that was converted, or the training run.
-        settings: The layout, parallel sizes, type and adapter of the conversion; empty for a
-            training run.
+        settings: The layout, parallel sizes, type and adapter of the conversion; for a training
+            run, what it is made of (train/origin.py).
         versions: The versions of glm3, Python and the packages that wrote the folder, by name.
         verified: Whether the tensors were read back and compared.
         non_finite: The number of values that are NaN or infinite.

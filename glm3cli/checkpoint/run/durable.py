@@ -43,7 +43,13 @@ def write_and_digest(write: Callable[..., None], folder: Path, rank: int, *args:
     (folder / _DIGESTS.format(rank)).write_text(json.dumps(entries), "utf-8")
 
 
-def publish(partial: Path, folder: Path, source: dict[str, Any], storage: Storage) -> None:
+def publish(
+    partial: Path,
+    folder: Path,
+    source: dict[str, Any],
+    storage: Storage,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Adds the manifest, sends everything to the disk, and gives the folder its final name.
 
     All ranks must call it. Where machines have disks of their own, each disk keeps what its ranks
@@ -56,15 +62,17 @@ def publish(partial: Path, folder: Path, source: dict[str, Any], storage: Storag
         folder: The final name.
         source: What the manifest says about the origin of the weights.
         storage: The storage of this rank.
+        settings: What the manifest says about the training; rank 0's are written.
 
     Raises:
         OSError: A disk is full or failing, on any rank.
         CheckpointError: A file was damaged on its way to another machine.
     """
+    notes = {"source": source, "settings": dict(settings or {})}
     if storage.is_shared:
         with together():
             if storage.is_leader:
-                _describe(partial, [_take_digests(partial)], source, storage)
+                _describe(partial, [_take_digests(partial)], notes, storage)
                 sync(partial)
                 _rename(partial, folder)
         return
@@ -72,7 +80,7 @@ def publish(partial: Path, folder: Path, source: dict[str, Any], storage: Storag
         written = _take_digests(partial) if storage.is_leader else {}
     everywhere = storage.gather(written)
     with together():
-        common = _describe(partial, everywhere, source, storage) if storage.rank == 0 else {}
+        common = _describe(partial, everywhere, notes, storage) if storage.rank == 0 else {}
     common = tell(common, 0)
     held = [set(common), *(set[str]() for _ in storage.leaders[1:])]
     exchange(partial, partial, common, held, storage)
@@ -134,7 +142,7 @@ def _take_digests(partial: Path) -> dict[str, FileEntry]:
 def _describe(
     partial: Path,
     written: Sequence[Mapping[str, FileEntry]],
-    source: dict[str, Any],
+    notes: dict[str, Any],
     storage: Storage,
 ) -> dict[str, FileEntry]:
     """Writes the manifest of a checkpoint; rank 0 calls it.
@@ -142,7 +150,7 @@ def _describe(
     Args:
         partial: The folder of the checkpoint on rank 0's storage.
         written: The files that the ranks of each storage wrote.
-        source: What the manifest says about the origin of the weights.
+        notes: What the manifest says about the origin of the weights and about the training.
         storage: The storage of rank 0.
 
     Returns:
@@ -156,8 +164,7 @@ def _describe(
         folders = [f"{place}/{_final_name(partial)}" for place in storage.places]
         places = dict(zip(folders, map(sorted, written), strict=True))
     Manifest(
-        source=source,
-        settings={},
+        **notes,
         versions=manifest_versions(),
         verified=False,
         non_finite=0,

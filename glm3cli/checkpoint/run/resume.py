@@ -6,7 +6,7 @@ dp. The state of the random generators is restored only at the same parallel siz
 
 import multiprocessing
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.managers import SyncManager
@@ -61,7 +61,7 @@ def save_request(
     state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
     state["optimizer_common"] = common_state(optimizer)
     state["progress"] = progress
-    state["schedule_steps"] = scheduler.num_steps
+    state["schedule_updates"] = scheduler.num_steps
     state["grid"] = _parallel_sizes(grid, len(chunks))
     state["rng"] = _sharded_rng(grid)
     _keep_queue_from_signals()
@@ -138,7 +138,7 @@ def load_training(
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         unwrap(chunk).load_state_dict(loaded[name])
     load_moments(optimizer, loaded["optimizer"], common["optimizer_common"])
-    scheduler.num_steps = int(common["schedule_steps"])
+    scheduler.num_steps = schedule_position(common)
     scheduler.step(increment=0)
     if same_sizes:
         _restore_rng(loaded["rng"])
@@ -174,6 +174,21 @@ def _load_common(folder: Path) -> dict[str, Any]:
             "start a new run from it with --model instead of --resume",
         )
     return dict(common)
+
+
+def schedule_position(common: Mapping[str, Any]) -> int:
+    """Returns the number of optimizer steps after which the schedule of the learning rate goes on.
+
+    Older checkpoints count the samples of these steps, all of them of the same global batch size.
+
+    Args:
+        common: The part of a checkpoint that all ranks have in common.
+    """
+    if "schedule_updates" in common:
+        return int(common["schedule_updates"])
+    progress = common["progress"]
+    batch_size = progress["consumed_samples"] // max(progress["iteration"], 1)
+    return int(common["schedule_steps"]) // max(batch_size, 1)
 
 
 def reason(error: BaseException) -> str:

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from glm3cli.config.base import Flag, Settings
 
 RUN = "Run"
+# What makes a run another one; the options of a run that goes on may differ.
+IDENTITY = ("command", "model", "data")
 
 
 class RunOptions(Settings):
@@ -39,6 +41,11 @@ class RunOptions(Settings):
     resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT")] = Field(
         default="auto", description="auto continues the run in --save if it has a checkpoint."
     )
+    allow_changed: Annotated[list[str], Flag(panel=RUN, metavar="NAME,...")] = Field(
+        default=[],
+        description="What may differ from the run that goes on: command, model or data, which are "
+        "refused else, or an option, which is warned of else.",
+    )
     deterministic: Annotated[bool, Flag(panel=RUN)] = Field(
         default=False,
         description="The same bits in every run at the same parallel sizes; slower on some chips.",
@@ -55,3 +62,9 @@ class RunOptions(Settings):
     log_interval: Annotated[int, Flag(panel=RUN)] = Field(
         default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."
     )
+
+    @field_validator("allow_changed")
+    @classmethod
+    def _split_names(cls, items: list[str]) -> list[str]:
+        names = (name.strip() for item in items for name in item.split(","))
+        return [name.removeprefix("--").replace("-", "_") for name in names]

@@ -64,7 +64,8 @@ class State:
         skipped: The number of steps that left the weights as they were.
         nan: The number of steps whose loss or gradient was not finite, without the overflows of
             fp16's loss scale.
-        stepped_over: The positions in the stream of samples of the batches that are left out.
+        stepped_over: The samples that are left out: the first, and the one behind the last, of each
+            batch, by their positions in the stream.
     """
 
     iteration: int = 0
@@ -72,7 +73,7 @@ class State:
     consumed_tokens: int = 0
     skipped: int = 0
     nan: int = 0
-    stepped_over: list[int] = field(default_factory=list)
+    stepped_over: list[tuple[int, int]] = field(default_factory=list)
 
     def advance(self, outcome: StepOutcome, num_samples: int, seq_length: int) -> None:
         """Counts a step that was done.
@@ -92,6 +93,14 @@ class State:
         self.consumed_samples += num_samples
         self.consumed_tokens += num_samples * seq_length
 
+    def leaves_out(self, num_samples: int) -> bool:
+        """Returns whether the next batch, of `num_samples` samples, has one that is left out.
+
+        Batches may have been of another size when samples were left out.
+        """
+        start, stop = self.consumed_samples, self.consumed_samples + num_samples
+        return any(first < stop and start < behind for first, behind in self.stepped_over)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by their names, as a checkpoint holds them."""
         return asdict(self)
@@ -99,4 +108,7 @@ class State:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Returns the state that `to_dict` has written."""
-        return cls(**values)
+        left_out = values.get("stepped_over", [])
+        # Older checkpoints have the first sample of each batch alone.
+        spans = [(one, one + 1) if isinstance(one, int) else tuple(one) for one in left_out]
+        return cls(**{**values, "stepped_over": spans})
