@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glm3cli.config.inference import GenerateConfig
-from glm3cli.data.tokens.chat import TOOL_PROMPT, Message, build_prompt, parse_reply
+from glm3cli.data.tokens.chat import Message, build_prompt, parse_reply, system_turn
 from glm3cli.infer.model import Model
 from glm3cli.infer.sampling import Sampling
 
@@ -35,10 +35,8 @@ class Conversation:
 
     def reset(self) -> None:
         """Starts anew: forgets all turns but the system's, if there is one."""
-        self.history = []
-        if self.config.system or self.tools is not None:
-            system = self.config.system or TOOL_PROMPT
-            self.history.append(Message("system", system, tools=self.tools))
+        turn = system_turn(self.config.system or "", self.tools)
+        self.history = [turn] if turn else []
 
     def answer(self, text: str, on_text: Callable[[str], None]) -> Message:
         """Adds a turn of the user, and the model's answer to it.

@@ -265,6 +265,8 @@ def test_tools_and_calls_as_transformers_spells_them(fast, ours):
         ],
     )
     assert template_ids(fast, turns, tools=TOOLS) == expected
+    empty = [{"role": "system", "content": ""}, *turns]
+    assert template_ids(fast, empty, tools=TOOLS) == expected
     own = [{"role": "system", "content": "Mine."}, turns[0]]
     expected = build_prompt(
         ours, [Message("system", "Mine.", tools=TOOLS), Message("user", "天气?")]

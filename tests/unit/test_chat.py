@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glm3cli.data.preprocess import rows
 from glm3cli.data.tokens.chat import (
     IGNORED_LABEL,
     Message,
@@ -13,6 +14,7 @@ from glm3cli.data.tokens.chat import (
     build_sample,
     call_text,
     parse_reply,
+    system_turn,
     truncate,
 )
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -59,6 +61,25 @@ def test_prompts_are_the_original_ones(name):
     tokenizer = Tokenizer.load(SHARED / "chatglm3-6b")
     prompt = build_prompt(tokenizer, [*history, Message(chat["role"], chat["query"])])
     assert prompt == chat["input_ids"]
+
+
+@needs_shared
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": ""}]])
+def test_training_and_generation_have_the_original_text_in_front_of_tools(system):
+    chat = CHATS["tool_call"]
+    tools = chat["history"][0]["tools"]
+    question = {"role": "user", "content": chat["query"]}
+    row = {"messages": [*system, question], "tools": json.dumps(tools)}
+    tokenizer = Tokenizer.load(SHARED / "chatglm3-6b")
+    assert build_prompt(tokenizer, rows.openai(row)) == chat["input_ids"]
+    asked = [system_turn("", tools), Message("user", chat["query"])]
+    assert build_prompt(tokenizer, asked) == chat["input_ids"]
+
+
+@pytest.mark.parametrize("tools", [None, [], ""])
+def test_no_tools_are_none(tools):
+    assert system_turn("", tools) is None
+    assert system_turn("Be kind.", tools) == Message("system", "Be kind.")
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from glm3cli.data.tokens.chat import ROLES, TOOL_PROMPT, Message, Role, call_text
+from glm3cli.data.tokens.chat import ROLES, Message, Role, call_text, system_turn
 
 Row = Mapping[str, Any]
 
@@ -214,16 +214,15 @@ def _with_tools(messages: list[Message], row: Row) -> list[Message]:
     if tools is None:
         return messages
     if messages and messages[0].role == "system":
-        first = messages[0]
-        return [Message("system", first.content, tools=first.tools or tools), *messages[1:]]
+        first, *messages = messages
+        return [*_system(first.content, first.tools or tools), *messages]
     return [*_system("", tools), *messages]
 
 
 def _system(content: str, tools: Any) -> list[Message]:
     """Returns the system turn for a content and tools, or no turn if there is neither."""
-    if not content and tools is None:
-        return []
-    return [Message("system", content or TOOL_PROMPT, tools=tools)]
+    turn = system_turn(content, tools)
+    return [turn] if turn else []
 
 
 def _tools(row: Row) -> Any:

@@ -95,6 +95,21 @@ class Sample:
     labels: list[int]
 
 
+def system_turn(content: str, tools: Any) -> Message | None:
+    """Returns the turn with which a conversation begins, for training and generation alike.
+
+    Args:
+        content: The system text; in front of tools, an empty one stands for `TOOL_PROMPT`.
+        tools: The tools that the model may call, as JSON values; none if it is None or empty.
+
+    Returns:
+        The turn; None if there is neither a text nor a tool.
+    """
+    if not content and not tools:
+        return None
+    return Message("system", content or TOOL_PROMPT, tools=tools or None)
+
+
 def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Returns the ids after which the model answers.
 

@@ -50,7 +50,7 @@ _CHAT_TEMPLATE = r"""
 {%- set given = tools if loop.first and tools else none %}
 {%- set listed = given if message.tools is undefined or message.tools is none else message.tools %}
 {{- turn('system', '', content if listed is none
-    else content ~ '\n' ~ listed | tojson(indent=4)) }}
+    else (content or TOOL_PROMPT) ~ '\n' ~ listed | tojson(indent=4)) }}
 {%- elif message.role == 'tool' %}
 {{- turn('observation', '', content) }}
 {%- elif message.tool_calls %}
