@@ -101,13 +101,15 @@ class Trainer:
             loss_scale=outcome.loss_scale,
         )
         if self.skipped_in_a_row >= self.config.max_skipped:
+            way = "use a lower --lr, a longer --lr-warmup-iters, or --dtype bf16"
+            if not outcome.num_tokens:
+                way = "give a --seq-length that leaves room for answers"
             raise DataError(
                 f"{self.skipped_in_a_row} steps in a row were skipped, the last one, {iteration}, "
                 f"because its {outcome.reason}; its samples are {first} to {last}",
-                "look at these samples; use a lower --lr, a longer --lr-warmup-iters, or --dtype "
-                "bf16; or allow more by --max-skipped",
+                f"look at these samples; {way}; or allow more by --max-skipped",
             )
-        if self.config.rollback_on_nan and not outcome.is_overflow:
+        if self.config.rollback_on_nan and outcome.is_nan:
             self._roll_back(first)
 
     def _roll_back(self, first: int) -> None:
@@ -145,6 +147,8 @@ class Trainer:
         with train_step.phases.phase("validation"):
             totals = train_step.validate(self.parts.valid, self.config.eval_iters, self.stop)
         if totals is not None:
+            if not totals.count:
+                self.metrics.say("warning: the samples for validation have no token to train")
             self.metrics.validation(self.state.iteration, totals.mean_loss, totals.means())
         return self.stop.agreed()
 

@@ -84,7 +84,8 @@ class TrainStep:
         """Trains on one global batch.
 
         Weights, optimizer and schedule stay as they are where the loss or the gradient is not
-        finite.
+        finite, or where the batch has nothing to train: weight decay and the decay of the moments
+        would change them.
 
         Args:
             loader: Cuts the samples into this rank's micro-batches.
@@ -99,9 +100,11 @@ class TrainStep:
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.phases.phase("optimizer"):
-            updated, grad_norm = False, math.nan
+            updated, grad_norm = False, math.nan if totals.count else 0.0
             # fp16's loss scaler has to see what overflows; other optimizers would update with it.
-            if self._has_loss_scale or (math.isfinite(loss) and self.is_gradient_finite()):
+            if totals.count and (
+                self._has_loss_scale or (math.isfinite(loss) and self.is_gradient_finite())
+            ):
                 updated, grad_norm, _ = self.optimizer.step()
             require_active().synchronize()
         if updated:

@@ -27,6 +27,7 @@ from tests.support.project import (
     start,
     steps,
 )
+from tests.support.samples import write_instructions
 from tests.support.train_command import LR, checkpoints, losses, options, succeed
 
 FIELDS = {
@@ -294,6 +295,25 @@ def test_skipped_steps_are_events_and_a_run_of_them_can_be_saved(
     assert_same(read_all(run), {k: v.half() for k, v in read_all(project.model).items()})
     succeed(*options(project, run, **changes | {"train_iters": 4}))
     assert steps(run)[-1]["loss_scale"] == 2**28
+
+
+def test_answers_beyond_the_sequence_length_train_nothing_and_that_is_said(
+    project: Project, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    data = write_instructions(tmp_path / "data", [([5] * 20, [6, 7])] * 40)
+    changes = {"data": data, "train_iters": 2, "split": "1,1,0", "weight_decay": 0.5}
+    watched = {"eval_interval": 2, "eval_iters": 1, "save_interval": None, "max_skipped": 2}
+    ended = call(*options(project, run, "finetune", **changes, **watched))
+    assert ended.code == 3, ended.err
+    assert "because its samples have no token to train; its samples are 4 to 7" in ended.err
+    assert "give a --seq-length that leaves room for answers" in ended.err
+    ended = succeed(*options(project, run, "finetune", **changes, **watched | {"max_skipped": 9}))
+    assert "warning: the samples for validation have no token to train" in ended.err
+    assert [step["loss"] for step in steps(run)][-2:] == [None, None]
+    assert (steps(run)[-1]["skipped"], steps(run)[-1]["nan"]) == (2, 0)
+    assert records(run)[-3]["validation_loss"] is None
+    assert_same(read_all(run), read_all(project.model))
 
 
 def test_dry_run(project: Project, tmp_path: Path) -> None:

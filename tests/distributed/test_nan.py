@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient isn't finite: all ranks skip and report them, or end the run."""
+"""Steps whose loss is NaN, or that have nothing to train: all ranks skip and report them."""
 
 from pathlib import Path
 from typing import Any
@@ -151,3 +151,57 @@ def gradient_is_seen() -> list[bool]:
 
 def test_a_gradient_that_is_nan_on_one_rank_is_seen_by_all(ranks: RankPool) -> None:
     assert ranks.run(2, gradient_is_seen) == [[True, False], [True, False]]
+
+
+class Untrained(Samples):
+    """Samples without a token to train."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        sample = super().__getitem__(index)
+        return {**sample, "loss_mask": np.zeros_like(sample["loss_mask"])}
+
+
+def train_on_nothing(options: dict[str, Any]) -> tuple[bool, Any, float]:
+    """Trains a step, and then one without a token to train.
+
+    Returns:
+        Whether the second has left weights, AdamW's state, schedule and loss scale as they were;
+        its outcome; and the learning rate that is next.
+    """
+    import torch
+
+    from glm3cli.parallel.groups import open_grid
+    from glm3cli.train.setup import make_loader
+    from tests.support.training import build
+
+    def state() -> list[Any]:
+        part = train_step.optimizer.chained_optimizers[0]
+        tensors = [value for values in part.optimizer.state.values() for value in values.values()]
+        weights = [weight for chunk in train_step.chunks for weight in chunk.parameters()]
+        scale = train_step.optimizer.get_loss_scale()
+        numbers = [train_step.scheduler.num_steps, float(scale)]
+        found = [torch.as_tensor(value) for value in (*tensors, *weights, *numbers)]
+        return [value.detach().clone() for value in found]
+
+    options = {"train_iters": 4, "weight_decay": 0.5, "lr": 1e-2, **options}
+    with open_grid(train_config(**options)) as grid:
+        config, train_step, loader = build(options, grid)
+        empty = make_loader(config, TINY, grid, Untrained(config.seq_length, 64))
+        train_step.run(loader, 0)
+        before = state()
+        outcome = train_step.run(empty, config.global_batch_size)
+        same = all(torch.equal(*pair) for pair in zip(before, state(), strict=True))
+        return same, outcome, float(train_step.scheduler.get_lr({}))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_step_without_a_token_to_train_changes_nothing(ranks: RankPool, dtype: str) -> None:
+    for same, outcome, next_lr in ranks.run(2, train_on_nothing, {"dtype": dtype}):
+        assert same
+        assert outcome.skipped
+        assert outcome.reason == "samples have no token to train"
+        assert np.isnan(outcome.loss)
+        assert (outcome.num_tokens, outcome.grad_norm) == (0, 0)
+        assert not outcome.is_nan
+        assert not outcome.is_overflow
+        assert next_lr == outcome.lr

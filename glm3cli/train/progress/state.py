@@ -15,11 +15,11 @@ class StepOutcome:
 
     Attributes:
         loss: The mean loss of the global batch, over its trained tokens or what else the objective
-            trains.
+            trains; NaN if there is none.
         num_tokens: The number of these tokens.
         grad_norm: The L2 norm of the whole gradient before clipping. It is NaN where a loss or
-            gradient that is not finite kept the optimizer from running, and 0 where fp16's loss
-            scaler found the gradient to overflow.
+            gradient that is not finite kept the optimizer from running, and 0 where nothing was
+            there to train, or fp16's loss scaler found the gradient to overflow.
         loss_scale: The factor by which the losses were multiplied before the backward pass; 1
             unless training in fp16.
         lr: The learning rate of this step.
@@ -40,14 +40,18 @@ class StepOutcome:
 
     @property
     def is_nan(self) -> bool:
-        """Whether the loss or the gradient is not finite for another reason than the loss scale."""
-        return not math.isfinite(self.loss) or (
-            not self.is_overflow and not math.isfinite(self.grad_norm)
-        )
+        """Whether the loss or the gradient of what was trained is not finite.
+
+        Gradients that overflow because of the loss scale don't count.
+        """
+        is_norm_finite = self.is_overflow or math.isfinite(self.grad_norm)
+        return self.num_tokens != 0 and not (math.isfinite(self.loss) and is_norm_finite)
 
     @property
     def reason(self) -> str:
         """The reason why a step was skipped, in words that can follow "its"."""
+        if not self.num_tokens:
+            return "samples have no token to train"
         if not math.isfinite(self.loss):
             return "loss is not a number"
         return "gradient overflows" if self.is_overflow else "gradient is not a number"

@@ -1,5 +1,6 @@
 """`Totals`: what the micro-batches of a global batch report, added up over all ranks by name."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class Totals:
 
     @property
     def mean_loss(self) -> float:
-        """The mean of the losses; 0 if there is none."""
-        return self.loss / max(self.count, 1)
+        """The mean of the losses; NaN if there is none."""
+        return self.loss / self.count if self.count else math.nan
 
     def means(self) -> dict[str, float]:
         """Returns the mean of every value but the loss; those without a part are left out."""

@@ -120,16 +120,14 @@ class Metrics:
 
         Args:
             iteration: The step after which it was done.
-            loss: Its mean loss.
+            loss: Its mean loss; NaN if its samples have nothing to train.
             means: Its further means, by name.
         """
         named = {f"validation_{name}": mean for name, mean in means.items()}
         self._write({"iteration": iteration, "validation_loss": loss, **named})
-        perplexity = math.exp(min(20.0, loss))
-        self.say(
-            f"validation at iteration {iteration} | loss {loss:.6E} | ppl {perplexity:.6E}"
-            + _means_text(means)
-        )
+        perplexity = math.exp(min(loss, 20.0))  # in this order, a loss that is NaN stays it
+        found = f"loss {loss:.6E} | ppl {perplexity:.6E}{_means_text(means)}"
+        self.say(f"validation at iteration {iteration} | {found}")
 
     def event(self, event: str, *, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
         """Reports an event, such as a start, resume, save, skip, rollback, signal, or stop.
