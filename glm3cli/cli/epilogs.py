@@ -2,10 +2,17 @@
 
 PREPROCESS = """
 Inputs are files, folders and globs of parquet, jsonl, json, csv, arrow and txt, also as .gz and
-.zst, and `-` for a pipe. The handlers are text, instruction and chat, and ModelLink's eight by
-their names. chat reads OpenAI's messages, ShareGPT's conversations, MOSS, and alpaca with history,
-each with tools. Where ModelLink's handlers are broken (an empty input that becomes the word None,
-three quotes where a line break belongs, Baichuan's roles for MOSS), glm3's do what the name says.
+.zst, and `-` for a pipe. The handlers are text, instruction, chat, preference and feedback, and
+ModelLink's eight by their names. chat reads OpenAI's messages, ShareGPT's conversations, MOSS, and
+alpaca with history, each with tools. Where ModelLink's handlers are broken (an empty input that
+becomes the word None, three quotes where a line break belongs, Baichuan's roles for MOSS), glm3's
+do what the name says.
+
+preference reads a prompt (a text, or what chat reads, with tools) with a chosen and a rejected
+answer: the columns chosen and rejected of TRL and LLaMA-Factory, OpenAI's preferred_output and
+non_preferred_output, or ms-swift's rejected_response. feedback reads an answer to a prompt with a
+label, true or false (also kto_tag). --seq-length cuts prompts from the left and keeps answers
+whole; pairs whose answers don't fit, or are equal, are left out and counted.
 
 A run that was stopped or killed goes on where it was when the same command is given again, and
 ends with the same bytes. A run whose result is there already, made of the same inputs, tokenizer

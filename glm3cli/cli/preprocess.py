@@ -63,6 +63,7 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
         typer.echo(json.dumps(vars(summary), ensure_ascii=False))
         return
     more = f", {summary.skipped:,} skipped" if summary.skipped else ""
+    more += f" ({summary.equal:,} of two equal answers)" if summary.equal else ""
     more += f", {summary.truncated:,} cut" if summary.truncated else ""
     more += f", packs {summary.fill_rate:.2%} full" if summary.fill_rate else ""
     when = "before" if summary.repeated else f"in {summary.seconds:.1f} s"

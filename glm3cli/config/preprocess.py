@@ -9,13 +9,17 @@ from pydantic import Field, field_validator, model_validator
 from glm3cli.config.base import Flag, Settings
 
 PIPE = Path("-")  # the input that stands for stdin
-TEXT, PACKED, INDEX = "Text", "Instruction and chat", "Sample indices"
+TEXT, PACKED, INDEX = "Text", "Conversations and preferences", "Sample indices"
 
-# The kind of each handler, by its name: it makes one text per row, or one conversation per row.
-HANDLERS: dict[str, Literal["text", "instruction", "chat"]] = {
+# The kind of each handler, by its name: it makes one text of a row, one conversation, a pair of a
+# chosen and a rejected answer, or an answer that was liked or not.
+Kind = Literal["text", "instruction", "chat", "preference", "feedback"]
+HANDLERS: dict[str, Kind] = {
     "text": "text",
     "instruction": "instruction",
     "chat": "chat",
+    "preference": "preference",
+    "feedback": "feedback",
     # ModelLink 1.1's names
     "GeneralPretrainHandler": "text",
     "AlpacaPretrainHandler": "text",
@@ -47,7 +51,8 @@ class PreprocessConfig(Settings):
         description="Start of the output files' names."
     )
     handler: Annotated[str, Flag(("--handler-name",), metavar="NAME")] = Field(
-        default="text", description="text, instruction, chat, or a handler's name of ModelLink."
+        default="text",
+        description="text, instruction, chat, preference, feedback, or a ModelLink handler's name.",
     )
     append_eod: bool = Field(
         default=False,
@@ -75,15 +80,18 @@ class PreprocessConfig(Settings):
     )
     template: Annotated[Literal["chatglm3", "modellink"] | None, Flag(panel=PACKED)] = Field(
         default=None,
-        description="Form of a conversation: modellink for instruction, chatglm3 for chat.",
+        description="Form of a conversation: modellink for instruction, else chatglm3.",
     )
     seq_length: Annotated[int | None, Flag(panel=PACKED)] = Field(
-        default=None, ge=8, description="Cut samples to this many tokens, keeping the end token."
+        default=None,
+        ge=8,
+        description="Cut samples to this many tokens, keeping the end token; of preferences, each "
+        "prompt from the left.",
     )
     pack: Annotated[bool, Flag(panel=PACKED)] = Field(
         default=False,
-        description="Put several samples into a sequence of --seq-length tokens; attention_mask "
-        "counts them.",
+        description="Put several samples into a sequence of --seq-length tokens, pairs into one of "
+        "twice that; attention_mask counts them.",
     )
 
     build_index: Annotated[bool, Flag(panel=INDEX)] = Field(
@@ -146,8 +154,8 @@ class PreprocessConfig(Settings):
         cuts = self.seq_length and not self.build_index
         if self.kind == "text" and (cuts or self.template or self.pack):
             raise ValueError(
-                "--seq-length, --template and --pack go with the handlers instruction and chat; "
-                "training cuts text by itself"
+                "--seq-length, --template and --pack go with the handlers instruction, chat, "
+                "preference and feedback; training cuts text by itself"
             )
         if self.pack and not self.seq_length:
             raise ValueError("--pack needs --seq-length, the size of a pack")
@@ -161,11 +169,18 @@ class PreprocessConfig(Settings):
         return [*self.input, *self.more_input]
 
     @property
-    def kind(self) -> Literal["text", "instruction", "chat"]:
-        """The kind of the handler: what it makes of a row, a text or a form of conversation."""
+    def kind(self) -> Kind:
+        """The kind of the handler: what it makes of a row."""
         return HANDLERS[self.handler]
 
     @property
     def conversation_template(self) -> Literal["chatglm3", "modellink"]:
         """The name of the conversation's template: the one given, else the handler's own."""
-        return self.template or ("chatglm3" if self.kind == "chat" else "modellink")
+        return self.template or ("modellink" if self.kind == "instruction" else "chatglm3")
+
+    @property
+    def pack_length(self) -> int | None:
+        """The number of tokens of a pack, which has room for a pair of longest samples."""
+        if self.seq_length is None or not self.pack:
+            return None
+        return 2 * self.seq_length if self.kind == "preference" else self.seq_length

@@ -1,20 +1,26 @@
-"""The two kinds of training data, and everything in which they differ.
+"""The kinds of training data, and everything in which they differ.
 
 `glm3 pretrain` reads running text and learns every token of it (`TEXT`). `glm3 finetune` reads
-conversations and learns only their answers (`ANSWERS`). All code that depends on the kind asks the
-`DataKind` here; only `samples.datasets.build_samples` chooses between two functions by it.
+conversations and learns only their answers (`ANSWERS`), or learns what people prefer: from pairs of
+a chosen and a rejected answer to the same prompt (`PAIRS`), or from single answers that were liked
+or not (`FEEDBACK`). All code that depends on the kind asks the `DataKind` here; only
+`samples.datasets.build_samples` chooses between two functions by it.
+
+An answer with its prompt is a segment of a sample, and its segment id says what people think of it:
+odd is good (chosen, liked), even is bad (rejected, disliked). A pair is a sample of two segments,
+with the ids 1 and 2, and the samples of a pack count on from the next odd number.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-# An instruction data set has one pair of files for each of these (ModelLink's names): the token
-# ids, the segment ids, and the labels.
+# How finetune trains; config/options/preference.py says what each is.
+Method = Literal["sft", "dpo", "orpo", "simpo", "kto"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+# A data set of instructions or preferences has one pair of files for each of these (ModelLink's
+# names): the token ids, the segment ids, and the labels.
 INSTRUCTION_KEYS = ("input_ids", "attention_mask", "labels")
-
-
-def _instruction_suffix(key: str) -> str:
-    return f"_packed_{key}_document"
 
 
 def instruction_file(prefix: str, key: str) -> str:
@@ -24,7 +30,7 @@ def instruction_file(prefix: str, key: str) -> str:
         prefix: The prefix of the data set, as `--data` takes it.
         key: One of `INSTRUCTION_KEYS`.
     """
-    return f"{prefix}{_instruction_suffix(key)}"
+    return ANSWERS.key_file(prefix, key)
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,54 @@ class DataKind:
 
     Attributes:
         command: The subcommand of `glm3` that trains on this kind.
-        file_suffixes: What follows a prefix of `--data` in the names of its file pairs, without
-            `.bin` and `.idx`. The sequences of the first pair are the documents.
+        methods: The values of `--method` that train on this kind; none for pretrain.
+        marker: What stands between a prefix of `--data` and the key in the names of file pairs;
+            "" for the one pair of a text, which has no key.
         handler: The `--handler` of `glm3 preprocess` that turns raw data into such files.
         output_suffix: What follows `--output-prefix` of `glm3 preprocess` in the prefix that
             `--data` takes.
         documents_are_samples: True if every document is one training sample; False if the
             documents are joined and the training cuts the joined tokens into samples.
+        sequences: How many sequences of --seq-length tokens a sample may hold: 2 for a pair.
+        stride: The difference of the segment ids of successive samples in a pack.
     """
 
     command: str
-    file_suffixes: tuple[str, ...]
+    methods: tuple[Method, ...]
+    marker: str
     handler: str
     output_suffix: str
     documents_are_samples: bool
+    sequences: int = 1
+    stride: int = 1
+
+    @property
+    def file_suffixes(self) -> tuple[str, ...]:
+        """What follows a prefix of `--data` in the names of its file pairs, without their endings.
+
+        The sequences of the first pair are the documents.
+        """
+        return tuple(self.key_file("", key) for key in INSTRUCTION_KEYS) if self.marker else ("",)
+
+    @property
+    def usage(self) -> str:
+        """The command that trains on this kind, as a user types it."""
+        if self.methods in ((), ("sft",)):
+            return self.command
+        return f"{self.command} --method {'|'.join(self.methods)}"
+
+    def key_file(self, prefix: str, key: str) -> str:
+        """Returns the path of one file pair of a `--data` prefix, without `.bin` and `.idx`.
+
+        Args:
+            prefix: The prefix of the data set.
+            key: One of `INSTRUCTION_KEYS`.
+        """
+        return f"{prefix}{self.marker}_{key}_document"
+
+    def row_length(self, seq_length: int) -> int:
+        """Returns the largest number of positions of a sample, for a value of --seq-length."""
+        return self.sequences * seq_length
 
     def file_names(self, prefix: str) -> list[str]:
         """Returns the paths of the file pairs of a `--data` prefix, without `.bin` and `.idx`."""
@@ -98,7 +138,8 @@ class DataKind:
 
 TEXT = DataKind(
     command="pretrain",
-    file_suffixes=("",),
+    methods=(),
+    marker="",
     handler="text",
     output_suffix="_text_document",
     documents_are_samples=False,
@@ -106,8 +147,34 @@ TEXT = DataKind(
 # The handler `chat` reads every form of instructions and conversations into ChatGLM3's template.
 ANSWERS = DataKind(
     command="finetune",
-    file_suffixes=tuple(_instruction_suffix(key) for key in INSTRUCTION_KEYS),
+    methods=("sft",),
+    marker="_packed",
     handler="chat",
     output_suffix="",
     documents_are_samples=True,
 )
+PAIRS = DataKind(
+    command="finetune",
+    methods=("dpo", "orpo", "simpo"),
+    marker="_pairs",
+    handler="preference",
+    output_suffix="",
+    documents_are_samples=True,
+    sequences=2,
+    stride=2,
+)
+FEEDBACK = DataKind(
+    command="finetune",
+    methods=("kto",),
+    marker="_feedback",
+    handler="feedback",
+    output_suffix="",
+    documents_are_samples=True,
+    stride=2,
+)
+KINDS = (ANSWERS, PAIRS, FEEDBACK, TEXT)
+
+
+def kind_of(method: Method) -> DataKind:
+    """Returns the kind of data that a method of finetune trains on."""
+    return next(kind for kind in KINDS if method in kind.methods)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm3cli.data.files import has_format
-from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
+from glm3cli.data.kinds import INSTRUCTION_KEYS, KINDS, DataKind
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.fingerprints import fingerprint
 
@@ -150,14 +150,25 @@ def _hint(prefix: str) -> str:
     """Returns advice for a missing data set: what is there instead, or how to make it."""
     folder, name = Path(prefix).parent, Path(prefix).name
     near = sorted(folder.glob(f"{name}*.idx")) if folder.is_dir() else []
-    found = {str(path.with_suffix("")) for path in near}
-    packed = {path.split("_packed_")[0] for path in found if "_packed_" in path}
-    plain = {path for path in found if "_packed_" not in path}
-    options = [f"{ANSWERS.command} --data {p}" for p in sorted(packed)]
-    options += [f"{TEXT.command} --data {p}" for p in sorted(plain)]
+    found: dict[DataKind, set[str]] = {kind: set() for kind in KINDS}
+    for path in (str(path.with_suffix("")) for path in near):
+        kind, prefix = _kind_and_prefix(path)
+        found[kind].add(prefix)
+    options = [f"{kind.usage} --data {p}" for kind in KINDS for p in sorted(found[kind])]
     if options:
         return "these are there: " + "; ".join(options)
     return (
         "name raw data with its ending (.jsonl, .parquet), or make the files with `glm3 preprocess "
-        "--output-prefix` (--handler text for pretrain, instruction or chat for finetune)"
+        "--output-prefix` (--handler text for pretrain, instruction or chat for finetune; "
+        "preference or feedback for its other methods)"
     )
+
+
+def _kind_and_prefix(path: str) -> tuple[DataKind, str]:
+    """Returns the kind of data that a file pair is of by its name, and its `--data` prefix."""
+    for kind in KINDS:
+        for key in INSTRUCTION_KEYS if kind.marker else ():
+            ending = kind.key_file("", key)
+            if path.endswith(ending):
+                return kind, path.removesuffix(ending)
+    return KINDS[-1], path

@@ -142,4 +142,5 @@ def test_ids_and_labels(name):
 
 
 def test_every_handler_has_a_case():
-    assert HANDLERS.keys() == {name.split(",")[0] for name in CASES}
+    elsewhere = {"preference", "feedback"}  # test_preference_data.py
+    assert HANDLERS.keys() - elsewhere == {name.split(",")[0] for name in CASES}

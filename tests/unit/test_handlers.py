@@ -296,5 +296,5 @@ def test_unknown_handlers_are_refused_with_the_nearest():
 
 
 def test_text_takes_no_options_of_conversations():
-    with pytest.raises(ConfigError, match="go with the handlers instruction and chat"):
+    with pytest.raises(ConfigError, match="go with the handlers instruction, chat"):
         handler("text", seq_length=128)

@@ -16,6 +16,7 @@ class Counts:
             counts as one.
         dropped: The number of samples that were left out because --seq-length left no answer.
         truncated: The number of samples that --seq-length cut.
+        equal: The number of pairs that were left out because their answers are the same.
     """
 
     documents: int = 0
@@ -25,11 +26,12 @@ class Counts:
     bad_rows: int = 0
     dropped: int = 0
     truncated: int = 0
+    equal: int = 0
 
     @property
     def skipped(self) -> int:
         """The number of rows and samples that were left out."""
-        return self.bad_rows + self.dropped
+        return self.bad_rows + self.dropped + self.equal
 
     def copy(self) -> "Counts":
         """Returns a copy that further counting doesn't change."""

@@ -4,7 +4,7 @@ They run in the worker processes, so they import nothing heavy.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,32 +12,15 @@ import numpy as np
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.kinds import INSTRUCTION_KEYS
 from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.document import Document, utf8_size
+from glm3cli.data.preprocess.preferences.handlers import PreferenceHandler
 from glm3cli.data.preprocess.rows import Row, RowError
 from glm3cli.data.tokens.chat import Message, Template, build_sample, truncate
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
-Ids = list[int] | np.ndarray
 # Reads the conversations that one row holds.
 Conversations = Callable[[Row], list[list[Message]]]
-
-
-@dataclass
-class Document:
-    """The token ids of one row.
-
-    Attributes:
-        sequences: The sequences of token ids by output key; a key that is missing gets no
-            document.
-        text_bytes: The size of the encoded text, in bytes of UTF-8.
-        num_dropped: The number of samples that were left out because --seq-length left no answer.
-        num_truncated: The number of samples that --seq-length cut.
-    """
-
-    sequences: dict[str, list[Ids]] = field(default_factory=dict)
-    text_bytes: int = 0
-    num_dropped: int = 0
-    num_truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +36,7 @@ class TextHandler:
         columns: The columns that `compose` needs.
         marker: What stands between the output prefix and the key in the names of files.
         side_keys: The keys whose tokens aren't counted; none.
+        stride: The number of segment ids that a sample takes in a pack.
     """
 
     tokenizer: Tokenizer
@@ -62,6 +46,7 @@ class TextHandler:
     columns: frozenset[str] = frozenset()
     marker: str = ""
     side_keys: frozenset[str] = frozenset()
+    stride: int = 1
 
     @property
     def optional(self) -> frozenset[str]:
@@ -105,6 +90,7 @@ class ConversationHandler:
         marker: What stands between the output prefix and the key in the names of files.
         side_keys: The keys whose tokens aren't counted: they go with those of `input_ids`.
         optional: The columns that are read if a file has them.
+        stride: The number of segment ids that a sample takes in a pack.
     """
 
     tokenizer: Tokenizer
@@ -117,6 +103,7 @@ class ConversationHandler:
     marker: str = "_packed"
     side_keys: frozenset[str] = frozenset({"attention_mask", "labels"})
     optional: frozenset[str] = frozenset({"input", "system", "history", "tools"})
+    stride: int = 1
 
     def encode(self, row: Row) -> Document:
         """Encodes all conversations of a row.
@@ -142,12 +129,7 @@ class ConversationHandler:
         return document
 
 
-def utf8_size(text: str) -> int:
-    """Returns the size of a text in bytes of UTF-8; half a surrogate pair counts as one byte."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
-
-
-Handler = TextHandler | ConversationHandler
+Handler = TextHandler | ConversationHandler | PreferenceHandler
 
 
 def choose_columns(handler: Handler, columns: Sequence[str]) -> list[str]:
@@ -174,6 +156,8 @@ def build_handler(config: PreprocessConfig, tokenizer: Tokenizer) -> Handler:
         keys = ("text",) if compose else tuple(config.json_keys)
         return TextHandler(tokenizer, keys, config.append_eod, compose, frozenset(columns))
     template = config.conversation_template
+    if config.kind in ("preference", "feedback"):
+        return PreferenceHandler.of(config, tokenizer)
     if config.handler == "instruction":
         make: Conversations = partial(_alpaca, joined=template == "modellink")
         forms: tuple[frozenset[str], ...] = (_ALPACA,)

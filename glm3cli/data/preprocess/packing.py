@@ -49,24 +49,29 @@ def best_fit_decreasing(lengths: np.ndarray, pack_length: int) -> list[list[int]
 
 
 def pack_files(
-    folder: Path, samples: Mapping[str, Path], pack_length: int, names: Mapping[str, str]
+    folder: Path,
+    samples: Mapping[str, Path],
+    pack_length: int,
+    names: Mapping[str, str],
+    stride: int = 1,
 ) -> Iterator[float]:
     """Writes packed files and yields the share of the samples that are packed, 0 to 1.
 
     Args:
         folder: The folder that the files are written into.
-        samples: The .bin files of `input_ids` and `labels`, which have one sequence for each
+        samples: The .bin files by output key, as in `names`, which have one sequence for each
             sample, with their .lengths files beside them.
         pack_length: The largest number of tokens of a pack.
         names: The names of the packed files without endings, by output key: `input_ids`, `labels`
             and `attention_mask`.
+        stride: What is added to the segment ids of a sample for each sample before it in the pack.
     """
     lengths = np.fromfile(samples["input_ids"].with_suffix(".lengths"), np.int32)
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     packs = best_fit_decreasing(lengths, pack_length)
     files = {
         key: np.memmap(samples[key], np.int32, "r") if lengths.any() else np.empty(0, np.int32)
-        for key in ("input_ids", "labels")
+        for key in names
     }
     writers = {key: IndexedWriter(folder / name) for key, name in names.items()}
     done = 0
@@ -76,10 +81,10 @@ def pack_files(
         ones = np.ones(len(batch), dtype=np.int64)
         for key, file in files.items():
             tokens = np.concatenate([file[starts[i] : starts[i] + lengths[i]] for i in order])
+            if key == "attention_mask":
+                before = np.concatenate([np.arange(len(pack), dtype=np.int32) for pack in batch])
+                tokens = tokens + stride * np.repeat(before, lengths[order])
             writers[key].add(tokens, sizes, ones)
-        numbers = np.concatenate([np.arange(1, len(pack) + 1, dtype=np.int32) for pack in batch])
-        segment_ids = np.repeat(numbers, lengths[order])
-        writers["attention_mask"].add(segment_ids, sizes, ones)
         done += len(order)
         yield done / len(lengths)
     for writer in writers.values():

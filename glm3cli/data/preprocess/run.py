@@ -78,6 +78,7 @@ class Summary:
         seconds: The wall time of the run, in seconds.
         skipped: The number of rows and samples that were left out.
         truncated: The number of samples that --seq-length cut.
+        equal: The number of pairs that were left out because their answers are the same.
         fill_rate: The share of the packs' positions that hold a token, 0 to 1; None without packs.
         stats: The path of PREFIX.stats.json.
         repeated: Whether an earlier run had written all files already.
@@ -90,6 +91,7 @@ class Summary:
     seconds: float
     skipped: int
     truncated: int
+    equal: int
     fill_rate: float | None
     stats: str
     repeated: bool = False
@@ -124,7 +126,7 @@ def preprocess(
             # A run of another handler may have overwritten PREFIX.stats.json.
             write_stats(config.output_prefix, stats)
             return _summary(config, stats, time.perf_counter() - start, repeated=True)
-    samples = {key: f"{_SAMPLES}.{key}" for key in ("input_ids", "labels")} if config.pack else {}
+    samples = {key: f"{_SAMPLES}.{key}" for key in names} if config.pack else {}
     with (
         stopped_by_sigterm("preprocess", "run the same again to go on"),
         Output(config.output_prefix, names, samples or names, job, skips_bad=skips_bad) as output,
@@ -138,10 +140,11 @@ def preprocess(
                     "check --input, --handler and --seq-length",
                 )
             paths = output.finish()
-            pack_length = config.seq_length if config.pack else None
+            pack_length = config.pack_length
             with output.disk_errors_as_data_error():
                 if pack_length:
-                    for progress.packed in pack_files(output.folder, paths, pack_length, names):
+                    packed = pack_files(output.folder, paths, pack_length, names, handler.stride)
+                    for progress.packed in packed:
                         report(progress)
                 stats = statistics(job, output.counts, paths, names, output.folder, pack_length)
             output.complete(stats)
@@ -242,11 +245,11 @@ def _summary(
 ) -> Summary:
     """Makes the result of a run out of its statistics and its wall time in seconds."""
     prefix = config.output_prefix
-    counts = {name: stats[name] for name in ("documents", "tokens", "bytes", "truncated")}
+    counts = {name: stats[name] for name in ("documents", "tokens", "bytes", "truncated", "equal")}
     return Summary(
         **counts,
         seconds=seconds,
-        skipped=stats["bad_rows"] + stats["dropped"],
+        skipped=stats["bad_rows"] + stats["dropped"] + stats["equal"],
         fill_rate=stats["fill_rate"],
         stats=str(stats_path(prefix)),
         repeated=repeated,

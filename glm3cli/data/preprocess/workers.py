@@ -18,7 +18,8 @@ import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.preprocess.counts import Counts
-from glm3cli.data.preprocess.handlers import Document, Handler, Ids, build_handler
+from glm3cli.data.preprocess.document import Document, Ids
+from glm3cli.data.preprocess.handlers import Handler, build_handler
 from glm3cli.data.preprocess.readers.chunks import Chunk
 from glm3cli.data.preprocess.readers.sources import parse_line, rows_of
 from glm3cli.data.preprocess.rows import RowError
@@ -207,8 +208,9 @@ def _counts_of(document: Document) -> Counts:
     return Counts(
         documents=bool(document.sequences),
         bytes=document.text_bytes,
-        empty=not document.sequences and not document.num_dropped,
+        empty=not (document.sequences or document.num_dropped or document.num_equal),
         dropped=document.num_dropped,
+        equal=document.num_equal,
         truncated=document.num_truncated,
     )
 
