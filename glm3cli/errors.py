@@ -4,6 +4,8 @@
 reaches it is a bug of ours, and ends the program with its traceback (exit code 1).
 """
 
+from typing import Any
+
 
 class Glm3Error(Exception):
     """The base of all errors that are reported to a user.
@@ -21,7 +23,7 @@ class Glm3Error(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type["Glm3Error"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["Glm3Error"], tuple[Any, ...]]:
         """Pickles message and hint, so that the error reaches another process unchanged."""
         return type(self), (self.message, self.hint)
 

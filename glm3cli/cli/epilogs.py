@@ -19,8 +19,10 @@ ends with the same bytes. A run whose result is there already, made of the same 
 and settings, isn't repeated (--force repeats it).
 
 A bad row ends the run; the error names its file, row and field, and shows the first five of its
-kind. --on-error skip lists such rows in PREFIX.errors.jsonl instead. PREFIX.stats.json counts
-documents, tokens and lengths, and what was cut, dropped or skipped.
+kind. --on-error skip lists such rows in PREFIX.errors.jsonl instead, and goes on with the next row.
+Where a file is damaged so that it can't, the rest is written, the share that is lost is named, and
+the exit code is 3. PREFIX.stats.json counts documents, tokens and lengths, and what was cut,
+dropped, skipped or lost.
 
 --pack puts several samples into a sequence by best fit, the longest first. attention_mask then
 numbers the samples of a sequence from 1, and in training no sample sees another.

@@ -10,9 +10,12 @@ from glm3cli.cli.epilogs import PREPROCESS
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import progress_lines
 from glm3cli.config.preprocess import PreprocessConfig
+from glm3cli.errors import DataError
 
 if TYPE_CHECKING:
     from glm3cli.data.preprocess.run import PreviewSample, Summary
+
+_SHOWN_FILES = 5  # of the input files that could not be read whole
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +41,7 @@ def register(app: typer.Typer) -> None:
         if config.build_index:
             _build_indices(config, summary)
         _print_summary(summary, config.as_json)
+        _check_nothing_lost(summary)
 
 
 def _build_indices(config: PreprocessConfig, summary: "Summary") -> None:
@@ -73,6 +77,22 @@ def _print_summary(summary: "Summary", as_json: bool) -> None:
     )
     for path in summary.files:
         typer.echo(path)
+
+
+def _check_nothing_lost(summary: "Summary") -> None:
+    """Raises DataError if an input could not be read whole, though the files hold the rest."""
+    if not summary.lost:
+        return
+    files = [
+        f"{path} ({'an unknown part' if share is None else f'{share:.1%}'} is lost)"
+        for path, share in summary.lost.items()
+    ]
+    more = f" and {len(files) - _SHOWN_FILES:,} more" if len(files) > _SHOWN_FILES else ""
+    raise DataError(
+        f"not all input could be read: {', '.join(files[:_SHOWN_FILES])}{more}; the output holds "
+        "the rest",
+        "fetch or mend the files, and run the same again",
+    )
 
 
 def _show_json(samples: "Iterator[PreviewSample]") -> None:

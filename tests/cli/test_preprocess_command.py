@@ -158,6 +158,29 @@ def test_the_same_again_is_said_to_be_there(app, tmp_path, source):
     assert json.loads(call(app, "--input", source, *common(tmp_path), "--json").stdout)["repeated"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "share"),
+    [
+        ("in.jsonl.gz", gzip.compress(LINES * 9)[:-9], "an unknown part is lost"),
+        ("in.json", b'[{"text": "the fox"}] [{"text": "x"}]  ', "43.6% is lost"),
+        ("in.parquet", b"PAR1", "100.0% is lost"),
+    ],
+)
+def test_input_that_cannot_be_read_whole_ends_with_an_error(
+    app, tmp_path, source, name, content, share
+):
+    """The output holds the rest; the same again, which does nothing, ends so, too."""
+    (tmp_path / name).write_bytes(content)
+    options = ["--input", source, tmp_path / name, "--on-error", "skip", *common(tmp_path)]
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"not all input could be read: .*{name} .{share}"):
+            call(app, *options)
+        stats = json.loads((tmp_path / "out.stats.json").read_text())
+        assert list(stats["lost"]) == [str(tmp_path / name)]
+        assert stats["documents"] >= 2
+    assert stats["bad_rows"] == 1
+
+
 def test_wrong_usage_is_a_sentence(app, tmp_path, source):
     with pytest.raises(ConfigError, match="did you mean GeneralPretrainHandler"):
         call(app, "--input", source, *common(tmp_path), "--handler", "GeneralPretrain")

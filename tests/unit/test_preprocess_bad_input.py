@@ -153,7 +153,7 @@ def test_a_vocabulary_that_the_model_lacks_is_refused(tmp_path):
         ("in.jsonl", b'{"body": "a"}\n', {}, "in.jsonl:1: text is missing; the row has body"),
         ("in.jsonl", b"\n\n", {}, "no document to write"),
         ("in.json", b'[{"text": "a"}, {"text": "b"', {}, "ends within the array, at element 2"),
-        ("in.json", b'[{"text": "a"}\n, {"text" "b"}]', {}, "in.json:2 is not valid JSON"),
+        ("in.json", b'[{"text": "a"}\n, {"text" "b"}]', {}, "in.json:2: is not valid JSON"),
         ("in.json", b'[{"text": "a"}, 5]', {}, "row 2: expected an object with columns, got int"),
         ("in.json", b'[{"text": "a"}] x', {}, "has 'x' after the array"),
         ("in.json", b"", {}, "no document to write"),

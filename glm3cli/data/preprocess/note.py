@@ -32,6 +32,8 @@ class Note:
         place: The position in the input.
         counts: The counts up to that position.
         marks: The positions of the writers, by output key.
+        lost: For every input file that can't be read whole, the share of it that is lost, 0 to 1,
+            or None if that can't be told.
         error_bytes: The size of the file of bad rows, in bytes.
         is_finished: Whether all files are complete and only have to be moved.
     """
@@ -40,6 +42,7 @@ class Note:
     place: Place = field(default_factory=Place)
     counts: Counts = field(default_factory=Counts)
     marks: dict[str, Mark] = field(default_factory=dict)
+    lost: dict[str, float | None] = field(default_factory=dict)
     error_bytes: int = 0
     is_finished: bool = False
 

@@ -82,6 +82,11 @@ class Output:
         return self._note.place
 
     @property
+    def lost(self) -> dict[str, float | None]:
+        """The share of every damaged input file that is lost; None if it can't be told."""
+        return self._note.lost
+
+    @property
     def is_finished(self) -> bool:
         """Whether an earlier run completed all files, which only have to be moved."""
         return self._note.is_finished
@@ -187,6 +192,18 @@ class Output:
             self._note.place = after
             if time.monotonic() - self._noted >= _SECONDS_BETWEEN_NOTES:
                 self._write_note()
+
+    def lose(self, source: str, share: float | None) -> None:
+        """Counts a share of an input file as lost, with what of it was lost before.
+
+        Args:
+            source: The path of the file.
+            share: The share, 0 to 1; None if it can't be told.
+        """
+        before = self.lost.get(source, 0.0)
+        if share is not None and before is not None:
+            share = min(1.0, share + before)
+        self.lost[source] = None if before is None else share
 
     def _write_problem(self, problem: RowProblem) -> None:
         assert self._errors is not None

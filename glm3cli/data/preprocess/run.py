@@ -23,7 +23,7 @@ from glm3cli.data.preprocess.job import Job
 from glm3cli.data.preprocess.note import Place
 from glm3cli.data.preprocess.output import Output, finished, stats_path, write_stats
 from glm3cli.data.preprocess.packing import pack_files
-from glm3cli.data.preprocess.readers.chunks import Chunk, Damage
+from glm3cli.data.preprocess.readers.chunks import Chunk
 from glm3cli.data.preprocess.readers.sources import read_chunks, rows_of
 from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.preprocess.statistics import statistics
@@ -81,6 +81,8 @@ class Summary:
         equal: The number of pairs that were left out because their answers are the same.
         fill_rate: The share of the packs' positions that hold a token, 0 to 1; None without packs.
         stats: The path of PREFIX.stats.json.
+        lost: For every input file that could not be read whole, the share of it that is lost, 0 to
+            1, or None if that can't be told.
         repeated: Whether an earlier run had written all files already.
         files: The paths of the files that were written.
     """
@@ -94,6 +96,7 @@ class Summary:
     equal: int
     fill_rate: float | None
     stats: str
+    lost: dict[str, float | None] = field(default_factory=dict)
     repeated: bool = False
     files: list[str] = field(default_factory=list)
 
@@ -147,6 +150,7 @@ def preprocess(
                     for progress.packed in packed:
                         report(progress)
                 stats = statistics(job, output.counts, paths, names, output.folder, pack_length)
+                stats["lost"] = output.lost
             output.complete(stats)
         stats = output.publish()
     return _summary(config, stats, time.perf_counter() - start)
@@ -214,6 +218,7 @@ def _encode(
                     raise encoded.damage
             elif encoded.damage:
                 encoded.problems.append(RowProblem(encoded.source, "", encoded.damage.message, ""))
+                output.lose(encoded.source, encoded.damage.share)
             encoded.counts.bad_rows = len(encoded.problems)
             output.add(encoded, after.popleft())
             progress.seconds = time.perf_counter() - start
@@ -252,6 +257,7 @@ def _summary(
         skipped=stats["bad_rows"] + stats["dropped"] + stats["equal"],
         fill_rate=stats["fill_rate"],
         stats=str(stats_path(prefix)),
+        lost=stats.get("lost", {}),
         repeated=repeated,
         files=[str(prefix.with_name(name)) for name in stats["files"]],
     )
@@ -307,20 +313,12 @@ def _read_from(
     """Yields the chunks from `place` on, and appends the position after each one to `after`."""
     skipped = place.chunk
     for i, path in enumerate(files[place.file :], start=place.file):
-        chunks = _with_damage(path, read_chunks(path, partial(choose_columns, handler)))
+        chunks = read_chunks(path, partial(choose_columns, handler))
         for number, chunk in enumerate(chunks, start=1):
             if number > skipped:
                 after.append(Place(i, number))
                 yield chunk
         skipped = 0
-
-
-def _with_damage(path: Path, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Yields the chunks of a file; an error while reading becomes a `Damage` chunk in its place."""
-    try:
-        yield from chunks
-    except DataError as error:
-        yield Damage(str(path), 1, "row", [], 0, error)
 
 
 class _Sizes:

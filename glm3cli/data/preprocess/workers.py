@@ -20,7 +20,8 @@ from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.document import Document, Ids
 from glm3cli.data.preprocess.handlers import Handler, build_handler
-from glm3cli.data.preprocess.readers.chunks import Chunk
+from glm3cli.data.preprocess.readers.bad_rows import BadRow, not_utf8
+from glm3cli.data.preprocess.readers.chunks import Chunk, DamageError
 from glm3cli.data.preprocess.readers.sources import parse_line, rows_of
 from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -108,7 +109,7 @@ class Encoded:
         position: How many bytes of the file were read up to the end of the chunk.
         keys: The documents by output key.
         problems: The bad rows of the chunk.
-        damage: What is wrong with the file if the chunk, or all that follows it, can't be read.
+        damage: What is wrong with the file if the chunk, or what follows it, can't be read.
         counts: The counts of the chunk's rows, without the bad rows.
     """
 
@@ -116,7 +117,7 @@ class Encoded:
     position: int
     keys: dict[str, KeyDocuments] = field(default_factory=dict)
     problems: list[RowProblem] = field(default_factory=list)
-    damage: DataError | None = None
+    damage: DamageError | None = None
     counts: Counts = field(default_factory=Counts)
 
 
@@ -164,7 +165,7 @@ class Encoder:
         """Returns the rows of a chunk; none, and the damage in `encoded`, if it can't be read."""
         try:
             return rows_of(chunk)
-        except DataError as error:
+        except DamageError as error:
             encoded.damage = error
             return []
 
@@ -181,6 +182,8 @@ class Encoder:
         Raises:
             RowError: The row can't be parsed or isn't of the form that the handler expects.
         """
+        if isinstance(row, BadRow):
+            raise RowError(row.field, row.problem)
         parsed = _parsed(chunk, row) if chunk.kind in ("json", "text") else row
         if parsed is None and chunk.kind == "json":
             return None
@@ -198,9 +201,20 @@ def problem_of(chunk: Chunk, index: int, row: Any, error: RowError) -> RowProble
         row: The row as it is in `chunk.rows`: a line, as bytes, or a parsed row.
         error: What is wrong with the row.
     """
-    text = row.decode("utf-8", "backslashreplace").strip() if isinstance(row, bytes) else repr(row)
+    where = chunk.where(index)
+    if isinstance(row, BadRow):
+        text, where = row.text, f"{chunk.source}:{row.line}" if row.line else where
+    else:
+        text = (
+            row.decode("utf-8", "backslashreplace").strip() if isinstance(row, bytes) else repr(row)
+        )
     start = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
-    return RowProblem(chunk.where(index), error.field, error.problem, start)
+    return RowProblem(where, *map(_printable, (error.field, error.problem, start)))
+
+
+def _printable(text: str) -> str:
+    """Writes half surrogate pairs, which JSON may hold but UTF-8 can't, as their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _counts_of(document: Document) -> Counts:
@@ -219,10 +233,10 @@ def _parsed(chunk: Chunk, line: bytes) -> Any:
     """Parses a line of a chunk of lines; raises RowError if it can't."""
     try:
         return parse_line("text" if chunk.kind == "text" else "json", line)
-    except UnicodeDecodeError as error:
-        raise RowError("", f"is not UTF-8 ({error.reason} at byte {error.start})") from None
+    except UnicodeDecodeError:
+        raise RowError("", not_utf8(line)) from None
     except ValueError as error:
-        raise RowError("", f"is not valid JSON: {error}") from None
+        raise RowError("", str(error)) from None
 
 
 def encode_all(

@@ -1,7 +1,12 @@
 """Reads files of every format as chunks of rows, in bounded memory.
 
-Begin with `sources`: `read_chunks` reads one file, or a pipe, in its format. `tables` reads parquet
-and Arrow, `json_array` the elements of a JSON array. `chunks` is what all of them yield:
-consecutive rows that a worker encodes together. Nothing here deals with tokens or with what rows
-mean.
+Begin with `sources`: `read_chunks` reads one file, or a pipe, in its format. `csv_rows` reads CSV,
+`json_array` (with `json_recovery`) the elements of a JSON array, and `tables` parquet and Arrow.
+`unpacked` unpacks gzip and zstd, and `json_text` parses every JSON text.
+
+All of them yield `chunks`: consecutive rows that a worker encodes together. A row that can't be
+parsed is a `BadRow` (`bad_rows`) among the others, and reading goes on behind it. A part of a file
+that can't be read is a `Damage`, which says what share of the file is lost.
+
+Nothing here deals with tokens or with what rows mean.
 """

@@ -1,27 +1,17 @@
 """`Chunk`: consecutive rows of an input file that a worker encodes together."""
 
 import contextlib
-import csv
-import gzip
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from glm3cli.data.preprocess.readers.unpacked import DAMAGE
 from glm3cli.errors import DataError
 
 # Bytes of text that keep a worker busy for some 50 ms, so that handing them over costs little.
 CHUNK_BYTES = 1 << 18
 CHUNK_ROWS = 1000
-# What unpacking a damaged file raises; pyarrow raises OSError.
-DAMAGE: tuple[type[Exception], ...] = (
-    EOFError,
-    OSError,
-    zlib.error,
-    gzip.BadGzipFile,
-)
-
 # Takes the columns of a file and returns those to read; raises DataError if one is missing.
 ColumnChooser = Callable[[Sequence[str]], list[str]]
 
@@ -34,8 +24,9 @@ class Chunk:
         source: The path of the file.
         first: The number of the first row (or line) in its file, from 1.
         kind: What `rows` holds. `json`: lines of JSON, as bytes. `text`: lines of text, as bytes.
-            `row`: rows that are parsed. `group`: the arguments of `tables.read_group` besides the
-            path, with which the worker reads a row group of a parquet file itself.
+            `row`: rows that are parsed, each a JSON value or a `BadRow`. `group`: the arguments of
+            `tables.read_group` besides the path, with which the worker reads a row group of a
+            parquet file itself.
         rows: The rows.
         position: How many bytes of the file were read so far, for the progress.
     """
@@ -53,15 +44,32 @@ class Chunk:
         return f"{self.source}:{number}" if is_line else f"{self.source} row {number}"
 
 
+class DamageError(DataError):
+    """A file, or a part of it, can't be read.
+
+    Attributes:
+        share: The share of the file that is lost, 0 to 1; None if it can't be told, as where a file
+            is cut short.
+    """
+
+    def __init__(self, message: str, hint: str = "", share: float | None = None) -> None:
+        super().__init__(message, hint)
+        self.share = share
+
+    def __reduce__(self) -> tuple[type["DamageError"], tuple[Any, ...]]:
+        """Pickles all attributes, so that the error reaches another process unchanged."""
+        return type(self), (self.message, self.hint, self.share)
+
+
 @dataclass(frozen=True)
 class Damage(Chunk):
-    """A chunk without rows that stands for the rest of a file, which can't be read.
+    """A chunk without rows that stands for a part of a file, or all of it, that can't be read.
 
     Attributes:
         error: What is wrong with the file.
     """
 
-    error: DataError
+    error: DamageError
 
 
 def group_rows(path: Path, file: BinaryIO, rows: Iterable[Any]) -> Iterator[Chunk]:
@@ -101,33 +109,43 @@ def _rough_size(value: Any) -> int:
 
 
 @contextlib.contextmanager
-def damage_as_data_error(path: Path, *also: type[Exception]) -> Iterator[None]:
+def damage_as_data_error(
+    path: Path, *also: type[Exception], share: Callable[[], float | None] = lambda: None
+) -> Iterator[None]:
     """Turns what reading a damaged file raises into an error that names the file.
 
     Args:
         path: The file.
         also: Further exceptions that mean damage.
+        share: Returns the share of the file that is lost, or None if it can't be told.
 
     Raises:
-        DataError: The file is damaged or can't be read.
+        DamageError: The file is damaged or can't be read.
     """
-    damage: tuple[type[Exception], ...] = (*DAMAGE, csv.Error, UnicodeDecodeError, *also)
+    damage: tuple[type[Exception], ...] = (*DAMAGE, *also)
     try:
         yield
     except damage as error:
         if isinstance(error, OSError) and error.errno:
-            raise DataError(f"{path}: {error.strerror}", "give a file that can be read") from None
+            problem = f"{path}: {error.strerror}"
+            raise DamageError(problem, "give a file that can be read", share()) from None
         problem = str(error).split("\n", maxsplit=1)[0]
-        raise DataError(f"{path} is damaged or cut short: {problem}", "fetch it again") from None
+        raise DamageError(
+            f"{path} is damaged or cut short: {problem}", "fetch it again", share()
+        ) from None
 
 
 def columns_to_read(path: Path, choose: ColumnChooser, columns: Sequence[str]) -> list[str]:
     """Returns those of a file's columns that `choose` takes.
 
     Raises:
-        DataError: A needed column is missing; names the file.
+        DamageError: A needed column is missing, or there twice; names the file. All of it is lost.
     """
     try:
-        return choose(columns)
+        chosen = choose(columns)
     except DataError as error:
-        raise DataError(f"{path}: {error.message}", error.hint) from None
+        raise DamageError(f"{path}: {error.message}", error.hint, 1.0) from None
+    for name in chosen:
+        if columns.count(name) > 1:
+            raise DamageError(f"{path} has the column {name} twice", "rename one of them", 1.0)
+    return chosen

@@ -5,11 +5,7 @@ supply many workers.
 """
 
 import contextlib
-import csv
-import gzip
 import io
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -21,12 +17,15 @@ from glm3cli.data.preprocess.readers.chunks import (
     Chunk,
     ColumnChooser,
     Damage,
-    columns_to_read,
+    DamageError,
     damage_as_data_error,
     group_rows,
 )
+from glm3cli.data.preprocess.readers.csv_rows import read_csv
 from glm3cli.data.preprocess.readers.json_array import read_json_array
+from glm3cli.data.preprocess.readers.json_text import parse_json
 from glm3cli.data.preprocess.readers.tables import read_group, read_tables
+from glm3cli.data.preprocess.readers.unpacked import check_end, gunzipped, unzstd
 from glm3cli.errors import DataError
 
 
@@ -37,18 +36,33 @@ def read_chunks(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
         path: The file, or `PIPE` for standard input, whose format follows from its beginning.
         choose: Chooses the columns to read, where the format has columns.
 
-    Raises:
-        DataError: The file is damaged, cut short, or lacks columns.
+    Yields:
+        The chunks. A part that can't be read is a `Damage`, after which reading goes on if it can.
     """
+    try:
+        yield from _chunks(path, choose)
+    except DamageError as error:
+        yield Damage(str(path), 1, "row", [], 0, error)
+    except DataError as error:
+        yield Damage(str(path), 1, "row", [], 0, DamageError(error.message, error.hint, 1.0))
+
+
+def _chunks(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
+    """Yields the chunks of a file; raises DataError if the rest of it can't be read."""
     file_format = None if path == PIPE else format_of(path)
     if file_format in ("parquet", "arrow"):
         yield from read_tables(path, file_format, choose)
         return
-    with damage_as_data_error(path), _opened(path) as (file, stream):
+    with (
+        _opened(path) as (file, stream),
+        damage_as_data_error(path, share=lambda: _share_left(path, file)),
+    ):
+        if _starts(stream, *_UTF_16):
+            raise DamageError(f"{path} is UTF-16", "convert it with iconv -f UTF-16 -t UTF-8", 1.0)
         if file_format is None:
             file_format = "json" if _starts(stream, b"[", b"{") else "text"
         if file_format == "csv":
-            yield from group_rows(path, file, _csv_rows(path, stream, choose))
+            yield from group_rows(path, file, read_csv(path, stream, choose))
         elif file_format == "text":
             yield from _line_chunks(path, file, stream, "text")
         elif _starts(stream, b"["):
@@ -63,13 +77,18 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     if path == PIPE:
         yield _open_pipe()
         return
-    with path.open("rb") as file:
-        if path.suffix.lower() == ".gz":
-            yield file, _gunzipped(file)
-        elif path.suffix.lower() == ".zst":
-            yield file, _unzstd(file)
-        else:
-            yield file, file
+    with damage_as_data_error(path, share=lambda: 1.0):
+        opened = path.open("rb")
+    with opened as file:
+        unpack = _UNPACK.get(path.suffix.lower())
+        yield file, unpack(file, chunks.CHUNK_BYTES) if unpack else file
+
+
+def _share_left(path: Path, file: BinaryIO) -> float | None:
+    """Returns the share of a file behind its position; None at its end, and for a pipe."""
+    size = path.stat().st_size if path.is_file() else 0
+    left = size - file.tell()
+    return left / size if left > 0 else None
 
 
 def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
@@ -82,30 +101,16 @@ def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
     pipe = io.BufferedReader(io.FileIO(0, closefd=False), chunks.CHUNK_BYTES)
     head = pipe.peek(4)[:4]
     if head.startswith(b"\x1f\x8b"):
-        return no_file, _gunzipped(pipe)
+        return no_file, gunzipped(pipe, chunks.CHUNK_BYTES)
     if head == b"\x28\xb5\x2f\xfd":
-        return no_file, _unzstd(pipe)
+        return no_file, unzstd(pipe, chunks.CHUNK_BYTES)
     return no_file, pipe
-
-
-def _gunzipped(file: BinaryIO) -> BinaryIO:
-    return io.BufferedReader(gzip.GzipFile(fileobj=file), chunks.CHUNK_BYTES)
-
-
-def _unzstd(file: BinaryIO) -> BinaryIO:
-    import pyarrow
-
-    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
-    return io.BufferedReader(stream, chunks.CHUNK_BYTES)
 
 
 def _starts(stream: BinaryIO, *marks: bytes) -> bool:
     """Returns whether the content begins, after white space, with one of `marks`."""
-    try:
-        head = stream.peek(64)  # type: ignore[attr-defined]
-    except chunks.DAMAGE:  # reading the content raises it again
-        return False
-    start: bytes = head.lstrip(b"\xef\xbb\xbf").lstrip()
+    head: bytes = stream.peek(64)  # type: ignore[attr-defined]
+    start = head.lstrip(b"\xef\xbb\xbf").lstrip()
     return start.startswith(marks)
 
 
@@ -114,64 +119,26 @@ def _line_chunks(
 ) -> Iterator[Chunk]:
     """Reads a file of lines as chunks; the position of `file` is that of the chunks."""
     first = 1
-    for lines in _blocks_of_lines(stream):
+    while lines := stream.readlines(chunks.CHUNK_BYTES):
         if first == 1:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        is_last = not lines[-1].endswith(b"\n")
+        end = lines.pop() if is_last else b""
         for start in range(0, len(lines), chunks.CHUNK_ROWS):
             group = lines[start : start + chunks.CHUNK_ROWS]
             yield Chunk(str(path), first, kind, group, file.tell())
             first += len(group)
-
-
-def _blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """Yields all lines in blocks, also those that precede damage within a block."""
-    position = 0
-    while True:
-        try:
-            lines = stream.readlines(chunks.CHUNK_BYTES)
-        except chunks.DAMAGE:
-            if lines := _lines_before_damage(stream, position):
-                yield lines
-            raise
-        if not lines:
-            return
-        position += sum(map(len, lines))
-        yield lines
-
-
-def _lines_before_damage(stream: BinaryIO, position: int) -> list[bytes]:
-    """Returns the lines from `position` on, as far as a damaged gzip file can be decompressed."""
-    lines: list[bytes] = []
-    unzipped = getattr(stream, "raw", None)
-    if isinstance(unzipped, gzip.GzipFile):
-        # A pipe can't be read again, which is an OSError, too: its lines are lost.
-        with contextlib.suppress(*chunks.DAMAGE):
-            unzipped.seek(position)
-            while line := unzipped.readline():
-                lines.append(line)
-    return lines
-
-
-def _csv_rows(
-    path: Path, stream: BinaryIO, choose: ColumnChooser
-) -> Iterator[dict[str, str | None]]:
-    """Yields the chosen columns of every row of a CSV file."""
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts above 128 kB
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
-    if not reader.fieldnames:
-        raise DataError(f"{path} is empty", "give a CSV file with a line of column names")
-    names = columns_to_read(path, choose, reader.fieldnames)
-    for row in reader:
-        yield {name: row[name] for name in names}
-    text.detach()  # else the wrapper's end would close the file, whose position is still read
+        if is_last:
+            check_end(stream)  # the line may be cut off
+            yield Chunk(str(path), first, kind, [end], file.tell())
+    check_end(stream)
 
 
 def rows_of(chunk: Chunk) -> list[Any]:
     """Returns the rows of a chunk, which are read now if the chunk names a row group.
 
     Raises:
-        DataError: The file is damaged.
+        DamageError: The file is damaged.
     """
     if isinstance(chunk, Damage):
         raise chunk.error
@@ -185,9 +152,13 @@ def parse_line(kind: Literal["json", "text"], line: bytes) -> Any:
         The row, or None for a blank line of JSON.
 
     Raises:
-        ValueError: The line isn't UTF-8 or isn't JSON.
+        ValueError: The line isn't UTF-8 (then it is a UnicodeDecodeError) or isn't JSON.
     """
     text = line.decode("utf-8")
     if kind == "text":
         return {"text": text.removesuffix("\n").removesuffix("\r")}
-    return json.loads(text) if not text.isspace() else None
+    return parse_json(text) if not text.isspace() else None
+
+
+_UNPACK = {".gz": gunzipped, ".zst": unzstd}
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the byte-order marks
