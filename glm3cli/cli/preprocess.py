@@ -49,7 +49,8 @@ def _build_indices(config: PreprocessConfig, summary: "Summary") -> None:
     from pathlib import Path
 
     from glm3cli.data.prefixes import Blend
-    from glm3cli.data.samples.datasets import DataSpec, build_index
+    from glm3cli.data.samples.datasets import build_index
+    from glm3cli.data.samples.spec import DataSpec
     from glm3cli.data.tokens.tokenizer import Tokenizer
 
     assert config.seq_length is not None  # the config has checked it

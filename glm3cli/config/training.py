@@ -3,12 +3,14 @@
 `TrainConfig` inherits from all of these classes, so that its fields are flat, as in run.yaml.
 """
 
+import math
 from typing import Self
 
 from pydantic import model_validator
 
 from glm3cli.config.base import unknown_key
 from glm3cli.config.model import ModelConfig
+from glm3cli.config.options.batches import BatchOptions
 from glm3cli.config.options.data import DataOptions
 from glm3cli.config.options.megatron import MegatronOptions
 from glm3cli.config.options.optimizer import OptimizerOptions
@@ -26,6 +28,7 @@ class TrainConfig(
     OptimizerOptions,
     MegatronOptions,
     ParallelConfig,
+    BatchOptions,
     DataOptions,
     StartOptions,
     PlanOptions,
@@ -54,6 +57,20 @@ class TrainConfig(
     def num_microbatches(self) -> int:
         """Number of micro-batches that each model copy runs per optimizer step."""
         return self.global_batch_size // (self.micro_batch_size * self.dp)
+
+    @property
+    def length_multiple(self) -> int:
+        """The number whose multiples the lengths of padded sequences are, where they differ.
+
+        It is that of --pad-to-multiple, or a multiple of it that all ranks that share a sequence
+        can divide. --seq-length itself is always allowed.
+        """
+        return math.lcm(self.pad_to_multiple, self.sequence_parts)
+
+    @property
+    def sequence_parts(self) -> int:
+        """Number of equal parts into which ranks cut a sequence, by --tp and --cp."""
+        return (self.tp if self.sequence_parallel else 1) * self.cp
 
     @property
     def warmup_iters(self) -> float:
@@ -92,7 +109,7 @@ class TrainConfig(
                 f"--micro-batch-size {self.micro_batch_size} x data parallel size {self.dp}",
                 f"use a multiple of {step}",
             )
-        parts = (self.tp if self.sequence_parallel else 1) * self.cp
+        parts = self.sequence_parts
         if self.seq_length % parts:
             raise ConfigError(
                 f"--seq-length {self.seq_length} is not divisible by --tp {self.tp}"

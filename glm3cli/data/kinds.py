@@ -113,27 +113,25 @@ class DataKind:
         """Returns the `--data` prefix of what preprocess writes for an `--output-prefix`."""
         return f"{output_prefix}{self.output_suffix}"
 
-    def default_weight(self, documents: int, tokens: int) -> int:
+    def default_weight(self, samples: int, tokens: int) -> int:
         """Returns the weight in a blend of a data set whose weight isn't given: its size.
 
         Args:
-            documents: The number of its training documents.
-            tokens: The number of their tokens.
+            samples: The number of its training samples, where documents or packs of them are
+                samples.
+            tokens: The number of its training tokens.
         """
-        return documents if self.documents_are_samples else tokens
+        return samples if self.documents_are_samples else tokens
 
-    def epochs(self, samples: float, seq_length: int, documents: int, tokens: int) -> float:
+    def epochs(self, samples: float, seq_length: int, size: int) -> float:
         """Returns how many times a training goes through a data set.
 
         Args:
             samples: The number of samples that the training takes from it.
             seq_length: The length of a sample, in tokens.
-            documents: The number of its training documents.
-            tokens: The number of their tokens.
+            size: Its size, as `default_weight` returns it.
         """
-        if self.documents_are_samples:
-            return samples / documents
-        return samples * seq_length / tokens
+        return samples / size if self.documents_are_samples else samples * seq_length / size
 
 
 TEXT = DataKind(

@@ -135,7 +135,7 @@ class Forecast:
     def utilisation(self) -> dict[str, float | None]:
         """Returns TFLOP/s and MFU under the names by which a run reports them."""
         peak = self.chip.peak_tflops
-        rate = Utilisation.of(self.model, self.config.seq_length, peak, self.chip.name)
+        rate = Utilisation(self.model, self.config.seq_length, peak, self.chip.name)
         return rate.of_rate(self.tokens_per_second)
 
     def lines(self) -> list[Line]:

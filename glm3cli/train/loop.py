@@ -66,17 +66,17 @@ class Trainer:
     def _train_or_step_over(self) -> None:
         """Trains on the next global batch and reports the step, unless that batch is left out."""
         config, state, phases = self.config, self.state, self.parts.train_step.phases
+        size = self.parts.train.step_size(state.consumed_samples)
         if state.leaves_out(config.global_batch_size):
-            state.step_over(config.global_batch_size, config.seq_length)
+            state.step_over(config.global_batch_size, size.tokens)
             return
         self.profiler.begin(state.iteration + 1)
         phases.begin_step()
         outcome = self.parts.train_step.run(self.parts.train, state.consumed_samples)
         spent = phases.step()
         first = state.consumed_samples
-        state.advance(outcome, config.global_batch_size, config.seq_length)
-        seconds = sum(spent.values())
-        self.metrics.step(state, outcome, seconds, require_active().peak_memory(), spent)
+        state.advance(outcome, config.global_batch_size, size.tokens)
+        self.metrics.step(state, outcome, size, require_active().peak_memory(), spent)
         self.profiler.end(state.iteration)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         if outcome.skipped:

@@ -87,7 +87,14 @@ class Prepared:
 
         config = self.config
         samples = config.train_iters * config.global_batch_size
-        return data_sources(blend, self.kind, config.split, config.seq_length, samples)
+        return data_sources(
+            blend,
+            self.kind,
+            config.split,
+            config.seq_length,
+            samples,
+            packing=config.packing,
+        )
 
 
 def prepare(config: TrainConfig, kind: DataKind) -> Prepared:

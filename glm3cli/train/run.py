@@ -208,7 +208,7 @@ def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
     """Returns what turns tokens per second into MFU, with the device's peak or --peak-tflops."""
     device = require_active()
     peak = config.peak_tflops or device.peak_tflops(config.dtype)
-    return Utilisation.of(model, config.seq_length, peak, device.chip())
+    return Utilisation(model, config.seq_length, peak, device.chip())
 
 
 def write_run_file(config: TrainConfig) -> None:

@@ -21,8 +21,10 @@ from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend
-from glm3cli.data.samples.datasets import Dataset, DataSpec, build_samples
+from glm3cli.data.samples.datasets import build_samples
 from glm3cli.data.samples.loader import Loader
+from glm3cli.data.samples.padding import Padding
+from glm3cli.data.samples.spec import Dataset, DataSpec
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
@@ -98,7 +100,7 @@ def _loaders(
         grid: This rank's place among the parallel groups.
     """
     config = prepared.config
-    spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
+    spec = DataSpec.of(config, blend, config.seq_length, config.train_iters).with_batches(config)
     train, valid = build_samples(prepared.kind, spec, tokenizer)
     load = partial(make_loader, config, prepared.model, grid, sources=blend.prefixes)
     return load(train), None if valid is None else load(valid)
@@ -122,6 +124,7 @@ def make_loader(
     """
     return Loader(
         dataset=dataset,
+        seq_length=config.seq_length,
         micro_batch_size=config.micro_batch_size,
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,
@@ -131,6 +134,10 @@ def make_loader(
         vocab_size=model.padded_vocab_size,
         device=require_active().torch_device(),
         sources=sources,
+        padding=Padding(
+            multiple=config.length_multiple if config.padding == "longest" else None,
+            side=config.padding_side,
+        ),
     )
 
 
@@ -150,6 +157,10 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
         sequence_parallel=config.sequence_parallel,
         context_parallel_size=config.cp,
         deallocate_pipeline_outputs=require_active().stream_ordered,
+        # Micro-batches may have different lengths (see `pipeline`); megatron-core then refuses the
+        # default way to send tokens to experts, which there are none of.
+        variable_seq_lengths=config.pp > 1,
+        moe_token_dispatcher_type="alltoall",
         **_recompute(config),
     )
     # With one data parallel rank there is nothing to spread: only copies of whole buffers.
@@ -178,8 +189,6 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
         optimizer=optimizer,
         scheduler=_scheduler(config, optimizer),
         grid=grid,
-        seq_length=config.seq_length,
-        micro_batch_size=config.micro_batch_size,
     )
     _connect(mcore, train_step, ddp)
     grid.closing.callback(train_step.close)

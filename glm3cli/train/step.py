@@ -7,13 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from glm3cli.data.samples.loader import Loader
 from glm3cli.device import require_active
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import Objective
+from glm3cli.train.pipeline import run_pipeline
 from glm3cli.train.progress.phases import Phases
 from glm3cli.train.progress.state import StepOutcome
 from glm3cli.train.progress.totals import Totals
@@ -32,8 +32,6 @@ class TrainStep:
         optimizer: Megatron-core's optimizer of all chunks.
         scheduler: Megatron-core's schedule of the learning rate, counted in optimizer steps.
         grid: This rank's place among the parallel groups.
-        seq_length: The number of tokens of a sample, over all context parallel ranks.
-        micro_batch_size: The number of samples of a micro-batch.
         phases: The clock that adds up the seconds of forward and backward passes, the optimizer,
             and the waits for data.
     """
@@ -43,8 +41,6 @@ class TrainStep:
     optimizer: Any
     scheduler: Any
     grid: Grid
-    seq_length: int
-    micro_batch_size: int
     phases: Phases = field(default_factory=Phases)
 
     def finalize(
@@ -196,16 +192,14 @@ class TrainStep:
         Returns:
             What the objective reports of the global batch.
         """
-        num_microbatches = loader.global_batch_size // (loader.micro_batch_size * loader.dp_size)
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
-        reports: list[dict[str, Tensor]] = get_forward_backward_func()(
-            forward_step_func=self.objective.forward,
-            data_iterator=iterators if len(iterators) > 1 else iterators[0],
-            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=num_microbatches,
-            seq_length=self.seq_length,
-            micro_batch_size=self.micro_batch_size,
+        reports: list[dict[str, Tensor]] = run_pipeline(
+            self.objective.forward,
+            iterators,
+            self.chunks,
+            micro_batch_size=loader.micro_batch_size,
+            lengths=loader.lengths(consumed),
             forward_only=forward_only,
         )
         return self._totals(reports)

@@ -190,9 +190,9 @@ def report(
     saved: dict[str, list[dict[str, Any]]],
 ) -> None:
     from glm3cli.config.model import ModelConfig
-    from glm3cli.train.progress.flops import Utilisation
+    from glm3cli.train.progress.flops import flops_per_token
 
-    operations = Utilisation.of(ModelConfig(**SHAPE), LENGTH, None, "").full
+    operations = flops_per_token(ModelConfig(**SHAPE), LENGTH)
     theirs = statistics.median(times["transformers"])
     print(f"matrix product: {product / 1e9:.1f} GFLOP/s")
     print("| way | step, s | tokens/s | to transformers | to the matrix product |")

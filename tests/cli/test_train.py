@@ -41,6 +41,8 @@ FIELDS = {
     "step_time",
     "tokens_per_second",
     "tokens_per_second_per_device",
+    "unpadded_tokens_per_second",
+    "trained_tokens_per_second",
     "tflops_per_device",
     "tflops_per_device_causal",
     "mfu",

@@ -57,7 +57,8 @@ def write_files(prefix: Path, *, packed: bool, blind: bool = False) -> None:
 def one_step(prefix: str, options: dict[str, Any]) -> tuple[float, float]:
     """Trains one step on all samples and returns its loss and gradient norm; runs on the pool."""
     from glm3cli.data.prefixes import Blend
-    from glm3cli.data.samples.datasets import DataSpec, build_instruction
+    from glm3cli.data.samples.instructions import build_instruction
+    from glm3cli.data.samples.spec import DataSpec
     from glm3cli.parallel.groups import open_grid
     from tests.support.tiny import train_config
     from tests.support.tiny_tokenizer import tiny_tokenizer

@@ -38,6 +38,14 @@ def test_samples_and_epochs_of_instructions(tmp_path):
     assert (source.documents, source.tokens, source.samples, source.epochs) == (10, 30, 25, 2.5)
 
 
+def test_packs_are_the_samples_of_an_epoch(tmp_path):
+    # Each document has two positions, of which eight fit into a sequence.
+    prefix = write_instructions(tmp_path / "a", [([1, 2], [3])] * 10)
+    blend = Blend((prefix,), None)
+    [source] = data_sources(blend, ANSWERS, "1,0,0", 16, 6, packing=True)
+    assert (source.documents, source.samples, source.epochs) == (10, 6, 3.0)
+
+
 def test_the_table(texts):
     blend = Blend((str(texts / "a"), str(texts / "b")), (3.0, 1.0))
     lines = table(data_sources(blend, TEXT, "8,2,0", 16, 40)).splitlines()

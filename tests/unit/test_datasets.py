@@ -11,15 +11,10 @@ from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
 from glm3cli.data.prefixes import Blend
-from glm3cli.data.samples.datasets import (
-    Dataset,
-    DataSpec,
-    build_index,
-    build_instruction,
-    build_samples,
-    build_text,
-    consumed_by_part,
-)
+from glm3cli.data.samples.datasets import build_index, build_samples, build_text
+from glm3cli.data.samples.instructions import build_instruction
+from glm3cli.data.samples.order import consumed_by_part
+from glm3cli.data.samples.spec import Dataset, DataSpec
 from glm3cli.errors import DataError
 from tests.support.samples import write_documents, write_instructions
 from tests.support.tiny_tokenizer import tiny_tokenizer
@@ -52,17 +47,17 @@ def answered(dataset: Dataset, count: int) -> list[int]:
 # --- instructions ---
 
 
-def test_a_sample_is_shifted_by_one_and_padded_on_the_right(tmp_path):
+def test_a_sample_is_shifted_by_one(tmp_path):
     prefix = write_instructions(tmp_path / "a", [([11, 12, 13], [21, 22, 2])])
     train, valid = build_instruction(spec(prefix), tiny_tokenizer())
     sample = train[0]
-    assert sample["tokens"].tolist() == [11, 12, 13, 21, 22, 0, 0, 0]
-    assert sample["labels"].tolist() == [0, 0, 21, 22, 2, 0, 0, 0]
-    assert sample["loss_mask"].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
+    assert sample["tokens"].tolist() == [11, 12, 13, 21, 22]
+    assert sample["labels"].tolist() == [0, 0, 21, 22, 2]
+    assert sample["loss_mask"].tolist() == [0, 0, 1, 1, 1]
     types = {key: value.dtype.name for key, value in sample.items()}
     assert types.pop("loss_mask") == "float32"
     assert types == dict.fromkeys(("tokens", "labels", "segment_ids"), "int64")
-    assert sample["segment_ids"].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert sample["segment_ids"].tolist() == [1, 1, 1, 1, 1]
     assert valid is None
 
 

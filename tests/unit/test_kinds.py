@@ -37,10 +37,10 @@ def test_only_answers_are_cut_by_preprocess():
 
 
 def test_texts_count_by_tokens_and_answers_by_documents():
-    sizes = {"documents": 10, "tokens": 400}
+    sizes = {"samples": 10, "tokens": 400}
     assert (TEXT.default_weight(**sizes), ANSWERS.default_weight(**sizes)) == (400, 10)
-    assert TEXT.epochs(samples=50, seq_length=16, **sizes) == 50 * 16 / 400
-    assert ANSWERS.epochs(samples=50, seq_length=16, **sizes) == 50 / 10
+    assert TEXT.epochs(samples=50, seq_length=16, size=400) == 50 * 16 / 400
+    assert ANSWERS.epochs(samples=50, seq_length=16, size=10) == 50 / 10
 
 
 def test_a_kind_is_the_same_in_another_process():

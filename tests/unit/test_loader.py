@@ -25,9 +25,12 @@ class Numbered:
         }
 
 
-def loader(dataset=None, *, dp_rank=0, dp_size=1, micro=2, batch=8, vocab_size=5000) -> Loader:
+def loader(
+    dataset=None, *, dp_rank=0, dp_size=1, micro=2, batch=8, vocab_size=5000, seq_length=4
+) -> Loader:
     return Loader(
         dataset=Numbered() if dataset is None else dataset,
+        seq_length=seq_length,
         micro_batch_size=micro,
         global_batch_size=batch,
         dp_rank=dp_rank,
@@ -76,7 +79,7 @@ def test_the_same_micro_batch_is_read_at_the_same_time_whatever_the_number_of_ra
 
 def test_a_batch_holds_its_samples_as_they_are():
     samples = Samples(6, 50)
-    (batch, *_) = loader(samples, micro=2).microbatches(4)
+    (batch, *_) = loader(samples, micro=2, seq_length=6).microbatches(4)
     for row, index in enumerate((4, 5)):
         for key in ("tokens", "labels", "loss_mask"):
             assert getattr(batch, key)[row].tolist() == samples[index][key].tolist()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess.packing import best_fit_decreasing
+from glm3cli.data.packs import best_fit_decreasing
 from glm3cli.data.preprocess.run import preprocess
 from glm3cli.errors import ConfigError
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder

@@ -157,7 +157,7 @@ def test_operations_of_the_6b_model():
 
 def test_utilisation_of_a_published_run():
     # ModelLink's reference for 8K sequences, 4,297 tokens/s per device: 50.4 % causal, 57.2 % full.
-    utilisation = Utilisation.of(SIX_B, 8192, 354.0, "a chip")
+    utilisation = Utilisation(SIX_B, 8192, 354.0, "a chip")
     fields = utilisation.of_rate(4297)
     assert fields["mfu"] == pytest.approx(0.572, abs=5e-4)
     assert fields["mfu_causal"] == pytest.approx(0.504, abs=5e-4)
@@ -169,7 +169,7 @@ def test_utilisation_of_a_published_run():
 
 
 def test_without_a_peak_there_is_no_utilisation():
-    utilisation = Utilisation.of(SIX_B, 8192, None, "x86_64")
+    utilisation = Utilisation(SIX_B, 8192, None, "x86_64")
     assert utilisation.of_rate(1.0)["mfu"] is utilisation.of_rate(1.0)["mfu_causal"] is None
     assert utilisation.describe().endswith("| peak unknown for x86_64 (give --peak-tflops)")
 

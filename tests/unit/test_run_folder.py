@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from glm3cli.checkpoint.run.resume import schedule_position
+from glm3cli.config.model import PRESETS
+from glm3cli.data.samples.loader import StepSize
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage
 from glm3cli.train.checkpointer import Checkpointer
-from glm3cli.train.progress.flops import Utilisation
+from glm3cli.train.progress.flops import Utilisation, flops_per_token
 from glm3cli.train.progress.phases import Phase
 from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.history import History
@@ -34,6 +36,8 @@ STEP_FIELDS = [
     "step_time",
     "tokens_per_second",
     "tokens_per_second_per_device",
+    "unpadded_tokens_per_second",
+    "trained_tokens_per_second",
     "tflops_per_device",
     "tflops_per_device_causal",
     "mfu",
@@ -46,6 +50,13 @@ STEP_FIELDS = [
     "optimizer_time",
     "other_time",
 ]
+# Four sequences of 48 tokens and four of 16, of which some are padding.
+SIZE = StepSize(tokens=256, unpadded=200, squares=4 * 48**2 + 4 * 16**2)
+LENGTH = (48**2 + 16**2) / (48 + 16)
+TFLOPS, CAUSAL = (
+    128 * flops_per_token(PRESETS["6b"], LENGTH, convention) / 1e12
+    for convention in ("full", "causal")
+)
 SPENT: dict[Phase, float] = {
     "data_wait": 0.1,
     "forward_backward": 0.25,
@@ -72,10 +83,10 @@ def outcome(**changes: Any) -> StepOutcome:
 
 def test_a_step_advances_samples_tokens_and_faults():
     state = State()
-    state.advance(outcome(), 8, 32)
-    state.advance(outcome(skipped=True, loss=math.nan), 8, 32)
-    state.advance(outcome(loss=math.inf), 8, 32)
-    assert state == State(3, 24, 768, skipped=1, nan=2)
+    state.advance(outcome(), 8, 256)
+    state.advance(outcome(skipped=True, loss=math.nan), 8, 256)
+    state.advance(outcome(loss=math.inf), 8, 200)
+    assert state == State(3, 24, 712, skipped=1, nan=2)
 
 
 def test_progress_survives_a_checkpoint():
@@ -227,7 +238,7 @@ def record(tmp_path, capsys):
         report: Any, *, is_speaker: bool = True, peak: float | None = None, **options: Any
     ) -> tuple[list, list[str]]:
         config = train_config(save=tmp_path / "run", seq_length=32, global_batch_size=8, **options)
-        utilisation = Utilisation(full=1e9, causal=0.75e9, peak_tflops=peak, chip="a chip")
+        utilisation = Utilisation(PRESETS["6b"], 32, peak_tflops=peak, chip="a chip")
         metrics = Metrics(config, is_speaker=is_speaker, utilisation=utilisation, world_size=4)
         report(metrics)
         metrics.close()
@@ -239,7 +250,7 @@ def record(tmp_path, capsys):
 
 
 def one_step(metrics: Metrics) -> None:
-    metrics.step(State(2, 16, 512, skipped=1), outcome(loss=1 / 3), 0.5, 3 * 2**20, SPENT)
+    metrics.step(State(2, 16, 512, skipped=1), outcome(loss=1 / 3), SIZE, 3 * 2**20, SPENT)
 
 
 def test_a_step_is_one_object_with_all_fields(record):
@@ -253,11 +264,13 @@ def test_a_step_is_one_object_with_all_fields(record):
         "lr": 1e-5,
         "grad_norm": 1.5,
         "loss_scale": 4096.0,
-        "step_time": 0.5,
-        "tokens_per_second": 512.0,
-        "tokens_per_second_per_device": 128.0,
-        "tflops_per_device": 0.128,
-        "tflops_per_device_causal": 0.096,
+        "step_time": pytest.approx(0.5),
+        "tokens_per_second": pytest.approx(512.0),
+        "tokens_per_second_per_device": pytest.approx(128.0),
+        "unpadded_tokens_per_second": pytest.approx(400.0),
+        "trained_tokens_per_second": pytest.approx(14.0),
+        "tflops_per_device": pytest.approx(TFLOPS),
+        "tflops_per_device_causal": pytest.approx(CAUSAL),
         "mfu": None,
         "mfu_causal": None,
         "skipped": 1,
@@ -283,7 +296,9 @@ def test_a_step_is_one_line_in_the_log(record):
         "loss scale 4096.0",
         "step time (ms) 500.0",
         "tokens/s/device 128.0",
-        "TFLOP/s/device 0.128",
+        "tokens/s unpadded 400.0",
+        "tokens/s trained 14.0",
+        f"TFLOP/s/device {TFLOPS:.3f}",
         "MFU -",
         "skipped 1",
         "nan 0",
@@ -292,10 +307,10 @@ def test_a_step_is_one_line_in_the_log(record):
 
 
 def test_mfu_is_reported_by_both_conventions_where_the_peak_is_known(record):
-    (step,), (line,) = record(one_step, peak=0.2)
-    assert step["mfu"] == pytest.approx(0.128 / 0.2)
-    assert step["mfu_causal"] == pytest.approx(0.096 / 0.2)
-    assert " | MFU 64.0% full, 48.0% causal | " in line
+    (step,), (line,) = record(one_step, peak=TFLOPS / 0.64)
+    assert step["mfu"] == pytest.approx(0.64)
+    assert step["mfu_causal"] == pytest.approx(0.64 * CAUSAL / TFLOPS)
+    assert f" | MFU 64.0% full, {step['mfu_causal']:.1%} causal | " in line
 
 
 def test_the_end_reports_where_the_time_went(record):
@@ -325,7 +340,7 @@ def test_a_line_that_a_killed_run_left_unfinished_is_removed(record, tmp_path):
 def test_the_log_may_be_sparser_than_the_file(record):
     def steps(metrics: Metrics) -> None:
         for iteration in range(1, 8):
-            metrics.step(State(iteration), outcome(), 0.5, 0, SPENT)
+            metrics.step(State(iteration), outcome(), SIZE, 0, SPENT)
 
     lines, log = record(steps, log_interval=3)
     assert [line["iteration"] for line in lines] == list(range(1, 8))

@@ -1,9 +1,7 @@
-"""Packs samples into sequences of a given length by best-fit decreasing.
+"""Writes packed files: sequences of a given length that hold several samples each.
 
-The samples are taken from the longest to the shortest, and each goes into the pack in which it
-leaves the least room (source: D. S. Johnson, "Near-optimal bin packing algorithms", 1973: at most
-11/9 of the smallest possible number of packs, plus 1). The key `attention_mask` of a packed
-sequence holds segment ids: the number, from 1, of the sample that each token belongs to.
+The key `attention_mask` of a packed sequence holds segment ids: the number, from 1, of the sample
+that each token belongs to.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,40 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from glm3cli.data.indexed import IndexedWriter
+from glm3cli.data.packs import best_fit_decreasing
 
 # How many tokens are copied at a time.
 _BATCH_TOKENS = 1 << 22
-
-
-def best_fit_decreasing(lengths: np.ndarray, pack_length: int) -> list[list[int]]:
-    """Distributes samples over packs by best-fit decreasing.
-
-    Args:
-        lengths: The number of tokens of each sample, at most `pack_length`.
-        pack_length: The largest number of tokens of a pack.
-
-    Returns:
-        The indices of the samples of every pack, in increasing order; the packs are in the order of
-        their first samples.
-    """
-    packs: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # the packs by the number of tokens that still fit
-    rooms = 0  # bit r is set if some pack has room for r more tokens
-    for sample in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[sample])
-        fitting = rooms >> length
-        if fitting and length:
-            left = length + (fitting & -fitting).bit_length() - 1
-            pack = with_room[left].pop()
-            if not with_room[left]:
-                rooms &= ~(1 << left)
-        else:
-            left, pack = pack_length, len(packs)
-            packs.append([])
-        packs[pack].append(sample)
-        with_room.setdefault(left - length, []).append(pack)
-        rooms |= 1 << (left - length)
-    return sorted((sorted(pack) for pack in packs), key=lambda pack: pack[0])
 
 
 def pack_files(

@@ -10,6 +10,7 @@ import numpy as np
 
 from glm3cli.data.indexed import read_lengths
 from glm3cli.data.kinds import DataKind
+from glm3cli.data.packs import best_fit_decreasing, sample_sizes
 from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.splits import document_ranges
 
@@ -36,7 +37,13 @@ class DataSource:
 
 
 def data_sources(
-    blend: Blend, kind: DataKind, split: str, seq_length: int, num_samples: int
+    blend: Blend,
+    kind: DataKind,
+    split: str,
+    seq_length: int,
+    num_samples: int,
+    *,
+    packing: bool = False,
 ) -> list[DataSource]:
     """Counts what each data set of a blend contributes to a training.
 
@@ -46,23 +53,27 @@ def data_sources(
         split: The proportions of training, validation and test documents, such as "949,50,1".
         seq_length: The length of a sample, in tokens.
         num_samples: The number of samples that the training takes from all data sets together.
+        packing: Whether documents are packed: a pack is one sample.
 
     Raises:
         DataError: An index is damaged, or a split has no document.
     """
-    counts = []
+    counts, sizes = [], []
     for prefix in blend.prefixes:
         lengths = read_lengths(kind.main_file(prefix), prefix)
         train, _ = document_ranges(len(lengths), split, prefix, needs_valid=False)
         in_training = lengths[train.start : train.stop]
-        counts.append((prefix, len(in_training), int(in_training.sum(dtype=np.int64))))
-    sizes = [kind.default_weight(documents, tokens) for _, documents, tokens in counts]
+        tokens = int(in_training.sum(dtype=np.int64))
+        counts.append((prefix, len(in_training), tokens))
+        whole = sample_sizes(in_training, seq_length)
+        wholes = len(best_fit_decreasing(whole, seq_length)) if packing else len(in_training)
+        sizes.append(kind.default_weight(wholes, tokens))
     weights = np.array(blend.weights or sizes, dtype=np.float64)
     shares = (weights / weights.sum()).tolist()
     found = []
-    for (prefix, documents, tokens), share in zip(counts, shares, strict=True):
+    for (prefix, documents, tokens), size, share in zip(counts, sizes, shares, strict=True):
         samples = share * num_samples
-        epochs = kind.epochs(samples, seq_length, documents, tokens)
+        epochs = kind.epochs(samples, seq_length, size)
         found.append(DataSource(prefix, share, documents, tokens, round(samples), epochs))
     return found
 

@@ -5,13 +5,15 @@ parallel sizes are. So the position in the data is one number, and the loss does
 parallelism.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from glm3cli.data.samples.datasets import Dataset, consumed_by_part
+from glm3cli.data.samples.order import consumed_by_part
+from glm3cli.data.samples.padding import Padding
+from glm3cli.data.samples.spec import Dataset, VariedDataset
 from glm3cli.errors import DataError
 
 
@@ -28,7 +30,8 @@ class Batch:
             is 0.
         loss_mask: 1 for positions with loss, else 0, float32 [b, s].
         segment_ids: The number, from 1, of the sample within its pack that each position belongs
-            to, and 0 for padding, int64 [b, S]; None if no sequence is a pack of several samples.
+            to, and 0 for padding, int64 [b, S]; None if causal attention needs none: no sequence is
+            a pack of several samples, or has padding in front.
     """
 
     tokens: Tensor
@@ -38,11 +41,29 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class StepSize:
+    """The size of the global batch of a step, over all ranks.
+
+    Attributes:
+        tokens: The number of tokens, padding among them.
+        unpadded: The number of tokens without padding.
+        squares: The sum over all sequences of the square of their padded length, by which the
+            operations of attention go.
+    """
+
+    tokens: int
+    unpadded: int
+    squares: int
+
+
+@dataclass(frozen=True)
 class Loader:
     """Cuts the samples of a step into the micro-batches of this data parallel rank.
 
     Attributes:
         dataset: The samples.
+        seq_length: The largest number of tokens of a sample; all have it unless the dataset is a
+            `VariedDataset`.
         micro_batch_size: The number of samples of a micro-batch.
         global_batch_size: The number of samples of an optimizer step, over all ranks.
         dp_rank: The data parallel rank of this process.
@@ -53,9 +74,11 @@ class Loader:
         cp_rank: The context parallel rank of this process.
         cp_size: The context parallel size; each rank gets an equal contiguous part of a sequence.
         sources: The prefixes of the data sets that the samples come from.
+        padding: How samples of different lengths become one micro-batch.
     """
 
     dataset: Dataset
+    seq_length: int
     micro_batch_size: int
     global_batch_size: int
     dp_rank: int
@@ -65,6 +88,7 @@ class Loader:
     cp_rank: int = 0
     cp_size: int = 1
     sources: tuple[str, ...] = ("",)
+    padding: Padding = field(default_factory=Padding)
 
     def consumed_by_source(self, consumed: int) -> dict[str, int]:
         """Returns how many of the first `consumed` samples come from each of `sources`."""
@@ -83,22 +107,65 @@ class Loader:
         Raises:
             DataError: A token id is beyond the vocabulary.
         """
+        for indices in self._indices(consumed, self.dp_rank):
+            yield self._batch(indices)
+
+    def lengths(self, consumed: int) -> list[int]:
+        """Returns the length of each micro-batch of this rank in a step, without reading samples.
+
+        It is that of the whole sequences, also where context parallel ranks share them.
+
+        Args:
+            consumed: The number of samples that all steps before it have taken, over all ranks.
+        """
+        return [self._length(self._sizes(rows)) for rows in self._indices(consumed, self.dp_rank)]
+
+    def step_size(self, consumed: int) -> StepSize:
+        """Returns the size of the global batch of a step, without reading its samples.
+
+        Args:
+            consumed: The number of samples that all steps before it have taken, over all ranks.
+        """
+        tokens = unpadded = squares = 0
+        for dp_rank in range(self.dp_size):
+            for indices in self._indices(consumed, dp_rank):
+                sizes = self._sizes(indices)
+                length = self._length(sizes)
+                tokens += len(indices) * length
+                unpadded += sum(sizes)
+                squares += len(indices) * length**2
+        return StepSize(tokens, unpadded, squares)
+
+    def _indices(self, consumed: int, dp_rank: int) -> list[range]:
+        """Returns the positions of the samples of each micro-batch of a data parallel rank."""
         stride = self.micro_batch_size * self.dp_size
-        first = consumed + self.dp_rank * self.micro_batch_size
-        for start in range(first, first + self.global_batch_size, stride):
-            yield self._batch(range(start, start + self.micro_batch_size))
+        first = consumed + dp_rank * self.micro_batch_size
+        starts = range(first, first + self.global_batch_size, stride)
+        return [range(start, start + self.micro_batch_size) for start in starts]
+
+    def _sizes(self, indices: Sequence[int]) -> list[int]:
+        """Returns the numbers of positions of samples."""
+        if isinstance(self.dataset, VariedDataset):
+            return self.dataset.sizes(indices).tolist()
+        return [self.seq_length] * len(indices)
+
+    def _length(self, sizes: list[int]) -> int:
+        """Returns the length of a micro-batch of samples of these sizes."""
+        return self.padding.length(sizes, self.seq_length)
 
     def _batch(self, indices: range) -> Batch:
         """Reads the samples of one micro-batch."""
         samples = [self.dataset[index] for index in indices]
+        length = self._length([len(sample["tokens"]) for sample in samples])
         keys = ["tokens", "labels", "loss_mask"]
         if any(
-            int(sample["segment_ids"].max()) > 1 for sample in samples if "segment_ids" in sample
+            int(sample["segment_ids"].max(initial=0)) > 1
+            or (self.padding.side == "left" and len(sample["tokens"]) < length)
+            for sample in samples
+            if "segment_ids" in sample
         ):
             keys.append("segment_ids")
-        tensors = {
-            key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys
-        }
+        tensors = {key: torch.from_numpy(self.padding.rows(samples, key, length)) for key in keys}
         largest = max(int(tensors["tokens"].max()), int(tensors["labels"].max()))
         if largest >= self.vocab_size:
             raise DataError(

@@ -14,7 +14,9 @@ from glm3cli.config.model import ModelConfig
 Convention = Literal["full", "causal"]
 
 
-def flops_per_token(model: ModelConfig, seq_length: int, convention: Convention = "full") -> float:
+def flops_per_token(
+    model: ModelConfig, seq_length: float, convention: Convention = "full"
+) -> float:
     """Returns the operations per trained token, forward and backward, without recomputation.
 
     They are 6N for the matrix products, where N is the number of their weights (the embedding,
@@ -23,7 +25,8 @@ def flops_per_token(model: ModelConfig, seq_length: int, convention: Convention 
 
     Args:
         model: The model's shape.
-        seq_length: The number of tokens of a sample.
+        seq_length: The number of tokens of a sample. For samples of different lengths it is the
+            sum of their squares over the sum of the lengths: the mean over all tokens.
         convention: Whether attention counts whole or by half.
     """
     matrices = model.num_parameters - model.padded_vocab_size * model.hidden_size
@@ -36,41 +39,30 @@ class Utilisation:
     """Turns a device's tokens per second into TFLOP/s and MFU.
 
     Attributes:
-        full: The operations per token by the convention `full`.
-        causal: The operations per token by the convention `causal`.
+        model: The model's shape.
+        seq_length: The largest number of tokens of a sample.
         peak_tflops: The peak of one device in TFLOP/s; None where it isn't known.
         chip: The device's name.
     """
 
-    full: float
-    causal: float
+    model: ModelConfig
+    seq_length: int
     peak_tflops: float | None
     chip: str
 
-    @classmethod
-    def of(
-        cls, model: ModelConfig, seq_length: int, peak_tflops: float | None, chip: str
-    ) -> "Utilisation":
-        """Returns the utilisation of a device by the training of a model.
-
-        Args:
-            model: The model's shape.
-            seq_length: The number of tokens of a sample.
-            peak_tflops: The peak of the device in TFLOP/s; None where it isn't known.
-            chip: The device's name.
-        """
-        full, causal = (flops_per_token(model, seq_length, name) for name in ("full", "causal"))
-        return cls(full, causal, peak_tflops, chip)
-
-    def of_rate(self, tokens_per_second: float) -> dict[str, float | None]:
+    def of_rate(
+        self, tokens_per_second: float, seq_length: float | None = None
+    ) -> dict[str, float | None]:
         """Returns TFLOP/s and MFU at a rate, by their names in a step's line of metrics.jsonl.
 
         The names without a convention, `tflops_per_device` and `mfu`, are those by `full`.
 
         Args:
-            tokens_per_second: The tokens per second of one device.
+            tokens_per_second: The tokens per second of one device, padding among them.
+            seq_length: The number of tokens of a sample, as `flops_per_token` takes it; None if it
+                is the largest one.
         """
-        full, causal = (tokens_per_second * flops / 1e12 for flops in (self.full, self.causal))
+        full, causal = (tokens_per_second * flops / 1e12 for flops in self._per_token(seq_length))
         peak = self.peak_tflops
         return {
             "tflops_per_device": full,
@@ -79,6 +71,14 @@ class Utilisation:
             "mfu_causal": None if peak is None else causal / peak,
         }
 
+    def _per_token(self, seq_length: float | None) -> tuple[float, float]:
+        """Returns the operations of a token by the conventions `full` and `causal`."""
+        length = self.seq_length if seq_length is None else seq_length
+        return (
+            flops_per_token(self.model, length, "full"),
+            flops_per_token(self.model, length, "causal"),
+        )
+
     def describe(self) -> str:
         """Returns a line of text with the formulas, the operations per token, and the peak."""
         peak = (
@@ -86,7 +86,8 @@ class Utilisation:
             if self.peak_tflops is None
             else f"{self.peak_tflops:g} TFLOP/s ({self.chip})"
         )
+        full, causal = self._per_token(None)
         return (
-            f"FLOPs per token: full 6N + 12*L*h*s = {self.full:.4e} (TFLOP/s and MFU go by it), "
-            f"causal 6N + 6*L*h*s = {self.causal:.4e} | peak {peak}"
+            f"FLOPs per token: full 6N + 12*L*h*s = {full:.4e} (TFLOP/s and MFU go by it), "
+            f"causal 6N + 6*L*h*s = {causal:.4e} | peak {peak}"
         )

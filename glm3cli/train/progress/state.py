@@ -79,23 +79,23 @@ class State:
     nan: int = 0
     stepped_over: list[tuple[int, int]] = field(default_factory=list)
 
-    def advance(self, outcome: StepOutcome, num_samples: int, seq_length: int) -> None:
+    def advance(self, outcome: StepOutcome, num_samples: int, num_tokens: int) -> None:
         """Counts a step that was done.
 
         Args:
             outcome: What the step did.
             num_samples: The number of samples of its global batch.
-            seq_length: The number of tokens of a sample.
+            num_tokens: The number of their tokens, padding among them.
         """
-        self.step_over(num_samples, seq_length)
+        self.step_over(num_samples, num_tokens)
         self.skipped += outcome.skipped
         self.nan += outcome.is_nan
 
-    def step_over(self, num_samples: int, seq_length: int) -> None:
-        """Counts a step whose batch, of `num_samples` samples, is left out."""
+    def step_over(self, num_samples: int, num_tokens: int) -> None:
+        """Counts a step whose batch is left out; the arguments are those of `advance`."""
         self.iteration += 1
         self.consumed_samples += num_samples
-        self.consumed_tokens += num_samples * seq_length
+        self.consumed_tokens += num_tokens
 
     def leaves_out(self, num_samples: int) -> bool:
         """Returns whether the next batch, of `num_samples` samples, has one that is left out.

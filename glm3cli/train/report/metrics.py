@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from glm3cli.config.training import TrainConfig
+from glm3cli.data.samples.loader import StepSize
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.phases import Phase, describe
 from glm3cli.train.progress.state import State, StepOutcome
@@ -65,7 +66,7 @@ class Metrics:
         self,
         state: State,
         outcome: StepOutcome,
-        seconds: float,
+        size: StepSize,
         peak_memory: int,
         phases: Mapping[Phase, float],
     ) -> None:
@@ -74,12 +75,12 @@ class Metrics:
         Args:
             state: The progress of the run after the step.
             outcome: What the step did.
-            seconds: The time that it took.
+            size: The size of its global batch.
             peak_memory: The most memory of the device that was in use so far, in bytes.
-            phases: The seconds that each phase of the step took; together they are `seconds`.
+            phases: The seconds that each phase of the step took.
         """
-        tokens = self._config.global_batch_size * self._config.seq_length
-        rate = tokens / seconds / self._world_size
+        seconds = sum(phases.values())
+        rate = size.tokens / seconds / self._world_size
         record: dict[str, Any] = {
             "iteration": state.iteration,
             "consumed_samples": state.consumed_samples,
@@ -91,7 +92,9 @@ class Metrics:
             "step_time": seconds,
             "tokens_per_second": rate * self._world_size,
             "tokens_per_second_per_device": rate,
-            **self._utilisation.of_rate(rate),
+            "unpadded_tokens_per_second": size.unpadded / seconds,
+            "trained_tokens_per_second": outcome.num_tokens / seconds,
+            **self._utilisation.of_rate(rate, size.squares / size.tokens),
             "skipped": state.skipped,
             "nan": state.nan,
             "peak_memory_bytes": peak_memory,
@@ -245,6 +248,8 @@ def _step_line(record: dict[str, Any], train_iters: int) -> str:
         f" | loss scale {record['loss_scale']:.1f}"
         f" | step time (ms) {record['step_time'] * 1000:.1f}"
         f" | tokens/s/device {record['tokens_per_second_per_device']:.1f}"
+        f" | tokens/s unpadded {record['unpadded_tokens_per_second']:.1f}"
+        f" | tokens/s trained {record['trained_tokens_per_second']:.1f}"
         f" | TFLOP/s/device {record['tflops_per_device']:.3f}"
         f" | MFU {mfu}"
         f" | skipped {record['skipped']}"

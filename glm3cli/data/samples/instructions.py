@@ -1,0 +1,159 @@
+"""Builds samples of instructions: every document, or every pack of documents, is one sample."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from glm3cli.data.kinds import INSTRUCTION_KEYS, instruction_file
+from glm3cli.data.packs import best_fit_decreasing, sample_sizes
+from glm3cli.data.samples.order import GroupedByLength, blend, whole_windows
+from glm3cli.data.samples.spec import AGAIN, Dataset, DataSpec, Sample, open_tokens
+from glm3cli.data.samples.splits import document_ranges
+from glm3cli.data.tokens.chat import IGNORED_LABEL
+from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.errors import DataError
+
+
+def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None]:
+    """Builds samples of instructions.
+
+    The arguments and the result are those of `datasets.build_samples`.
+
+    Raises:
+        DataError: A split has no document, a file is damaged, or the three file pairs of a data set
+            don't belong together.
+    """
+    pairs = [_instruction_pair(prefix, spec) for prefix in spec.blend.prefixes]
+    weights = spec.blend.weights or tuple(float(len(train)) for train, _ in pairs)
+    parts = [train for train, _ in pairs]
+    if spec.group_size is None:
+        train = blend(parts, weights, spec.num_train)
+    else:
+        size = whole_windows(spec.num_train, spec.group_size)
+        train = GroupedByLength(blend(parts, weights, size), size, spec.group_size, spec.seed)
+    if not spec.num_valid:
+        return train, None
+    return train, blend([valid for _, valid in pairs], weights, spec.num_valid)
+
+
+def _instruction_pair(
+    prefix: str, spec: DataSpec
+) -> tuple["InstructionDataset", "InstructionDataset"]:
+    """Builds the training and validation samples of one data set and checks its files.
+
+    Raises:
+        DataError: A split has no document, or the three file pairs don't belong together.
+    """
+    files = {key: open_tokens(instruction_file(prefix, key)) for key in INSTRUCTION_KEYS}
+    sizes = {key: len(file) for key, file in files.items()}
+    if len(set(sizes.values())) != 1:
+        raise DataError(
+            f"--data {prefix}: its files have different numbers of samples: {sizes}", AGAIN
+        )
+    for key, named in {"labels": "labels", "attention_mask": "mask values"}.items():
+        lengths = [files[name].sequence_lengths for name in ("input_ids", key)]
+        if not np.array_equal(*lengths):
+            first = int(np.flatnonzero(lengths[0] != lengths[1])[0])
+            raise DataError(
+                f"--data {prefix}: sample {first} has {lengths[0][first]} tokens but "
+                f"{lengths[1][first]} {named}",
+                AGAIN,
+            )
+    train, valid = document_ranges(
+        sizes["input_ids"], spec.split, prefix, needs_valid=bool(spec.num_valid)
+    )
+    first = spec.group_size or 0
+    return (
+        InstructionDataset(files, train, spec, longest_first=first),
+        InstructionDataset(files, valid, spec),
+    )
+
+
+class InstructionDataset:
+    """Samples of instructions without end: every epoch is in a new random order.
+
+    The order is ModelLink's: one RandomState(seed) shuffles the samples of one epoch after the
+    other. A sample is a document or, packed, several documents, each cut to the sequence length.
+    The length is that of one epoch.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, IndexedDataset],
+        documents: range,
+        spec: DataSpec,
+        *,
+        longest_first: int = 0,
+    ) -> None:
+        """Packs the documents if `spec` says so, and reads none of them.
+
+        Args:
+            files: The file pairs of the data set, by the keys `INSTRUCTION_KEYS`.
+            documents: The numbers of the documents that the samples are taken from.
+            spec: The sequence length, the seed, and whether to pack.
+            longest_first: The number of longest samples with which the first epoch begins.
+        """
+        self._files = files
+        self._seq_length = spec.seq_length
+        lengths = files["input_ids"].sequence_lengths[documents.start : documents.stop]
+        sizes = sample_sizes(lengths, spec.seq_length)
+        self._first = documents.start
+        self._packs = best_fit_decreasing(sizes, spec.seq_length) if spec.packing else None
+        self._sizes = sizes
+        if self._packs is not None:
+            self._sizes = np.array([sizes[pack].sum() for pack in self._packs], dtype=np.int64)
+        self._longest_first = longest_first
+        self._random = np.random.RandomState(spec.seed)
+        self._orders: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def sizes(self, indices: Sequence[int]) -> np.ndarray:
+        """Returns the number of positions of each of some samples, int64 [len(indices)]."""
+        places = [self._place(index) for index in indices]
+        return self._sizes[places]
+
+    def __getitem__(self, index: int) -> Sample:
+        place = self._place(index)
+        pack = [place] if self._packs is None else self._packs[place]
+        parts = [self._document(self._first + number) for number in pack]
+        # A document may be a pack itself: the samples are numbered through.
+        before = np.cumsum([0, *(part["segment_ids"].max(initial=0) for part in parts)])
+        for part, number in zip(parts, before[:-1], strict=True):
+            part["segment_ids"] += number
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _place(self, index: int) -> int:
+        """Returns the number of the sample that is read at a position, among those of an epoch."""
+        epoch, place = divmod(index, len(self))
+        while len(self._orders) <= epoch:
+            order = np.arange(len(self))
+            self._random.shuffle(order)
+            if not self._orders:
+                order = self._with_longest_first(order)
+            self._orders.append(order)
+        return int(self._orders[epoch][place])
+
+    def _with_longest_first(self, order: np.ndarray) -> np.ndarray:
+        """Moves the longest samples of an order to its front, the longest first."""
+        by_length = np.argsort(-self._sizes[order], kind="stable")
+        places = by_length[: self._longest_first]
+        return np.concatenate([order[places], np.delete(order, places)])
+
+    def _document(self, document: int) -> Sample:
+        """Reads a document, of which each token is to predict the next one."""
+        size = self._seq_length
+        tokens, labels, segment_ids = (
+            np.asarray(self._files[key][document], dtype=np.int64)
+            for key in ("input_ids", "labels", "attention_mask")
+        )
+        labels = labels[1 : size + 1]
+        mask = labels != IGNORED_LABEL
+        return {
+            "tokens": tokens[:-1][:size],
+            "segment_ids": segment_ids[:-1][:size],
+            "labels": np.where(mask, labels, 0),
+            "loss_mask": mask.astype(np.float32),
+        }
