@@ -33,10 +33,10 @@ _OF_RUN = {"seed", "deterministic"}
 # Where things are, which may change as long as they are the same; what they are is compared.
 _PLACES = {"model", "data", "data_cache", "tokenizer", "shared_storage"}
 # Settings that cut the same work in other ways, as the parallel sizes do.
-_CUTS = {"micro_batch_size"}
+_CUTS = {"micro_batch_size", "padding", "padding_side", "pad_to_multiple"}
 _OWN = "a checkpoint of the run itself"
 # Settings by which the samples get another order.
-_ORDER = {"data", "seed", "split", "seq_length"}
+_ORDER = {"data", "seed", "split", "seq_length", "packing", "group_by_length"}
 
 
 @dataclass(frozen=True)

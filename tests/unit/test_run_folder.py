@@ -369,7 +369,7 @@ def test_a_validation_and_an_event_are_lines_of_their_own(record):
 def test_further_means_are_in_the_lines_of_steps_and_validations(record):
     def report(metrics: Metrics) -> None:
         means = {"rewards/chosen": 0.5, "rewards/rejected": -0.25}
-        metrics.step(State(1), outcome(means=means), 0.5, 2**20, SPENT)
+        metrics.step(State(1), outcome(means=means), SIZE, 2**20, SPENT)
         metrics.validation(1, 2.0, means)
 
     (step, validation), log = record(report)
