@@ -1,5 +1,6 @@
 """The `glm3` program: puts its commands together, and reports the errors that they raise."""
 
+import errno
 import os
 import sys
 import traceback
@@ -8,9 +9,14 @@ import typer
 
 from glm3cli.cli import convert, demo, doctor, evaluate, generate, train
 from glm3cli.cli import preprocess as data
-from glm3cli.errors import Glm3Error
+from glm3cli.errors import DataError, DeviceError, Glm3Error
 from glm3cli.parallel.launch import hand_over, is_alone, is_speaker
 from glm3cli.version import __version__
+
+_TOO_MANY_FILES = DeviceError(
+    "this process may not open as many files at once as it needs",
+    "raise the limit with `ulimit -n 4096`, or ask the machine's owner to",
+)
 
 app = typer.Typer(
     name="glm3",
@@ -56,6 +62,14 @@ def main() -> None:
             traceback.print_exc()
         _report(error)
         sys.exit(error.exit_code)
+    except OSError as error:  # of a file or folder that nobody has looked at before
+        if not error.errno:
+            raise
+        if os.environ.get("GLM3_DEBUG"):
+            traceback.print_exc()
+        sentence = _of_system(error)
+        _report(sentence)
+        sys.exit(sentence.exit_code)
     except RuntimeError as error:  # torch has no other class for the errors of an accelerator
         trouble = _explained(error)
         if trouble is None:
@@ -65,8 +79,21 @@ def main() -> None:
         sys.exit(trouble.exit_code)
 
 
+def _of_system(error: OSError) -> Glm3Error:
+    """Returns an error of the operating system as a sentence, with the file that it is about."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return _TOO_MANY_FILES
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    return DataError(
+        f"{name}: {error.strerror}" if name else str(error.strerror),
+        "look at this file or folder, its rights and its disk; GLM3_DEBUG=1 shows what used it",
+    )
+
+
 def _explained(error: RuntimeError) -> Glm3Error | None:
-    """Returns an accelerator's error with an explanation; None if it isn't one, or isn't known."""
+    """Returns the machine's error with an explanation; None if it isn't one, or isn't known."""
+    if os.strerror(errno.EMFILE) in str(error):  # as gloo has it
+        return _TOO_MANY_FILES
     if "torch" not in sys.modules:
         return None
     from glm3cli.device.doctor.codes import explain

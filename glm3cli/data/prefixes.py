@@ -6,6 +6,7 @@ A prefix is the path of a data set's files without what follows it in their name
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,8 +141,9 @@ def is_raw(item: str, kind: DataKind) -> bool:
 
     Raw data is a folder, or a path with the ending of a format that preprocess reads.
     """
-    if any(Path(f"{name}.idx").exists() for name in kind.file_names(item)):
-        return False
+    with suppress(OSError):  # such a name is too long for a file
+        if any(Path(f"{name}.idx").exists() for name in kind.file_names(item)):
+            return False
     path = Path(item)
     return has_format(path) or path.is_dir()
 

@@ -34,6 +34,7 @@ from glm3cli.host.fingerprints import fingerprint
 FOLDER = "data"  # the cache's folder within the run's folder, unless --data-cache is given
 # Seconds by which local rank 0 is ahead: it reports bad data, since the others don't print.
 _HEAD_START = 1.0
+_NAME = 120  # bytes of the name of a raw file in those of its preprocessed files
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +66,7 @@ class RawData:
             DataError: The item is missing, or has no format that can be read.
         """
         cache = training.data_cache or training.save / FOLDER
-        name = Path(item).absolute().name.split(".")[0]
+        name = _shortened(Path(item).absolute().name.split(".")[0])
         options = {"input": [Path(item)], "tokenizer": tokenizer, "output_prefix": cache / name}
         config = PreprocessConfig.parse(options | kind.preprocess_settings(training.seq_length))
         job = Job.of(config, find_files(config.inputs), Tokenizer.load(tokenizer))
@@ -143,6 +144,14 @@ class RawData:
                     "give --data-cache with a folder on a local disk",
                 ) from None
             yield
+
+
+def _shortened(name: str) -> str:
+    """Returns the beginning of a file's name, so that there is room behind it for endings.
+
+    A name may have 255 bytes. The key that follows this one tells files apart.
+    """
+    return os.fsencode(name)[:_NAME].decode("utf-8", "ignore")
 
 
 def _lock(descriptor: int, item: str) -> None:

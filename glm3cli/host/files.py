@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from glm3cli.errors import ConfigError
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file beside `path`, sends it to the disk, and gives it the name `path`.
@@ -31,9 +33,19 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def existing_parent(path: Path) -> Path:
-    """Returns `path` itself if it exists, else the nearest folder above it that does."""
+    """Returns `path` itself if it exists, else the nearest folder above it that does.
+
+    Raises:
+        ConfigError: A link on the way leads to what doesn't exist.
+    """
     absolute = path.absolute()
-    return next(place for place in (absolute, *absolute.parents) if place.exists())
+    found = next(place for place in (absolute, *absolute.parents) if os.path.lexists(place))
+    if not found.exists():
+        raise ConfigError(
+            f"{path}: {found} is a link to {found.readlink()}, which does not exist",
+            "make what it leads to, or remove the link",
+        )
+    return found
 
 
 def sync(folder: Path) -> None:

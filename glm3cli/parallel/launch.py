@@ -60,7 +60,11 @@ from typing import Any
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.errors import Glm3Error
 from glm3cli.host.imports import large_imports
+from glm3cli.host.limits import allow_open_files
 
+# Files that a rank opens, measured with gloo: one alone and each further one; and the usual limit,
+# which holds for ranks on many machines, too.
+_FILES, _FILES_OF_A_RANK, _FILES_AT_MOST = 96, 16, 1024
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # set by torch's launcher for each rank
 _OURS = "GLM3_LAUNCHED"  # set by us: the launcher shows what the ranks hand over
 
@@ -90,8 +94,9 @@ def run_here(config: LaunchConfig) -> bool:
     done. Import nothing of the model before: the device must come first.
 
     Raises:
-        DeviceError: The device can't be used.
+        DeviceError: The device can't be used, or this process may open too few files at once.
     """
+    allow_open_files(min(_FILES + _FILES_OF_A_RANK * config.world_size, _FILES_AT_MOST))
     if config.nproc is not None and "RANK" not in os.environ:
         _launch(config.nproc, config.max_restarts)
         return False

@@ -184,6 +184,27 @@ def test_without_a_launcher_every_rank_speaks_for_itself():
     assert "error: " in run("pretrain", "--train-iters", "0", RANK="1").stderr
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("OSError(28, 'No space left on device', '/x')", 3, "error: /x: No space left on device\n"),
+        ("OSError(24, 'Too many open files')", 4, "may not open as many files at once"),
+        ("RuntimeError('[enforce] socket: Too many open files')", 4, "`ulimit -n 4096`"),
+    ],
+)
+def test_an_error_of_the_machine_is_a_sentence(raised, code, said):
+    bug = f"""
+from glm3cli.cli import app
+def app_():
+    raise {raised}
+app.app = app_
+app.main()
+"""
+    done = start("-c", bug)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
 def test_a_bug_keeps_its_traceback():
     bug = "from glm3cli.cli import app; app.app = lambda: 1 / 0; app.main()"
     done = start("-c", bug)

@@ -173,3 +173,11 @@ def test_a_dry_run_finds_a_bad_first_row(project: Project, tmp_path: Path) -> No
     ended = call(*options(project, tmp_path / "run", data=bad, dry_run=True))
     assert ended.code == 3
     assert "the row has content" in ended.err
+
+
+def test_a_long_name_in_another_script(project: Project, tmp_path: Path) -> None:
+    raw = tmp_path / f"{'数' * 75}.jsonl"
+    shutil.copy(project.folder / "text.jsonl", raw)
+    succeed(*options(project, tmp_path / "run", data=raw, **BRIEF))
+    [made] = cached(tmp_path / "run/data")
+    assert made.startswith("数" * 40 + ".")

@@ -1,6 +1,7 @@
 """Mistakes that `glm3 pretrain` and `glm3 finetune` refuse, and what the user reads."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -372,3 +373,26 @@ def test_a_split_without_documents_is_refused(project: Project, tmp_path: Path) 
     assert ended.code == 3, ended.err
     assert "--split 0,1,0 of 50 document(s) leaves none for training" in ended.err
     assert not checkpoints(tmp_path / "run")
+
+
+def test_links_that_lead_nowhere_are_named(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "not there")
+    for save in (tmp_path / "link", tmp_path / "link/run"):
+        ended = call(*options(project, save))
+        assert ended.code == 2, ended.err
+        assert f"{tmp_path / 'link'} is a link to {tmp_path / 'not there'}, which does" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.slow
+def test_few_open_files_are_a_sentence_before_the_ranks_start(
+    project: Project, tmp_path: Path
+) -> None:
+    words = [str(word) for word in options(project, tmp_path / "run", nproc=2)]
+    limited = f"ulimit -n 64; {shlex.join([sys.executable, '-m', 'glm3cli', *words])}"
+    done = subprocess.run(
+        ["bash", "-c", limited], env=environment(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("error: this process may open 64 files at once, and needs 128")
+    assert "Traceback" not in done.stderr

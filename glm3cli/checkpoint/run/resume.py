@@ -5,6 +5,7 @@ dp. The state of the random generators is restored only at the same parallel siz
 """
 
 import multiprocessing
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from glm3cli.checkpoint.run.durable import write_and_digest
 from glm3cli.checkpoint.run.moments import common_state, load_moments, sharded_moments
 from glm3cli.checkpoint.run.queue_process import ByteQueue, outlive_signals_alone
 from glm3cli.errors import CheckpointError
+from glm3cli.host.limits import socket_folder
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
 
@@ -96,7 +98,9 @@ def _keep_queue_from_signals() -> None:
     by it, and the save that the signal asks for would fail.
     """
     if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        # The manager's process would take the path of its socket from TMPDIR, however long.
+        address = f"{socket_folder()}/results-{os.getpid()}"
+        manager = SyncManager(address, ctx=multiprocessing.get_context("spawn"))
         manager.start(outlive_signals_alone)
         filesystem_async._results_queue = ByteQueue(manager.Queue())
 

@@ -26,6 +26,7 @@ from glm3cli.data.preprocess.readers.sources import parse_line, rows_of
 from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
+from glm3cli.host.limits import socket_folder
 
 # Chunks handed out per worker: enough that no worker waits, few enough to bound the memory.
 _AHEAD = 4
@@ -290,6 +291,7 @@ class _Workers:
         # The workers are forked from a clean process, since this one may have threads and torch.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", __name__])
+        socket_folder()  # before the server makes its socket
         resource_tracker.ensure_running()  # before, since its start unblocks interrupts
         # Processes that start while interrupts are blocked never get any: only this process
         # answers Ctrl-C.
