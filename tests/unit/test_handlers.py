@@ -7,8 +7,8 @@ import pytest
 
 from glm3cli.config.preprocess import HANDLERS, PreprocessConfig
 from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
-from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.tokens.chat import Message, build_sample
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError

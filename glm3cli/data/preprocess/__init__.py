@@ -4,8 +4,9 @@ Begin with `run`: `preprocess` is a whole run. The data passes these modules in 
 
 - `readers` read files of every format as chunks of rows.
 - `workers` encodes chunks in several processes. There `handlers` choose a function of `rows`, which
-  turns a row into texts or messages, and encode the result with `tokens` as a `document`. The room
-  `preferences` does so with chosen and rejected answers.
+  turns a row into texts or messages, and encode the result with `tokens` as a `document`. `turns`
+  reads the turns of a conversation in all their spellings, `trained` which of them are trained, and
+  `fields` any field. The room `preferences` does so with chosen and rejected answers.
 - `output` appends the documents to files and saves a `note`, with which a killed run is resumed.
 - `packing` puts several samples into one sequence.
 - `statistics` describes the result by its `counts` and its `job`: the inputs and the settings.

@@ -13,8 +13,8 @@ from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.kinds import INSTRUCTION_KEYS
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.document import Document, utf8_size
+from glm3cli.data.preprocess.fields import Row, RowError, text_of
 from glm3cli.data.preprocess.preferences.handlers import PreferenceHandler
-from glm3cli.data.preprocess.rows import Row, RowError
 from glm3cli.data.tokens.chat import Message, Template, build_sample, truncate
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
@@ -66,7 +66,7 @@ class TextHandler:
         """
         document = Document()
         for key in self.keys:
-            text = self.compose(row) if self.compose else rows.text_of(row, key)
+            text = self.compose(row) if self.compose else text_of(row, key)
             if text:
                 ids = self.tokenizer.encode_array(text)
                 end = [self.tokenizer.eos_id] if self.append_eod else []
@@ -102,7 +102,7 @@ class ConversationHandler:
     keys: tuple[str, ...] = INSTRUCTION_KEYS
     marker: str = "_packed"
     side_keys: frozenset[str] = frozenset({"attention_mask", "labels"})
-    optional: frozenset[str] = frozenset({"input", "system", "history", "tools"})
+    optional: frozenset[str] = frozenset({"input", "system", "history", "tools", "functions"})
     stride: int = 1
 
     def encode(self, row: Row) -> Document:
@@ -112,9 +112,8 @@ class ConversationHandler:
             RowError: The row isn't of the expected form, or has no assistant turn to train.
         """
         document = Document()
-        for messages in self.conversations(row):
-            if not any(m.role == "assistant" and m.loss for m in messages):
-                raise RowError("row", "expected at least one assistant turn to train on")
+        for conversation in self.conversations(row):
+            messages = self._up_to_last_trained(conversation)
             document.text_bytes += sum(utf8_size(message.text) for message in messages)
             whole = build_sample(self.tokenizer, messages, self.template, self.append_eod)
             sample = truncate(self.tokenizer, whole, self.seq_length) if self.seq_length else whole
@@ -127,6 +126,25 @@ class ConversationHandler:
             for key, ids in zip(INSTRUCTION_KEYS, values, strict=True):
                 document.sequences.setdefault(key, []).append(ids)
         return document
+
+    def _up_to_last_trained(self, messages: list[Message]) -> list[Message]:
+        """Returns the turns of a conversation that a sample is made of.
+
+        The template `modellink` writes all turns alike and trains what follows the last question,
+        so for it they end with the last answer.
+
+        Raises:
+            RowError: There is no turn to train, or one that the template can't write.
+        """
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if self.template == "modellink" and answers:
+            messages, answers = messages[: answers[-1] + 1], answers[-1:]
+            if any(message.metadata or message.tools for message in messages):
+                problem = "has tools or calls of tools, which the template modellink can't write"
+                raise RowError("row", f"{problem}: use --template chatglm3")
+        if not any(messages[i].loss for i in answers):
+            raise RowError("row", "expected at least one assistant turn to train on")
+        return messages
 
 
 Handler = TextHandler | ConversationHandler | PreferenceHandler

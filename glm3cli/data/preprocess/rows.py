@@ -4,68 +4,11 @@ There is one function for each form of row, and `handlers` chooses among them. N
 deals with tokens.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
-from glm3cli.data.tokens.chat import ROLES, Message, Role, call_text, system_turn
-
-Row = Mapping[str, Any]
-
-_SHARE_GPT_ROLES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "observation": "observation",
-    "tool": "observation",
-}
-_OPENAI_ROLES: dict[str, Role] = {
-    **{role: role for role in ROLES},
-    "developer": "system",
-    "tool": "observation",
-    "function": "observation",
-}
-
-
-class RowError(Exception):
-    """A row that isn't of the expected form.
-
-    Attributes:
-        field: The field that is wrong, such as `messages[2].role`.
-        problem: What is wrong with it and what was expected.
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
-
-
-def text_of(row: Row, field: str, optional: bool = False, within: str = "") -> str:
-    """Returns the string in a field of a row.
-
-    Args:
-        row: The row, or a mapping within it.
-        field: The name of the field.
-        optional: Returns "" if the field is missing or null.
-        within: Which field of the row `row` is, for the error message; "" for the row itself.
-
-    Raises:
-        RowError: The field is missing or isn't a string.
-    """
-    value = row.get(field)
-    if isinstance(value, str):
-        return value
-    if value is None and optional:
-        return ""
-    place = f"{within}.{field}" if within else field
-    if field not in row:
-        there = ", ".join(row) or "nothing"
-        raise RowError(place, f"is missing; {within or 'the row'} has {there}")
-    raise RowError(place, f"expected a string, got {_shown(value)}")
+from glm3cli.data.preprocess.fields import Row, RowError, list_of, shown, text_of
+from glm3cli.data.preprocess.turns import read_turns, tools_of
+from glm3cli.data.tokens.chat import Message, system_turn
 
 
 def alpaca(row: Row, joined: bool) -> list[Message]:
@@ -78,10 +21,10 @@ def alpaca(row: Row, joined: bool) -> list[Message]:
     """
     instruction, extra = text_of(row, "instruction"), text_of(row, "input", optional=True)
     asked = f"{instruction}\n{extra}" if extra or joined else instruction
-    messages = _system(text_of(row, "system", optional=True), _tools(row))
-    for i, pair in enumerate(_list(row, "history") if row.get("history") else []):
+    messages = _system(row)
+    for i, pair in enumerate(list_of(row, "history") if row.get("history") else []):
         if not (isinstance(pair, list | tuple) and len(pair) == 2):
-            raise RowError(f"history[{i}]", f"expected [question, answer], got {_shown(pair)}")
+            raise RowError(f"history[{i}]", f"expected [question, answer], got {shown(pair)}")
         turn = {"0": pair[0], "1": pair[1]}
         question, answer = (text_of(turn, name, within=f"history[{i}]") for name in turn)
         messages += [Message("user", question), Message("assistant", answer)]
@@ -89,53 +32,47 @@ def alpaca(row: Row, joined: bool) -> list[Message]:
 
 
 def openai(row: Row) -> list[Message]:
-    """Reads a row of OpenAI's or ChatGLM3's form: messages with role and content."""
-    messages: list[Message] = []
-    for i, turn in enumerate(_turns(row, "messages")):
-        field = f"messages[{i}]"
-        role = _role(turn.get("role"), _OPENAI_ROLES, f"{field}.role")
-        calls = turn.get("tool_calls") or []
-        content = text_of(turn, "content", optional=bool(calls), within=field)
-        loss = turn.get("loss") is not False
-        if content or not calls:
-            metadata = text_of(turn, "metadata", optional=True, within=field)
-            messages.append(Message(role, content, metadata, _parsed(turn, "tools"), loss))
-        for j, call in enumerate(calls):
-            function = call.get("function", call) if isinstance(call, Mapping) else call
-            messages.append(_call(function, f"{field}.tool_calls[{j}]", loss))
-    return _with_tools(messages, row)
+    """Reads a row of OpenAI's or ChatGLM3's form: messages, optionally system and tools."""
+    return _conversation(row, "messages")
 
 
 def share_gpt(row: Row) -> list[Message]:
-    """Reads a ShareGPT row: conversations with from and value, optionally system and tools."""
-    messages = _system(text_of(row, "system", optional=True), None)
-    for i, turn in enumerate(_turns(row, "conversations")):
-        field = f"conversations[{i}]"
-        if "from" not in turn and "role" in turn:  # ChatGLM3's own data has this column, too
-            turn = {**turn, "from": turn["role"], "value": turn.get("content")}
-        speaker = turn.get("from")
-        role = _role(speaker, _SHARE_GPT_ROLES, f"{field}.from")
-        value = text_of(turn, "value", within=field)
-        loss = turn.get("loss") is not False
-        if speaker == "function_call":
-            messages.append(_call(_json(value, field), field, loss))
-        else:
-            metadata = text_of(turn, "metadata", optional=True, within=field)
-            messages.append(Message(role, value, metadata, _parsed(turn, "tools"), loss))
-    return _with_tools(messages, row)
+    """Reads a row of ShareGPT's form: conversations, optionally system and tools."""
+    return _conversation(row, "conversations")
+
+
+def _conversation(row: Row, column: str) -> list[Message]:
+    """Reads the turns of a row, with its system text and its tools in front of them.
+
+    If the turns begin with a system turn, that has the tools.
+    """
+    messages, tools = read_turns(row, column), tools_of(row)
+    if not messages or messages[0].role != "system":
+        return [*_system(row), *messages]
+    first, *others = messages
+    turn = system_turn(first.content, first.tools or tools)
+    named = text_of(row, "system", optional=True)
+    before = [Message("system", named)] if named not in ("", first.content) else []
+    return [*before, *([turn] if turn else []), *others]
+
+
+def _system(row: Row) -> list[Message]:
+    """Returns the system turn for the system text and the tools of a row; none without both."""
+    turn = system_turn(text_of(row, "system", optional=True), tools_of(row))
+    return [turn] if turn else []
 
 
 def moss(row: Row) -> list[Message]:
     """Reads a MOSS row: chat.turn_N.Human and chat.turn_N.MOSS, without their marks."""
     chat = row.get("chat")
     if not isinstance(chat, Mapping):
-        raise RowError("chat", f"expected turns with Human and MOSS, got {_shown(chat)}")
+        raise RowError("chat", f"expected turns with Human and MOSS, got {shown(chat)}")
     messages: list[Message] = []
     for name, turn in chat.items():
         if not turn:
             continue
         if not isinstance(turn, Mapping):
-            raise RowError(f"chat.{name}", f"expected Human and MOSS, got {_shown(turn)}")
+            raise RowError(f"chat.{name}", f"expected Human and MOSS, got {shown(turn)}")
         asked = (
             text_of(turn, "Human", within=f"chat.{name}")
             .replace("<eoh>", "")
@@ -194,81 +131,3 @@ def stack_overflow_text(row: Row) -> str:
         f"In python, {text_of(row, 'title')}\n### Question:\n{text_of(row, 'question_body')}\n"
         f"### Response:\n{text_of(row, 'answer_body')}\n"
     )
-
-
-def _call(function: Any, field: str, loss: bool) -> Message:
-    """Returns the assistant turn of a tool call in OpenAI's form: name and arguments."""
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RowError(field, f"expected a call with name and arguments, got {_shown(function)}")
-    arguments = function.get("arguments", function.get("parameters")) or {}
-    if isinstance(arguments, str):
-        arguments = _json(arguments, f"{field}.arguments")
-    if not isinstance(arguments, Mapping):
-        raise RowError(f"{field}.arguments", f"expected an object, got {_shown(arguments)}")
-    return Message("assistant", call_text(arguments), function["name"], loss=loss)
-
-
-def _with_tools(messages: list[Message], row: Row) -> list[Message]:
-    """Puts the tools of a row into its system turn, which is added if there is none."""
-    tools = _tools(row)
-    if tools is None:
-        return messages
-    if messages and messages[0].role == "system":
-        first, *messages = messages
-        return [*_system(first.content, first.tools or tools), *messages]
-    return [*_system("", tools), *messages]
-
-
-def _system(content: str, tools: Any) -> list[Message]:
-    """Returns the system turn for a content and tools, or no turn if there is neither."""
-    turn = system_turn(content, tools)
-    return [turn] if turn else []
-
-
-def _tools(row: Row) -> Any:
-    """Returns the tools of a row; None for an empty list, which stands for a plain chat."""
-    return _parsed(row, "tools") or None
-
-
-def _parsed(row: Row, field: str) -> Any:
-    """Returns a JSON value, parsed if it is a string, as columnar formats have to write it."""
-    value = row.get(field)
-    if isinstance(value, str):
-        return _json(value, field) if value.strip() else None
-    return value
-
-
-def _json(text: str, field: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(field, f"expected JSON, got {_shown(text)}: {error.msg}") from None
-
-
-def _list(row: Row, field: str) -> list[Any]:
-    value = row.get(field)
-    if isinstance(value, list):
-        return value
-    raise RowError(field, f"expected a list, got {_shown(value)}")
-
-
-def _turns(row: Row, field: str) -> list[Row]:
-    turns = _list(row, field)
-    for i, turn in enumerate(turns):
-        if not isinstance(turn, Mapping):
-            raise RowError(f"{field}[{i}]", f"expected an object, got {_shown(turn)}")
-    if not turns:
-        raise RowError(field, "expected at least one turn, got []")
-    return turns
-
-
-def _role(name: Any, known: Mapping[str, Role], place: str) -> Role:
-    if isinstance(name, str) and name in known:
-        return known[name]
-    raise RowError(place, f"expected one of {', '.join(known)}, got {_shown(name)}")
-
-
-def _shown(value: Any) -> str:
-    """Returns the type and the beginning of a value, for an error message."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

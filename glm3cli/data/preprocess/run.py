@@ -18,6 +18,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.files import find_files
 from glm3cli.data.preprocess.counts import Counts
+from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
 from glm3cli.data.preprocess.job import Job
 from glm3cli.data.preprocess.note import Place
@@ -25,7 +26,6 @@ from glm3cli.data.preprocess.output import Output, finished, stats_path, write_s
 from glm3cli.data.preprocess.packing import pack_files
 from glm3cli.data.preprocess.readers.chunks import Chunk
 from glm3cli.data.preprocess.readers.sources import read_chunks, rows_of
-from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.preprocess.statistics import statistics
 from glm3cli.data.preprocess.workers import (
     SHOWN_PROBLEMS,

@@ -19,11 +19,11 @@ import numpy as np
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.document import Document, Ids
+from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import Handler, build_handler
 from glm3cli.data.preprocess.readers.bad_rows import BadRow, not_utf8
 from glm3cli.data.preprocess.readers.chunks import Chunk, DamageError
 from glm3cli.data.preprocess.readers.sources import parse_line, rows_of
-from glm3cli.data.preprocess.rows import RowError
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from glm3cli.host.limits import socket_folder

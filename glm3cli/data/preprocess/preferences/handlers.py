@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.kinds import FEEDBACK, INSTRUCTION_KEYS, PAIRS, DataKind
 from glm3cli.data.preprocess.document import Document, utf8_size
+from glm3cli.data.preprocess.fields import Row
 from glm3cli.data.preprocess.preferences import rows
-from glm3cli.data.preprocess.rows import Row
 from glm3cli.data.tokens.chat import IGNORED_LABEL, Message, Sample, Template, build_sample
 from glm3cli.data.tokens.tokenizer import Tokenizer
 

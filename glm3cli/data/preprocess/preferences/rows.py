@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glm3cli.data.preprocess import rows
-from glm3cli.data.preprocess.rows import Row, RowError, text_of
+from glm3cli.data.preprocess.fields import Row, RowError, text_of
 from glm3cli.data.tokens.chat import Message
 
 # Columns of a prompt, in the order in which they are looked for.
@@ -31,7 +31,7 @@ FEEDBACK_FORMS = (
     *(frozenset({turns, label}) for turns in ("messages", "conversations") for label in _LABELS),
 )
 # Columns that any form may have beside its own.
-OPTIONAL = frozenset({"input", "system", "history", "tools"})
+OPTIONAL = frozenset({"input", "system", "history", "tools", "functions"})
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _prompt(row: Row) -> list[Message]:
         return rows.share_gpt(row)
     if name == "messages" or isinstance(value, list):
         return _within(rows.openai, {**row, "messages": value}, name)
-    asked = {key: row[key] for key in ("system", "history", "tools") if key in row}
+    asked = {key: row[key] for key in ("system", "history", "tools", "functions") if key in row}
     if name == "instruction":
         asked["input"] = row.get("input")
     asked |= {"instruction": text_of(row, name), "output": ""}

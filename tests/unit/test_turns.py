@@ -1,0 +1,284 @@
+"""Turns of conversations in all spellings: the same messages, or a sentence with what is there."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.fields import RowError
+from glm3cli.data.preprocess.trained import FLAGS
+from glm3cli.data.tokens.chat import Message, call_text
+from tests.support.preprocess_runs import outputs, run, write_lines
+from tests.unit.test_handlers import handler
+
+ARGUMENTS = {"city": "北京", "days": 2, "now": None}
+TEXT = json.dumps(ARGUMENTS, ensure_ascii=False)
+CALL = Message("assistant", call_text(ARGUMENTS), "weather")
+FUNCTION = {"name": "weather", "arguments": TEXT}
+BARE = Message("assistant", call_text({}), "weather")
+
+
+def read(*turns: object, column: str = "messages", **others: object) -> list[Message]:
+    name = "openai" if column == "messages" else "share_gpt"
+    return getattr(rows, name)({column: list(turns), **others})
+
+
+def said(**turn: object) -> dict:
+    return {"role": "assistant", **turn}
+
+
+CALLS = {
+    "OpenAI": said(
+        content=None, tool_calls=[{"id": "1", "type": "function", "function": FUNCTION}]
+    ),
+    "OpenAI's older": said(content="", function_call=FUNCTION),
+    "a call as text": said(content="", function_call=json.dumps(FUNCTION)),
+    "calls as text": said(tool_calls=json.dumps([{"function": FUNCTION}])),
+    "one call, no list": said(tool_calls={"function": FUNCTION}),
+    "without function": said(tool_calls=[FUNCTION]),
+    "null beside": said(content="", function_call=None, tool_calls=[FUNCTION]),
+    "parsed arguments": said(tool_calls=[{"name": "weather", "arguments": ARGUMENTS}]),
+    "parameters": said(tool_calls=[{"name": "weather", "parameters": ARGUMENTS}]),
+    "args": said(tool_calls=[{"name": "weather", "args": ARGUMENTS}]),
+    "input": said(tool_calls=[{"name": "weather", "input": ARGUMENTS, "type": "tool_use"}]),
+    "args as text": said(tool_calls=[{"name": "weather", "args": TEXT, "arguments": None}]),
+    "LLaMA-Factory": {"from": "function_call", "value": json.dumps(FUNCTION)},
+    "a parsed value": {"from": "function_call", "value": FUNCTION},
+    "a list of one": {"from": "function_call", "value": [FUNCTION]},
+    "ms-swift": {"role": "tool_call", "content": json.dumps(FUNCTION)},
+    "ChatGLM3": {"role": "tool", "name": "weather", "parameters": ARGUMENTS},
+}
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("turn", CALLS.values(), ids=CALLS)
+def test_a_call_in_every_spelling(turn, column):
+    assert read(turn, column=column) == [CALL]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        {"name": "weather"},
+        {"name": "weather", "arguments": ""},
+        {"name": "weather", "arguments": None},
+        {"name": "weather", "arguments": "{}", "id": "7"},
+    ],
+)
+def test_a_call_without_arguments(function):
+    assert read(said(content="", tool_calls=[function])) == [BARE]
+
+
+def test_chatglm3s_turns_of_tools():
+    """The form that the README of its finetune_demo documents."""
+    found = read(
+        said(content="I look it up"),
+        {
+            "role": "tool",
+            "name": "weather",
+            "parameters": {"city": "北京"},
+            "observation": {"温度": 20},
+        },
+        {"role": "tool", "name": "weather", "parameters": {}, "observation": "none", "loss": False},
+        said(content="done"),
+        column="conversations",
+        tools=[{"name": "weather"}],
+    )
+    assert found[1:] == [
+        Message("assistant", "I look it up"),
+        Message("assistant", call_text({"city": "北京"}), "weather"),
+        Message("observation", '{"温度": 20}'),
+        Message("assistant", call_text({}), "weather", loss=False),
+        Message("observation", "none"),
+        Message("assistant", "done"),
+    ]
+
+
+def test_a_text_and_calls_are_turns_of_their_own():
+    found = read(said(content="I look", tool_calls=[FUNCTION, {"name": "weather"}], weight=0))
+    assert [message.metadata for message in found] == ["", "weather", "weather"]
+    assert not any(message.loss for message in found)
+
+
+TURNS = {
+    "role and content": {"role": "user", "content": "hi"},
+    "from and value": {"from": "human", "value": "hi"},
+    "role and value": {"role": "user", "value": "hi"},
+    "from and content": {"from": "user", "content": "hi"},
+    "nulls beside": {"from": None, "value": None, "role": "user", "content": "hi"},
+    "nulls beside ShareGPT's": {"from": "human", "value": "hi", "role": None, "content": None},
+    "both": {"from": "human", "role": "user", "content": "hi", "value": "hi"},
+    "an empty text beside": {"from": "human", "content": "", "value": "hi"},
+    "parts": {
+        "role": "user",
+        "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}],
+    },
+}
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
+def test_a_text_in_every_spelling(turn, column):
+    assert read(turn, column=column) == [Message("user", "hi")]
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("developer", "system"),
+        ("human", "user"),
+        ("gpt", "assistant"),
+        ("bot", "assistant"),
+        ("tool", "observation"),
+        ("function", "observation"),
+        ("tool_response", "observation"),
+        ("observation", "observation"),
+    ],
+)
+def test_names_of_roles(name, role):
+    assert read({"role": name, "content": "hi"})[0].role == role
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_tools_may_be_called_functions(column):
+    tools = [{"name": "weather"}]
+    for name, value in (("tools", tools), ("functions", tools), ("functions", json.dumps(tools))):
+        [system, _] = read(said(content="a"), column=column, **{name: value})
+        assert (system.role, system.tools) == ("system", tools)
+    [system, _] = read({"role": "system", "content": "be", "functions": tools}, said(content="a"))
+    assert (system.content, system.tools) == ("be", tools)
+    assert rows.alpaca({"instruction": "a", "output": "b", "functions": tools}, False)[0].tools
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_system_text_in_a_column_of_its_own(column):
+    turns = [{"role": "system", "content": "be"}, said(content="a")]
+    assert read(turns[1], column=column, system="be")[0] == Message("system", "be")
+    assert len(read(*turns, column=column, system="be")) == 2
+    found = read(*turns, column=column, system="be kind")
+    assert [message.content for message in found] == ["be kind", "be", "a"]
+
+
+WRONG = [
+    ({"content": "a"}, "messages[0].role", "is missing; messages[0] has content"),
+    (
+        {"role": "tool", "name": "f"},
+        "messages[0].content",
+        "is missing; messages[0] has role, name",
+    ),
+    ({"role": "user", "from": "gpt", "content": ""}, "messages[0]", "role 'user', but from 'gpt'"),
+    (
+        {"role": "user", "content": "a", "value": "b"},
+        "messages[0]",
+        "content str 'a' and value str",
+    ),
+    (said(tool_calls=[{"arguments": {}}]), "messages[0].tool_calls[0]", "a call with name"),
+    (
+        said(tool_calls=[{"name": "f", "params": {}}]),
+        "messages[0].tool_calls[0]",
+        "has name, params",
+    ),
+    (
+        said(tool_calls=[{"name": "f", "args": {"a": 1}, "input": {"a": 2}}]),
+        "messages[0].tool_calls[0]",
+        "expected one of them",
+    ),
+    (said(tool_calls=[{"name": "f", "args": [1]}]), "messages[0].tool_calls[0].args", "an object"),
+    (said(tool_calls="["), "messages[0].tool_calls", "expected JSON"),
+    (said(content="", toolCalls=[{"name": "f"}]), "messages[0].toolCalls", "isn't known"),
+    (said(content="", tool_use={"name": "f"}), "messages[0].tool_use", "isn't known"),
+    (said(content=[{"type": "image_url"}]), "messages[0].content[0]", "a part of text"),
+    (
+        said(tool_calls=[{"name": "f", "args": {"a": pa.scalar(1)}}]),
+        "messages[0].tool_calls[0].args",
+        "values of JSON",
+    ),
+]
+
+
+@pytest.mark.parametrize(("turn", "field", "problem"), WRONG)
+def test_a_turn_that_does_not_fit_says_what_is_there(turn, field, problem):
+    with pytest.raises(RowError) as caught:
+        read(turn)
+    assert caught.value.field == field
+    assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize(
+    ("value", "trained"),
+    [
+        (None, True), (True, True), (1, True), (1.0, True), ("true", True), ("1", True),
+        (False, False), (0, False), (0.0, False), ("false", False), ("False", False), ("0", False),
+    ],
+)  # fmt: skip
+def test_a_turn_is_kept_out_of_training_in_every_spelling(flag, value, trained):
+    assert read(said(content="a", **{flag: value}))[0].loss is trained
+    assert (
+        read({"from": "gpt", "value": "a", flag: value}, column="conversations")[0].loss is trained
+    )
+
+
+@pytest.mark.parametrize(
+    ("turn", "field"),
+    [
+        ({"loss": 0.5}, "messages[0].loss"),
+        ({"weight": 2}, "messages[0].weight"),
+        ({"loss": "maybe"}, "messages[0].loss"),
+        ({"loss_scale": [0]}, "messages[0].loss_scale"),
+        ({"train_detail": [{"train": False}]}, "messages[0].train_detail"),
+        ({"mask": 1}, "messages[0].mask"),
+        ({"is-masked": True}, "messages[0].is-masked"),
+        ({"loss": True, "weight": 0}, "messages[0]"),
+    ],
+)
+def test_what_seems_to_say_it_otherwise_is_refused(turn, field):
+    with pytest.raises(RowError) as caught:
+        read(said(content="a", **turn))
+    assert caught.value.field == field
+
+
+def test_modellinks_template_trains_no_other_turn_than_the_last_answer():
+    chat = handler("chat", template="modellink")
+    turns = [{"role": "user", "content": "the fox"}, said(content="jumps")]
+    plain = chat.encode({"messages": turns}).sequences
+    assert (
+        chat.encode({"messages": [*turns, {"role": "user", "content": "a dog"}]}).sequences == plain
+    )
+    with pytest.raises(RowError, match="at least one assistant turn"):
+        chat.encode({"messages": [*turns, said(content="over", weight=0)]})
+    with pytest.raises(RowError, match="use --template chatglm3"):
+        chat.encode({"messages": [*turns, said(tool_calls=[FUNCTION])]})
+
+
+def test_rows_of_tools_give_the_same_bytes_in_every_format(tmp_path):
+    """Arrow pads the turns, calls and tools with nulls."""
+    lines = [
+        {"messages": [said(content="a", loss=False), turn, said(content="b")], "tools": tools}
+        for turn, tools in [
+            (
+                said(tool_calls=[{"function": {"name": "f", "arguments": {"x": 1}}}]),
+                [{"name": "f"}],
+            ),
+            (said(tool_calls=[{"args": {"y": "2"}, "name": "g"}]), [{"name": "g", "is": {"a": 1}}]),
+            (said(function_call={"name": "h", "arguments": {"q": 1}}), []),
+            ({"from": "gpt", "value": "c"}, [{"is": {"b": [1, 2]}}]),
+            ({"role": "tool", "name": "i", "parameters": {"z": 0.5}, "observation": "3"}, None),
+        ]
+    ]
+    table = pa.Table.from_pylist(lines)
+    pq.write_table(table, tmp_path / "in.parquet")
+    with (
+        pa.OSFile(str(tmp_path / "in.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
+        stream.write_table(table)
+    write_lines(tmp_path / "in.jsonl", lines)
+    found = []
+    for form in ("jsonl", "parquet", "arrow"):
+        (tmp_path / form).mkdir()
+        run(tmp_path / f"in.{form}", tmp_path / form / "out", handler="chat")
+        found.append(outputs(tmp_path / form))
+    assert found[0] == found[1] == found[2]
