@@ -33,6 +33,8 @@ CATCHES_EVERYTHING = {
     "checkpoint/layouts/pickles.py",  # the same
     "checkpoint/run/resume.py",  # and megatron-core's reading
     "device/npu.py",  # so does torch_npu where a part of CANN is missing
+    "infer/chat/session.py",  # our own errors, which don't end a chat
+    "infer/chat/toolbox.py",  # functions that users give to a chat raise what they like
     "parallel/storage.py",  # our own errors, which become those of all ranks
 }
 

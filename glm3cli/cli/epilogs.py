@@ -86,6 +86,12 @@ again. DST gets config.json and the tokenizer's files, so that it can be used al
 
 GENERATE = """
 --prompt continues a text, as a base model does; --answer asks it as a user's turn, as a chat model
-expects it. In --chat, type quit to end, or new to start over; after a tool call, what is typed is
-taken for the tool's answer. With several ranks, those that tp x pp leave over share the prompts.
+expects it. With several ranks, those that tp x pp leave over share the prompts.
+
+--chat talks: /help lists its commands, Ctrl-C stops an answer, and lines typed are kept for the
+next chat in ~/.local/state/glm3/chat_history. --tools names a JSON list of tools in ChatGLM3's or
+OpenAI's form, or a Python file, whose public functions become tools by their signatures and
+docstrings. A call of the model is shown, and what is typed next is taken for its result; with
+--run-tools the functions are run instead. Without it, nothing of the Python file is executed. With
+several ranks, start them by --nproc: torchrun itself ends when Ctrl-C is pressed.
 """

@@ -1,7 +1,6 @@
 """`glm3 generate`: continues texts, or holds a conversation."""
 
 import json
-import os
 import sys
 
 import typer
@@ -16,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, GenerateConfig, "generate", epilog=GENERATE)
     def generate(config: GenerateConfig) -> None:
-        """Continue texts, or talk with the model (--chat; then type quit, or new to start over).
+        """Continue texts, or talk with the model (--chat; then /help lists what can be typed).
 
         glm3 generate --model MODEL --prompt "What is a lake?" --greedy
         """
@@ -27,18 +26,11 @@ def register(app: typer.Typer) -> None:
 
 
 def _talk(config: GenerateConfig) -> None:
-    """Holds a conversation on stdin and stdout."""
-    from glm3cli.infer.generate import talk
+    """Holds a chat on stdin and stdout."""
+    from glm3cli.cli.chat import ChatTerminal
+    from glm3cli.infer.chat.talk import talk
 
-    talk(config, _read_line, _write)
-
-
-def _read_line() -> str | None:
-    """Returns the next line of stdin; None at its end."""
-    try:
-        return input("you> " if os.isatty(0) else "").strip()
-    except EOFError:
-        return None
+    talk(config, ChatTerminal())
 
 
 def _write(text: str) -> None:

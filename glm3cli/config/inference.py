@@ -66,7 +66,12 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
     )
     chat: bool = Field(default=False, description="Talk with the model, turn by turn.")
     system: str | None = Field(default=None, description="System prompt of --chat.")
-    tools: Path | None = Field(default=None, description="JSON file of tools for --chat.")
+    tools: Path | None = Field(
+        default=None, description="JSON file of tools for --chat, or Python file of functions."
+    )
+    run_tools: bool = Field(
+        default=False, description="Run the functions of --tools that the model calls in --chat."
+    )
     raw: Annotated[bool, Flag((" /--answer",))] = Field(
         default=True,
         description="Continue the text; --answer (or --no-raw) asks it as a user's turn.",
@@ -92,4 +97,8 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
             raise ValueError("--stream goes with one --prompt, without --json")
         if not self.chat and (self.system or self.tools):
             raise ValueError("--system and --tools go with --chat")
+        if self.run_tools and (self.tools is None or self.tools.suffix != ".py"):
+            raise ValueError(
+                "--run-tools goes with --chat and --tools FILE.py, whose functions it runs"
+            )
         return self

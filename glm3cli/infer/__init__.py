@@ -4,8 +4,9 @@ Begin with `model.Model`, which commands and programs use: it continues texts an
 it, `engine.Engine` works on token ids: requests are added, and each step makes one token for every
 request that runs. `pipeline` runs the forward passes, and `sampling` draws a token from logits.
 `opening` checks what can be checked without torch, and has `load` build the model on this rank.
-`generate` is the command of that name, and `conversation` a chat.
+`generate` is the command of that name, and the room `chat` its option --chat.
 
-`opening` and `generate` can be imported without torch. cli/generate.py calls `generate`; evals/
-uses `opening`, `load`, `Model`, `Engine` and `Sampling`; programs come in by `glm3cli.open_model`.
+`opening`, `generate` and `chat.talk` can be imported without torch. cli/generate.py calls
+`generate` and `talk`; evals/ uses `opening`, `load`, `Model`, `Engine` and `Sampling`; programs
+come in by `glm3cli.open_model`.
 """

@@ -1,4 +1,4 @@
-"""The generate command: continues prompts (`generate`), or holds a conversation (`talk`).
+"""The generate command, without --chat: continues prompts.
 
 Nothing here imports torch before the settings and the prompts were checked.
 """
@@ -93,41 +93,6 @@ def generate(
     )
 
 
-def talk(
-    config: GenerateConfig, read: Callable[[], str | None], write: Callable[[str], None]
-) -> None:
-    """Holds a conversation; rank 0 reads and writes, all ranks compute.
-
-    The lines `quit` and `exit` end it; `clear` and `new` start anew.
-
-    Args:
-        config: The settings.
-        read: Returns the next line of the user; None ends the conversation.
-        write: Called with the answers piece by piece, each with a line break at its end.
-
-    Raises:
-        Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
-    """
-    tools = _read_tools(config.tools)
-    model = open_here(config)
-    if model is None:
-        return
-    from glm3cli.infer.conversation import Conversation
-
-    with model:
-        is_host = model.engine.grid.rank == 0
-        conversation = Conversation(model, config, to_sampling(config), tools)
-        while (line := model.from_rank_0(read() if is_host else None)) is not None:
-            if line in ("quit", "exit"):
-                return
-            if line in ("clear", "new"):
-                conversation.reset()
-            elif line:
-                conversation.answer(line, write)
-                if is_host:
-                    write("\n")
-
-
 def to_sampling(options: SamplingOptions) -> "Sampling":
     """Returns the rule by which tokens are drawn with these options."""
     from glm3cli.infer.sampling import Sampling
@@ -174,17 +139,3 @@ def _lines(path: Path) -> Iterator[str]:
                 f"{path}:{number} has no prompt", 'write {"prompt": "..."} or a JSON string'
             )
         yield prompt
-
-
-def _read_tools(path: Path | None) -> Any:
-    """Returns the JSON value of the file of --tools; None without that option.
-
-    Raises:
-        DataError: The file can't be read, or isn't JSON.
-    """
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"--tools {path}: {error}", "give a JSON file of tools") from None

@@ -21,8 +21,12 @@ def check_model(config: InferenceConfig) -> None:
     config.check_fits(read_shape(config.model))
 
 
-def open_here(config: InferenceConfig) -> "Model | None":
+def open_here(config: InferenceConfig, *, answers_interrupts: bool = False) -> "Model | None":
     """Checks the settings, activates the device, and opens the model.
+
+    Args:
+        config: The settings.
+        answers_interrupts: Whether the command answers Ctrl-C; see `parallel.launch.run_here`.
 
     Returns:
         The model; None in a process that has started ranks by --nproc, after they have ended.
@@ -31,7 +35,7 @@ def open_here(config: InferenceConfig) -> "Model | None":
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     check_model(config)
-    if not run_here(config):
+    if not run_here(config, answers_interrupts=answers_interrupts):
         return None
     from glm3cli.infer.load import open_model
 

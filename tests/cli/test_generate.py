@@ -11,7 +11,7 @@ import torch
 from glm3cli.checkpoint.convert.random_model import write_random_model
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.random import RandomSource
-from glm3cli.data.tokens.chat import Message, Role, build_prompt, parse_reply
+from glm3cli.data.tokens.chat import Message, build_prompt, parse_reply
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content
 from tests.support import reference
@@ -154,9 +154,8 @@ def test_a_conversation(project: Project, tokenizer: Tokenizer) -> None:
     twice = generate(project, *options, stdin="hello\n\nnew\nhello\n").out
     assert twice == f"{said['text']}\n" * 2
     # Without it, the second answer stands on the first.
-    reply = parse_reply(said["text"])
-    role: Role = "observation" if reply.metadata else "user"  # as if it had called a tool
-    ids = build_prompt(tokenizer, [Message("user", "hello"), reply, Message(role, "hello")])
+    turns = [Message("user", "hello"), parse_reply(said["text"]), Message("user", "hello")]
+    ids = build_prompt(tokenizer, turns)
     model = reference.build(content.MODEL, open_source(project.model))
     start = len(ids)
     for _ in range(LENGTH):

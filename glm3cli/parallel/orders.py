@@ -1,0 +1,58 @@
+"""Values that rank 0 gives to the other ranks, which wait for them as long as it takes.
+
+A collective that waits for a person would run into the time limit of its process group, so the
+values go through the store that the ranks share.
+"""
+
+import contextlib
+import pickle
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glm3cli.device import require_active
+from glm3cli.parallel.groups import Grid
+
+_PATIENCE = timedelta(seconds=60)  # of one look into the store, after which comes another
+
+
+class Orders:
+    """A way from rank 0 to all other ranks; every rank has one, made at the same time."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._num_others = grid.world_size - 1
+        self._count = 0
+        # Private in torch, but the only way to the store where another program made the group.
+        store = dist.distributed_c10d._get_default_store()
+        self._store: Any = dist.PrefixStore("orders", store)  # type: ignore[attr-defined]
+
+    def send(self, value: Any) -> None:
+        """Gives a value that can be pickled to all other ranks; rank 0 calls it."""
+        if self._num_others:
+            self._store.set(str(self._count), pickle.dumps(value))
+            self._count += 1
+
+    def receive(self) -> Any:
+        """Waits for the next value of rank 0, and returns it; the other ranks call it."""
+        key = str(self._count)
+        self._count += 1
+        while True:
+            with contextlib.suppress(dist.DistStoreError):  # nothing has come
+                self._store.wait([key], _PATIENCE)
+                break
+        value = pickle.loads(self._store.get(key))
+        if self._store.add(f"{key}/read", 1) == self._num_others:
+            self._store.delete_key(key)
+            self._store.delete_key(f"{key}/read")
+        return value
+
+
+def told_by_rank_0(grid: Grid, flag: bool) -> bool:
+    """Returns the flag that rank 0 has; every rank must call it."""
+    if grid.world_size == 1:
+        return flag
+    holder = torch.tensor([flag], dtype=torch.int32, device=require_active().torch_device())
+    dist.broadcast(holder, src=0)
+    return bool(holder.item())
