@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.tokens.calls import ToolCall, read_calls
 from glm3cli.data.tokens.chat import Message, Role, system_turn
 from glm3cli.errors import DataError
@@ -81,7 +82,7 @@ class Conversation:
         value = read_json(path, "a conversation")
         try:
             messages = rows.openai(value if isinstance(value, dict) else {"messages": value})
-        except rows.RowError as error:
+        except RowError as error:
             raise DataError(f"{path}: {error}", 'write {"messages": [...]}') from None
         first = messages[0] if messages[0].role == "system" else Message("system", "")
         self.system, self.tools = first.content, first.tools
