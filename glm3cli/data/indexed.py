@@ -26,6 +26,15 @@ _VERSION = 1
 _INT32_CODE = 4
 _INT32_SIZE = 4
 _INT64_SIZE = 8
+# The types of tokens by their codes (source: DType in Megatron-LM's indexed_dataset.py).
+_TYPES: dict[int, type[np.integer]] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    8: np.uint16,
+}
 _BLOCK = 1 << 20  # numbers that are read at a time
 
 
@@ -141,16 +150,46 @@ def read_lengths(prefix: str, named: str) -> np.ndarray:
     Raises:
         DataError: The index is damaged.
     """
+    return _read_index(prefix, named)[0]
+
+
+def read_tokens(prefix: str, named: str) -> np.ndarray:
+    """Returns the tokens of all sequences of a pair of files, memory-mapped.
+
+    Args:
+        prefix: The path of the files without `.bin` and `.idx`.
+        named: The item of `--data` that the files belong to, for the error message.
+
+    Returns:
+        Integers of the files' type [number of tokens].
+
+    Raises:
+        DataError: The index is damaged, or the tokens are fewer than it says.
+    """
+    lengths, kind = _read_index(prefix, named)
+    path, tokens = Path(f"{prefix}.bin"), int(lengths.sum(dtype=np.int64))
+    found, needed = path.stat().st_size, tokens * np.dtype(kind).itemsize
+    if found < needed:
+        raise DataError(
+            f"--data {named}: {path} is damaged ({found:,} bytes instead of {needed:,})",
+            "run `glm3 preprocess` again",
+        )
+    return np.memmap(path, kind, "r", shape=(tokens,)) if tokens else np.empty(0, dtype=kind)
+
+
+def _read_index(prefix: str, named: str) -> tuple[np.ndarray, type[np.integer]]:
+    """Returns the lengths of all sequences, memory-mapped, and the type of the tokens."""
     path = Path(f"{prefix}.idx")
     with path.open("rb") as file:
         head = file.read(len(_MAGIC) + _HEADER.size)
     is_ours = head.startswith(_MAGIC) and len(head) == len(_MAGIC) + _HEADER.size
-    sequences = _HEADER.unpack(head[len(_MAGIC) :])[2] if is_ours else 0
-    if not is_ours or path.stat().st_size < len(head) + sequences * (_INT32_SIZE + _INT64_SIZE):
+    _, code, sequences, _ = _HEADER.unpack(head[len(_MAGIC) :]) if is_ours else (0, 0, 0, 0)
+    size = len(head) + sequences * (_INT32_SIZE + _INT64_SIZE)
+    if code not in _TYPES or path.stat().st_size < size:
         raise DataError(f"--data {named}: {path} is damaged", "run `glm3 preprocess` again")
     if not sequences:
-        return np.empty(0, dtype=np.int32)
-    return np.memmap(path, np.int32, "r", offset=len(head), shape=(sequences,))
+        return np.empty(0, dtype=np.int32), _TYPES[code]
+    return np.memmap(path, np.int32, "r", offset=len(head), shape=(sequences,)), _TYPES[code]
 
 
 def _reopened(path: Path, size: int) -> BinaryIO:

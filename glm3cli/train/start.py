@@ -98,8 +98,10 @@ def _preprocess(data: "RawData", display: Display, say: Say) -> str:
         done = data.prepare(report)
     if is_speaker():
         when = "was preprocessed before" if done.repeated else "is preprocessed"
+        more = f", {done.truncated:,} cut to --seq-length" if done.truncated else ""
+        more += f", {done.skipped:,} left out without an answer in it" if done.skipped else ""
         say(
             f"--data {data.item} {when}: {done.documents:,} documents, {done.tokens:,} tokens in "
-            f"{data.prefix}"
+            f"{data.prefix}{more}"
         )
     return data.prefix

@@ -299,23 +299,20 @@ def test_skipped_steps_are_events_and_a_run_of_them_can_be_saved(
     assert steps(run)[-1]["loss_scale"] == 2**28
 
 
-def test_answers_beyond_the_sequence_length_train_nothing_and_that_is_said(
+def test_samples_whose_answers_are_beyond_the_sequence_length_are_left_out(
     project: Project, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    data = write_instructions(tmp_path / "data", [([5] * 20, [6, 7])] * 40)
-    changes = {"data": data, "train_iters": 2, "split": "1,1,0", "weight_decay": 0.5}
-    watched = {"eval_interval": 2, "eval_iters": 1, "save_interval": None, "max_skipped": 2}
-    ended = call(*options(project, run, "finetune", **changes, **watched))
+    run, late = tmp_path / "run", [([5] * 70, [6, 7])] * 40
+    changes = {"train_iters": 2, "split": "1,1,0", "eval_interval": 2, "eval_iters": 1}
+    data = write_instructions(tmp_path / "data", late)
+    ended = call(*options(project, run, "finetune", data=data, **changes))
     assert ended.code == 3, ended.err
-    assert "because its samples have no token to train; its samples are 4 to 7" in ended.err
-    assert "give a --seq-length that leaves room for answers" in ended.err
-    ended = succeed(*options(project, run, "finetune", **changes, **watched | {"max_skipped": 9}))
-    assert "warning: the samples for validation have no token to train" in ended.err
-    assert [step["loss"] for step in steps(run)][-2:] == [None, None]
-    assert (steps(run)[-1]["skipped"], steps(run)[-1]["nan"]) == (2, 0)
-    assert records(run)[-3]["validation_loss"] is None
-    assert_same(read_all(run), read_all(project.model))
+    assert "none of its 20 samples for training has a token to train" in ended.err
+    data = write_instructions(tmp_path / "data", [*late, ([5], [6] * 70), ([5], [6])] * 2)
+    ended = succeed(*options(project, run, "finetune", data=data, **changes))
+    assert "80 samples have nothing to train on" in ended.err + ended.out
+    assert "2 samples are longer than --seq-length" in ended.err + ended.out
+    assert [step["skipped"] for step in steps(run)] == [0, 0]
 
 
 def test_dry_run(project: Project, tmp_path: Path) -> None:

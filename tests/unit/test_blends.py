@@ -5,6 +5,7 @@ import pytest
 from glm3cli.data.kinds import ANSWERS, TEXT
 from glm3cli.data.prefixes import Blend, parse_blend
 from glm3cli.data.samples.blend_table import data_sources, table
+from glm3cli.data.samples.fitting import fitting, trainable
 from glm3cli.errors import ConfigError, DataError
 from tests.support.samples import write_documents, write_instructions
 
@@ -44,6 +45,47 @@ def test_packs_are_the_samples_of_an_epoch(tmp_path):
     blend = Blend((prefix,), None)
     [source] = data_sources(blend, ANSWERS, "1,0,0", 16, 6, packing=True)
     assert (source.documents, source.samples, source.epochs) == (10, 6, 3.0)
+
+
+# (prompt, answer): whole, cut in its answer, nothing but a prompt within 8 positions (9 tokens), no
+# answer, and the longest that isn't cut.
+FITTING = [
+    ([1] * 3, [2] * 3),
+    ([1] * 3, [2] * 9),
+    ([1] * 9, [2] * 3),
+    ([1] * 5, []),
+    ([1] * 8, [2]),
+]
+
+
+def test_samples_without_a_trained_token_are_left_out_and_counted(tmp_path):
+    prefix = write_instructions(tmp_path / "a", FITTING * 10)
+    [source] = data_sources(Blend((prefix,), None), ANSWERS, "8,2,0", 8, 60)
+    assert (source.documents, source.tokens) == (24, 8 * (6 + 12 + 9))
+    assert (source.cut, source.empty) == (10, 20)
+    text = table([source])
+    assert f"{prefix}: 20 samples have nothing to train on within --seq-length" in text
+    assert f"{prefix}: 10 samples are longer than --seq-length, and lose their ends" in text
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_a_split_without_a_trained_token_is_refused(tmp_path, split):
+    prefix = write_instructions(tmp_path / "a", FITTING)
+    numbers = range(2, 4)
+    with pytest.raises(DataError, match=f"none of its 2 samples for {split} has a token to train"):
+        trainable(prefix, numbers, 8, split)
+    assert trainable(prefix, numbers, 9, split).tolist() == [2]
+    write_instructions(tmp_path / "a", FITTING[2:4] * 9)
+    with pytest.raises(DataError, match="none of its 18 samples for training"):
+        data_sources(Blend((prefix,), None), ANSWERS, "1,0,0", 8, 60)
+
+
+def test_a_short_file_of_labels_is_refused(tmp_path):
+    prefix = write_instructions(tmp_path / "a", FITTING)
+    path = tmp_path / "a_packed_labels_document.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"labels_document\.bin is damaged"):
+        fitting(prefix, range(5), 8)
 
 
 def test_the_table(texts):

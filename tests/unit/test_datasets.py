@@ -69,6 +69,22 @@ def test_a_long_sample_is_cut_on_the_right(tmp_path):
     assert sample["loss_mask"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
 
+def test_samples_without_a_trained_token_are_left_out(tmp_path):
+    """The others come in the order of a data set that never had them."""
+    good = answers(6)
+    empty = [([7] * 9, [1]), ([7, 7], []), ([7], [])]
+    plain = write_instructions(tmp_path / "plain", good)
+    mixed = write_instructions(tmp_path / "mixed", [*good[:2], *empty, *good[2:], *empty])
+    for options in ({}, {"packing": True}):
+        train, _ = build_instruction(spec(plain, **options), tiny_tokenizer())
+        found, _ = build_instruction(spec(mixed, **options), tiny_tokenizer())
+        assert len(found) == len(train)
+        for index in range(12):
+            assert found[index]["labels"].tolist() == train[index]["labels"].tolist()
+    with pytest.raises(DataError, match="none of its 3 samples for validation"):
+        build_instruction(spec(mixed, split="9,3,0", num_valid=4), tiny_tokenizer())
+
+
 def test_a_sample_of_just_one_token_more_is_neither_cut_nor_padded(tmp_path):
     prefix = write_instructions(tmp_path / "a", [([1, 2], range(20, 27))])
     sample = build_instruction(spec(prefix), tiny_tokenizer())[0][0]

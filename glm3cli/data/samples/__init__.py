@@ -1,7 +1,8 @@
 """Turns token files into the samples and batches that training reads.
 
 Begin with `spec`: a `DataSpec` determines the samples of a training. `datasets` makes them: texts
-by megatron-core, and instructions by `instructions`. `order` blends data sets and groups samples
+by megatron-core, and instructions by `instructions`, without those that `fitting` finds to have
+nothing to train on. `order` blends data sets and groups samples
 by length. `splits` divides the documents among training and validation. `loader` cuts the samples
 of each step into the micro-batches of a rank, and `padding` makes their lengths equal. `identity`
 checks that all ranks have the same data. `blend_table` counts what each data set contributes; it

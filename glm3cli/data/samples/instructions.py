@@ -7,6 +7,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from glm3cli.data.kinds import INSTRUCTION_KEYS, instruction_file
 from glm3cli.data.packs import best_fit_decreasing, sample_sizes
+from glm3cli.data.samples.fitting import trainable
 from glm3cli.data.samples.order import GroupedByLength, blend, whole_windows
 from glm3cli.data.samples.spec import AGAIN, Dataset, DataSpec, Sample, open_tokens
 from glm3cli.data.samples.splits import document_ranges
@@ -43,7 +44,8 @@ def _instruction_pair(
     """Builds the training and validation samples of one data set and checks its files.
 
     Raises:
-        DataError: A split has no document, or the three file pairs don't belong together.
+        DataError: A split has no document with a token to train, or the three file pairs don't
+            belong together.
     """
     files = {key: open_tokens(instruction_file(prefix, key)) for key in INSTRUCTION_KEYS}
     sizes = {key: len(file) for key, file in files.items()}
@@ -64,9 +66,14 @@ def _instruction_pair(
         sizes["input_ids"], spec.split, prefix, needs_valid=bool(spec.num_valid)
     )
     first = spec.group_size or 0
+    length, checked = spec.seq_length, np.empty(0, dtype=np.int64)
+    if spec.num_valid:
+        checked = trainable(prefix, valid, length, "validation")
     return (
-        InstructionDataset(files, train, spec, longest_first=first),
-        InstructionDataset(files, valid, spec),
+        InstructionDataset(
+            files, trainable(prefix, train, length, "training"), spec, longest_first=first
+        ),
+        InstructionDataset(files, checked, spec),
     )
 
 
@@ -81,7 +88,7 @@ class InstructionDataset:
     def __init__(
         self,
         files: Mapping[str, IndexedDataset],
-        documents: range,
+        documents: np.ndarray,
         spec: DataSpec,
         *,
         longest_first: int = 0,
@@ -90,15 +97,16 @@ class InstructionDataset:
 
         Args:
             files: The file pairs of the data set, by the keys `INSTRUCTION_KEYS`.
-            documents: The numbers of the documents that the samples are taken from.
+            documents: The numbers of the documents that the samples are taken from, int64 [number
+                of them].
             spec: The sequence length, the seed, and whether to pack.
             longest_first: The number of longest samples with which the first epoch begins.
         """
         self._files = files
         self._seq_length = spec.seq_length
-        lengths = files["input_ids"].sequence_lengths[documents.start : documents.stop]
+        self._documents = documents
+        lengths = files["input_ids"].sequence_lengths[documents]
         sizes = sample_sizes(lengths, spec.seq_length)
-        self._first = documents.start
         self._packs = best_fit_decreasing(sizes, spec.seq_length) if spec.packing else None
         self._sizes = sizes
         if self._packs is not None:
@@ -118,7 +126,7 @@ class InstructionDataset:
     def __getitem__(self, index: int) -> Sample:
         place = self._place(index)
         pack = [place] if self._packs is None else self._packs[place]
-        parts = [self._document(self._first + number) for number in pack]
+        parts = [self._document(int(self._documents[number])) for number in pack]
         # A document may be a pack itself: the samples are numbered through.
         before = np.cumsum([0, *(part["segment_ids"].max(initial=0) for part in parts)])
         for part, number in zip(parts, before[:-1], strict=True):
