@@ -1,6 +1,7 @@
 """The `glm3` program: puts its commands together, and reports the errors that they raise."""
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -55,6 +56,7 @@ def main() -> None:
     An error that a user can mend ends it with message and hint on stderr, and with the error's exit
     code; any other keeps its traceback.
     """
+    _take_any_text()
     try:
         app()
     except Glm3Error as error:
@@ -77,6 +79,21 @@ def main() -> None:
         _report(trouble)
         traceback.print_exc()
         sys.exit(trouble.exit_code)
+
+
+def _take_any_text() -> None:
+    """Makes stdin and stdout take every text, whatever encoding the machine is set to.
+
+    A terminal shows what its encoding lacks as question marks. A file or a pipe gets a result as
+    it is, in UTF-8, with the bytes of file names that are no UTF-8 as they were.
+    """
+    for stream in (sys.stdin, sys.stdout):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue  # closed, or a test's
+        if stream.isatty():
+            stream.reconfigure(errors="replace")
+        else:
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def _of_system(error: OSError) -> Glm3Error:

@@ -9,6 +9,8 @@ from glm3cli.config.base import Flag, Settings
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.parallel import ParallelConfig
 
+# The lowest temperature: logits divided by it are numbers in fp32, and one token has all the mass.
+COLDEST = 1e-4
 MODEL, SAMPLING, OUTPUT = "Model", "Sampling", "Output"
 
 
@@ -38,13 +40,13 @@ class SamplingOptions(Settings):
     """The options for the length of an answer and for how each token is drawn."""
 
     max_new_tokens: Annotated[int, Flag(panel=SAMPLING)] = Field(
-        default=128, ge=1, description="Longest answer, in tokens."
+        default=128, ge=1, le=2**20, description="Longest answer, in tokens."
     )
     greedy: Annotated[bool, Flag(panel=SAMPLING)] = Field(
         default=False, description="Always take the likeliest token."
     )
     temperature: Annotated[float, Flag(panel=SAMPLING)] = Field(
-        default=0.7, gt=0, description="Below 1 sharpens, above 1 flattens the distribution."
+        default=0.7, ge=COLDEST, description="Below 1 sharpens, above 1 flattens the distribution."
     )
     top_k: Annotated[int, Flag(panel=SAMPLING)] = Field(
         default=50, ge=0, description="Draw among the K likeliest tokens; 0: among all."
@@ -53,7 +55,7 @@ class SamplingOptions(Settings):
         default=0.95, gt=0, le=1, description="Draw among the likeliest tokens of this mass."
     )
     seed: Annotated[int, Flag(panel=SAMPLING)] = Field(
-        default=42, ge=0, description="Same seed, same text."
+        default=42, ge=0, lt=2**63, description="Same seed, same text."
     )
 
 

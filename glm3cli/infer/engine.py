@@ -4,6 +4,7 @@ It knows nothing of text, and leaves forward passes to `infer.pipeline`. The ran
 of the model must call the same methods with the same arguments, and get the same results.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,12 +17,13 @@ from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
-from glm3cli.errors import ConfigError
+from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.infer.pipeline import Pipeline
 from glm3cli.infer.sampling import Sampling, sample
 from glm3cli.model.cache import CacheWindow
 from glm3cli.parallel.groups import Grid
 
+_log = logging.getLogger(__name__)
 # Gets the new token of each prompt after a step; None where a prompt has ended.
 OnTokens = Callable[[list[int | None]], None]
 
@@ -134,6 +136,7 @@ class Engine:
         self._count = 0
         self._pipeline = Pipeline(source, parallel, dtype, grid)
         self._device = require_active().torch_device()
+        self._is_warned = False
 
     def add(self, request: Request) -> int:
         """Adds a request, and returns the number under which `results` has its continuation.
@@ -184,10 +187,14 @@ class Engine:
         Returns:
             The new token of each request, by the request's number. Requests that have ended with a
             stop token in this step are left out.
+
+        Raises:
+            CheckpointError: The logits are NaN.
         """
         batch = self._batch or self._begin()
         if batch is None:
             return {}
+        self._watch_positions(batch.window.start + batch.tokens.size(1))
         logits = self._pipeline.forward(batch.tokens)
         chosen, logprobs = self._choose(logits, batch)
         new: dict[int, int] = {}
@@ -261,6 +268,7 @@ class Engine:
 
         Raises:
             ConfigError: A prompt is empty, or `max_new_tokens` is less than 1.
+            CheckpointError: The logits are NaN.
         """
         started = time.perf_counter()
         numbers: list[int] = []
@@ -301,6 +309,7 @@ class Engine:
             The log-probabilities (natural logarithms) of the candidates for each prompt.
         """
         tokens, padding = self._pipeline.left_padded(prompts)
+        self._watch_positions(tokens.size(1))
         with self._pipeline.cached(tokens.size(1), padding):
             logits = self._pipeline.forward(tokens)
         shape = (len(prompts), len(candidates))
@@ -325,12 +334,16 @@ class Engine:
         Returns:
             The log-probability (natural logarithm) of each continuation, and whether each of its
             tokens is the likeliest one.
+
+        Raises:
+            CheckpointError: The logits are NaN.
         """
         longest = max((len(continuation) for continuation in continuations), default=0)
         if longest == 0:
             return [(0.0, True)] * len(continuations)
         rows = [[*a, *b][:-1] for a, b in zip(contexts, continuations, strict=True)]
         tokens, padding = self._pipeline.left_padded(rows)
+        self._watch_positions(tokens.size(1))
         with self._pipeline.cached(tokens.size(1), padding), self._pipeline.keeping(longest):
             logits = self._pipeline.forward(tokens)
         scores = torch.zeros((len(rows), 2), device=self._device)
@@ -341,7 +354,7 @@ class Engine:
                 logprobs = logits[row, first:].float().log_softmax(dim=-1)
                 scores[row, 0] = logprobs.gather(1, target.unsqueeze(1)).sum()
                 scores[row, 1] = (logprobs.argmax(dim=-1) == target).all()
-        scores = self._pipeline.from_last_stage(scores)
+        scores = _numbers(self._pipeline.from_last_stage(scores))
         return [(total, bool(is_greedy)) for total, is_greedy in scores.tolist()]
 
     @torch.no_grad()
@@ -359,6 +372,21 @@ class Engine:
         with self._pipeline.cached(tokens.size(1), padding), self._pipeline.keeping(tokens.size(1)):
             return self._pipeline.forward(tokens)
 
+    def _watch_positions(self, length: int) -> None:
+        """Warns once where sequences get longer than those that the model was trained on.
+
+        Args:
+            length: The length of the longest sequence that a forward pass reads, in tokens.
+        """
+        if length > self.model.seq_length and not self._is_warned:
+            self._is_warned = True
+            if self.grid.rank == 0:
+                _log.warning(
+                    "warning: a sequence gets longer than the %d positions that the model was "
+                    "trained on (seq_length of its config.json); expect nonsense behind them",
+                    self.model.seq_length,
+                )
+
     def _choose(self, logits: Tensor | None, batch: _Batch) -> tuple[list[int], list[float]]:
         """Draws the next token of every row.
 
@@ -368,15 +396,36 @@ class Engine:
 
         Returns:
             The token of each row, and its log-probability; the same on every rank.
+
+        Raises:
+            CheckpointError: The logits are NaN.
         """
         # fp64 holds a token id and an fp32 log-probability exactly.
         shape = (2, len(batch.requests))
         chosen = torch.zeros(shape, dtype=torch.float64, device=self._device)
         if logits is not None:
             last = logits[:, -1].float()
-            rules = [request.sampling for request in batch.requests]
-            tokens = sample(last, rules, batch.generators)
-            chosen[0] = tokens
-            chosen[1] = last.log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-        chosen = self._pipeline.from_last_stage(chosen)
+            logprobs = last.log_softmax(dim=-1)
+            if logprobs.isnan().any():  # told to all stages, which then raise together
+                chosen[1] = torch.nan
+            else:
+                rules = [request.sampling for request in batch.requests]
+                tokens = sample(last, rules, batch.generators)
+                chosen[0] = tokens
+                chosen[1] = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        chosen = _numbers(self._pipeline.from_last_stage(chosen))
         return [int(token) for token in chosen[0].tolist()], chosen[1].tolist()
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """Returns the values, which come of logits, if they are numbers.
+
+    Raises:
+        CheckpointError: One of them is NaN.
+    """
+    if values.isnan().any():
+        raise CheckpointError(
+            "the model's logits are NaN",
+            "use --dtype bf16 or fp32 if this is fp16; otherwise the weights are damaged",
+        )
+    return values

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glm3cli.config.inference import COLDEST
+from glm3cli.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -13,7 +16,7 @@ class Sampling:
 
     Attributes:
         greedy: Whether to take the likeliest token; the other attributes then don't count.
-        temperature: The divisor of the logits.
+        temperature: The divisor of the logits, at least `COLDEST`.
         top_k: The number of likeliest tokens among which is drawn; 0 draws among all.
         top_p: The probability that the likeliest tokens, among which is drawn, have together; 1
             draws among all.
@@ -23,6 +26,18 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the temperature.
+
+        Raises:
+            ConfigError: The logits divided by it could be too large for fp32.
+        """
+        if self.temperature < COLDEST:
+            raise ConfigError(
+                f"temperature {self.temperature} is below {COLDEST}",
+                "take the likeliest token (greedy), or give a higher temperature",
+            )
 
 
 def sample(

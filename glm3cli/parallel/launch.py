@@ -50,7 +50,9 @@ With Slurm, which here warns ten minutes before the time is up, so that the run 
 """
 
 import json
+import logging
 import os
+import signal
 import sys
 import time
 import uuid
@@ -149,6 +151,8 @@ def _launch(nproc: int, max_restarts: int) -> None:
     # Ranks that were asked to stop save first, which may take minutes; torch's default is 30 s.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1800")
     os.environ[_OURS] = "1"
+    # What torch's launcher logs of failed ranks would stand above the sentence about them.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     ranks = Ranks(
         min_nodes=1,
         max_nodes=1,
@@ -173,9 +177,19 @@ def _end_as(failures: list[Any]) -> None:
     failure = min(failures, key=lambda one: (_told(one) is None, one.timestamp))
     told = _told(failure)
     if told is None:
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+        raise _untold(failure)
     # Not the exit code of its process, which may have been stopped on its way out.
     raise RankError(told["message"], told["hint"], told["exit_code"])
+
+
+def _untold(failure: Any) -> RankError:
+    """Returns the error of a rank that has said nothing before it ended, or only its traceback."""
+    number, rank = failure.exitcode, failure.local_rank
+    if number > 0:
+        return RankError(f"rank {rank} ended with {number}", "see what it wrote above", number)
+    name = signal.Signals(-number).name
+    way = "look for a full memory in the machine's log (dmesg)" if name == "SIGKILL" else ""
+    return RankError(f"rank {rank} was ended by {name}", way, 128 - number)
 
 
 def _told(failure: Any) -> dict[str, Any] | None:

@@ -205,6 +205,35 @@ app.main()
     assert said in done.stderr
 
 
+SHOW = "from glm3cli.cli import app; app.app = lambda: print('湖 \\udcff'); app.main()"
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can():
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW],
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert os.read(ours, 100) == b"? ?\r\n"
+    os.close(ours)
+
+
+def test_a_file_gets_all_characters_and_the_bytes_of_names():
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == "湖 ".encode() + b"\xff\n"
+
+
 def test_a_bug_keeps_its_traceback():
     bug = "from glm3cli.cli import app; app.app = lambda: 1 / 0; app.main()"
     done = start("-c", bug)

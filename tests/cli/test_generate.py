@@ -203,7 +203,8 @@ def test_data_parallel_ranks_share_the_prompts(
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("</s>", "stop"), ("<|user|>", "stop"), ("text", "length")]
+    ("name", "reason"),
+    [("</s>", "stop"), ("<|user|>", "stop"), ("<|observation|>", "stop"), ("text", "length")],
 )
 def test_where_an_answer_ends(
     project: Project, tokenizer: Tokenizer, tmp_path: Path, name: str, reason: str

@@ -314,6 +314,116 @@ def run_requests() -> dict[str, Any]:
         }
 
 
+def ask_nan(options: dict[str, int]) -> list[str]:
+    """Returns what this rank hears from a model with one weight that is NaN."""
+    from glm3cli.errors import CheckpointError
+    from glm3cli.infer.engine import Engine
+    from glm3cli.parallel.groups import open_grid
+
+    class Source(RandomSource):
+        def read(self, weight: Any, layer: int | None = None) -> torch.Tensor:
+            tensor = super().read(weight, layer)
+            if layer == 0 and tensor.dim() > 1:
+                tensor[0, 0] = torch.nan
+            return tensor
+
+    parallel, heard = ParallelConfig(**options), []
+    with open_grid(parallel) as grid:
+        engine = Engine(Source(MODEL, seed=3, std=0.15), parallel, "fp32", grid)
+        calls = [
+            lambda: engine.generate(PROMPTS, Sampling(), LENGTH, []),
+            lambda: engine.generate(PROMPTS, HOT, LENGTH, []),
+            lambda: engine.continuation_logprobs(PROMPTS, CONTINUATIONS),
+        ]
+        for ask in calls:
+            try:
+                ask()
+            except CheckpointError as error:
+                heard.append(error.message)
+        assert engine.is_idle
+    return heard
+
+
+@pytest.mark.parametrize("sizes", ["1x1", "pp2"])
+def test_logits_that_are_nan_are_a_sentence_on_all_ranks(ranks: RankPool, sizes: str) -> None:
+    world_size, options = PARALLEL_SIZES[sizes]
+    for heard in ranks.run(world_size, ask_nan, options):
+        assert heard == ["the model's logits are NaN"] * 3
+
+
+class Letters:
+    """Stands for a tokenizer: a text is its bytes."""
+
+    prefix = (7, 3)
+    eos_id = 2
+
+    def encode(self, text: str) -> list[int]:
+        return [*text.encode("ascii")]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(ids)
+
+    def stream_decoder(self) -> None:
+        pass
+
+    def special(self, role: str) -> int:
+        return len(role)
+
+
+def draw(options: dict[str, int]) -> list[list[int]]:
+    """Returns the tokens that a model draws for five prompts, which data parallel ranks share."""
+    from contextlib import ExitStack
+
+    from glm3cli.infer.engine import Engine
+    from glm3cli.infer.model import Model
+    from glm3cli.parallel.groups import open_grid
+
+    tokenizer: Any = Letters()
+    parallel = ParallelConfig(**options)
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(MODEL), parallel, "fp32", grid)
+        model = Model(engine, tokenizer, ExitStack())
+        found = model.generate(["same"] * 5, max_new_tokens=LENGTH, sampling=HOT, seed=5)
+        return [one.token_ids for one in found]
+
+
+def test_every_prompt_draws_with_a_seed_of_its_own_on_any_number_of_ranks(ranks: RankPool) -> None:
+    [alone] = ranks.run(1, draw, {})
+    assert len({tuple(tokens) for tokens in alone}) == 5
+    for world_size in (2, 3):
+        assert ranks.run(world_size, draw, {}) == [alone] * world_size
+
+
+def pass_the_last_position() -> list[str]:
+    """Returns the warnings of requests of 60 to 66 tokens, for a model with 64 positions."""
+    import logging
+
+    from glm3cli.infer import engine as module
+    from glm3cli.parallel.groups import open_grid
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    parallel = ParallelConfig()
+    logging.getLogger(module.__name__).addHandler(handler)
+    try:
+        with open_grid(parallel) as grid:
+            engine = module.Engine(random_source(MODEL), parallel, "fp32", grid)
+            # The last token isn't read again: 64 positions take 65 tokens.
+            for length in (5, 6, 7):
+                engine.generate([[5] * 60], Sampling(), length, [])
+                said.append(str(length))
+            return said
+    finally:
+        logging.getLogger(module.__name__).removeHandler(handler)
+
+
+def test_passing_the_models_positions_is_said_once(ranks: RankPool) -> None:
+    [said] = ranks.run(1, pass_the_last_position)
+    assert (said[0], said[2:]) == ("5", ["6", "7"])
+    assert said[1].startswith("warning: a sequence gets longer than the 64 positions ")
+
+
 @pytest.mark.dist
 def test_requests_end_by_themselves_or_from_outside(ranks: RankPool) -> None:
     [found] = ranks.run(1, run_requests)

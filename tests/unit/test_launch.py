@@ -16,6 +16,7 @@ class Failure:
     exitcode: int
     timestamp: float
     error_file_data: dict[str, Any] = field(default_factory=lambda: {"message": "<none>"})
+    local_rank: int = 3
 
 
 def handed_over(monkeypatch, tmp_path, error):
@@ -34,11 +35,14 @@ def test_the_rank_with_a_sentence_is_the_cause(monkeypatch, tmp_path):
     assert (error.message, error.hint, error.exit_code) == ("no such row", "mend it", 3)
 
 
-@pytest.mark.parametrize(("code", "expected"), [(1, 1), (-9, 137)])
-def test_without_a_sentence_the_first_failure_counts(code, expected):
-    with pytest.raises(SystemExit) as caught:
+@pytest.mark.parametrize(
+    ("code", "expected", "said"),
+    [(1, 1, "rank 3 ended with 1"), (-9, 137, "rank 3 was ended by SIGKILL")],
+)
+def test_without_a_sentence_the_first_failure_counts(code, expected, said):
+    with pytest.raises(RankError) as caught:
         _end_as([Failure(7, 2.0), Failure(code, 1.0)])
-    assert caught.value.code == expected
+    assert (caught.value.exit_code, caught.value.message) == (expected, said)
 
 
 def test_the_launcher_gets_the_number_of_ranks_and_of_restarts(monkeypatch):

@@ -51,7 +51,7 @@ class RunOptions(Settings):
         description="The same bits in every run at the same parallel sizes; slower on some chips.",
     )
     seed: Annotated[int, Flag(panel=RUN)] = Field(
-        default=1234, ge=0, description="Seed of random weights and of the data order."
+        default=1234, ge=0, lt=2**32, description="Seed of random weights and of the data order."
     )
     eval_interval: Annotated[int | None, Flag(panel=RUN)] = Field(
         default=None, ge=1, description="Steps between validations."
