@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.spread import batches_by_length, spread
-from glm3cli.infer.engine import Engine, Request
+from glm3cli.infer.engine import Engine
 from glm3cli.infer.model import stop_ids
+from glm3cli.infer.requests import Request
 from glm3cli.infer.sampling import Sampling
 
 # lm-evaluation-harness's own default for tasks that don't say how long an answer may be.

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.infer.pipeline import Pipeline
+from glm3cli.infer.requests import Generation, Request, Timing
 from glm3cli.infer.sampling import Sampling, sample
 from glm3cli.model.cache import CacheWindow
 from glm3cli.parallel.groups import Grid
@@ -26,56 +27,6 @@ from glm3cli.parallel.groups import Grid
 _log = logging.getLogger(__name__)
 # Gets the new token of each prompt after a step; None where a prompt has ended.
 OnTokens = Callable[[list[int | None]], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to continue.
-
-    Attributes:
-        prompt: The token ids of the prompt; at least one.
-        sampling: The rule by which tokens are drawn.
-        max_new_tokens: The number of tokens after which the continuation ends.
-        stop_ids: The ids of the tokens that end the continuation; they are not part of it.
-        seed: The seed of the request's own random generator.
-    """
-
-    prompt: Sequence[int]
-    sampling: Sampling
-    max_new_tokens: int
-    stop_ids: Sequence[int] = ()
-    seed: int = 0
-
-
-@dataclass
-class Generation:
-    """The continuation of one prompt, complete or not.
-
-    Attributes:
-        token_ids: The ids of the new tokens; a stop token is not among them.
-        logprobs: The log-probability (natural logarithm) of each new token, before temperature,
-            top-k and top-p.
-        finish_reason: `stop` after a stop token or `Engine.end`, else `length`.
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str = "length"
-
-
-@dataclass
-class Timing:
-    """The time that the continuation of some prompts took.
-
-    Attributes:
-        first_token: The seconds until each prompt had its first token.
-        total: The seconds until the last token.
-        num_tokens: The number of new tokens of all prompts together.
-    """
-
-    first_token: float = 0.0
-    total: float = 0.0
-    num_tokens: int = 0
 
 
 @dataclass

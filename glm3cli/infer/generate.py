@@ -70,7 +70,7 @@ def generate(
     model = open_here(config)
     if model is None:
         return None
-    from glm3cli.infer.engine import Timing
+    from glm3cli.infer.requests import Timing
 
     timing = Timing()
     with model:

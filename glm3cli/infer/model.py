@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from glm3cli.data.tokens.chat import Message, build_prompt
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from glm3cli.infer.engine import Engine, Generation, Timing
+from glm3cli.infer.engine import Engine
+from glm3cli.infer.requests import Generation, Timing
 from glm3cli.infer.sampling import Sampling
 
 GREEDY = Sampling(greedy=True)

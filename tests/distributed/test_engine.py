@@ -288,7 +288,8 @@ def test_16_bits_are_close_to_fp32(ranks: RankPool, dtype: str, bits: int, sizes
 def run_requests() -> dict[str, Any]:
     """Adds, steps and ends requests one by one, and generates the same in one call."""
     from glm3cli.config.parallel import ParallelConfig
-    from glm3cli.infer.engine import Engine, Request
+    from glm3cli.infer.engine import Engine
+    from glm3cli.infer.requests import Request
     from glm3cli.infer.sampling import Sampling
     from glm3cli.parallel.groups import open_grid
 
@@ -349,49 +350,6 @@ def test_logits_that_are_nan_are_a_sentence_on_all_ranks(ranks: RankPool, sizes:
     world_size, options = PARALLEL_SIZES[sizes]
     for heard in ranks.run(world_size, ask_nan, options):
         assert heard == ["the model's logits are NaN"] * 3
-
-
-class Letters:
-    """Stands for a tokenizer: a text is its bytes."""
-
-    prefix = (7, 3)
-    eos_id = 2
-
-    def encode(self, text: str) -> list[int]:
-        return [*text.encode("ascii")]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(ids)
-
-    def stream_decoder(self) -> None:
-        pass
-
-    def special(self, role: str) -> int:
-        return len(role)
-
-
-def draw(options: dict[str, int]) -> list[list[int]]:
-    """Returns the tokens that a model draws for five prompts, which data parallel ranks share."""
-    from contextlib import ExitStack
-
-    from glm3cli.infer.engine import Engine
-    from glm3cli.infer.model import Model
-    from glm3cli.parallel.groups import open_grid
-
-    tokenizer: Any = Letters()
-    parallel = ParallelConfig(**options)
-    with open_grid(parallel) as grid:
-        engine = Engine(random_source(MODEL), parallel, "fp32", grid)
-        model = Model(engine, tokenizer, ExitStack())
-        found = model.generate(["same"] * 5, max_new_tokens=LENGTH, sampling=HOT, seed=5)
-        return [one.token_ids for one in found]
-
-
-def test_every_prompt_draws_with_a_seed_of_its_own_on_any_number_of_ranks(ranks: RankPool) -> None:
-    [alone] = ranks.run(1, draw, {})
-    assert len({tuple(tokens) for tokens in alone}) == 5
-    for world_size in (2, 3):
-        assert ranks.run(world_size, draw, {}) == [alone] * world_size
 
 
 def pass_the_last_position() -> list[str]:

@@ -21,7 +21,7 @@ from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.mmlu import suite_of
 from glm3cli.evals.results import EvalResult
 from glm3cli.evals.runner import run_benchmark
-from glm3cli.infer.engine import Generation, Request
+from glm3cli.infer.requests import Generation, Request
 from glm3cli.parallel.groups import Grid
 from tests.support.checkpoints import random_weights, write_hf
 

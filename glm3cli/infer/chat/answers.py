@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from glm3cli.errors import ConfigError
-from glm3cli.infer.engine import Generation, Request
 from glm3cli.infer.model import Model, stop_ids
+from glm3cli.infer.requests import Generation, Request
 from glm3cli.infer.sampling import Sampling
 from glm3cli.parallel.orders import Orders, told_by_rank_0
 
