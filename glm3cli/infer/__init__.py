@@ -1,8 +1,8 @@
 """Generation and scoring with a trained model, at any tensor and pipeline parallel size.
 
 Begin with `model.Model`, which commands and programs use: it continues texts and scores them. Below
-it, `engine.Engine` works on token ids: `requests` are added, and each step makes one token for every
-request that runs. `pipeline` runs the forward passes, and `sampling` draws a token from logits.
+it, `engine.Engine` works on token ids: `requests` are added, and each step makes one token for all
+that run. `pipeline` runs the forward passes, and `sampling` draws a token from logits.
 `opening` checks what can be checked without torch, and has `load` build the model on this rank.
 `generate` is the command of that name, and the room `chat` its option --chat.
 
