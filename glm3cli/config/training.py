@@ -12,6 +12,7 @@ from glm3cli.config.base import unknown_key
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.options.batches import BatchOptions
 from glm3cli.config.options.data import DataOptions
+from glm3cli.config.options.loss import LossOptions
 from glm3cli.config.options.megatron import MegatronOptions
 from glm3cli.config.options.optimizer import OptimizerOptions
 from glm3cli.config.options.planning import PlanOptions
@@ -28,6 +29,7 @@ class TrainConfig(
     OptimizerOptions,
     MegatronOptions,
     ParallelConfig,
+    LossOptions,
     BatchOptions,
     DataOptions,
     StartOptions,

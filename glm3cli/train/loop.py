@@ -147,7 +147,7 @@ class Trainer:
         with train_step.phases.phase("validation"):
             totals = train_step.validate(self.parts.valid, self.config.eval_iters, self.stop)
         if totals is not None:
-            if not totals.count:
+            if not totals.weight:
                 self.metrics.say("warning: the samples for validation have no token to train")
             self.metrics.validation(self.state.iteration, totals.mean_loss, totals.means())
         return self.stop.agreed()

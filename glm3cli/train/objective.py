@@ -5,7 +5,7 @@ The train step knows only the interface `Objective`. Pretraining and finetuning 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,9 +16,10 @@ from torch import Tensor
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.samples.loader import Batch
 
-# What megatron-core's schedule needs for a micro-batch on the last stage: the value to
-# differentiate, the number by whose sum the gradients are divided, and a report. For `loss` and for
-# each of the objective's `metrics` it has a sum and a count, which the train step adds up.
+# What the train step needs for a micro-batch on the last stage: the value to differentiate, the
+# weight by whose sum over the global batch the gradients are divided, and a report. For `loss` and
+# for each of the objective's `metrics` it has a sum and a weight, which the train step adds up;
+# `tokens` may have the number of trained tokens in both places, where it isn't the weight.
 Losses = tuple[Tensor, Tensor, dict[str, Tensor]]
 LossFunction = Callable[[Tensor], Losses]
 
@@ -53,22 +54,31 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class NextTokenLoss:
-    """The cross-entropy of the next token, summed over the tokens that the loss mask trains.
+    """The cross-entropy of the next token, weighted by the loss mask.
 
     Attributes:
         loss_divisor: The divisor of the losses while gradients are computed. The loss of a
             micro-batch is a sum; the divisor brings it near the mean, so that fp16 gradients don't
             overflow. It is a power of two, so that nothing is rounded differently.
-        metrics: No further means.
+        metrics: The names of the losses of the data sets, where there are several.
     """
 
     loss_divisor: float
     metrics: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: TrainConfig) -> "NextTokenLoss":
-        """Returns the objective of a run with these settings."""
-        return cls(2.0 ** math.ceil(math.log2(config.micro_batch_size * config.seq_length)))
+    def of(cls, config: TrainConfig, sources: Sequence[str] = ()) -> "NextTokenLoss":
+        """Returns the objective of a run.
+
+        Args:
+            config: The settings of the run.
+            sources: The names of its data sets, as the batches have them.
+        """
+        weight = config.micro_batch_size
+        if config.loss_average == "token":
+            weight *= config.seq_length
+        metrics = tuple(_metric(name) for name in dict.fromkeys(sources))
+        return cls(2.0 ** math.ceil(math.log2(weight)), metrics if len(metrics) > 1 else ())
 
     def forward(
         self, batches: Iterator[Batch], chunk: torch.nn.Module
@@ -85,23 +95,34 @@ class NextTokenLoss:
         """
         batch = next(batches)
         output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-        return output, partial(self._losses, batch.loss_mask)
+        return output, partial(self._losses, batch.loss_mask, batch.sources)
 
-    def _losses(self, mask: Tensor, losses: Tensor) -> Losses:
-        """Sums the losses where the mask is 1.
+    def _losses(self, mask: Tensor, sources: tuple[str, ...], losses: Tensor) -> Losses:
+        """Sums the losses by the weights of the tokens.
 
-        Megatron-core divides the gradient by the number of tokens of the whole global batch
+        Megatron-core divides the gradient by the sum of the weights of the whole global batch
         (calculate_per_token_loss), so that a token weighs the same at all parallel sizes.
 
         Args:
-            mask: 1 for tokens that are trained, else 0; [b, s].
+            mask: The weight of each token, 0 for those that aren't trained; [b, s].
+            sources: The name of the data set of each sample; empty where there is one.
             losses: The loss of each token, [b, s].
 
         Returns:
-            The sum, divided by `loss_divisor`; the number of trained tokens; and a report of the
-            undivided sum and that number.
+            The sum, divided by `loss_divisor`; the sum of the weights; and a report of the
+            undivided sum, also by data set.
         """
-        total = (losses.float() * mask).sum()
-        num_tokens = mask.sum().to(torch.int)
-        report = torch.stack([total.detach(), num_tokens.to(total.dtype)])
-        return total / self.loss_divisor, num_tokens, {"loss": report}
+        rows, weights = (losses.float() * mask).sum(dim=1), mask.sum(dim=1)
+        pairs = torch.stack([rows.detach(), weights], dim=1)  # [b, 2]
+        num_tokens = mask.count_nonzero().to(pairs.dtype)
+        report = {"loss": pairs.sum(dim=0), "tokens": num_tokens.expand(2)}
+        if self.metrics:
+            for name in dict.fromkeys(sources):
+                chosen = [row for row, source in enumerate(sources) if source == name]
+                report[_metric(name)] = pairs[chosen].sum(dim=0)
+        return rows.sum() / self.loss_divisor, weights.sum(), report
+
+
+def _metric(source: str) -> str:
+    """Returns the name by which the loss of a data set is reported."""
+    return f"loss by data/{source}"

@@ -1,5 +1,7 @@
 """Builds what a run trains with: the model, the optimizer, the schedule, and the data loaders."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,13 +24,14 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.datasets import build_samples
-from glm3cli.data.samples.loader import Loader
+from glm3cli.data.samples.loader import Loader, source_names
 from glm3cli.data.samples.padding import Padding
 from glm3cli.data.samples.spec import Dataset, DataSpec
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
+from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import NextTokenLoss
 from glm3cli.train.prepare import Prepared
@@ -71,7 +74,7 @@ def build_training(
     config, model = prepared.config, prepared.model
     tokenizer = Tokenizer.load(prepared.tokenizer)
     train, valid = _loaders(prepared, blend, tokenizer, grid)
-    train_step = build_train_step(config, model, grid)
+    train_step = build_train_step(config, model, grid, source_names(blend.prefixes))
     if with_weights:
         gpts = [unwrap(chunk) for chunk in train_step.chunks]
         load_weights(gpts, _source(prepared), config, grid)
@@ -100,7 +103,9 @@ def _loaders(
         grid: This rank's place among the parallel groups.
     """
     config = prepared.config
-    spec = DataSpec.of(config, blend, config.seq_length, config.train_iters).with_batches(config)
+    spec = DataSpec.of(config, blend, config.seq_length, config.train_iters).with_instructions(
+        config
+    )
     train, valid = build_samples(prepared.kind, spec, tokenizer)
     load = partial(make_loader, config, prepared.model, grid, sources=blend.prefixes)
     return load(train), None if valid is None else load(valid)
@@ -138,10 +143,20 @@ def make_loader(
             multiple=config.length_multiple if config.padding == "longest" else None,
             side=config.padding_side,
         ),
+        noise=_noise_of_a_token(config, model),
     )
 
 
-def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> TrainStep:
+def _noise_of_a_token(config: TrainConfig, model: ModelConfig) -> float | None:
+    """Returns the size of NEFTune's noise in a sample of one token; None for no noise."""
+    if config.neftune_alpha is None:
+        return None
+    return config.neftune_alpha / math.sqrt(model.hidden_size)
+
+
+def build_train_step(
+    config: TrainConfig, model: ModelConfig, grid: Grid, sources: Sequence[str] = ()
+) -> TrainStep:
     """Builds the model, the optimizer and the schedule on this rank, with uninitialised weights.
 
     Args:
@@ -149,6 +164,7 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
         model: The shape of the model.
         grid: This rank's place among the parallel groups. The train step lets go of them when the
             grid is closed.
+        sources: The names of the data sets, as the batches have them.
     """
     mcore = transformer_config(
         model,
@@ -184,15 +200,27 @@ def build_train_step(config: TrainConfig, model: ModelConfig, grid: Grid) -> Tra
     if require_active().fuses_adamw:
         _fuse_adamw(optimizer)
     train_step = TrainStep(
-        objective=NextTokenLoss.of(config),
+        objective=NextTokenLoss.of(config, sources),
         chunks=chunks,
         optimizer=optimizer,
         scheduler=_scheduler(config, optimizer),
         grid=grid,
+        noise=_noise(config, bare),
     )
     _connect(mcore, train_step, ddp)
     grid.closing.callback(train_step.close)
     return train_step
+
+
+def _noise(config: TrainConfig, chunks: list[torch.nn.Module]) -> EmbeddingNoise | None:
+    """Attaches NEFTune's noise to the embedding, if this rank has it; None without the option."""
+    if config.neftune_alpha is None:
+        return None
+    noise = EmbeddingNoise(config.seed)
+    for gpt in map(unwrap, chunks):
+        if gpt.pre_process:
+            noise.attach(gpt.embedding)
+    return noise
 
 
 def _freeze(gpt: GPTModel, config: TrainConfig) -> None:

@@ -1,7 +1,9 @@
 """`TrainStep`: one optimizer step through megatron-core's pipeline schedule, and validation."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +11,11 @@ import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
-from glm3cli.data.samples.loader import Loader
+from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.device import require_active
+from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.objective import Objective
+from glm3cli.train.objective import Losses, LossFunction, Objective
 from glm3cli.train.pipeline import run_pipeline
 from glm3cli.train.progress.phases import Phases
 from glm3cli.train.progress.state import StepOutcome
@@ -32,6 +35,7 @@ class TrainStep:
         optimizer: Megatron-core's optimizer of all chunks.
         scheduler: Megatron-core's schedule of the learning rate, counted in optimizer steps.
         grid: This rank's place among the parallel groups.
+        noise: Adds noise to the embeddings in training; None for no noise.
         phases: The clock that adds up the seconds of forward and backward passes, the optimizer,
             and the waits for data.
     """
@@ -41,11 +45,11 @@ class TrainStep:
     optimizer: Any
     scheduler: Any
     grid: Grid
+    noise: EmbeddingNoise | None = None
     phases: Phases = field(default_factory=Phases)
+    _weights: list[Tensor] = field(default_factory=list)
 
-    def finalize(
-        self, chunks: list[torch.nn.Module], num_tokens: Tensor | None = None, **megatron: Any
-    ) -> None:
+    def finalize(self, chunks: list[torch.nn.Module], num_tokens: Tensor, **megatron: Any) -> None:
         """Reduces the gradients over the ranks, and makes them those of the mean loss.
 
         Megatron-core's schedule calls it after the last backward pass. The objective's division of
@@ -53,11 +57,13 @@ class TrainStep:
 
         Args:
             chunks: This rank's model chunks.
-            num_tokens: The number of trained tokens that this rank has seen; megatron-core sums it
-                over the ranks and divides the gradients by it. None doesn't divide.
+            num_tokens: The sum of the weights that this rank has seen, as the schedule counts it:
+                in whole numbers. Instead of it megatron-core gets the sum with its fraction, adds
+                up those of all ranks, and divides the gradients by it.
             megatron: The schedule's further arguments, which are passed on.
         """
-        count = None if num_tokens is None else num_tokens / self.objective.loss_divisor
+        weight = torch.zeros((), dtype=torch.float32, device=num_tokens.device)
+        count = sum(self._weights, weight) / self.objective.loss_divisor
         # Where work is queued, it is only here that the host waits for the backward pass.
         queued = require_active().stream_ordered
         with self.phases.phase("forward_backward" if queued else "optimizer"):
@@ -96,9 +102,9 @@ class TrainStep:
         lr = float(self.scheduler.get_lr({}))
         loss_scale = float(self.optimizer.get_loss_scale())
         with self.phases.phase("optimizer"):
-            updated, grad_norm = False, math.nan if totals.count else 0.0
+            updated, grad_norm = False, math.nan if totals.weight else 0.0
             # fp16's loss scaler has to see what overflows; other optimizers would update with it.
-            if totals.count and (
+            if totals.weight and (
                 self._has_loss_scale or (math.isfinite(loss) and self.is_gradient_finite())
             ):
                 updated, grad_norm, _ = self.optimizer.step()
@@ -107,7 +113,7 @@ class TrainStep:
             self.scheduler.step(increment=1)
         return StepOutcome(
             loss=loss,
-            num_tokens=totals.count,
+            num_tokens=totals.num_tokens,
             grad_norm=float(grad_norm or 0.0),
             loss_scale=loss_scale,
             lr=lr,
@@ -192,10 +198,11 @@ class TrainStep:
         Returns:
             What the objective reports of the global batch.
         """
+        self._weights.clear()
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
-        iterators = [self.phases.waits(loader.microbatches(consumed)) for _ in self.chunks]
+        iterators = [self.phases.waits(self._batches(loader, consumed)) for _ in self.chunks]
         reports: list[dict[str, Tensor]] = run_pipeline(
-            self.objective.forward,
+            partial(self._forward, self.objective.forward),
             iterators,
             self.chunks,
             micro_batch_size=loader.micro_batch_size,
@@ -204,6 +211,26 @@ class TrainStep:
         )
         return self._totals(reports)
 
+    def _batches(self, loader: Loader, consumed: int) -> Iterator[Batch]:
+        """Yields this rank's micro-batches, with the noise of each prepared as it is taken."""
+        for batch in loader.microbatches(consumed):
+            if self.noise is not None:
+                self.noise.places, self.noise.scales = batch.places, batch.scales
+            yield batch
+
+    def _forward(
+        self, forward: Callable[..., Any], batches: Iterator[Batch], chunk: torch.nn.Module
+    ) -> tuple[Tensor, LossFunction]:
+        """Does what the objective's `forward` does, and notes the weights of the losses."""
+        output, losses = forward(batches, chunk)
+
+        def noting(result: Tensor) -> Losses:
+            value, weight, report = losses(result)
+            self._weights.append(weight.float())
+            return value, weight.to(torch.int), report
+
+        return output, noting
+
     def _totals(self, reports: list[dict[str, Tensor]]) -> Totals:
         """Adds up the reports of the micro-batches over all ranks; all must call it.
 
@@ -211,7 +238,7 @@ class TrainStep:
             reports: The objective's report of each micro-batch of this rank: a sum and a count by
                 name, where names without any may be missing; empty before the last stage.
         """
-        names = ("loss", *self.objective.metrics)
+        names = ("loss", "tokens", *self.objective.metrics)
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         # The last stage knows the losses, every tensor parallel rank of it the same ones.
         if self.grid.is_last_stage and self.grid.tp_rank == 0:

@@ -68,7 +68,7 @@ def losses(prefix: str, options: dict[str, Any]) -> tuple[list[float], list[floa
     with open_grid(train_config(**options)) as grid:
         config, train_step, loader = build(options, grid)
         spec = DataSpec(Blend((prefix,), None), "1,0,0", config.seq_length, 1, len(SIZES), 0)
-        dataset, _ = build_instruction(spec.with_batches(config), tiny_tokenizer())
+        dataset, _ = build_instruction(spec.with_instructions(config), tiny_tokenizer())
         loader = replace(loader, dataset=dataset)
         outcomes = [train_step.run(loader, step * BATCH) for step in range(STEPS)]
         validation = train_step.validate(loader, 2)
@@ -76,7 +76,7 @@ def losses(prefix: str, options: dict[str, Any]) -> tuple[list[float], list[floa
         return (
             [outcome.loss for outcome in outcomes],
             [outcome.grad_norm for outcome in outcomes],
-            validation,
+            validation.mean_loss,
         )
 
 

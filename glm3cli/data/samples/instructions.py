@@ -103,7 +103,7 @@ class InstructionDataset:
             longest_first: The number of longest samples with which the first epoch begins.
         """
         self._files = files
-        self._seq_length = spec.seq_length
+        self._seq_length, self._weighting = spec.seq_length, spec.weighting
         self._documents = documents
         lengths = files["input_ids"].sequence_lengths[documents]
         sizes = sample_sizes(lengths, spec.seq_length)
@@ -157,11 +157,10 @@ class InstructionDataset:
             np.asarray(self._files[key][document], dtype=np.int64)
             for key in ("input_ids", "labels", "attention_mask")
         )
-        labels = labels[1 : size + 1]
-        mask = labels != IGNORED_LABEL
+        labels, segment_ids = labels[1 : size + 1], segment_ids[:-1][:size]
         return {
             "tokens": tokens[:-1][:size],
-            "segment_ids": segment_ids[:-1][:size],
-            "labels": np.where(mask, labels, 0),
-            "loss_mask": mask.astype(np.float32),
+            "segment_ids": segment_ids,
+            "labels": np.where(labels == IGNORED_LABEL, 0, labels),
+            "loss_mask": self._weighting.of(labels, segment_ids),
         }

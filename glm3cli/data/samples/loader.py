@@ -7,13 +7,15 @@ parallelism.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from glm3cli.data.samples.order import consumed_by_part
+from glm3cli.data.samples.order import consumed_by_part, source_index
 from glm3cli.data.samples.padding import Padding
-from glm3cli.data.samples.spec import Dataset, VariedDataset
+from glm3cli.data.samples.spec import Dataset, Sample, VariedDataset
 from glm3cli.errors import DataError
 
 
@@ -28,16 +30,23 @@ class Batch:
         tokens: The token ids, int64 [b, s].
         labels: The id that each position is to predict, int64 [b, s]; arbitrary where `loss_mask`
             is 0.
-        loss_mask: 1 for positions with loss, else 0, float32 [b, s].
+        loss_mask: The weight of each position in the loss, 0 for none, float32 [b, s].
         segment_ids: The number, from 1, of the sample within its pack that each position belongs
             to, and 0 for padding, int64 [b, S]; None if causal attention needs none: no sequence is
             a pack of several samples, or has padding in front.
+        sources: The name of the data set that each sample is from; empty where there is one.
+        places: For noise on the embeddings, a number for each position that no other one of the run
+            has, int64 [b, s]; None without noise.
+        scales: The largest size of each position's noise, 0 for padding, float32 [b, s].
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
     segment_ids: Tensor | None = None
+    sources: tuple[str, ...] = ()
+    places: Tensor | None = None
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Loader:
         cp_size: The context parallel size; each rank gets an equal contiguous part of a sequence.
         sources: The prefixes of the data sets that the samples come from.
         padding: How samples of different lengths become one micro-batch.
+        noise: The size of the noise on the embeddings of a sample of one token; None for no noise.
     """
 
     dataset: Dataset
@@ -89,6 +99,7 @@ class Loader:
     cp_size: int = 1
     sources: tuple[str, ...] = ("",)
     padding: Padding = field(default_factory=Padding)
+    noise: float | None = None
 
     def consumed_by_source(self, consumed: int) -> dict[str, int]:
         """Returns how many of the first `consumed` samples come from each of `sources`."""
@@ -155,9 +166,12 @@ class Loader:
 
     def _batch(self, indices: range) -> Batch:
         """Reads the samples of one micro-batch."""
-        samples = [self.dataset[index] for index in indices]
+        samples = [self._with_noise(index, self.dataset[index]) for index in indices]
         length = self._length([len(sample["tokens"]) for sample in samples])
         keys = ["tokens", "labels", "loss_mask"]
+        if self.noise is not None:
+            keys += ["places", "scales"]
+        cut = tuple(keys)  # by context parallelism
         if any(
             int(sample["segment_ids"].max(initial=0)) > 1
             or (self.padding.side == "left" and len(sample["tokens"]) < length)
@@ -173,6 +187,42 @@ class Loader:
                 f"{self.vocab_size} entries",
                 "preprocess the data with this model's tokenizer",
             )
-        for key in ("tokens", "labels", "loss_mask"):
+        for key in cut:
             tensors[key] = tensors[key].chunk(self.cp_size, dim=1)[self.cp_rank].contiguous()
-        return Batch(**{key: tensor.to(self.device) for key, tensor in tensors.items()})
+        on_device = {key: tensor.to(self.device) for key, tensor in tensors.items()}
+        return Batch(**on_device, sources=self._sources_of(indices))
+
+    def _with_noise(self, index: int, sample: Sample) -> Sample:
+        """Adds to a sample the places and scales of noise on the embeddings, if there is any.
+
+        Args:
+            index: The position of the sample in the stream of samples.
+            sample: The sample.
+        """
+        if self.noise is None:
+            return sample
+        segments = sample["segment_ids"]
+        _, number, counts = np.unique(segments, return_inverse=True, return_counts=True)
+        scales = self.noise / np.sqrt(counts[number])
+        places = index * self.seq_length + np.arange(len(segments))
+        return {**sample, "places": places, "scales": scales.astype(np.float32)}
+
+    def _sources_of(self, indices: range) -> tuple[str, ...]:
+        """Returns the name of the data set of each of some samples; empty where there is one."""
+        if len(set(self.sources)) == 1:
+            return ()
+        names = source_names(self.sources)
+        index = source_index(self.dataset)
+        return tuple(names[index[place]] for place in indices)
+
+
+def source_names(prefixes: Sequence[str]) -> list[str]:
+    """Returns short names of data sets: that of the file, or all of the prefix if two share it."""
+    names = [Path(prefix).name for prefix in prefixes]
+    distinct = {
+        name: {p for p, n in zip(prefixes, names, strict=True) if n == name} for name in names
+    }
+    return [
+        name if len(distinct[name]) == 1 else prefix
+        for name, prefix in zip(names, prefixes, strict=True)
+    ]

@@ -87,8 +87,7 @@ class GroupedByLength:
         """The number of the dataset that each sample is from, as `BlendedSamples` has it."""
         windows = range(self._num_samples // self._window)
         order = np.concatenate([self._order(window) for window in windows])
-        index: np.ndarray = getattr(self._dataset, "dataset_index")  # noqa: B009
-        return index[order]
+        return source_index(self._dataset)[order]
 
     def _place(self, index: int) -> int:
         """Returns the position in the random order of the sample that is read at `index`."""
@@ -136,6 +135,15 @@ def consumed_by_part(dataset: Dataset, num_parts: int, consumed: int) -> list[in
     """
     if num_parts == 1:
         return [consumed]
-    # An attribute of both classes, but not of the protocol, since a single dataset lacks it.
+    return np.bincount(source_index(dataset)[:consumed], minlength=num_parts).tolist()
+
+
+def source_index(dataset: Dataset) -> np.ndarray:
+    """Returns the number of the dataset that each sample of a blend is from, [number of samples].
+
+    Args:
+        dataset: The blend: one of ours, or megatron-core's BlendedDataset.
+    """
+    # An attribute of these classes, but not of the protocol, since a single dataset lacks it.
     index: np.ndarray = getattr(dataset, "dataset_index")  # noqa: B009
-    return np.bincount(index[:consumed], minlength=num_parts).tolist()
+    return index

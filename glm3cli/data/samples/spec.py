@@ -1,6 +1,7 @@
 """What determines the samples of a training (`DataSpec`), and what a data set of samples is.
 
-A sample is a dict of arrays of shape [s]: `tokens` and `labels` (int64) and `loss_mask` (float32).
+A sample is a dict of arrays of shape [s]: `tokens` and `labels` (int64), and `loss_mask` (float32),
+the weight of each position in the loss, 0 where nothing is trained.
 Texts are all as long as `seq_length`. A sample of instructions is as long as it happens to be, at
 most `seq_length`, and also has `segment_ids` (int64): the number, from 1, of the sample within its
 pack that each position belongs to.
@@ -8,14 +9,15 @@ pack that each position belongs to.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from glm3cli.data.prefixes import Blend
+from glm3cli.data.samples.weighting import Weighting
 from glm3cli.errors import DataError
 
 Sample = dict[str, np.ndarray]
@@ -75,6 +77,14 @@ class InstructionOptions(SampleOptions, Protocol):
     def group_by_length(self) -> bool:
         """Whether a step takes samples of similar lengths."""
 
+    @property
+    def loss_average(self) -> Literal["token", "sample"]:
+        """What weighs the same in a step: every trained token, or every sample."""
+
+    @property
+    def last_turn_only(self) -> bool:
+        """Whether the last answer of a sample is trained alone."""
+
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -91,6 +101,7 @@ class DataSpec:
         packing: Whether several samples of instructions share a sequence.
         group_size: For samples of instructions that are grouped by length: the number of samples of
             a step. None keeps the random order.
+        weighting: How much each token of a sample of instructions weighs in the loss.
     """
 
     blend: Blend
@@ -101,6 +112,7 @@ class DataSpec:
     num_valid: int
     packing: bool = False
     group_size: int | None = None
+    weighting: Weighting = field(default_factory=Weighting)
 
     @classmethod
     def of(cls, config: SampleOptions, blend: Blend, seq_length: int, steps: int) -> "DataSpec":
@@ -115,10 +127,14 @@ class DataSpec:
             num_valid=valid,
         )
 
-    def with_batches(self, config: InstructionOptions) -> "DataSpec":
-        """Returns the same with the options for batches of samples of different lengths."""
-        group_size = config.global_batch_size if config.group_by_length else None
-        return replace(self, packing=config.packing, group_size=group_size)
+    def with_instructions(self, config: InstructionOptions) -> "DataSpec":
+        """Returns the same with the options for samples of instructions."""
+        return replace(
+            self,
+            packing=config.packing,
+            group_size=config.global_batch_size if config.group_by_length else None,
+            weighting=Weighting(config.loss_average, config.last_turn_only),
+        )
 
 
 def open_tokens(prefix: str) -> IndexedDataset:

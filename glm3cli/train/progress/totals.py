@@ -10,8 +10,9 @@ class Totals:
     """The sum and the count of every value that an objective reports; the same on every rank.
 
     Attributes:
-        by_name: The sum of each value and the number of its parts, such as the sum of the losses
-            and the number of the trained tokens. The first is `loss`.
+        by_name: The sum of each value and the sum of the weights of its parts, such as the sum of
+            the losses and the number of the trained tokens. The first is `loss`; `tokens` has the
+            number of the trained tokens in both places, where they have other weights than 1.
     """
 
     by_name: Mapping[str, tuple[float, float]]
@@ -22,21 +23,26 @@ class Totals:
         return self.by_name["loss"][0]
 
     @property
-    def count(self) -> int:
-        """The number of the losses: of trained tokens, or of what else the objective trains."""
-        return int(self.by_name["loss"][1])
+    def weight(self) -> float:
+        """The sum of the weights of the losses; 0 if there is nothing to train."""
+        return self.by_name["loss"][1]
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of trained tokens, or of what else the objective trains."""
+        return int(self.by_name.get("tokens", (0.0, 0.0))[1] or self.weight)
 
     @property
     def mean_loss(self) -> float:
-        """The mean of the losses; NaN if there is none."""
-        return self.loss / self.count if self.count else math.nan
+        """The weighted mean of the losses; NaN if there is none."""
+        return self.loss / self.weight if self.weight else math.nan
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of every value but the loss; those without a part are left out."""
+        """Returns the means of the objective's `metrics`; those without a part are left out."""
         return {
             name: total / count
             for name, (total, count) in self.by_name.items()
-            if count and name != "loss"
+            if count and name not in ("loss", "tokens")
         }
 
     def __add__(self, other: "Totals") -> "Totals":
