@@ -30,7 +30,7 @@ CATCHES_EVERYTHING = {
     "cli/app.py",  # our own errors, which become sentences
     "checkpoint/convert/verify_glm.py",  # damaged files make transformers raise nearly anything
     "checkpoint/layouts/dist.py",  # so does unpickling them
-    "checkpoint/layouts/pickles.py",  # the same
+    "checkpoint/pickles.py",  # the same
     "checkpoint/run/resume.py",  # and megatron-core's reading
     "device/npu.py",  # so does torch_npu where a part of CANN is missing
     "infer/chat/session.py",  # our own errors, which don't end a chat

@@ -7,13 +7,14 @@ from glm3cli.checkpoint.cuts import cut
 from glm3cli.checkpoint.names import WEIGHTS, Stage
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.parallel import ModelParallelConfig
+from glm3cli.model.adapters import is_adapter
 from glm3cli.parallel.groups import Grid
 
 
 def load_weights(
     chunks: list[GPTModel], source: WeightSource, parallel: ModelParallelConfig, grid: Grid
 ) -> None:
-    """Fills every parameter of this rank's model, casting to the parameter's type.
+    """Fills every parameter of this rank's model but adapters, casting to the parameter's type.
 
     Args:
         chunks: The model chunks of this pipeline stage, one per virtual stage.
@@ -25,7 +26,9 @@ def load_weights(
         CheckpointError: The source lacks a tensor or can't be read.
     """
     for chunk_index, chunk in enumerate(chunks):
-        parameters = dict(chunk.named_parameters())
+        parameters = {
+            name: parameter for name, parameter in chunk.named_parameters() if not is_adapter(name)
+        }
         layers = parallel.layers_of(source.model.num_layers, grid.pp_rank, chunk_index)
         with torch.no_grad():
             for weight in WEIGHTS:

@@ -3,8 +3,9 @@
 Needs no torch, so that a wrong path is reported at once.
 """
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,9 @@ BIN_INDEX = "pytorch_model.bin.index.json"
 # files, which they make inside the original model's folder.
 _CONVERTED = ("mg2hg", "mg2hf")
 _ITERATION = re.compile(r"iter_(\d{7,})")
+# The config of an adapter in PEFT's layout, and the adapter's folder in a checkpoint.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = "adapter"
 # megatron-core writes metadata.json last (dist_checkpointing/serialization.py 0.16.1, save).
 _DIST_FILES = (".metadata", "metadata.json")
 
@@ -35,12 +39,14 @@ class Location:
         folder: The folder of the weights themselves.
         config: The config.json that belongs to them; None if there is none.
         iteration: The training iteration in the folder's name; None for other names.
+        adapters: The folders of the LoRA adapters that belong to the weights, the first one first.
     """
 
     kind: FolderKind
     folder: Path
     config: Path | None
     iteration: int | None
+    adapters: tuple[Path, ...] = ()
 
     @property
     def companions(self) -> Path:
@@ -51,28 +57,81 @@ class Location:
 def locate(path: Path) -> Location:
     """Finds the weights of a model.
 
+    A checkpoint of a run that trains a LoRA adapter has no other weights: these are where the base
+    model of the adapter lies.
+
     Args:
         path: The folder of the weights, or one that contains it: a training run (whose newest
             complete checkpoint is taken) or the target of an older conversion.
 
     Raises:
-        CheckpointError: The path doesn't exist, holds no weights, or only an incomplete checkpoint.
+        CheckpointError: The path doesn't exist, holds no weights, or only an incomplete checkpoint;
+            or it is an adapter, whose base model isn't there.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", "give a model folder")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file", "give the model's folder")
     kind = kind_of(path)
+    if kind == "dist" and (path / ADAPTER / ADAPTER_CONFIG).is_file():
+        base = _base_of(path / ADAPTER)
+        return replace(
+            base, iteration=iteration_of(path), adapters=(*base.adapters, path / ADAPTER)
+        )
     if kind is not None:
         return Location(kind, path, _config_of(path, kind), iteration_of(path))
     inner = _tracked(path) or _newest(path) or _converted(path)
     if inner is None:
         raise CheckpointError(
             f"{path} holds no weights that glm3 knows",
-            "give a folder with *.safetensors or pytorch_model*.bin, mp_rank_* folders, "
+            "give its base model, and this folder to --lora"
+            if (path / ADAPTER_CONFIG).is_file()
+            else "give a folder with *.safetensors or pytorch_model*.bin, mp_rank_* folders, "
             "or a training run",
         )
     return locate(inner)
+
+
+def _base_of(adapter: Path) -> Location:
+    """Finds the model that an adapter of a checkpoint was trained on.
+
+    Raises:
+        CheckpointError: The adapter's config is damaged, or the model isn't there.
+    """
+    path = adapter / ADAPTER_CONFIG
+    try:
+        base = Path(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} names no base model: {error}", "use another checkpoint"
+        ) from None
+    try:
+        return locate(base)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter.parent} is an adapter for {base}: {error.message}",
+            f"give the base model, and {adapter} to --lora",
+        ) from None
+
+
+def locate_adapter(path: Path) -> Path:
+    """Finds an adapter in PEFT's layout.
+
+    Args:
+        path: Its folder, a checkpoint of a run that trained it, or the run's folder (whose newest
+            checkpoint is taken).
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    checkpoints = sorted(path.glob("iter_*"), key=lambda child: iteration_of(child) or 0)
+    for folder in (path, path / ADAPTER, *(child / ADAPTER for child in reversed(checkpoints))):
+        if (folder / ADAPTER_CONFIG).is_file():
+            return folder
+    raise CheckpointError(
+        f"the adapter {path} has no {ADAPTER_CONFIG}",
+        "give a folder that PEFT's save_pretrained wrote, or a training run with --lora-rank",
+    )
 
 
 def kind_of(folder: Path) -> FolderKind | None:

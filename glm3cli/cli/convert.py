@@ -48,9 +48,10 @@ def adapter(config: AdapterOptions) -> None:
     """Rename a LoRA adapter for the other Hugging Face layout; no weights are merged."""
     from glm3cli.checkpoint.adapter.config import read_adapter_config
     from glm3cli.checkpoint.convert.target import check_target
+    from glm3cli.checkpoint.locate import locate_adapter
 
     check_target(config.target, config.source, force=config.force, kind="adapter")
-    read_adapter_config(config.source)
+    read_adapter_config(locate_adapter(config.source))
     from glm3cli.checkpoint.convert.adapter import convert_adapter
 
     modules = convert_adapter(
@@ -141,6 +142,8 @@ def _show(found: "Inspection") -> None:
     for kind in found.kinds:
         table.add_row(kind.name, str(list(kind.shape)), kind.dtype, str(kind.count))
     console.print(table)
+    for adapter in found.adapters:
+        console.print(f"with the adapter {adapter}", markup=False, highlight=False, soft_wrap=True)
     if found.manifest:
         console.print(_origin(found.manifest), markup=False, highlight=False, soft_wrap=True)
     for problem in found.problems:

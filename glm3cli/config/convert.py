@@ -54,7 +54,8 @@ class ConvertConfig(Settings):
     force: bool = Field(default=False, description="Replace DST if it exists.")
     lora: Annotated[Path | None, Flag(metavar="ADAPTER")] = Field(
         default=None,
-        description="Folder of a PEFT LoRA adapter to merge into the weights (in fp32).",
+        description="LoRA adapter to merge into the weights (in fp32): a folder in PEFT's layout, "
+        "or a run or checkpoint that trained it.",
     )
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="Print the result as one JSON object."
@@ -118,7 +119,7 @@ class AdapterOptions(Settings):
     """The options of `glm3 convert adapter`."""
 
     source: Annotated[Path, Flag(positional=True, metavar="SRC")] = Field(
-        description="Folder of a PEFT LoRA adapter."
+        description="Folder of a PEFT LoRA adapter, or a run or checkpoint that trained one."
     )
     target: Annotated[Path, Flag(positional=True, metavar="DST")] = Field(
         description="The new folder."

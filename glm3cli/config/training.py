@@ -12,6 +12,7 @@ from glm3cli.config.base import unknown_key
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.options.batches import BatchOptions
 from glm3cli.config.options.data import DataOptions
+from glm3cli.config.options.lora import LoraOptions
 from glm3cli.config.options.loss import LossOptions
 from glm3cli.config.options.megatron import MegatronOptions
 from glm3cli.config.options.optimizer import OptimizerOptions
@@ -27,6 +28,7 @@ class TrainConfig(
     ReportOptions,
     RunOptions,
     OptimizerOptions,
+    LoraOptions,
     MegatronOptions,
     ParallelConfig,
     LossOptions,
@@ -82,7 +84,7 @@ class TrainConfig(
         return self.lr_warmup_iters
 
     def trains(self, weight: str) -> bool:
-        """Returns whether a weight is trained: every weight is.
+        """Returns whether a weight is trained: every weight is, unless an adapter is.
 
         This is decided here alone. The model freezes the others before DDP wraps it, so that they
         have neither gradients nor optimizer state; the predicted memory and the size of a
@@ -91,7 +93,7 @@ class TrainConfig(
         Args:
             weight: The weight's logical name, as in `checkpoint/names.py`.
         """
-        return True
+        return not self.is_adapted
 
     def check_sizes(self, model: ModelConfig) -> None:
         """Checks the parallel sizes, batch sizes and sequence length against `model` and the ranks.

@@ -23,6 +23,7 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
+from glm3cli.model.adapters import AdaptedColumn, AdaptedRow, AdapterShapes, attach
 from glm3cli.model.attention import CoreAttention
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.layers import RMSNorm, SwiGLU
@@ -121,14 +122,34 @@ class LinearLayers:
     row: type[tensor_parallel.RowParallelLinear]
 
 
+class _AdaptedGathering(AdaptedColumn, GatheringLinear):
+    """The column parallel layer that gathers the sequence within its product, with an adapter."""
+
+
+class _AdaptedScattering(AdaptedRow, ScatteringLinear):  # type: ignore[misc]
+    """The row parallel layer that scatters sums within its product, with an adapter."""
+
+
 PLAIN = LinearLayers(tensor_parallel.ColumnParallelLinear, tensor_parallel.RowParallelLinear)
 MC2 = LinearLayers(GatheringLinear, ScatteringLinear)
+ADAPTED = LinearLayers(AdaptedColumn, AdaptedRow)
+ADAPTED_MC2 = LinearLayers(_AdaptedGathering, _AdaptedScattering)
 
 
-def linear_layers(parallel: ParallelConfig, config: TransformerConfig) -> LinearLayers:
-    """Returns the classes of a model's linear layers: MC2's if --mc2 is on, else plain ones."""
+def linear_layers(
+    parallel: ParallelConfig, config: TransformerConfig, *, adapted: bool = False
+) -> LinearLayers:
+    """Returns the classes of a model's linear layers: MC2's if --mc2 is on, else plain ones.
+
+    Args:
+        parallel: The parallel sizes, and whether --mc2 is on.
+        config: The settings of the model.
+        adapted: Whether the layers can have adapters.
+    """
     # Without sequence parallelism there is nothing to gather: decoding never does.
-    return MC2 if parallel.mc2 and config.sequence_parallel else PLAIN
+    if parallel.mc2 and config.sequence_parallel:
+        return ADAPTED_MC2 if adapted else MC2
+    return ADAPTED if adapted else PLAIN
 
 
 def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
@@ -178,7 +199,10 @@ def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
 
 
 def build_chunks(
-    model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    config: TransformerConfig,
+    adapters: AdapterShapes | None = None,
 ) -> list[torch.nn.Module]:
     """Builds this rank's model chunks, `vpp` of them, with uninitialised weights.
 
@@ -189,17 +213,25 @@ def build_chunks(
         model: The shape of the model.
         parallel: The parallel sizes.
         config: What `transformer_config` has made of both.
+        adapters: The shapes of the model's adapters; None builds a model without any.
     """
-    return [_build_chunk(model, parallel, config, chunk) for chunk in range(parallel.vpp)]
+    return [
+        _build_chunk(model, parallel, config, adapters or {}, chunk)
+        for chunk in range(parallel.vpp)
+    ]
 
 
 def _build_chunk(
-    model: ModelConfig, parallel: ParallelConfig, config: TransformerConfig, chunk: int
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    config: TransformerConfig,
+    adapters: AdapterShapes,
+    chunk: int,
 ) -> torch.nn.Module:
-    """Builds the model chunk of this rank that has the index `chunk`."""
+    """Builds the model chunk of this rank that has the index `chunk`; see `build_chunks`."""
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
-    spec = layer_spec(model, linear_layers(parallel, config))
+    spec = layer_spec(model, linear_layers(parallel, config, adapted=bool(adapters)))
     gpt = ChatGLM(
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(
@@ -215,6 +247,7 @@ def _build_chunk(
         vp_stage=chunk if parallel.vpp > 1 else None,
     )
     gpt.model_type = ModelType.encoder_or_decoder
+    attach(gpt.decoder.layers, adapters)
     _mark_pieces(gpt)
     gpt.to(require_active().torch_device())
     return Float16Module(config, gpt) if config.fp16 or config.bf16 else gpt

@@ -46,9 +46,12 @@ class _GatherMatmul(torch.autograd.Function):
         return product.view(-1, hidden.size(1), weight.size(0))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0].flatten(0, 1).contiguous()
+        if not ctx.needs_input_grad[1]:
+            of_hidden = require_active().kernels.matmul_scatter(grad, weight, ctx.group)
+            return of_hidden.view(hidden.shape), None, None
         # Gathered again instead of saved, while the input's gradient is multiplied and sent.
         gathered = hidden.new_empty(grad.size(0), hidden.size(2))
         rows = hidden.flatten(0, 1).contiguous()
@@ -70,9 +73,9 @@ class _MatmulScatter(torch.autograd.Function):
         return sums.view(-1, hidden.size(1), weight.size(0))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight = ctx.saved_tensors
         grad = grads[0].flatten(0, 1).contiguous()
         of_hidden, gathered = require_active().kernels.gather_matmul(grad, weight, ctx.group)
-        of_weight = gathered.t().matmul(hidden.flatten(0, 1))
+        of_weight = gathered.t().matmul(hidden.flatten(0, 1)) if ctx.needs_input_grad[1] else None
         return of_hidden.view(hidden.shape), of_weight, None

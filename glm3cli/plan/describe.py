@@ -80,7 +80,9 @@ def advise(config: TrainConfig, model: ModelConfig) -> str:
 def checkpoint_bytes(config: TrainConfig, model: ModelConfig) -> int:
     """Returns the bytes of one checkpoint of a run.
 
-    It holds all weights, and for each trained one an fp32 copy and two fp32 moments.
+    It holds all weights, and for each trained one an fp32 copy and two fp32 moments. A run that
+    trains an adapter saves that alone, and once more in PEFT's layout.
     """
     counts = parameters_of_model(config, model)
-    return counts.total * DTYPE_BYTES[config.dtype] + counts.trained * 12
+    weights = 2 * counts.trained if config.is_adapted else counts.total
+    return weights * DTYPE_BYTES[config.dtype] + counts.trained * 12

@@ -11,6 +11,7 @@ from math import prod
 
 from glm3cli.checkpoint.names import WEIGHTS, Cut, Stage, Weight
 from glm3cli.config.model import ModelConfig
+from glm3cli.config.options.lora import TARGETS
 from glm3cli.config.training import TrainConfig
 
 
@@ -50,11 +51,26 @@ def _count(
 ) -> ParameterCounts:
     """Counts the weights of the table, each as often as `copies` says for its kind of stage."""
     total = trained = 0
+    adapted = {TARGETS[target] for target in config.lora_targets}
     for weight in WEIGHTS:
         size = copies[weight.stage] * _piece_size(weight, model, tp)
         total += size
         trained += size if config.trains(weight.logical) else 0
+        if weight.logical in adapted:
+            size = copies[weight.stage] * _adapter_size(weight, config, model, tp)
+            total += size
+            trained += size
     return ParameterCounts(total, trained)
+
+
+def _adapter_size(weight: Weight, config: TrainConfig, model: ModelConfig, tp: int) -> int:
+    """Returns the number of elements of a weight's adapter that a tensor parallel rank holds.
+
+    Its B is cut as the rows of the weight, and its A as the columns.
+    """
+    shape = list(weight.shape(model))
+    shape[1 if weight.cut is Cut.COLS else 0] //= tp
+    return (config.lora_rank or 0) * sum(shape)
 
 
 def _piece_size(weight: Weight, model: ModelConfig, tp: int) -> int:

@@ -20,8 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
+from glm3cli.checkpoint.adapter.config import AdapterConfig
+from glm3cli.checkpoint.adapter.pairs import Adapter
+from glm3cli.checkpoint.adapter.transfer import gather_adapter
+from glm3cli.checkpoint.adapter.writer import write_adapter
 from glm3cli.checkpoint.layouts.companions import copy_companions
-from glm3cli.checkpoint.locate import iteration_folder, iteration_of
+from glm3cli.checkpoint.locate import ADAPTER, iteration_folder, iteration_of
 from glm3cli.checkpoint.run.durable import publish, remove
 from glm3cli.checkpoint.run.holdings import find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble, load_training, save_request
@@ -54,6 +58,8 @@ class Checkpointer:
         in_background: Whether training goes on while a checkpoint is written.
         storage: The storage of this rank that `run` is on.
         origin: What the run is made of, which every checkpoint notes; rank 0's is written.
+        adapter: The settings of the adapter that the run trains, as adapter_config.json has them;
+            None for a run that trains weights.
     """
 
     run: Path
@@ -65,6 +71,7 @@ class Checkpointer:
     in_background: bool
     storage: Storage
     origin: Mapping[str, Any] = field(default_factory=dict)
+    adapter: AdapterConfig | None = None
     _queue: AsyncCallsQueue = field(default_factory=AsyncCallsQueue)
 
     def check_space(self) -> None:
@@ -102,6 +109,7 @@ class Checkpointer:
         folder = self.run / iteration_folder(state.iteration)
         with disk_trouble(folder):
             partial = self._begin(folder)
+            adapter = self._adapter_of(train_step)
             request = save_request(
                 partial,
                 train_step.chunks,
@@ -113,7 +121,7 @@ class Checkpointer:
         stall = 0.0
 
         def publish() -> None:
-            self._publish(partial, folder)
+            self._publish(partial, folder, adapter)
             durable = time.perf_counter() - started
             metrics.event(
                 "save",
@@ -240,12 +248,30 @@ class Checkpointer:
                 partial.mkdir(parents=True)
         return partial
 
-    def _publish(self, partial: Path, folder: Path) -> None:
-        """Completes what all ranks have written to `partial`, and renames it to `folder`."""
+    def _adapter_of(self, train_step: TrainStep) -> Adapter | None:
+        """Returns the adapter that the run trains, if it does, on rank 0; None on all others."""
+        if self.adapter is None:
+            return None
+        adapter = gather_adapter(train_step.chunks, self.model, train_step.grid)
+        return None if adapter is None else adapter.trimmed()
+
+    def _publish(self, partial: Path, folder: Path, adapter: Adapter | None) -> None:
+        """Completes what all ranks have written to `partial`, and renames it to `folder`.
+
+        Args:
+            partial: The folder under its temporary name.
+            folder: The final name.
+            adapter: What the run trains, if it is an adapter and this is rank 0.
+        """
         with together():
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
                 shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
+            if adapter is not None and self.adapter is not None:
+                target = partial / ADAPTER
+                target.mkdir()
+                base = Path(self.adapter.base_model_name_or_path or "")
+                write_adapter(target, adapter, "chatglm", self.model, self.adapter, base)
         publish(partial, folder, {"run": str(self.run)}, self.storage, self.origin)
         complete = self._complete()
         with together():

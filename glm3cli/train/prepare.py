@@ -19,6 +19,7 @@ from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.files import existing_parent
+from glm3cli.train.adapter import with_adapter
 from glm3cli.train.origin import Origin, check_goes_on, newest_noted
 from glm3cli.train.report.reporters import check_installed
 
@@ -32,7 +33,7 @@ class Prepared:
     """A training whose settings, model and data were checked.
 
     Attributes:
-        config: The settings of the run.
+        config: The settings of the run; where it starts from an adapter, with the adapter's own.
         kind: The kind of data that the command reads: text or answers.
         model: The shape of the model.
         location: Where the weights to start from are; None for random ones.
@@ -113,6 +114,7 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     """
     location = None if config.model is None else locate(config.model)
     model = _shape(config, location)
+    config = with_adapter(config, model)
     config.check_sizes(model)
     tokenizer = _find_tokenizer(config, location)
     _check_save(config.save)

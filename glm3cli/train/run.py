@@ -21,6 +21,7 @@ from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, tell, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
+from glm3cli.train.adapter import adapter_config
 from glm3cli.train.candidates import choose
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.loop import Trainer
@@ -114,6 +115,7 @@ def _train(
         config.async_save,
         storage,
         prepared.origin.to_dict() if grid.rank == 0 else {},
+        adapter_config(config),
     )
     with together():
         checkpointer.check_space()

@@ -14,7 +14,9 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
+from glm3cli.checkpoint.adapter.transfer import load_adapter
 from glm3cli.checkpoint.layouts.opening import open_at
 from glm3cli.checkpoint.load import load_weights
 from glm3cli.checkpoint.names import logical_name
@@ -30,9 +32,11 @@ from glm3cli.data.samples.spec import Dataset, DataSpec
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
+from glm3cli.model.adapters import is_adapter
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
+from glm3cli.train.adapter import adapter_shapes, first_adapter
 from glm3cli.train.objective import NextTokenLoss
 from glm3cli.train.prepare import Prepared
 from glm3cli.train.step import TrainStep
@@ -75,9 +79,12 @@ def build_training(
     tokenizer = Tokenizer.load(prepared.tokenizer)
     train, valid = _loaders(prepared, blend, tokenizer, grid)
     train_step = build_train_step(config, model, grid, source_names(blend.prefixes))
-    if with_weights:
+    # The checkpoints of a run that trains an adapter don't have the other weights.
+    if with_weights or config.is_adapted:
         gpts = [unwrap(chunk) for chunk in train_step.chunks]
         load_weights(gpts, _source(prepared), config, grid)
+        if config.is_adapted:
+            load_adapter(gpts, first_adapter(config, model), model, grid)
         # The optimizer's fp32 copies were made of the weights before they were loaded.
         train_step.optimizer.reload_model_params()
     return TrainingParts(tokenizer, train_step, train, valid)
@@ -187,7 +194,7 @@ def build_train_step(
         overlap_param_gather=config.overlap_param_gather and distributed,
         use_distributed_optimizer=distributed,
     )
-    bare = build_chunks(model, config, mcore)
+    bare = build_chunks(model, config, mcore, adapter_shapes(config, model))
     for chunk in bare:
         _freeze(unwrap(chunk), config)
     chunks: list[torch.nn.Module] = [
@@ -226,7 +233,16 @@ def _noise(config: TrainConfig, chunks: list[torch.nn.Module]) -> EmbeddingNoise
 def _freeze(gpt: GPTModel, config: TrainConfig) -> None:
     """Excludes the weights that don't train from autograd; DDP makes no buffers for them."""
     for name, parameter in gpt.named_parameters():
-        parameter.requires_grad_(config.trains(logical_name(name)))
+        parameter.requires_grad_(is_adapter(name) or config.trains(logical_name(name)))
+    if gpt.pre_process and config.recompute == "full" and not config.trains("embedding"):
+        # The output of layers that are recomputed has a gradient only if their input has one
+        # (tensor_parallel/random.py of megatron-core 0.16.1, CheckpointFunction).
+        gpt.embedding.register_forward_hook(_require_grad)
+
+
+def _require_grad(_embedding: Any, _args: Any, hidden: Tensor) -> None:
+    """Makes the embedded tokens have a gradient; a hook of the embedding."""
+    hidden.requires_grad_()
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     prepared = prepare(config, kind)
+    config = prepared.config
     check_memory(config, prepared.model)
     # With --nproc the one process that starts the ranks does it; they find it done.
     prefixes = {item: _preprocess(data, display, say) for item, data in prepared.raw.items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from glm3cli.checkpoint.adapter.reader import Adapter
+from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.verify import logits_difference
 from glm3cli.checkpoint.layouts.opening import open_source

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from glm3cli.checkpoint.locate import ADAPTER_CONFIG
 from glm3cli.errors import CheckpointError
 
-CONFIG = "adapter_config.json"
 # Initialisations that change the weights of the base model, so that W + BA isn't what was trained.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
@@ -103,10 +103,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         CheckpointError: The file is missing or damaged, or the adapter is of a kind that can't be
             merged.
     """
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"the adapter {folder} has no {CONFIG}",
+            f"the adapter {folder} has no {ADAPTER_CONFIG}",
             "give a folder that PEFT's save_pretrained wrote",
         )
     try:

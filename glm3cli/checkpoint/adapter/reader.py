@@ -1,4 +1,4 @@
-"""Reads a PEFT LoRA adapter, and merges it into the weights that it was trained for.
+"""Reads a PEFT LoRA adapter for the model that it was trained on.
 
 The adapter's modules may have the names of either Hugging Face layout, chatglm or glm.
 """
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.adapter.config import AdapterConfig, read_adapter_config
-from glm3cli.checkpoint.layouts import pickles
-from glm3cli.checkpoint.names import HfLayout, Slot, Weight, slots
+from glm3cli.checkpoint.adapter.pairs import Adapter, Pair
+from glm3cli.checkpoint.names import HfLayout, Slot, slots
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError
 
@@ -45,50 +45,6 @@ class Module:
     slot: Slot
     rows: slice
     shape: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two matrices of one adapted module.
-
-    Attributes:
-        rows: The rows of the weight that they change.
-        a: The matrix lora_A, [rank, inputs].
-        b: The matrix lora_B, [outputs, rank].
-        scale: The factor by which the product B A is multiplied.
-    """
-
-    rows: slice
-    a: Tensor
-    b: Tensor
-    scale: float
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter that fits a model.
-
-    Attributes:
-        pairs: The matrices for each adapted weight; one pair for each of its adapted modules.
-    """
-
-    pairs: dict[Slot, list[Pair]]
-
-    def merge(self, weight: Weight, layer: int | None, tensor: Tensor) -> Tensor:
-        """Returns W + scale * B A in fp32, or `tensor` itself if the adapter doesn't change it.
-
-        Args:
-            weight: The weight.
-            layer: Its layer.
-            tensor: The canonical tensor W.
-        """
-        pairs = self.pairs.get((weight, layer))
-        if pairs is None:
-            return tensor
-        merged = tensor.to(torch.float32, copy=True)
-        for pair in pairs:
-            merged[pair.rows] += (pair.b.float() @ pair.a.float()).mul_(pair.scale)
-        return merged
 
 
 def open_adapter(folder: Path, model: ModelConfig) -> Adapter:

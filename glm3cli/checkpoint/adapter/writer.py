@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from glm3cli.checkpoint.adapter.config import CONFIG, AdapterConfig
-from glm3cli.checkpoint.adapter.reader import WEIGHTS_FILE, Adapter, Pair, modules_in
+from glm3cli.checkpoint.adapter.config import AdapterConfig
+from glm3cli.checkpoint.adapter.pairs import Adapter, Pair, joined
+from glm3cli.checkpoint.adapter.reader import WEIGHTS_FILE, modules_in
+from glm3cli.checkpoint.locate import ADAPTER_CONFIG
 from glm3cli.checkpoint.names import HfLayout
 from glm3cli.config.model import ModelConfig
 
@@ -49,9 +49,10 @@ def write_adapter(
         for side, matrix in {"A": pair.a, "B": pair.b}.items()
     }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    content = config.model_dump() | _described(pairs) | {"base_model_name_or_path": str(base)}
+    described = _described(pairs) | {"target_modules": _short_names(pairs, layout, model)}
+    content = config.model_dump() | described | {"base_model_name_or_path": str(base)}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     return len(pairs)
 
 
@@ -65,28 +66,7 @@ def _pairs(adapter: Adapter, layout: HfLayout, model: ModelConfig) -> Iterator[t
             if pair.rows.start < rows.stop and rows.start < pair.rows.stop
         ]
         if found:
-            yield name, _joined(found, rows)
-
-
-def _joined(pairs: list[Pair], rows: slice) -> Pair:
-    """Returns one pair of matrices for some rows of a weight.
-
-    Args:
-        pairs: The pairs that change any of these rows.
-        rows: The rows.
-
-    Returns:
-        A pair whose product in these rows is the sum of the products of `pairs`.
-    """
-    scale = pairs[0].scale
-    blocks: list[Tensor] = []
-    for pair in pairs:
-        start, stop = max(pair.rows.start, rows.start), min(pair.rows.stop, rows.stop)
-        block = torch.zeros(rows.stop - rows.start, pair.b.size(1), dtype=pair.b.dtype)
-        part = pair.b[start - pair.rows.start : stop - pair.rows.start]
-        block[start - rows.start : stop - rows.start] = part * (pair.scale / scale)
-        blocks.append(block)
-    return Pair(rows, torch.cat([pair.a for pair in pairs]), torch.cat(blocks, dim=1), scale)
+            yield name, joined(found, rows)
 
 
 def _described(pairs: dict[str, Pair]) -> dict[str, Any]:
@@ -100,10 +80,24 @@ def _described(pairs: dict[str, Pair]) -> dict[str, Any]:
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {n: _short(value) for n, value in alphas.items() if value != alpha},
         "use_rslora": False,  # the alphas hold the scale already
-        "target_modules": list(pairs),
         "exclude_modules": None,
         "layers_to_transform": None,
     }
+
+
+def _short_names(pairs: dict[str, Pair], layout: HfLayout, model: ModelConfig) -> list[str]:
+    """Returns the names by which PEFT finds the modules: their last words, if that is exact.
+
+    Args:
+        pairs: The adapted modules, by their names.
+        layout: The layout of the names.
+        model: The shape of the base model.
+    """
+    ends = {name: name.rpartition(".")[2] for name in modules_in(layout, model)}
+    adapted = {ends[name] for name in pairs}
+    if all(name in pairs for name, end in ends.items() if end in adapted):
+        return list(dict.fromkeys(ends[name] for name in pairs))
+    return list(pairs)
 
 
 def _short(value: float) -> float:

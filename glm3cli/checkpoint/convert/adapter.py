@@ -8,6 +8,7 @@ from glm3cli.checkpoint.adapter.writer import write_adapter
 from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.files.staging import staged
 from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.checkpoint.locate import locate_adapter
 from glm3cli.checkpoint.names import HfLayout
 
 
@@ -17,7 +18,8 @@ def convert_adapter(
     """Writes an adapter again, with the module names of `layout`; no weights are merged.
 
     Args:
-        source: The folder of a PEFT LoRA adapter, with the module names of either layout.
+        source: The folder of a PEFT LoRA adapter, with the module names of either layout, or a
+            run or checkpoint that trained one.
         target: The new folder.
         base: The model that the adapter was trained on, in any layout.
         layout: The layout whose module names the new adapter gets.
@@ -32,6 +34,7 @@ def convert_adapter(
     """
     check_target(target, source, force=force, kind="adapter")
     model = open_source(base, check=False).model
+    source = locate_adapter(source)
     adapter = open_adapter(source, model)
     with staged(target, force=force) as folder:
         count = write_adapter(folder, adapter, layout, model, read_adapter_config(source), base)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from glm3cli.checkpoint.adapter.reader import Adapter, open_adapter
+from glm3cli.checkpoint.adapter.pairs import Adapter
+from glm3cli.checkpoint.adapter.reader import open_adapter
 from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
 from glm3cli.checkpoint.convert.report import Report, report_nothing
@@ -28,6 +29,7 @@ from glm3cli.checkpoint.files.staging import Flusher, remove_stale, staged
 from glm3cli.checkpoint.layouts.companions import copy_companions
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
+from glm3cli.checkpoint.locate import locate_adapter
 from glm3cli.checkpoint.names import Layout, slots
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.convert import ConvertOptions
@@ -104,7 +106,7 @@ def convert(
             source.model.rope_ratio,
         )
     plan = _plan(source, options)
-    adapter = open_adapter(options.lora, plan.model) if options.lora else Adapter({})
+    adapter = _adapter(options, plan.model)
     check_needs(target_path, _needs(source, plan, adapter, options))
     with staged(target_path, force=options.force) as folder:
         transfer = Transfer(source, plan, adapter, report)
@@ -132,6 +134,13 @@ def convert(
         merged=len(adapter.pairs),
         logits_difference=verified.logits_difference,
     )
+
+
+def _adapter(options: ConvertOptions, model: ModelConfig) -> Adapter:
+    """Returns the adapter that is to be merged; without --lora, an empty one."""
+    if options.lora is None:
+        return Adapter({})
+    return open_adapter(locate_adapter(options.lora), model)
 
 
 def _note_all(followers: Sequence[Final], path: Path, end: int) -> None:

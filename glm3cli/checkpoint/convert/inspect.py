@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from glm3cli.checkpoint.files.manifest import find_manifest
-from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.checkpoint.layouts.opening import open_at
+from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import WEIGHTS, Layout, Stage, Weight
 from glm3cli.checkpoint.source import StoredSource
 
@@ -50,6 +51,7 @@ class Inspection:
         problems: Sentences about everything that is wrong.
         manifest: The content of the folder's manifest, with the number of its files, its tensors,
             and each machine's files in place of their names; None without a manifest.
+        adapters: The folders of the LoRA adapters that belong to the weights.
     """
 
     path: str
@@ -66,6 +68,7 @@ class Inspection:
     extra: list[str]
     problems: list[str]
     manifest: dict[str, Any] | None
+    adapters: list[str]
 
 
 def inspect(path: Path) -> Inspection:
@@ -77,7 +80,8 @@ def inspect(path: Path) -> Inspection:
     Raises:
         CheckpointError: The folder holds no weights, or files that can't be read.
     """
-    source = open_source(path, check=False)
+    location = locate(path)
+    source = open_at(location, check=False)
     return Inspection(
         path=str(source.path),
         layout=source.layout,
@@ -93,6 +97,7 @@ def inspect(path: Path) -> Inspection:
         extra=[problem.name for problem in source.problems if problem.kind == "unknown"],
         problems=[problem.sentence for problem in source.problems],
         manifest=_noted(path, source.path),
+        adapters=[str(folder) for folder in location.adapters],
     )
 
 

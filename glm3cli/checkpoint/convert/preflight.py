@@ -4,7 +4,7 @@ from pathlib import Path
 
 from glm3cli.checkpoint.adapter.config import read_adapter_config
 from glm3cli.checkpoint.convert.target import check_target
-from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.locate import locate, locate_adapter
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
@@ -30,7 +30,7 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
     if options.layout == "glm":
         _check_tokenizer(source)
     if options.lora is not None:
-        read_adapter_config(options.lora)
+        read_adapter_config(locate_adapter(options.lora))
     if location.config is None and location.kind == "ranks":
         return  # the shape is in the rank files, which only torch can read
     model = ModelConfig.from_file(location.config or location.folder)

@@ -6,8 +6,7 @@ Needs no torch, so that a mistake in a path is reported within a second.
 from pathlib import Path
 from typing import Literal
 
-from glm3cli.checkpoint.adapter.config import CONFIG as ADAPTER_CONFIG
-from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.locate import ADAPTER_CONFIG, locate
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.host.files import existing_parent
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.adapter.reader import Adapter
+from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.convert.report import Report
 from glm3cli.checkpoint.convert.tensor_digests import digest
 from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan

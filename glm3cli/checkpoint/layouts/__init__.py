@@ -8,7 +8,7 @@ calls the writer of a layout with the arguments in `write_plan`.
   command line that Megatron saves in them, and `archive`, which fills torch.save files;
 - `dist` and `dist_writer`: megatron-core's distributed checkpoints, with `embedded`, which maps
   tensors in the middle of a file;
-- `pickles`: files of torch.save, loaded without running a stranger's code;
+- `adapted`: any of these with LoRA adapters, as they are read from a run that trains one;
 - `companions`: config, tokenizer and code beside the weights.
 
 Other rooms import `opening` and `companions`; the rest is for this folder and `convert`.

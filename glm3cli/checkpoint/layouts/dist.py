@@ -22,9 +22,9 @@ from glm3cli.checkpoint.cuts import from_megatron
 from glm3cli.checkpoint.files.manifest import find_manifest
 from glm3cli.checkpoint.headers import Header, TensorProblem, compare
 from glm3cli.checkpoint.layouts.embedded import MappedFile
-from glm3cli.checkpoint.layouts.pickles import enum_member
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
+from glm3cli.checkpoint.pickles import enum_member
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.errors import CheckpointError, StoppedError
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.headers import Header, compare
-from glm3cli.checkpoint.layouts import pickles
 from glm3cli.checkpoint.locate import Location, hf_files, index_of
 from glm3cli.checkpoint.names import HfLayout, Weight, is_ignored, slots
 from glm3cli.checkpoint.source import StoredSource, config_of

@@ -64,7 +64,9 @@ def open_at(location: Location, *, check: bool = True) -> "StoredSource":
     Raises:
         CheckpointError: The weights are damaged or don't fit the config.json.
     """
+    from glm3cli.checkpoint.adapter.reader import open_adapter
     from glm3cli.checkpoint.headers import refuse
+    from glm3cli.checkpoint.layouts.adapted import AdaptedSource
     from glm3cli.checkpoint.layouts.dist import DistSource
     from glm3cli.checkpoint.layouts.hf import HfSource
     from glm3cli.checkpoint.layouts.ranks import RanksSource
@@ -77,4 +79,7 @@ def open_at(location: Location, *, check: bool = True) -> "StoredSource":
     source = readers[location.kind](location)
     if check:
         refuse(source.path, source.problems)
+    if location.adapters:
+        adapters = [open_adapter(folder, source.model) for folder in location.adapters]
+        return AdaptedSource(source, adapters, location.iteration)
     return source

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.cuts import join, piece_shape
 from glm3cli.checkpoint.headers import Header, TensorProblem, compare
-from glm3cli.checkpoint.layouts import pickles
 from glm3cli.checkpoint.layouts.arguments import model_of, run_of
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import Cut, Layout, Stage, Weight, slots

@@ -157,8 +157,8 @@ def _describe(
         The manifest and the files that belong to no rank, which every storage needs.
     """
     files = {name: entry for entries in written for name, entry in entries.items()}
-    others = [path for path in partial.iterdir() if path.name not in files]
-    common = {path.name: _entry(path) for path in others}
+    present = {path.relative_to(partial).as_posix(): path for path in files_in(partial)}
+    common = {name: _entry(path) for name, path in present.items() if name not in files}
     places: dict[str, list[str]] = {}
     if not storage.is_shared:
         folders = [f"{place}/{_final_name(partial)}" for place in storage.places]
@@ -173,6 +173,11 @@ def _describe(
         places=places,
     ).write(partial)
     return common | {MANIFEST: _entry(partial / MANIFEST)}
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Returns all files in a folder and in those below it."""
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _rename(partial: Path, folder: Path) -> None:

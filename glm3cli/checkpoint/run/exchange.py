@@ -53,6 +53,7 @@ def exchange(
                 if storage.rank == sender:
                     file = stack.enter_context((source / name).open("rb"))
                 elif storage.is_leader and storage.index not in holders:
+                    (target / name).parent.mkdir(exist_ok=True)
                     file = stack.enter_context((target / name).open("wb"))
             with together():
                 _pass_on(file, name, entry, sender)

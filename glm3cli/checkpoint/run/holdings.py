@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glm3cli.checkpoint.files.digests import file_digest
 from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from glm3cli.checkpoint.run.durable import files_in
 from glm3cli.checkpoint.run.exchange import exchange
 from glm3cli.errors import CheckpointError
 from glm3cli.host.files import sync, sync_one
@@ -52,7 +53,7 @@ def find_holdings(folder: Path, storage: Storage) -> Holdings:
     trouble, entry, names = None, None, set[str]()
     try:
         entry = _entry_of_manifest(folder)
-        names |= {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        names |= {path.relative_to(folder).as_posix() for path in files_in(folder)}
     except OSError as error:
         trouble = f"{error.filename}: {error.strerror}"
     found = storage.gather((entry, names))
@@ -159,10 +160,12 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 def _move(aside: Path, folder: Path) -> None:
     """Moves the files in `aside` into the checkpoint, which may not exist on this disk yet."""
     if folder.exists():
-        for path in aside.iterdir():
-            path.replace(folder / path.name)
-        aside.rmdir()
-        sync_one(folder)
+        for path in files_in(aside):
+            target = folder / path.relative_to(aside)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+        shutil.rmtree(aside)
+        sync(folder)
     else:
         aside.rename(folder)
     sync_one(folder.parent)

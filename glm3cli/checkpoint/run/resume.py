@@ -20,6 +20,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -29,6 +30,7 @@ from glm3cli.checkpoint.run.moments import common_state, load_moments, sharded_m
 from glm3cli.checkpoint.run.queue_process import ByteQueue, outlive_signals_alone
 from glm3cli.errors import CheckpointError
 from glm3cli.host.limits import socket_folder
+from glm3cli.model.adapters import adapters_of, is_adapter
 from glm3cli.model.build import unwrap
 from glm3cli.parallel.groups import Grid
 
@@ -140,7 +142,9 @@ def load_training(
             "resume from an older checkpoint, or with the model that it was saved with",
         ) from error
     for name, chunk in zip(_names(chunks), chunks, strict=True):
-        unwrap(chunk).load_state_dict(loaded[name])
+        gpt = unwrap(chunk)
+        # A checkpoint has the adapters alone, if there are any.
+        gpt.load_state_dict(loaded[name], strict=not adapters_of(gpt))
     load_moments(optimizer, loaded["optimizer"], common["optimizer_common"])
     scheduler.num_steps = schedule_position(common)
     scheduler.step(increment=0)
@@ -233,11 +237,23 @@ def _names(chunks: Sequence[torch.nn.Module]) -> list[str]:
 
 
 def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    """Returns the weights of this rank as megatron-core's sharded tensors."""
+    """Returns the weights of this rank as megatron-core's sharded tensors.
+
+    If the model has adapters, these are the adapters' matrices alone: the other weights stay those
+    of the base model.
+    """
     return {
-        name: unwrap(chunk).sharded_state_dict(metadata=dict(_METADATA))
-        for name, chunk in zip(_names(chunks), chunks, strict=True)
+        name: _sharded(unwrap(chunk)) for name, chunk in zip(_names(chunks), chunks, strict=True)
     }
+
+
+def _sharded(gpt: GPTModel) -> dict[str, Any]:
+    """Returns the weights of a model chunk as sharded tensors; see `_sharded_weights`."""
+    if not adapters_of(gpt):
+        return gpt.sharded_state_dict(metadata=dict(_METADATA))
+    # Each layer has keys of its own: not every layer need have an adapter.
+    sharded = gpt.sharded_state_dict(metadata=_METADATA | {"non_homogeneous_layers": True})
+    return {name: value for name, value in sharded.items() if is_adapter(name)}
 
 
 def _parallel_sizes(grid: Grid, num_chunks: int) -> dict[str, int]:

@@ -1,0 +1,81 @@
+"""`LoraOptions`: low-rank adapters that are trained instead of the weights."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from glm3cli.config.base import Flag, Settings
+
+ADAPTER = "Adapter (LoRA)"
+# The targets of --lora-target, with the logical name of the weight that each adapts
+# (checkpoint/names.py).
+TARGETS = {
+    "qkv": "qkv_weight",
+    "proj": "attention_out",
+    "fc1": "mlp_up",
+    "fc2": "mlp_down",
+}
+
+
+class LoraOptions(Settings):
+    """The options for a low-rank adapter (LoRA), which is trained in place of the weights."""
+
+    lora_rank: Annotated[int | None, Flag(panel=ADAPTER, only="finetune")] = Field(
+        default=None,
+        ge=1,
+        description="Train a low-rank adapter of this rank (LoRA) instead of the weights.",
+    )
+    lora_alpha: Annotated[float | None, Flag(panel=ADAPTER, only="finetune")] = Field(
+        default=None,
+        gt=0,
+        description="The adapter's product is scaled by alpha / rank; default: 2 x rank.",
+    )
+    lora_target: Annotated[
+        str | None, Flag(panel=ADAPTER, metavar="qkv,proj,fc1,fc2", only="finetune")
+    ] = Field(default=None, description="The layers that get an adapter; default: all four.")
+    adapter: Annotated[Path | None, Flag(panel=ADAPTER, only="finetune")] = Field(
+        default=None,
+        description="Start from this adapter in PEFT's layout, which brings rank, alpha, and "
+        "targets.",
+    )
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is trained instead of the weights."""
+        return self.lora_rank is not None or self.adapter is not None
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """The targets that get an adapter, in the order of `TARGETS`; none without an adapter."""
+        if not self.is_adapted:
+            return ()
+        named = {name.strip() for name in (self.lora_target or ",".join(TARGETS)).split(",")}
+        return tuple(name for name in TARGETS if name in named)
+
+    @property
+    def lora_scale(self) -> float:
+        """The factor by which the product of an adapter's matrices is multiplied."""
+        rank = self.lora_rank or 1
+        alpha = 2.0 * rank if self.lora_alpha is None else self.lora_alpha
+        return alpha / rank
+
+    @field_validator("lora_target")
+    @classmethod
+    def _check_target(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        unknown = [name for name in names if name not in TARGETS]
+        if unknown or not names:
+            found = f"{unknown[0]} is none of them" if unknown else "it names none"
+            raise ValueError(f"give some of {', '.join(TARGETS)}; {found}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Self:
+        given = {"--lora-alpha": self.lora_alpha, "--lora-target": self.lora_target}
+        for flag, value in given.items():
+            if value is not None and not self.is_adapted:
+                raise ValueError(f"{flag} goes with --lora-rank or --adapter")
+        return self
