@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from glm3cli.config.base import Flag, Settings, unknown_key
 from glm3cli.errors import ConfigError
+from glm3cli.host.parsing import read_yaml
 
 Config = TypeVar("Config", bound=Settings)
 
@@ -142,29 +143,39 @@ def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
         for spelling in parameter.opts
         if parameter.name != "config_file"
     }
-    values = {}
+    path = path.expanduser()
+    values: dict[str, Any] = {}
     for key, value in _load_yaml(path).items():
         if key not in known:
             raise ConfigError(f"{path}: {unknown_key(key, known)}", "see --help for the keys")
         if value is None:  # `key:` without a value
             continue
-        several = getattr(known[key], "multiple", False) and not isinstance(value, list)
-        values[str(known[key].name)] = [value] if several else value
+        name, items = str(known[key].name), value if isinstance(value, list) else [value]
+        takes_list = getattr(known[key], "multiple", False)
+        if not all(isinstance(item, str) for item in items) or not (takes_list or len(items) == 1):
+            rule = "a value or a list of values" if takes_list else "one value"
+            raise ConfigError(f"{path}: {key} has something else than {rule}", "mend the file")
+        if name in values:
+            raise ConfigError(f"{path}: {key} is given twice, under two names", "drop one")
+        values[name] = items if takes_list else items[0]
     context.default_map = {**(context.default_map or {}), **values}
     return path
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    import yaml  # 20 ms that only a --config user pays
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}", "give a readable file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"--config {path} is not valid YAML: {error}", "mend the file") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds no mapping", "write one `option: value` a line")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        raise ConfigError(
+            f"--config {path} has a key twice, with dashes and with underscores", "drop one"
+        )
+    return named

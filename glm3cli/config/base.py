@@ -6,11 +6,14 @@ A config class is the single source of an option: its field gives the name (`seq
 """
 
 import difflib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from glm3cli.errors import ConfigError
@@ -27,6 +30,7 @@ class Flag:
         metavar: The placeholder that `--help` shows for the value.
         name: The option's name if it differs from the field's (`json`, which pydantic has taken).
         only: The one command that has the option, of those that share the config; None if all do.
+        is_path: Whether a text value may be a path, whose `~` is expanded as in a field of paths.
     """
 
     aliases: tuple[str, ...] = ()
@@ -35,6 +39,7 @@ class Flag:
     metavar: str | None = None
     name: str | None = None
     only: str | None = None
+    is_path: bool = False
 
 
 class Settings(BaseModel):
@@ -56,6 +61,20 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         defer_build=True,  # a command needs one config of the dozen that are imported
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_homes(cls, values: Any) -> Any:
+        """Expands `~` at the start of paths; a shell does it only where a word begins with it."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        paths = {
+            name
+            for name in values
+            if name in fields and (_has_paths(fields[name].annotation) or cls.flag_of(name).is_path)
+        }
+        return {k: _expanded(value) if k in paths else value for k, value in values.items()}
 
     @classmethod
     def flag_of(cls, field: str) -> Flag:
@@ -92,6 +111,23 @@ class Settings(BaseModel):
         except ValidationError as error:
             problems = [_sentence(cls, details) for details in error.errors()]
             raise ConfigError("; ".join(problems), "see --help for what is allowed") from None
+
+
+def _has_paths(annotation: Any) -> bool:
+    """Returns whether a field of this type holds a path, or a list of them."""
+    return annotation is Path or any(map(_has_paths, get_args(annotation)))
+
+
+def _expanded(value: Any) -> Any:
+    """Returns a path, a text or a list with `~` expanded, also behind a weight (`3:~/a`)."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))  # noqa: PTH111  # leaves a user who isn't known
+    if isinstance(value, str):
+        weight, home, rest = re.fullmatch(r"(\d+(?:\.\d+)?:)?(~?)(.*)", value, re.S).groups("")  # type: ignore[union-attr]
+        return weight + os.path.expanduser(home + rest) if home else value  # noqa: PTH111
+    return value
 
 
 def _sentence(config: type[Settings], details: ErrorDetails) -> str:

@@ -3,7 +3,6 @@
 The file is that of the original remote code, or that of transformers' own GlmForCausalLM (`glm`).
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from glm3cli.config import glm
 from glm3cli.config.base import Settings
 from glm3cli.errors import CheckpointError, ConfigError
+from glm3cli.host.parsing import read_json
 
 # Fields with the same value in all models of the family; another value means another family.
 _FIXED: dict[str, object] = {
@@ -184,8 +184,8 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} does not exist", "give a model folder that has a config.json"
         )
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = read_json(path)
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}", "fetch it again") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds no JSON object", "fetch it again")

@@ -4,6 +4,7 @@ A prefix is the path of a data set's files without what follows it in their name
 `kinds.DataKind.file_names`).
 """
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from glm3cli.data.files import has_format
 from glm3cli.data.kinds import INSTRUCTION_KEYS, KINDS, DataKind
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.fingerprints import fingerprint
+from glm3cli.host.parsing import read_yaml
 
 _WEIGHTED = re.compile(r"(\d+(?:\.\d+)?):(.+)")
 
@@ -90,15 +92,12 @@ def _expanded(item: str) -> list[str]:
     path = Path(item)
     if path.suffix not in (".yaml", ".yml"):
         return [item]
-    import yaml
-
     if not path.is_file():
         raise DataError(f"--data {item} does not exist", "give a YAML file with a list of prefixes")
     try:
-        entries = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = str(error).replace("\n", " ")
-        raise ConfigError(f"--data {item} is no YAML file: {problem}", "mend it") from None
+        entries = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"--data {item} is no YAML file: {error}", "mend it") from None
     is_list_of_text = isinstance(entries, list) and all(isinstance(e, str) for e in entries)
     if not (entries and is_list_of_text):
         raise ConfigError(
@@ -108,7 +107,7 @@ def _expanded(item: str) -> list[str]:
     for entry in entries:
         match = _WEIGHTED.fullmatch(entry)
         weight, prefix = (f"{match[1]}:", match[2]) if match else ("", entry)
-        found.append(f"{weight}{path.parent / prefix}")
+        found.append(f"{weight}{path.parent / os.path.expanduser(prefix)}")  # noqa: PTH111
     return found
 
 

@@ -3,7 +3,6 @@
 Nothing here imports torch before the settings and the prompts were checked.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from glm3cli.config.inference import GenerateConfig, SamplingOptions
 from glm3cli.errors import DataError
+from glm3cli.host.parsing import parse_json
 from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
@@ -121,15 +121,15 @@ def _lines(path: Path) -> Iterator[str]:
         DataError: The file can't be read, or a line has no prompt.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompts-file {path}: {error}", "give a UTF-8 file") from None
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            value: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+            value: Any = parse_json(line)
+        except ValueError as error:
             raise DataError(
                 f"{path}:{number} is not valid JSON: {error}", "mend the line"
             ) from None
@@ -137,5 +137,10 @@ def _lines(path: Path) -> Iterator[str]:
         if not isinstance(prompt, str):
             raise DataError(
                 f"{path}:{number} has no prompt", 'write {"prompt": "..."} or a JSON string'
+            )
+        if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
+            raise DataError(
+                f"{path}:{number} has half of a character (a lone surrogate) in its prompt",
+                "mend the line",
             )
         yield prompt

@@ -108,7 +108,7 @@ def test_a_seed_decides(project: Project, greedy: list[dict[str, Any]]) -> None:
 
 def test_prompts_from_a_file(project: Project, greedy: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
-    file.write_text(f"{json.dumps(PROMPTS[0])}\n\n{json.dumps({'prompt': PROMPTS[1]})}\n")
+    file.write_text(f"\ufeff{json.dumps(PROMPTS[0])}\n\n{json.dumps({'prompt': PROMPTS[1]})}\n")
     assert results(project, "--prompts-file", file, "--greedy", "--logprobs") == greedy
 
 
@@ -119,6 +119,9 @@ def test_prompts_from_a_file(project: Project, greedy: list[Any], tmp_path: Path
         ('"a"\n\n{"text": "b"}\n', "prompts.jsonl:3 has no prompt"),
         ('{"prompt": 3}\n', "prompts.jsonl:1 has no prompt"),
         ("\n", "prompts.jsonl holds no prompt"),
+        ('"\\ud800"\n', "prompts.jsonl:1 has half of a character"),
+        ("[" * 9999, "prompts.jsonl:1 is not valid JSON: it is nested too deeply"),
+        ("9" * 5000, "prompts.jsonl:1 is not valid JSON"),
     ],
 )
 def test_a_bad_line_is_named(project: Project, tmp_path: Path, text: str, error: str) -> None:

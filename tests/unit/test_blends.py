@@ -1,9 +1,11 @@
 """`--data`: the parts of a blend, and the table of them that is shown before training."""
 
+from pathlib import Path
+
 import pytest
 
 from glm3cli.data.kinds import ANSWERS, TEXT
-from glm3cli.data.prefixes import Blend, parse_blend
+from glm3cli.data.prefixes import Blend, parse_blend, read_blend
 from glm3cli.data.samples.blend_table import data_sources, table
 from glm3cli.data.samples.fitting import fitting, trainable
 from glm3cli.errors import ConfigError, DataError
@@ -106,6 +108,10 @@ def test_a_yaml_file_lists_prefixes_from_its_folder(texts):
     (texts / "blend.yaml").write_text("- 3:a\n- 1:b\n")
     blend = parse_blend([str(texts / "blend.yaml")], TEXT)
     assert blend == Blend((str(texts / "a"), str(texts / "b")), (3.0, 1.0))
+    (texts / "blend.yaml").write_text("- 1:30\n- 3:~/a\n")
+    home = Path("~/a").expanduser()
+    named = read_blend([str(texts / "blend.yaml")])
+    assert (named.prefixes, named.weights) == ((f"{texts}/30", str(home)), (1, 3))
     (texts / "blend.yaml").write_text("[a, b]")
     blend = parse_blend([str(texts / "blend.yaml")], TEXT)
     assert blend == Blend((str(texts / "a"), str(texts / "b")), None)
@@ -116,7 +122,7 @@ def test_a_yaml_file_lists_prefixes_from_its_folder(texts):
     [
         ("a: 3", "holds no list of prefixes"),
         ("[]", "holds no list of prefixes"),
-        ("- 3\n- 1", "holds no list of prefixes"),
+        ("- [3]\n- {1: a}", "holds no list of prefixes"),
         ("- 'a", "is no YAML file"),
         ("- 3:a\n- b", "some have a weight and some don't"),
     ],

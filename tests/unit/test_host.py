@@ -8,6 +8,7 @@ import pytest
 from glm3cli.host import fingerprints, memory
 from glm3cli.host.files import existing_parent, write_json, write_text
 from glm3cli.host.fingerprints import fingerprint
+from glm3cli.host.parsing import read_json
 from glm3cli.host.versions import versions
 from glm3cli.version import __version__
 
@@ -92,3 +93,18 @@ def test_large_files_are_read_in_part(tmp_path: Path, monkeypatch: pytest.Monkey
             file.write_bytes(changed)
     found = {name: [place for one, place in seen if one == name] for name in ("large", "small")}
     assert found == {"large": [0, 1, 19, 20, 38, 39, 58, 59], "small": [0, 1, 2, 3]}
+
+
+# --- JSON ---
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": "\xe6\xb9\x96"}')
+    assert read_json(tmp_path / "a.json") == {"a": "湖"}
+
+
+@pytest.mark.parametrize("text", [b"{", b'{"a": "\xc4\xe3"}', b"[" * 9999, b"9" * 5000, b"\0", b""])
+def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r".+"):
+        read_json(tmp_path / "a.json")

@@ -28,6 +28,8 @@ class Example(Settings):
     kind: Literal["a", "b"] = Field(default="a")
     as_json: Annotated[bool, Flag(name="json")] = Field(default=False)
     note: str | None = Field(default=None)
+    place: Path | None = Field(default=None)
+    blend: Annotated[list[str], Flag(is_path=True)] = Field(default=[])
 
 
 def make_app() -> tuple[typer.Typer, list[Example]]:
@@ -169,9 +171,67 @@ def test_a_value_beyond_its_limit_is_refused_from_the_file_too(write):
     assert refused("--config", write("seq_length: 1")).message == expected
 
 
+@pytest.mark.parametrize("text", ["rate: [1, 2]", "rate: {a: 1}", "data: {a: 1}", "data: [[a]]"])
+def test_what_is_no_value_in_the_file_is_refused(text, write):
+    message = refused("--seq-length", 8, "--config", write(text)).message
+    assert f"{text.split(':')[0]} has something else than " in message
+
+
 @pytest.mark.parametrize(
-    "text", ["kind: c", "rate: fast", "shuffle: perhaps", "rate: [1, 2]", "rate: {a: 1}"]
+    ("text", "read"),
+    [
+        ("note: 10:12", "10:12"),
+        ("note: no", "no"),
+        ("note: 010", "010"),
+        ("note: 1_0.50", "1_0.50"),
+        ("note: 2026-01-02", "2026-01-02"),
+        ("note: '~'", "~"),
+        ("note: ~", None),
+        ("note:", None),
+        ("\ufeffnote: BOM", "BOM"),
+    ],
 )
+def test_text_in_the_file_stays_text(text, read, write):
+    assert parsed("--seq-length", 8, "--config", write(text)).note == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rate: 1\nrate: 2",
+        "max-length: 8\nmax_length: 8",
+        "seq_length: 8\nmax_length: 8",
+        "data: [a]\n? data\n: [b]",
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text, write):
+    message = refused("--config", write(text)).message
+    assert "twice" in message
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "a: &a [*a, 1]\n? [b]\n: 1", "\x00", "note: !!int a"])
+def test_a_file_that_is_no_yaml_is_refused(text, write):
+    assert refused("--config", write(text)).message
+
+
+def test_homes_are_expanded_wherever_a_path_stands(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parsed("--seq-length", 8, "~/a").source == Path("/home/me/a")
+    assert parsed(
+        "--seq-length", 8, "--blend=~/a", "--blend", "0.5:~/b", "--blend", "a~b"
+    ).blend == [
+        "/home/me/a",
+        "0.5:/home/me/b",
+        "a~b",
+    ]
+    config = parsed("--config", write("seq_length: 8\nplace: ~/a\nnote: ~/a"))
+    assert (config.place, config.note) == (Path("/home/me/a"), "~/a")
+    assert parsed("--seq-length", 8, "--place=~nobody-of-this-name/a").place == Path(
+        "~nobody-of-this-name/a"
+    )
+
+
+@pytest.mark.parametrize("text", ["kind: c", "rate: fast", "shuffle: perhaps"])
 def test_a_value_of_another_type_in_the_file_is_wrong_usage(text, write):
     app, got = make_app()
     result = runner.invoke(app, ["--seq-length", "8", "--config", str(write(text))])

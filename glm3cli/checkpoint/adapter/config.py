@@ -3,7 +3,6 @@
 Needs no torch, so that a wrong adapter is reported within a second.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from glm3cli.checkpoint.locate import ADAPTER_CONFIG
 from glm3cli.errors import CheckpointError
+from glm3cli.host.parsing import read_json
 
 # Initialisations that change the weights of the base model, so that W + BA isn't what was trained.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
@@ -110,7 +110,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             "give a folder that PEFT's save_pretrained wrote",
         )
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(path)
         config = AdapterConfig.model_validate(
             {name: value for name, value in values.items() if value is not None}
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.errors import CheckpointError
+from glm3cli.host.parsing import read_json
 from glm3cli.host.versions import versions
 
 MANIFEST = "glm3-manifest.json"
@@ -117,7 +118,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         number = values.pop("format")
         files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
         manifest = Manifest(files=files, **values)

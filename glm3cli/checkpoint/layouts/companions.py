@@ -17,6 +17,7 @@ from glm3cli.config.model import ModelConfig, is_glm
 from glm3cli.data.tokens.fast_tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
 from glm3cli.errors import CheckpointError
+from glm3cli.host.parsing import read_json
 
 COMPANIONS = (
     FILE_NAME,
@@ -117,7 +118,7 @@ def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
 
     Everything else in it, such as auto_map, stays.
     """
-    raw: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    raw: dict[str, Any] = read_json(config)
     new, old = model.to_hf(), ModelConfig.from_file(config).to_hf()
     changes = {name: value for name, value in new.items() if value != old[name]}
     if "dtype" in raw and "torch_dtype" in changes:  # the newer spelling of transformers

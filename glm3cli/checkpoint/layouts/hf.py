@@ -4,7 +4,6 @@ The layout is chatglm or glm; the names of the tensors show which.
 """
 
 import functools
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +20,7 @@ from glm3cli.checkpoint.names import HfLayout, Weight, is_ignored, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.config.model import is_glm
 from glm3cli.errors import CheckpointError
+from glm3cli.host.parsing import read_json
 
 # The types by their names in the safetensors format.
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -171,7 +171,7 @@ def _indexed(index: Path) -> list[Path]:
         CheckpointError: The index isn't valid, or a file is missing.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index} is no valid index", "fetch it again") from None
     paths = [index.parent / str(name) for name in names]

@@ -13,7 +13,7 @@ DATA = "Data"
 class DataOptions(Settings):
     """The options for the training data, and for how much of it a step takes."""
 
-    data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA)] = Field(
+    data: Annotated[list[str], Flag(aliases=("--data-path",), panel=DATA, is_path=True)] = Field(
         min_length=1,
         description="Prefix of preprocessed files, or a raw file or folder (parquet, jsonl, json, "
         "csv, arrow, txt); repeat as WEIGHT:PREFIX to blend, or give a YAML file with a list.",

@@ -33,7 +33,7 @@ class PlanOptions(LaunchConfig):
         ge=1,
         description="Ranks to plan for; default: those that would be started.",
     )
-    chip: Annotated[str | None, Flag(panel=PANEL)] = Field(
+    chip: Annotated[str | None, Flag(panel=PANEL, is_path=True)] = Field(
         default=None,
         description="Device to plan for, for its speed and memory, or a .toml file that describes "
         "one (keys: see glm3cli/device/chips.toml); default: 910B.",

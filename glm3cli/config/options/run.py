@@ -38,7 +38,7 @@ class RunOptions(Settings):
     keep_last: Annotated[int | None, Flag(panel=RUN)] = Field(
         default=None, ge=1, description="Keep only this many newest checkpoints."
     )
-    resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT")] = Field(
+    resume: Annotated[str, Flag(panel=RUN, metavar="auto|never|CKPT", is_path=True)] = Field(
         default="auto", description="auto continues the run in --save if it has a checkpoint."
     )
     allow_changed: Annotated[list[str], Flag(panel=RUN, metavar="NAME,...")] = Field(

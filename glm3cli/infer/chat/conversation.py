@@ -11,6 +11,7 @@ from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.tokens.calls import ToolCall, read_calls
 from glm3cli.data.tokens.chat import Message, Role, system_turn
 from glm3cli.errors import DataError
+from glm3cli.host import parsing
 from glm3cli.host.files import write_text
 
 
@@ -100,7 +101,7 @@ def read_json(path: Path, what: str) -> Any:
         DataError: The file can't be read, or isn't JSON.
     """
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        return parsing.read_json(path)
     except UnicodeDecodeError as error:
         reason: object = f"byte {error.start:,} is no UTF-8"
     except (OSError, ValueError, RecursionError) as error:
