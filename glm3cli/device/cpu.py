@@ -21,6 +21,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from glm3cli.device.base import Device, require_active
+from glm3cli.device.cpu_kernels import CpuKernels
 from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.host.memory import total_memory
@@ -180,6 +181,7 @@ class CpuDevice(Device):
 
     def __init__(self) -> None:
         super().__init__()
+        self.kernels = CpuKernels()
         self._redirects = Redirects(REDIRECTS)
 
     def _prepare(self) -> None:

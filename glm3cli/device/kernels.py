@@ -10,13 +10,14 @@ head.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from torch.utils.weak import WeakIdKeyDictionary
 
 # Cosines and sines of the rotary angles, in the form that `Kernels.rotate` takes.
@@ -72,6 +73,9 @@ class Kernels:
         Returns:
             The activations, [..., ffn].
         """
+        if not torch.is_grad_enabled():
+            gate, up = gate_and_up.chunk(2, dim=-1)
+            return silu(gate).mul_(up)
         return _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
 
     def rotation(self, angles: Tensor, dtype: torch.dtype) -> Rotation:
@@ -133,35 +137,109 @@ class Kernels:
         found: Tensor = masks[dtype]
         return found
 
-    def cached_attention(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        start: int,
-        padding: tuple[int, ...],
-    ) -> Tensor:
-        """Computes attention of new queries over a KV cache that holds their keys and values, too.
+    def pack(self, weight: Tensor) -> Tensor:
+        """Returns a weight, [out, in], in the form that `linear` multiplies fastest by.
 
-        Rows are left-padded, so that all rows of the batch end at the same slot of the cache.
+        It may be an opaque tensor; the original isn't needed any more.
+        """
+        return weight
+
+    def linear(self, hidden: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiplies without a gradient, as inference does, [n, in] -> [n, out].
 
         Args:
-            query: The queries of slots `start` to `start` + s, [s, b, heads, d].
-            keys: The whole cache of keys, [b, groups, capacity, d].
-            values: The whole cache of values, [b, groups, capacity, d].
+            hidden: The numbers to multiply, [n, in].
+            packed: The result of this class's `pack`.
+            bias: The numbers that are added, [out].
+        """
+        return linear(hidden, packed, bias)
+
+    def turns(self, angles: Tensor, dtype: torch.dtype) -> Any:
+        """Returns the rotation of one forward pass of inference, as `turn` takes it.
+
+        Args:
+            angles: The rotary angle of each token and pair, [n, d / 4], fp32.
+            dtype: The type of the heads that will be rotated.
+        """
+        if dtype == torch.float32:
+            return torch.complex(angles.cos(), angles.sin())[:, None, None]
+        return self.rotation(angles[:, None, None], dtype)
+
+    def turn(self, heads: Tensor, turns: Any) -> None:
+        """Rotates heads in place, without a gradient.
+
+        Args:
+            heads: Queries and keys, a view [n, groups, heads, d] of the output of a linear layer.
+            turns: The result of this class's `turns`.
+        """
+        if isinstance(turns, Tensor):  # a pair of numbers is a complex one, and turns by a product
+            half = heads[..., : heads.size(-1) // 2]
+            torch.view_as_complex(half.view(*half.shape[:-1], -1, 2)).mul_(turns)
+        else:
+            flat = heads.flatten(1, 2).unsqueeze(1)  # [n, 1, heads, d], as in training
+            heads.copy_(self.rotate(flat, turns).view(heads.shape))
+
+    def seen(self, ends: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+        """Returns what one query in each row of a KV cache sees, as `attend_one` takes it.
+
+        It is made once for all layers of a forward pass.
+
+        Args:
+            ends: The number of slots that each row's query sees, from the first one on.
+            dtype: The type of the queries.
+            device: The device of the cache.
+        """
+        longest = max(ends)
+        if min(ends) == longest:
+            return longest, None
+        hidden = torch.arange(longest, device=device) >= torch.tensor(
+            ends, device=device
+        ).unsqueeze(1)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        return longest, mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+
+    def attend_one(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, seen: Any
+    ) -> Tensor:
+        """Computes attention of one new query in each row over a KV cache.
+
+        Args:
+            query: The queries, [b, groups, heads / groups, d].
+            keys: The keys of the rows, [b, groups, capacity, d].
+            values: The values of the rows, [b, groups, capacity, d].
             scale: Factor on the scores before the softmax.
-            start: First slot that this forward pass has written.
-            padding: Number of pad slots in front of each row, b numbers.
+            seen: The result of this class's `seen`.
 
         Returns:
-            The context, [s, b, heads, d]; its numbers at pad slots have no meaning.
+            The context, [b, groups, heads / groups, d].
         """
-        end = start + query.size(0)
-        mask = _seen_in_cache(start, query.size(0), padding, query.device)
-        query = query.permute(1, 2, 0, 3)
-        context = _attention(query, keys[:, :, :end], values[:, :, :end], mask, scale)
-        return context.permute(2, 0, 1, 3)
+        longest, mask = seen
+        # The heads of a group stand where positions would: they share its keys and values, and
+        # nothing is repeated or masked for each of them.
+        return scaled_dot_product_attention(
+            query, keys[:, :, :longest], values[:, :, :longest], attn_mask=mask, scale=scale
+        )
+
+    def attend_chunk(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, start: int
+    ) -> Tensor:
+        """Computes attention of new queries of one row over its KV cache.
+
+        Args:
+            query: The queries at the slots `start` to `start` + s, [s, heads, d].
+            keys: The keys of the row, [groups, capacity, d].
+            values: The values of the row, [groups, capacity, d].
+            scale: Factor on the scores before the softmax.
+            start: The first slot of the queries; a query sees its own slot and those before it.
+
+        Returns:
+            The context, [s, heads, d].
+        """
+        length, end = query.size(0), start + query.size(0)
+        mask = None if start == 0 or length == 1 else _seen_by_chunk(start, length, query)
+        query = query.transpose(0, 1).unsqueeze(0)
+        context = _attention(query, keys[None, :, :end], values[None, :, :end], mask, scale)
+        return context[0].transpose(0, 1)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the token losses, -log softmax(logits)[label], computed in fp32.
@@ -228,33 +306,19 @@ def _later(segment_ids: Tensor) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).triu_(diagonal=1)
 
 
-def _seen_in_cache(
-    start: int, length: int, padding: tuple[int, ...], device: torch.device
-) -> Tensor | None:
-    """Returns which slots of a KV cache each query sees, [b or 1, 1, length, start + length].
+def _seen_by_chunk(start: int, length: int, query: Tensor) -> Tensor:
+    """Returns the mask of `length` queries from slot `start` on, [length, start + length].
 
-    None stands for what torch does without a mask: plain causal attention of a first pass, or a
-    single query that sees everything.
+    It is added to the scores: 0 where a query sees a slot, and minus infinity elsewhere.
     """
-    if not any(padding) and (start == 0 or length == 1):
-        return None
-    keys = torch.arange(start + length, device=device)
-    queries = keys[start:].unsqueeze(1)  # [length, 1]
-    seen = keys <= queries
-    if not any(padding):
-        return seen[None, None]
-    real = keys >= padding_tensor(padding, device)[:, None, None]  # [b, 1, keys]
-    # A pad slot sees itself: a row of the softmax without any key would be NaN.
-    return ((seen & real) | (keys == queries)).unsqueeze(1)
+    return _mask_of_chunk(start, length, query.dtype, query.device)
 
 
-@functools.lru_cache(maxsize=8)
-def padding_tensor(padding: tuple[int, ...], device: torch.device) -> Tensor:
-    """Returns the numbers of pad slots as a tensor, [b].
-
-    It is cached: the numbers are copied to the device once for all layers and tokens.
-    """
-    return torch.tensor(padding, device=device)
+@functools.lru_cache(maxsize=2)
+def _mask_of_chunk(start: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Makes the mask once for all layers; of two masks, one is in use and one may come again."""
+    mask = torch.full((length, start + length), -torch.inf, dtype=dtype, device=device)
+    return mask.triu_(diagonal=start + 1)
 
 
 class _SwiGLU(torch.autograd.Function):

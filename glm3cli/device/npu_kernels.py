@@ -4,8 +4,8 @@
   ([s, b, heads * d]), with the groups of keys and values as they are and one mask of 2048 x 2048
   for every sequence length. Packed samples run as TND ([b * s, heads, d]) with the lengths of the
   samples.
-- Attention in decoding: `npu_fused_infer_attention_score` on the KV cache where it is; padding is
-  passed as numbers. The operator has no fp32, for which plain torch computes.
+- Attention in inference: `npu_fused_infer_attention_score` on the KV cache where it is; the lengths
+  of rows are passed as numbers. The operator has no fp32, for which plain torch computes.
 - Norms: `npu_rms_norm`. Activation: `npu_swiglu`.
 - Rotary positions: `npu_rotary_mul`, interleaved and over the whole head, whose second half turns
   by an angle of zero.
@@ -31,6 +31,7 @@ Every argument exists in torch_npu 2.7.1. The limits named below are from its do
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -126,45 +127,46 @@ class NpuKernels(Kernels):
             self._lengths[segment_ids] = ends
         return list(self._lengths[segment_ids])
 
-    def cached_attention(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        start: int,
-        padding: tuple[int, ...],
+    def turns(self, angles: Tensor, dtype: torch.dtype) -> Any:
+        """Returns cosines and sines for whole heads in every type."""
+        return self.rotation(angles[:, None, None], dtype)
+
+    def seen(self, ends: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+        """Returns the lengths as numbers, which the operator takes; in fp32 torch's mask."""
+        return super().seen(ends, dtype, device) if dtype == torch.float32 else list(ends)
+
+    def attend_one(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, seen: Any
     ) -> Tensor:
         """Calls npu_fused_infer_attention_score on the cache where it is.
 
-        Slots that are padding or not yet written are excluded by lengths, which are passed as
-        numbers. The operator has no fp32, for which plain torch computes.
+        The operator has no fp32, for which plain torch computes.
         """
         if query.dtype == torch.float32:
-            return super().cached_attention(query, keys, values, scale, start, padding)
-        length, device = query.size(0), query.device
-        end = start + length
+            return super().attend_one(query, keys, values, scale, seen)
+        rows = query.flatten(1, 2).unsqueeze(2).contiguous()  # [b, heads, 1, d]
+        return _cached_attention(rows, keys, values, scale, seen).view(query.shape)
+
+    def attend_chunk(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, start: int
+    ) -> Tensor:
+        """Calls npu_fused_infer_attention_score with a mask whose diagonal ends at the last slot.
+
+        The operator has no fp32, for which plain torch computes.
+        """
+        if query.dtype == torch.float32:
+            return super().attend_chunk(query, keys, values, scale, start)
+        length = query.size(0)
         options: dict[str, Any] = {}
         if length > 1:
             options = {
-                "atten_mask": _causal_mask(device),
+                "atten_mask": _causal_mask(query.device),
                 "sparse_mode": _CAUSAL if start == 0 else _CAUSAL_TO_THE_END,
-                "actual_seq_lengths": [length - max(pads - start, 0) for pads in padding],
-                "query_padding_size": _number(0, device),
             }
-        context, _ = npu.npu_fused_infer_attention_score(
-            query.permute(1, 2, 0, 3).contiguous(),
-            keys,
-            values,
-            actual_seq_lengths_kv=[end - pads for pads in padding],
-            kv_padding_size=_number(keys.size(2) - end, device),
-            num_heads=query.size(2),
-            num_key_value_heads=keys.size(1),
-            scale=scale,
-            input_layout="BNSD",
-            **options,
-        )
-        return context.permute(2, 0, 1, 3)
+        rows = query.transpose(0, 1).unsqueeze(0).contiguous()  # [1, heads, s, d]
+        ends = [start + length]
+        cached = (keys.unsqueeze(0), values.unsqueeze(0))
+        return _cached_attention(rows, *cached, scale, ends, **options)[0].transpose(0, 1)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Calls npu_cross_entropy_loss on fp32 logits, since its loss has its input's type."""
@@ -197,10 +199,36 @@ def _causal_mask(device: torch.device) -> Tensor:
     return ones.triu(diagonal=1)
 
 
-@functools.lru_cache(maxsize=64)
-def _number(value: int, device: torch.device) -> Tensor:
-    """Returns a number as a tensor [1], as operators take it; copied once for all layers."""
-    return torch.tensor([value], dtype=torch.int64, device=device)
+def _cached_attention(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, ends: list[int], **options: Any
+) -> Tensor:
+    """Calls npu_fused_infer_attention_score.
+
+    Slots that are not yet written, or belong to nobody any more, are excluded by lengths.
+
+    Args:
+        query: The queries, [b, heads, s, d].
+        keys: The keys of the rows, [b, groups, capacity, d].
+        values: The values of the rows, [b, groups, capacity, d].
+        scale: Factor on the scores before the softmax.
+        ends: The number of slots that the last query of each row sees.
+        options: The mask of several queries, and its mode.
+
+    Returns:
+        The context, [b, heads, s, d].
+    """
+    context, _ = npu.npu_fused_infer_attention_score(
+        query,
+        keys,
+        values,
+        actual_seq_lengths_kv=ends,
+        num_heads=query.size(1),
+        num_key_value_heads=keys.size(1),
+        scale=scale,
+        input_layout="BNSD",
+        **options,
+    )
+    return context
 
 
 class _RMSNorm(torch.autograd.Function):

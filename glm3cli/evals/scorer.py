@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.evals.spread import batches_by_length, spread
+from glm3cli.infer.decoding.stops import StopTexts
 from glm3cli.infer.engine import Engine
 from glm3cli.infer.model import stop_ids
 from glm3cli.infer.requests import Request
@@ -139,32 +140,21 @@ class Scorer:
         room = max(1, self._room - max_new_tokens)
         prompts = [[*self._prefix, *self._tokenizer.encode(text)[-room:]] for text in contexts]
         until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
-
         sampling, ends = sampling_of(options), stop_ids(self._tokenizer)
+        stops = StopTexts(self._tokenizer, [until] if isinstance(until, str) else list(until))
 
         def run(batch: list[int]) -> list[str]:
             # No two prompts of a run draw from the same generator.
             seed = batch[0] * self._batch_size
-            requests = [
-                Request(prompts[i], sampling, max_new_tokens, ends, seed + row)
-                for row, i in enumerate(batch)
-            ]
-            return self._watched(requests, stops)
+            found = self._engine.answer(
+                [
+                    Request(prompts[i], sampling, max_new_tokens, ends, seed + row, stops.is_end)
+                    for row, i in enumerate(batch)
+                ]
+            )
+            return [stops.cut(self._tokenizer.decode(one.token_ids)) for one in found]
 
         return self._run_all([len(prompt) for prompt in prompts], self._batch_size, run)
-
-    def _watched(self, requests: Sequence[Request], stops: Sequence[str]) -> list[str]:
-        """Generates side by side; each request ends where its text has a stop string."""
-        engine, watch = self._engine, StopWatch(self._tokenizer, stops, len(requests))
-        numbers = [engine.add(request) for request in requests]
-        while not engine.is_idle:
-            new = engine.step()
-            for row in watch.push([new.get(number) for number in numbers]):
-                engine.end(numbers[row])
-        for number in numbers:
-            del engine.results[number]
-        return watch.texts()
 
     def _run_all(
         self, lengths: Sequence[int], batch_size: int, run: Callable[[list[int]], list[Result]]
@@ -217,45 +207,3 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
         top_k=int(options.get("top_k") or 0),
         top_p=float(options.get("top_p") or 1.0),
     )
-
-
-class StopWatch:
-    """Decodes the tokens of a batch as they come, and watches for stop strings in the text.
-
-    A row ends with its first stop string or with the engine's own end of the row.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], num_rows: int) -> None:
-        self._stops = [stop for stop in stops if stop]
-        self._decoders = [tokenizer.stream_decoder() for _ in range(num_rows)]
-        self._texts = [""] * num_rows
-        self._open = set(range(num_rows))
-
-    def push(self, tokens: Sequence[int | None]) -> list[int]:
-        """Takes the newest token id of each row; None stands for a row that has ended.
-
-        Returns:
-            The rows whose text has just come to a stop string.
-        """
-        stopped = []
-        for row in sorted(self._open):
-            token = tokens[row]
-            if token is None:
-                self._open.discard(row)
-                continue
-            self._texts[row] += self._decoders[row].push(token)
-            if any(stop in self._texts[row] for stop in self._stops):
-                self._open.discard(row)
-                stopped.append(row)
-        return stopped
-
-    def texts(self) -> list[str]:
-        """Returns each row's text up to its first stop string."""
-        return [
-            self._cut(text + decoder.finish())
-            for text, decoder in zip(self._texts, self._decoders, strict=True)
-        ]
-
-    def _cut(self, text: str) -> str:
-        ends = [text.find(stop) for stop in self._stops if stop in text]
-        return text[: min(ends)] if ends else text

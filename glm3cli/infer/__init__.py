@@ -1,8 +1,10 @@
 """Generation and scoring with a trained model, at any tensor and pipeline parallel size.
 
 Begin with `model.Model`, which commands and programs use: it continues texts and scores them. Below
-it, `engine.Engine` works on token ids: `requests` are added, and each step makes one token for all
-that run. `pipeline` runs the forward passes, and `sampling` draws a token from logits.
+it, `engine.Engine` works on token ids: `requests` are added, and each step makes tokens for those
+that run, which have `rows` of the KV cache; `scoring` scores tokens that are given. `pipeline` runs
+the forward passes, `sampling` draws a token from logits, and `decoding` holds what else decides on
+tokens.
 `opening` checks what can be checked without torch, and has `load` build the model on this rank.
 `generate` is the command of that name, and the room `chat` its option --chat.
 

@@ -2,12 +2,16 @@
 
 It knows nothing of text, and leaves forward passes to `infer.pipeline`. The ranks that share a copy
 of the model must call the same methods with the same arguments, and get the same results.
+
+A pass either reads prompts, as many of their tokens as fit into a chunk, or makes one token more of
+every text of a lane. With several pipeline stages there are as many lanes, whose passes follow each
+other through the stages: while the last stage works on one, the first works on the next. A text
+that ends leaves its row at once to one that waits.
 """
 
-import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -17,56 +21,63 @@ from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
-from glm3cli.errors import CheckpointError, ConfigError
-from glm3cli.infer.pipeline import Pipeline
+from glm3cli.errors import ConfigError
+from glm3cli.infer.decoding.choice import Chooser, Chosen, Place, read
+from glm3cli.infer.pipeline import Arriving, Pipeline
 from glm3cli.infer.requests import Generation, Request, Timing
-from glm3cli.infer.sampling import Sampling, sample
-from glm3cli.model.cache import CacheWindow
+from glm3cli.infer.rows import SMALLEST, Lane, Text, share_prefix
+from glm3cli.infer.sampling import Sampling
+from glm3cli.infer.scoring import Scoring
+from glm3cli.model.cache import bucket
+from glm3cli.model.decoder import Run
 from glm3cli.parallel.groups import Grid
 
-_log = logging.getLogger(__name__)
-# Gets the new token of each prompt after a step; None where a prompt has ended.
-OnTokens = Callable[[list[int | None]], None]
+# Gets the new tokens of each prompt after a step; none where a prompt waits or has ended.
+OnTokens = Callable[[list[list[int]]], None]
+# The most tokens of prompts that one pass reads.
+CHUNK = 1024
+# The most texts that run side by side, unless a caller says otherwise.
+MAX_BATCH_SIZE = 32
 
 
-@dataclass
-class _Batch:
-    """The requests that run side by side, one row each.
+@dataclass(frozen=True)
+class _Flight:
+    """A pass whose tokens are under way from the last stage.
 
     Attributes:
-        numbers: The number of each row's request.
-        requests: The request of each row.
-        generators: The random generator of each row.
-        running: The rows whose requests haven't ended.
-        window: The slots of the KV cache that the next forward pass works on.
-        tokens: The tokens that the next forward pass reads, [rows, slots].
-        caches: Removes the layers' KV caches when the batch is done.
+        lane: The lane whose rows it works on.
+        texts: The texts that get a token, in the order of `places`.
+        places: The places at which tokens are chosen.
+        chosen: What was chosen.
     """
 
-    numbers: list[int]
-    requests: list[Request]
-    generators: list[torch.Generator]
-    running: set[int]
-    window: CacheWindow
-    tokens: Tensor
-    caches: ExitStack
+    lane: Lane
+    texts: list[Text]
+    places: list[Place]
+    chosen: Arriving
 
 
 class Engine:
     """This rank's part of a model that continues and scores prompts.
 
-    Requests are added, and each `step` makes one token for every request that runs. Requests that
-    wait begin together, when those before them have all ended.
+    Requests are added, and each `step` makes the next tokens of some of those that run.
 
     Attributes:
         model: The shape of the model.
         grid: This rank's place among the parallel groups.
         results: The continuation of every request, as far as it has come, by the number that `add`
             has returned.
+        chunk: The most tokens of prompts that one pass reads.
+        scoring: Scores prompts and continuations.
     """
 
     def __init__(
-        self, source: WeightSource, parallel: ParallelConfig, dtype: DType, grid: Grid
+        self,
+        source: WeightSource,
+        parallel: ParallelConfig,
+        dtype: DType,
+        grid: Grid,
+        max_batch_size: int = MAX_BATCH_SIZE,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -75,6 +86,7 @@ class Engine:
             parallel: The parallel sizes.
             dtype: The type in which the model runs.
             grid: This rank's place among the parallel groups.
+            max_batch_size: The most texts that run side by side.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -82,12 +94,16 @@ class Engine:
         self.model: ModelConfig = source.model
         self.grid = grid
         self.results: dict[int, Generation] = {}
+        self.chunk = CHUNK
         self._waiting: dict[int, Request] = {}
-        self._batch: _Batch | None = None
+        self._running: dict[int, Text] = {}
+        self._flights: deque[_Flight] = deque()
         self._count = 0
         self._pipeline = Pipeline(source, parallel, dtype, grid)
-        self._device = require_active().torch_device()
-        self._is_warned = False
+        self._chooser = Chooser(self._pipeline, grid, require_active().torch_device())
+        self.scoring = Scoring(self._pipeline, grid)
+        rows = -(-max_batch_size // grid.pp_size)
+        self._lanes = [Lane(self._pipeline.new_cache(), rows) for _ in range(grid.pp_size)]
 
     def add(self, request: Request) -> int:
         """Adds a request, and returns the number under which `results` has its continuation.
@@ -111,7 +127,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether no request runs or waits."""
-        return self._batch is None and not self._waiting
+        return not self._running and not self._waiting
 
     def end(self, number: int) -> None:
         """Ends a request, whether it runs or waits; it gets no further token.
@@ -122,75 +138,127 @@ class Engine:
             number: The number that `add` has returned.
         """
         self._waiting.pop(number, None)
-        batch = self._batch
-        if batch is not None and number in batch.numbers:
-            row = batch.numbers.index(number)
-            if row in batch.running:
-                self.results[number].finish_reason = "stop"
-                self._leave(batch, row)
+        if number in self._running:
+            self._leave(self._running[number], "stop")
 
-    @torch.no_grad()
-    def step(self) -> dict[int, int]:
-        """Makes the next token of every request that runs.
+    @torch.inference_mode()
+    def step(self) -> dict[int, list[int]]:
+        """Makes the next tokens of requests that run, or of those that waited for room.
 
-        If none runs, those that wait begin.
+        With several pipeline stages the requests of one lane get theirs, and those of the other
+        lanes in the steps after.
 
         Returns:
-            The new token of each request, by the request's number. Requests that have ended with a
-            stop token in this step are left out.
+            The new tokens of requests, by their numbers. A stop token isn't among them, and a
+            request that gets no token in this step is left out.
 
         Raises:
             CheckpointError: The logits are NaN.
         """
-        batch = self._batch or self._begin()
-        if batch is None:
-            return {}
-        self._watch_positions(batch.window.start + batch.tokens.size(1))
-        logits = self._pipeline.forward(batch.tokens)
-        chosen, logprobs = self._choose(logits, batch)
-        new: dict[int, int] = {}
-        for row in sorted(batch.running):
-            number, request = batch.numbers[row], batch.requests[row]
-            result = self.results[number]
-            if chosen[row] in request.stop_ids:
-                result.finish_reason = "stop"
-                self._leave(batch, row)
+        while len(self._flights) < self.grid.pp_size and self._launch():
+            pass
+        return self._land() if self._flights else {}
+
+    def _launch(self) -> bool:
+        """Begins the next pass, if there is one to begin."""
+        self._admit()
+        for lane in self._lanes:
+            if lane.is_busy or not lane.texts:
                 continue
-            new[number] = chosen[row]
-            result.token_ids.append(chosen[row])
-            result.logprobs.append(logprobs[row])
-            if len(result.token_ids) == request.max_new_tokens:
-                self._leave(batch, row)
-        batch.window.start += batch.tokens.size(1)
-        batch.tokens = torch.tensor(chosen, device=self._device).unsqueeze(1)
+            reading = self._unread(lane)
+            # Passes take turns, so that a long prompt doesn't hold up those that run.
+            texts = [text for text in lane.texts.values() if not text.needs_prefill]
+            if reading and not (texts and lane.has_read):
+                self._run(lane, reading)
+                lane.has_read = True
+            elif texts:
+                self._run(lane, [(text, len(text.tokens)) for text in texts])
+                lane.has_read = False
+            else:
+                continue
+            self._lanes.remove(lane)  # the others come first next time
+            self._lanes.append(lane)
+            return True
+        return False
+
+    def _admit(self) -> None:
+        """Gives rows to requests that wait, as long as there is room."""
+        while self._waiting:
+            lane = max(self._lanes, key=lambda lane: lane.room)
+            if not lane.room:
+                return
+            number = next(iter(self._waiting))
+            request = self._waiting.pop(number)
+            self._running[number] = lane.begin(number, request)
+
+    def _unread(self, lane: Lane) -> list[tuple[Text, int]]:
+        """Returns the prompts that the next pass reads on, and up to which of their tokens."""
+        room, found = self.chunk, []
+        for text in sorted(lane.texts.values(), key=lambda text: text.number):
+            if room and text.needs_prefill and not share_prefix(text, self._lanes):
+                end = min(text.cached + room, len(text.tokens))
+                room -= end - text.cached
+                found.append((text, end))
+        return found
+
+    def _run(self, lane: Lane, parts: Sequence[tuple[Text, int]]) -> None:
+        """Begins a pass that reads each of some texts up to a token."""
+        runs = [Run(text.row, text.cached, text.tokens[text.cached : end]) for text, end in parts]
+        texts, wanted, count = [], [], 0
+        for run, (text, end) in zip(runs, parts, strict=True):
+            count += len(run.tokens)
+            if end == len(text.tokens):
+                texts.append(text)
+                wanted.append(count - 1)
+        lane.cache.grow(0, bucket(max(run.end for run in runs), SMALLEST))
+        logits = self._pipeline.forward(runs, lane.cache, wanted)
+        for text, end in parts:
+            text.cached = end
+        if not texts:
+            return
+        places = [_place(text) for text in texts]
+        chosen = self._pipeline.from_last_stage(self._chooser.choose(logits, places))
+        self._flights.append(_Flight(lane, texts, places, chosen))
+        lane.is_busy = True
+
+    def _land(self) -> dict[int, list[int]]:
+        """Waits for the tokens of the pass that was begun first, and returns them."""
+        flight = self._flights.popleft()
+        flight.lane.is_busy = False
+        new: dict[int, list[int]] = {}
+        found = read(flight.chosen.wait(), flight.places)
+        for text, chosen in zip(flight.texts, found, strict=True):
+            if text.has_ended:
+                flight.lane.end(text)
+            elif chosen.token in text.request.stop_ids:
+                self._leave(text, "stop")
+            else:
+                new[text.number] = [chosen.token]
+                self._extend(text, chosen)
         return new
 
-    def _begin(self) -> _Batch | None:
-        """Starts all requests that wait, as one batch, which is returned; None if none waits."""
-        if not self._waiting:
-            return None
-        numbers, requests = list(self._waiting), list(self._waiting.values())
-        self._waiting = {}
-        tokens, padding = self._pipeline.left_padded([request.prompt for request in requests])
-        capacity = tokens.size(1) + max(request.max_new_tokens for request in requests)
-        caches = ExitStack()
-        self._batch = _Batch(
-            numbers=numbers,
-            requests=requests,
-            generators=[torch.Generator().manual_seed(request.seed) for request in requests],
-            running=set(range(len(requests))),
-            window=caches.enter_context(self._pipeline.cached(capacity, padding)),
-            tokens=tokens,
-            caches=caches,
-        )
-        return self._batch
+    def _extend(self, text: Text, chosen: Chosen) -> None:
+        """Adds a token to a text, and ends the text if it was the last one."""
+        request, result = text.request, self.results[text.number]
+        text.tokens.append(chosen.token)
+        result.token_ids.append(chosen.token)
+        if chosen.logprob is not None:
+            result.logprobs.append(chosen.logprob)
+        if request.logprobs:
+            result.top_logprobs.append(chosen.top)
+        if request.is_end is not None and request.is_end(result.token_ids):
+            self._leave(text, "stop_text")
+        elif len(result.token_ids) == request.max_new_tokens:
+            self._leave(text, "length")
 
-    def _leave(self, batch: _Batch, row: int) -> None:
-        """Marks the request of a row as ended, and frees the KV caches after the last one."""
-        batch.running.discard(row)
-        if not batch.running:
-            batch.caches.close()
-            self._batch = None
+    def _leave(self, text: Text, reason: str) -> None:
+        """Ends a text; its row is free when no pass works on it any more."""
+        self.results[text.number].finish_reason = reason
+        del self._running[text.number]
+        if any(text in flight.texts for flight in self._flights):
+            text.has_ended = True
+        else:
+            text.lane.end(text)
 
     def generate(
         self,
@@ -202,7 +270,7 @@ class Engine:
         on_tokens: OnTokens | None = None,
         timing: Timing | None = None,
     ) -> list[Generation]:
-        """Continues prompts together, until all have ended.
+        """Continues prompts side by side, until all have ended.
 
         Args:
             prompts: The token ids of each prompt; at least one each.
@@ -210,8 +278,7 @@ class Engine:
             max_new_tokens: The length of the longest continuation, in tokens.
             stop_ids: The ids of the tokens that end a continuation.
             seed: The seed of the random numbers; prompt i gets a generator seeded with seed + i.
-            on_tokens: Called after each step with the new token of each prompt; None where a prompt
-                has ended.
+            on_tokens: Called after each step with the new tokens of each prompt.
             timing: Is filled with the time that it took.
 
         Returns:
@@ -221,20 +288,41 @@ class Engine:
             ConfigError: A prompt is empty, or `max_new_tokens` is less than 1.
             CheckpointError: The logits are NaN.
         """
+        requests = [
+            Request(prompt, sampling, max_new_tokens, stop_ids, seed + index)
+            for index, prompt in enumerate(prompts)
+        ]
+        return self.answer(requests, on_tokens, timing)
+
+    def answer(
+        self,
+        requests: Sequence[Request],
+        on_tokens: OnTokens | None = None,
+        timing: Timing | None = None,
+    ) -> list[Generation]:
+        """Runs requests until all have ended, and returns their continuations in their order.
+
+        Args:
+            requests: The requests.
+            on_tokens: Called after each step with the new tokens of each request.
+            timing: Is filled with the time that it took.
+
+        Raises:
+            ConfigError: A request is one that `add` refuses.
+            CheckpointError: The logits are NaN.
+        """
         started = time.perf_counter()
         numbers: list[int] = []
         try:
-            for index, prompt in enumerate(prompts):
-                request = Request(prompt, sampling, max_new_tokens, stop_ids, seed + index)
-                numbers.append(self.add(request))
-            is_first = True
+            numbers.extend(self.add(request) for request in requests)
+            silent = set(numbers)  # those that have no token yet
             while not self.is_idle:
                 new = self.step()
-                if timing is not None and is_first:
+                if timing is not None and silent:
+                    silent = {n for n in silent - new.keys() if self._is_open(n)}
                     timing.first_token = time.perf_counter() - started
-                is_first = False
                 if on_tokens is not None:
-                    on_tokens([new.get(number) for number in numbers])
+                    on_tokens([new.get(number, []) for number in numbers])
         finally:  # after Ctrl-C, too: in a notebook the next prompts are continued by this engine
             for number in numbers:
                 self.end(number)
@@ -244,13 +332,14 @@ class Engine:
             timing.num_tokens = sum(len(result.token_ids) for result in results)
         return results
 
-    @torch.no_grad()
+    def _is_open(self, number: int) -> bool:
+        """Returns whether a request runs or waits."""
+        return number in self._running or number in self._waiting
+
     def next_logprobs(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
     ) -> list[list[float]]:
         """Computes the log-probabilities of candidates for the token after each prompt.
-
-        Takes one forward pass.
 
         Args:
             prompts: The token ids of each prompt; at least one each.
@@ -259,23 +348,12 @@ class Engine:
         Returns:
             The log-probabilities (natural logarithms) of the candidates for each prompt.
         """
-        tokens, padding = self._pipeline.left_padded(prompts)
-        self._watch_positions(tokens.size(1))
-        with self._pipeline.cached(tokens.size(1), padding):
-            logits = self._pipeline.forward(tokens)
-        shape = (len(prompts), len(candidates))
-        scores = torch.zeros(shape, device=self._device)
-        if logits is not None:
-            scores = logits[:, -1].float().log_softmax(dim=-1)[:, list(candidates)]
-        return self._pipeline.from_last_stage(scores).tolist()
+        return self.scoring.next_logprobs(prompts, candidates)
 
-    @torch.no_grad()
     def continuation_logprobs(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
     ) -> list[tuple[float, bool]]:
         """Computes the log-probability of each continuation after its context.
-
-        Takes one forward pass.
 
         Args:
             contexts: The token ids that come before; at least one each.
@@ -289,26 +367,8 @@ class Engine:
         Raises:
             CheckpointError: The logits are NaN.
         """
-        longest = max((len(continuation) for continuation in continuations), default=0)
-        if longest == 0:
-            return [(0.0, True)] * len(continuations)
-        rows = [[*a, *b][:-1] for a, b in zip(contexts, continuations, strict=True)]
-        tokens, padding = self._pipeline.left_padded(rows)
-        self._watch_positions(tokens.size(1))
-        with self._pipeline.cached(tokens.size(1), padding), self._pipeline.keeping(longest):
-            logits = self._pipeline.forward(tokens)
-        scores = torch.zeros((len(rows), 2), device=self._device)
-        if logits is not None:
-            for row, continuation in enumerate(continuations):
-                target = torch.tensor(continuation, dtype=torch.long, device=logits.device)
-                first = logits.size(1) - len(continuation)
-                logprobs = logits[row, first:].float().log_softmax(dim=-1)
-                scores[row, 0] = logprobs.gather(1, target.unsqueeze(1)).sum()
-                scores[row, 1] = (logprobs.argmax(dim=-1) == target).all()
-        scores = _numbers(self._pipeline.from_last_stage(scores))
-        return [(total, bool(is_greedy)) for total, is_greedy in scores.tolist()]
+        return self.scoring.continuation_logprobs(contexts, continuations)
 
-    @torch.no_grad()
     def all_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """Returns the logits at every position of the prompts; None before the last stage.
 
@@ -317,66 +377,12 @@ class Engine:
 
         Returns:
             The logits, [b, s, vocab], where s is the length of the longest prompt. Shorter prompts
-            are padded on the left, and have arbitrary logits there.
+            have zeros in front.
         """
-        tokens, padding = self._pipeline.left_padded(prompts)
-        with self._pipeline.cached(tokens.size(1), padding), self._pipeline.keeping(tokens.size(1)):
-            return self._pipeline.forward(tokens)
-
-    def _watch_positions(self, length: int) -> None:
-        """Warns once where sequences get longer than those that the model was trained on.
-
-        Args:
-            length: The length of the longest sequence that a forward pass reads, in tokens.
-        """
-        if length > self.model.seq_length and not self._is_warned:
-            self._is_warned = True
-            if self.grid.rank == 0:
-                _log.warning(
-                    "warning: a sequence gets longer than the %d positions that the model was "
-                    "trained on (seq_length of its config.json); expect nonsense behind them",
-                    self.model.seq_length,
-                )
-
-    def _choose(self, logits: Tensor | None, batch: _Batch) -> tuple[list[int], list[float]]:
-        """Draws the next token of every row.
-
-        Args:
-            logits: The logits, [rows, positions, vocab], on the last stage.
-            batch: The requests that run.
-
-        Returns:
-            The token of each row, and its log-probability; the same on every rank.
-
-        Raises:
-            CheckpointError: The logits are NaN.
-        """
-        # fp64 holds a token id and an fp32 log-probability exactly.
-        shape = (2, len(batch.requests))
-        chosen = torch.zeros(shape, dtype=torch.float64, device=self._device)
-        if logits is not None:
-            last = logits[:, -1].float()
-            logprobs = last.log_softmax(dim=-1)
-            if logprobs.isnan().any():  # told to all stages, which then raise together
-                chosen[1] = torch.nan
-            else:
-                rules = [request.sampling for request in batch.requests]
-                tokens = sample(last, rules, batch.generators)
-                chosen[0] = tokens
-                chosen[1] = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        chosen = _numbers(self._pipeline.from_last_stage(chosen))
-        return [int(token) for token in chosen[0].tolist()], chosen[1].tolist()
+        return self.scoring.all_logits(prompts)
 
 
-def _numbers(values: Tensor) -> Tensor:
-    """Returns the values, which come of logits, if they are numbers.
-
-    Raises:
-        CheckpointError: One of them is NaN.
-    """
-    if values.isnan().any():
-        raise CheckpointError(
-            "the model's logits are NaN",
-            "use --dtype bf16 or fp32 if this is fp16; otherwise the weights are damaged",
-        )
-    return values
+def _place(text: Text) -> Place:
+    """Returns the place at which the next token of a text is chosen."""
+    request = text.request
+    return Place(request.sampling, text.generator, request.prompt, text.new, request.logprobs)

@@ -145,9 +145,10 @@ class Model:
         decoder = self.tokenizer.stream_decoder()
         speaks = on_text is not None and self.engine.grid.rank == 0
 
-        def show(tokens: list[int | None]) -> None:
-            if on_text is not None and speaks and tokens[0] is not None:
-                on_text(decoder.push(tokens[0]))
+        def show(tokens: list[list[int]]) -> None:
+            if on_text is not None and speaks:
+                for token in tokens[0]:
+                    on_text(decoder.push(token))
 
         generations = self.engine.generate(
             prompts,

@@ -1,13 +1,12 @@
 """`Pipeline`: this rank's part of a model, and forward passes through all of it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
 from glm3cli.checkpoint.load import load_weights
@@ -15,9 +14,13 @@ from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
+from glm3cli.errors import CheckpointError
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
-from glm3cli.model.cache import CacheWindow, KVCache
+from glm3cli.model.cache import KVCache
+from glm3cli.model.decoder import Decoder, Run
 from glm3cli.parallel.groups import Grid
+
+_log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -43,99 +46,127 @@ class Pipeline:
         self._grid = grid
         # A decoded token is one position: it can't be split over tensor parallel ranks.
         config = transformer_config(source.model, parallel, dtype, sequence_parallel=False)
-        self._chunk = build_chunks(source.model, parallel, config)[0].eval()
-        self._gpt = unwrap(self._chunk)
-        load_weights([self._gpt], source, parallel, grid)
-        self._keep = 1
-        if grid.is_last_stage:
-            self._gpt.output_layer.register_forward_pre_hook(self._last_positions)
-        self._device = require_active().torch_device()
+        gpt = unwrap(build_chunks(source.model, parallel, config)[0].eval())
+        load_weights([gpt], source, parallel, grid)
+        self._decoder = Decoder(gpt, source.model, grid.tp_group)
+        self._dtype, self._device = config.params_dtype, require_active().torch_device()
+        self._model, self._is_warned = source.model, False
+        self._sent: deque[tuple[Any, Tensor]] = deque()
 
-    def _last_positions(self, _layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Cuts the output layer's input, [s, b, h], to the last positions; a hook of that layer."""
-        # Logits of a whole prompt are gigabytes; rows end at the last slot, so these suffice.
-        return (args[0][-self._keep :], *args[1:])
-
-    def left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, ...]]:
-        """Pads prompts of token ids on the left to the length s of the longest.
-
-        Returns:
-            The token ids, [b, s], and the number of pads in front of each row.
-        """
-        longest = max(len(prompt) for prompt in prompts)
-        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        padding = tuple(longest - len(prompt) for prompt in prompts)
-        return torch.tensor(rows, device=self._device), padding
-
-    @contextmanager
-    def cached(self, capacity: int, padding: tuple[int, ...]) -> Iterator[CacheWindow]:
-        """Gives every layer a KV cache for the block.
-
-        Args:
-            capacity: The number of slots in a row of the cache, one per token.
-            padding: The number of pads in front of each row.
-
-        Yields:
-            The window of slots that a forward pass works on, at the first slot.
-        """
-        window = CacheWindow(padding=padding)
-        attentions = [layer.self_attention.core_attention for layer in self._gpt.decoder.layers]
-        in_use = any(attention.cache is not None for attention in attentions)
-        assert not in_use, "requests are running, whose cache this would replace"
-        for attention in attentions:
-            attention.cache = KVCache(window, capacity)
-        try:
-            yield window
-        finally:
-            for attention in attentions:
-                attention.cache = None
-
-    @contextmanager
-    def keeping(self, num_positions: int) -> Iterator[None]:
-        """Makes forward passes compute the logits of the last `num_positions`, instead of one."""
-        self._keep = num_positions
-        try:
-            yield
-        finally:
-            self._keep = 1
-
-    def forward(self, tokens: Tensor) -> Tensor | None:
-        """Runs one forward pass through the pipeline, which adds to the KV caches.
-
-        Args:
-            tokens: The token ids, [b, slots].
-
-        Returns:
-            The logits of the last position, or of as many as `keeping` says, [b, positions,
-            vocab]; None before the last stage.
-        """
-        collected = get_forward_backward_func()(
-            forward_step_func=_forward_step,
-            data_iterator=iter([tokens]),
-            model=self._chunk,
-            num_microbatches=1,
-            seq_length=tokens.size(1),
-            micro_batch_size=tokens.size(0),
-            forward_only=True,
-            collect_non_loss_data=True,
+    def new_cache(self) -> KVCache:
+        """Returns a KV cache for this rank's layers that has no rows yet."""
+        decoder = self._decoder
+        return KVCache(
+            decoder.num_layers, decoder.groups, self._model.kv_channels, self._dtype, self._device
         )
+
+    def forward(
+        self, runs: Sequence[Run], cache: KVCache, wanted: Sequence[int] | None = None
+    ) -> Tensor | None:
+        """Runs one forward pass through the pipeline, which fills the cache.
+
+        This rank doesn't wait for the stages after its own.
+
+        Args:
+            runs: The new tokens, at most one run for each row of the cache.
+            cache: The cache, whose rows have room for the tokens.
+            wanted: The tokens whose logits are wanted, by their indices in all runs one after the
+                other; None for all of them.
+
+        Returns:
+            This tensor parallel rank's part of the logits in fp32, [wanted, vocabulary / tp]; None
+            before the last stage, or if none is wanted.
+        """
+        num_tokens = sum(len(run.tokens) for run in runs)
+        self._watch_positions(max(run.end for run in runs))
+        if self._grid.is_first_stage:
+            hidden = self._decoder.embed(runs)
+        else:
+            hidden = self._received(num_tokens)
+        hidden = self._decoder.forward(hidden, runs, cache)
         if not self._grid.is_last_stage:
+            self._send(hidden)
             return None
-        return gather_from_tensor_model_parallel_region(collected[0])
+        if wanted is not None and len(wanted) < num_tokens:
+            if not wanted:
+                return None
+            hidden = hidden[torch.tensor(wanted, device=hidden.device)]
+        return self._decoder.logits(hidden).float()
 
-    def from_last_stage(self, tensor: Tensor) -> Tensor:
-        """Returns the tensor that the last stage has; every rank of the pipeline must call it."""
+    def _watch_positions(self, length: int) -> None:
+        """Warns once where sequences get longer than those that the model was trained on.
+
+        Args:
+            length: The length of the longest sequence that a forward pass reads, in tokens.
+        """
+        if length > self._model.seq_length and not self._is_warned:
+            self._is_warned = True
+            if self._grid.rank == 0:
+                _log.warning(
+                    "warning: a sequence gets longer than the %d positions that the model was "
+                    "trained on (seq_length of its config.json); expect nonsense behind them",
+                    self._model.seq_length,
+                )
+
+    def _received(self, num_tokens: int) -> Tensor:
+        """Returns the hidden states that the stage before this one sends, [tokens, h]."""
+        shape = (num_tokens, self._model.hidden_size)
+        hidden = torch.empty(shape, dtype=self._dtype, device=self._device)
+        dist.recv(hidden, self._neighbour(-1), group=self._grid.pp_group)
+        return hidden
+
+    def _send(self, hidden: Tensor) -> None:
+        """Begins to send hidden states to the next stage, and waits for what was sent long ago."""
+        # Every stage may be a pass behind the one before it.
+        while len(self._sent) >= self._grid.pp_size:
+            self._sent.popleft()[0].wait()
+        work = dist.isend(hidden, self._neighbour(1), group=self._grid.pp_group)
+        self._sent.append((work, hidden))
+
+    def _neighbour(self, step: int) -> int:
+        """Returns the rank that runs the stage so many after this one."""
+        return dist.get_global_rank(self._grid.pp_group, self._grid.pp_rank + step)
+
+    def whole_vocabulary(self, logits: Tensor) -> Tensor:
+        """Returns the logits of all tensor parallel ranks, [n, vocabulary / tp] -> [n, vocabulary].
+
+        The ranks of the last stage must call it together.
+        """
+        size = self._grid.tp_size
+        if size == 1:
+            return logits
+        parts = logits.new_empty(size, *logits.shape)
+        dist.all_gather_into_tensor(parts, logits.contiguous(), group=self._grid.tp_group)
+        return parts.transpose(0, 1).flatten(1)
+
+    def from_last_stage(self, tensor: Tensor) -> "Arriving":
+        """Begins to send the last stage's tensor to the other stages, which pass one of its shape.
+
+        Every rank of the pipeline must call it, but none waits for another one.
+        """
+        work = None
         if self._grid.pp_size > 1:
-            dist.broadcast(tensor, self._grid.last_stage_rank, group=self._grid.pp_group)
-        return tensor
+            source = self._grid.last_stage_rank
+            work = dist.broadcast(tensor, source, group=self._grid.pp_group, async_op=True)
+        return Arriving(tensor, work)
 
 
-def _forward_step(
-    tokens: Iterator[Tensor], model: torch.nn.Module
-) -> tuple[Tensor, Callable[..., Tensor]]:
-    """Runs the model on the next tokens, for megatron-core's pipeline schedule.
+class Arriving:
+    """A tensor that is under way to this rank."""
 
-    Returns:
-        The model's output, and a function that gives the schedule this output to collect.
-    """
-    return model(next(tokens), None, None), lambda output, non_loss_data: output
+    def __init__(self, tensor: Tensor, work: Any) -> None:
+        self._tensor, self._work = tensor, work
+
+    def wait(self) -> Tensor:
+        """Returns the tensor when it is here."""
+        if self._work is not None:
+            self._work.wait()
+        return self._tensor
+
+
+def not_numbers() -> CheckpointError:
+    """Returns the error for logits that are NaN."""
+    return CheckpointError(
+        "the model's logits are NaN",
+        "use --dtype bf16 or fp32 if this is fp16; otherwise the weights are damaged",
+    )

@@ -1,9 +1,12 @@
-"""What the engine is asked for, and what it answers: token ids alone, no text."""
+"""What is asked of the engine, and what it answers: token ids only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from glm3cli.infer.sampling import Sampling
+
+# Returns whether a continuation ends with its last token, given all of its tokens.
+IsEnd = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,11 @@ class Request:
         max_new_tokens: The number of tokens after which the continuation ends.
         stop_ids: The ids of the tokens that end the continuation; they are not part of it.
         seed: The seed of the request's own random generator.
+        is_end: Ends the continuation with the token after which it is true, which stays part of
+            it; None if nothing but the stop ids does. Must depend on the tokens alone, since every
+            rank asks it.
+        logprobs: The number of likeliest tokens whose log-probabilities are wanted beside that of
+            each new token; None if not even those are.
     """
 
     prompt: Sequence[int]
@@ -23,6 +31,8 @@ class Request:
     max_new_tokens: int
     stop_ids: Sequence[int] = ()
     seed: int = 0
+    is_end: IsEnd | None = None
+    logprobs: int | None = 0
 
 
 @dataclass
@@ -31,13 +41,16 @@ class Generation:
 
     Attributes:
         token_ids: The ids of the new tokens; a stop token is not among them.
-        logprobs: The log-probability (natural logarithm) of each new token, before temperature,
-            top-k and top-p.
-        finish_reason: `stop` after a stop token or `Engine.end`, else `length`.
+        logprobs: The log-probability (natural logarithm) of each new token, before the sampling
+            rule changes it; empty if they aren't wanted.
+        top_logprobs: The likeliest tokens at each place with their log-probabilities, if wanted.
+        finish_reason: `stop` after a stop token or `Engine.end`, `stop_text` where `is_end` has
+            ended it, else `length`.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str = "length"
 
 

@@ -1,4 +1,4 @@
-"""Draws tokens from logits, by temperature, top-k and top-p."""
+"""Draws tokens from logits: temperature, top-k, top-p and min-p, as transformers defines them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,44 @@ from torch import Tensor
 from glm3cli.config.inference import COLDEST
 from glm3cli.errors import ConfigError
 
+# Of tokens that are exactly as likely as the last of top-k, so many more are kept, too.
+_TIES = 32
+
 
 @dataclass(frozen=True)
 class Sampling:
     """The rule by which a token is drawn.
 
+    The attributes down to `logit_bias` change the logits, of greedy decoding, too. Those from
+    `temperature` to `min_p` choose among which tokens is drawn, in this order; they don't count if
+    `greedy` is set. The penalties and the forbidden n-grams see the prompt and the new tokens,
+    `presence_penalty` and `frequency_penalty` the new tokens alone.
+
     Attributes:
-        greedy: Whether to take the likeliest token; the other attributes then don't count.
+        greedy: Whether to take the likeliest token.
         temperature: The divisor of the logits, at least `COLDEST`.
         top_k: The number of likeliest tokens among which is drawn; 0 draws among all.
         top_p: The probability that the likeliest tokens, among which is drawn, have together; 1
             draws among all.
+        min_p: Tokens are dropped that are less likely than the likeliest one times this.
+        repetition_penalty: The divisor of the positive logits, and factor on the negative ones, of
+            tokens that were there before (Keskar et al. 2019); 1 changes nothing.
+        presence_penalty: What is taken from the logits of new tokens that were there before.
+        frequency_penalty: What is taken from a token's logit for each time it was there before.
+        no_repeat_ngram_size: No run of so many tokens comes twice; 0 forbids none.
+        logit_bias: What is added to the logits of some tokens, as pairs of token id and number.
     """
 
     greedy: bool = True
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the temperature.
@@ -39,14 +60,27 @@ class Sampling:
                 "take the likeliest token (greedy), or give a higher temperature",
             )
 
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the rule changes logits before the choice, be it greedy or not."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.no_repeat_ngram_size
+            or self.logit_bias
+        )
+
 
 def sample(
     logits: Tensor, rules: Sequence[Sampling], generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Draws a token for each row.
+    """Draws a token for each row, or takes the likeliest one.
 
     Every row has a rule and a generator of its own, so that a prompt's continuation doesn't depend
-    on the other prompts of its batch.
+    on the other prompts of its batch. A generator gives one number between 0 and 1 for each draw,
+    on the CPU; where the device's sums of probabilities reach it stands the token. So the same
+    seed draws the same tokens on every device.
 
     Args:
         logits: The logits, [b, vocab].
@@ -57,21 +91,54 @@ def sample(
         The token ids, [b].
     """
     tokens = logits.argmax(dim=-1)
-    drawing = {rule for rule in rules if not rule.greedy}
-    for rule in drawing:
+    for rule in {rule for rule in rules if not rule.greedy}:
         pairs = zip(rules, generators, strict=True)
         rows = [row for row, (other, _) in enumerate(pairs) if other == rule]
-        probabilities = filtered_probabilities(logits[rows], rule).cpu()
-        drawn = [
-            torch.multinomial(each, 1, generator=generators[row])
-            for row, each in zip(rows, probabilities, strict=True)
-        ]
-        tokens[rows] = torch.cat(drawn).to(tokens.device)
+        numbers = [torch.rand(1, generator=generators[row]) for row in rows]
+        scores, ids = candidates(logits[rows], rule)
+        places = _draw(scores.softmax(dim=-1), torch.stack(numbers).to(logits.device))
+        tokens[rows] = ids.gather(1, places).squeeze(1)
     return tokens
 
 
+def candidates(logits: Tensor, sampling: Sampling, keep: int = 1) -> tuple[Tensor, Tensor]:
+    """Returns the tokens among which is drawn, the likeliest first.
+
+    Args:
+        logits: The logits in any floating type, [b, vocab].
+        sampling: The rule.
+        keep: The number of tokens that top-k, top-p and min-p always leave.
+
+    Returns:
+        The logits after temperature in fp32, minus infinity for a token that isn't drawn, and the
+        token ids; [b, count] each.
+    """
+    logits = logits.float() / sampling.temperature
+    count = logits.size(-1)
+    top_k = max(sampling.top_k, keep) if sampling.top_k else 0
+    if 0 < top_k < count:
+        count = min(count, top_k + _TIES)
+    elif sampling.top_p == 1.0 and sampling.min_p == 0.0:
+        return logits, torch.arange(count, device=logits.device).expand_as(logits)
+    scores, ids = logits.topk(count, dim=-1)
+    always = torch.arange(count, device=logits.device) < keep
+    if 0 < top_k < count:
+        drop = scores < scores[:, top_k - 1 : top_k]
+        scores = scores.masked_fill(drop, -torch.inf)
+    if sampling.top_p < 1.0:
+        shares = scores.softmax(dim=-1)
+        # A token stays while the mass before it is below top_p: the first one always does.
+        drop = (shares.cumsum(dim=-1) - shares >= sampling.top_p) & ~always
+        scores = scores.masked_fill(drop, -torch.inf)
+    if sampling.min_p > 0.0:
+        shares = scores.softmax(dim=-1)
+        drop = (shares < sampling.min_p * shares[:, :1]) & ~always
+        scores = scores.masked_fill(drop, -torch.inf)
+    return scores, ids
+
+
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Returns the probabilities after temperature, top-k and top-p, in this order.
+    """Returns the probability with which each token is drawn.
 
     Args:
         logits: The logits in any floating type, [b, vocab].
@@ -80,13 +147,22 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         The probabilities in fp32, [b, vocab].
     """
-    logits = logits.float() / sampling.temperature
-    if 0 < sampling.top_k < logits.size(-1):
-        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if sampling.top_p < 1.0:
-        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        # A token stays while the mass before it is below top_p: the first one always does.
-        drop = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-        logits = logits.masked_fill(drop.scatter(1, order, drop), -torch.inf)
-    return logits.softmax(dim=-1)
+    scores, ids = candidates(logits, sampling)
+    result = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
+    return result.scatter_(-1, ids, scores.softmax(dim=-1))
+
+
+def _draw(shares: Tensor, numbers: Tensor) -> Tensor:
+    """Returns where the sums of probabilities exceed numbers between 0 and 1.
+
+    Args:
+        shares: The probabilities, [b, count].
+        numbers: The numbers, [b, 1].
+
+    Returns:
+        A place in each row whose probability isn't zero, [b, 1].
+    """
+    sums = shares.cumsum(dim=-1)
+    total = sums[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))
+    return torch.searchsorted(sums, torch.minimum(numbers * total, below), right=True)

@@ -1,4 +1,4 @@
-"""Core attention on the kernels of the active device, with an optional KV cache for decoding."""
+"""Core attention of training, on the kernels of the active device."""
 
 from typing import Any
 
@@ -7,10 +7,8 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from glm3cli.device import require_active
-from glm3cli.device.kernels import Rotation
-from glm3cli.model.cache import KVCache
 from glm3cli.model.context import to_heads, to_positions
-from glm3cli.model.rotary import rotation_at, rotation_of_sequence
+from glm3cli.model.rotary import rotation_of_sequence
 
 
 class CoreAttention(torch.nn.Module):
@@ -21,7 +19,6 @@ class CoreAttention(torch.nn.Module):
     Attributes:
         layer_number: The layer's number in the model, from 1 on, as megatron-core counts.
         scale: Factor on the scores, 1 / sqrt(head size).
-        cache: The layer's KV cache, which the inference engine sets; None in training.
     """
 
     def __init__(
@@ -30,7 +27,6 @@ class CoreAttention(torch.nn.Module):
         super().__init__()
         self.layer_number = layer_number
         self.scale = config.kv_channels**-0.5
-        self.cache: KVCache | None = None
         self._rotary_base = rotary_base
         is_shared = config.context_parallel_size > 1
         self._sharers = parallel_state.get_context_parallel_group() if is_shared else None
@@ -58,24 +54,12 @@ class CoreAttention(torch.nn.Module):
         """
         if self._sharers is not None:
             query, key, value = (to_heads(one, self._sharers) for one in (query, key, value))
-        kernels, rotation = require_active().kernels, self._rotation(query)
+        kernels = require_active().kernels
+        rotation = rotation_of_sequence(
+            query.size(0), query.size(-1), self._rotary_base, query.dtype, query.device
+        )
         query, key = kernels.rotate(query, rotation), kernels.rotate(key, rotation)
-        if self.cache is None:
-            context = kernels.attention(query, key, value, self.scale, attention_mask)
-        else:
-            keys, values = self.cache.extend(key, value)
-            window = self.cache.window
-            context = kernels.cached_attention(
-                query, keys, values, self.scale, window.start, window.padding
-            )
+        context = kernels.attention(query, key, value, self.scale, attention_mask)
         if self._sharers is not None:
             context = to_positions(context, self._sharers)
         return context.flatten(2)
-
-    def _rotation(self, query: Tensor) -> Rotation:
-        """Returns the rotation of the positions that `query`, [s, b, heads, d], stands at."""
-        length, width = query.size(0), query.size(-1)
-        if self.cache is None:
-            return rotation_of_sequence(length, width, self._rotary_base, query.dtype, query.device)
-        positions = self.cache.window.positions(length, query.device)
-        return rotation_at(positions, width, self._rotary_base, query.dtype)

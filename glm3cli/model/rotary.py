@@ -27,21 +27,29 @@ def rotation_of_sequence(
         dtype: Type of the heads that will be rotated.
         device: The device of the result.
     """
-    positions = torch.arange(length, device=device).unsqueeze(0)
-    return rotation_at(positions, width, base, dtype)
+    angles = angles_at(torch.arange(length, device=device), width, base)
+    return require_active().kernels.rotation(angles[:, None, None], dtype)
 
 
-def rotation_at(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> Rotation:
-    """Returns the rotation of tokens at given positions, as the device's kernel takes it.
+def angles_at(positions: Tensor, width: int, base: float) -> Tensor:
+    """Returns the angles of tokens at given positions.
+
+    They are computed in fp32, as in the original code (modeling_chatglm.py).
 
     Args:
-        positions: The position of every token in its row, [b or 1, s].
+        positions: The position of every token in its row, [n].
         width: Size of a head (kv_channels), of which half is rotated.
         base: Base of the frequencies (rope_theta): pair i of the width / 4 pairs turns by position
             x base^(-4 i / width).
-        dtype: Type of the heads that will be rotated; angles are computed in fp32, as in the
-            original code (modeling_chatglm.py).
+
+    Returns:
+        The angles, [n, width / 4], fp32.
     """
-    exponents = torch.arange(0, width // 2, 2, device=positions.device).float() / (width // 2)
-    angles = positions.T.unsqueeze(-1).float() * base**-exponents  # [s, b, width / 4]
-    return require_active().kernels.rotation(angles.unsqueeze(2), dtype)
+    return torch.outer(positions.float(), _frequencies(width, base, positions.device))
+
+
+@functools.lru_cache(maxsize=8)
+def _frequencies(width: int, base: float, device: torch.device) -> Tensor:
+    """Returns the angle by which each pair turns from one position to the next, [width / 4]."""
+    exponents = torch.arange(0, width // 2, 2, device=device).float() / (width // 2)
+    return base**-exponents

@@ -307,6 +307,7 @@ def run_requests() -> dict[str, Any]:
         while not engine.is_idle:
             engine.step()
         assert engine.step() == {}
+        assert first[numbers[2]] == [engine.results[numbers[2]].token_ids[0]]
         return {
             "whole": whole,
             "first": [first[number] for number in numbers],
@@ -356,7 +357,8 @@ def pass_the_last_position() -> list[str]:
     """Returns the warnings of requests of 60 to 66 tokens, for a model with 64 positions."""
     import logging
 
-    from glm3cli.infer import engine as module
+    from glm3cli.infer import pipeline as module
+    from glm3cli.infer.engine import Engine
     from glm3cli.parallel.groups import open_grid
 
     said: list[str] = []
@@ -366,7 +368,7 @@ def pass_the_last_position() -> list[str]:
     logging.getLogger(module.__name__).addHandler(handler)
     try:
         with open_grid(parallel) as grid:
-            engine = module.Engine(random_source(MODEL), parallel, "fp32", grid)
+            engine = Engine(random_source(MODEL), parallel, "fp32", grid)
             # The last token isn't read again: 64 positions take 65 tokens.
             for length in (5, 6, 7):
                 engine.generate([[5] * 60], Sampling(), length, [])
@@ -386,11 +388,11 @@ def test_passing_the_models_positions_is_said_once(ranks: RankPool) -> None:
 def test_requests_end_by_themselves_or_from_outside(ranks: RankPool) -> None:
     [found] = ranks.run(1, run_requests)
     whole, results = found["whole"], found["results"]
-    assert found["first"] == [tokens[0] for tokens in whole]
+    assert found["first"] == [tokens[:1] for tokens in whole]
     assert results[0].token_ids == whole[0][:1]
     assert results[0].finish_reason == "stop"
     assert results[1].token_ids == whole[1][:2]
     assert results[1].finish_reason == "length"
     assert [one.token_ids for one in results[2:]] == whole[2:]
-    # What is added while others run begins when these have ended.
+    # What is added while others run joins them.
     assert found["late"].token_ids == whole[2]

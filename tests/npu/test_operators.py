@@ -100,6 +100,16 @@ def attention_within_samples(kernels: Kernels, dtype: torch.dtype) -> Any:
 
 
 @case
+def rotation_in_place(kernels: Kernels, dtype: torch.dtype) -> Any:
+    angles = torch.arange(S).unsqueeze(1) * torch.tensor([1.0, 0.3])
+    whole = leaf(S, GROUPS, 4, WIDTH, dtype=dtype)
+    heads = whole * 1  # a leaf can't be changed in place
+    with torch.no_grad():
+        kernels.turn(heads[:, :, :-1], kernels.turns(angles, dtype))
+    return [whole], heads
+
+
+@case
 def cross_entropy(kernels: Kernels, dtype: torch.dtype) -> Any:
     logits = leaf(S, B, 20, dtype=dtype)
     labels = torch.arange(S * B).view(S, B) % 20
@@ -129,30 +139,30 @@ def test_results_and_gradients_are_those_of_plain_torch(
         torch.testing.assert_close(ours, plain, **TOLERANCE[dtype])
 
 
-# Padding in front of each row, first slot of the pass, number of its slots.
-PASSES = {
-    "a whole prompt": ((0, 0, 0), 0, 6),
-    "prompts of different lengths": ((3, 0, 5), 0, 6),
-    "one token more": ((0, 0, 0), 6, 1),
-    "one token more of each": ((3, 0, 5), 6, 1),
-    "several tokens more": ((3, 0, 5), 6, 4),
+# How many slots the query of each row sees; or the first slot of one row's queries, and how many.
+PASSES: dict[str, list[int] | tuple[int, int]] = {
+    "one token of each row": [6, 6, 6],
+    "one token of rows of different lengths": [9, 1, 5],
+    "a whole prompt": (0, 6),
+    "several tokens more": (6, 4),
+    "one token of a prompt": (6, 1),
 }
 
 
 def decode(name: str, dtype: torch.dtype) -> torch.Tensor:
     from glm3cli.device import require_active
 
-    padding, start, length = PASSES[name]
+    kernels, way = require_active().kernels, PASSES[name]
+    rows = len(way) if isinstance(way, list) else 1
     with torch.no_grad():
-        query = leaf(length, B, HEADS, WIDTH, dtype=dtype)
-        keys, values = leaf(2, B, GROUPS, 16, WIDTH, dtype=dtype)
-        keys[:, :, start + length :] = torch.nan  # not yet written
-        values[:, :, start + length :] = torch.nan
-        kernels = require_active().kernels
-        found = kernels.cached_attention(query, keys, values, SCALE, start, padding)
-    for row, pads in enumerate(padding):
-        found[: max(pads - start, 0), row] = 0  # without meaning
-    return found
+        keys, values = leaf(2, rows, GROUPS, 16, WIDTH, dtype=dtype)
+        if isinstance(way, list):
+            query = leaf(rows, GROUPS, HEADS // GROUPS, WIDTH, dtype=dtype)
+            seen = kernels.seen(way, dtype, query.device)
+            return kernels.attend_one(query, keys, values, SCALE, seen)
+        start, length = way
+        query = leaf(length, HEADS, WIDTH, dtype=dtype)
+        return kernels.attend_chunk(query, keys[0], values[0], SCALE, start)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -135,9 +135,6 @@ class FakeEngine:
         self.batches: list[list[tuple[int, ...]]] = []
         self.on_call: Callable[[], None] = lambda: None
         self.script: list[int] = []
-        self.results: dict[int, Generation] = {}
-        self._running: dict[int, Request] = {}
-        self._prompts: list[tuple[int, ...]] = []
 
     def next_logprobs(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
@@ -160,35 +157,20 @@ class FakeEngine:
             results.append((total, total > -8.0))
         return results
 
-    def add(self, request: Request) -> int:
-        number = len(self.results)
-        self.results[number] = Generation()
-        self._running[number] = request
-        self._prompts.append(tuple(request.prompt))
-        return number
+    def answer(self, requests: Sequence[Request]) -> list[Generation]:
+        """Says the words of `script` to every prompt, one by one."""
+        self.batches.append([tuple(request.prompt) for request in requests])
+        return [self._answer(request) for request in requests]
 
-    @property
-    def is_idle(self) -> bool:
-        return not self._running
-
-    def end(self, number: int) -> None:
-        self._running.pop(number, None)
-
-    def step(self) -> dict[int, int]:
-        """Says the next word of `script` to every prompt that runs."""
-        if self._prompts:
-            self.batches.append(self._prompts)
-            self._prompts = []
-        new = {}
-        for number, request in list(self._running.items()):
-            said = self.results[number].token_ids
-            rest = self.script[len(said) : request.max_new_tokens]
-            if not rest or rest[0] in request.stop_ids:
-                self.end(number)
-                continue
-            said.append(rest[0])
-            new[number] = rest[0]
-        return new
+    def _answer(self, request: Request) -> Generation:
+        said = Generation()
+        for word in self.script[: request.max_new_tokens]:
+            if word in request.stop_ids:
+                break
+            said.token_ids.append(word)
+            if request.is_end is not None and request.is_end(said.token_ids):
+                break
+        return said
 
 
 class FakeModel:

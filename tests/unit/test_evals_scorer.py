@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glm3cli.evals.scorer import Scorer, StopWatch, sampling_of, windows
+from glm3cli.evals.scorer import Scorer, sampling_of, windows
 from glm3cli.infer.sampling import Sampling
 from tests.support.exam import FakeEngine, exam_tokenizer, score
 
@@ -118,15 +118,6 @@ def test_prompts_leave_room_for_the_answer() -> None:
     text = "one two three four five " * 5
     Scorer(engine, TOKENIZER, 1).generate_until(_requests((text, {"max_gen_toks": 8})))
     assert engine.batches == [[(*PREFIX, *TOKENIZER.encode(text)[-10:])]]
-
-
-def test_a_row_that_comes_to_a_stop_string_is_named_once() -> None:
-    one, two = TOKENIZER.encode("one one")[:1], TOKENIZER.encode("two two")[:1]
-    watch = StopWatch(TOKENIZER, ["one"], 2)
-    assert watch.push([one[0], two[0]]) == [0]
-    assert watch.push([two[0], two[0]]) == []
-    assert watch.push([two[0], None]) == []
-    assert watch.texts() == ["", TOKENIZER.decode([two[0], two[0]])]
 
 
 def test_sampling_options_of_tasks() -> None:

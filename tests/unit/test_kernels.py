@@ -2,14 +2,16 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 
 from glm3cli.device import select
 
 select("cpu").activate()
 
+from glm3cli.device.cpu_kernels import CpuKernels  # noqa: E402
 from glm3cli.device.kernels import Kernels  # noqa: E402
-from glm3cli.model.rotary import rotation_at, rotation_of_sequence  # noqa: E402
+from glm3cli.model.rotary import angles_at, rotation_of_sequence  # noqa: E402
 
 KERNELS = Kernels()
 
@@ -41,14 +43,35 @@ def test_rotation_and_its_gradient() -> None:
     assert torch.autograd.gradcheck(lambda x: KERNELS.rotate(x, rotation), heads)
 
 
-def test_positions_of_rows_are_their_own() -> None:
-    positions = torch.tensor([[0, 1, 2], [0, 0, 1]])
-    cosines, sines = rotation_at(positions, 8, 10_000.0, torch.float32)
-    assert cosines.shape == (3, 2, 1, 2)
-    assert torch.equal(cosines[2, 1], cosines[1, 0])
-    assert torch.equal(sines[1, 1], sines[0, 0])
-    whole = rotation_of_sequence(3, 8, 10_000.0, torch.float32, torch.device("cpu"))
-    assert torch.equal(cosines[:, :1], whole[0])
+def test_inference_rotates_in_place_as_training_does() -> None:
+    """In each type, at positions of their own, and without the values beside the keys."""
+    torch.manual_seed(0)
+    positions = torch.tensor([0, 7, 3])
+    angles = angles_at(positions, 8, 10_000.0)
+    for dtype in (torch.float32, torch.bfloat16):
+        mixed = torch.randn(3, 2, 5, 8).to(dtype)
+        expected = mixed.clone()
+        rotation = KERNELS.rotation(angles[:, None, None], dtype)
+        turned = KERNELS.rotate(mixed[:, :, :4].flatten(1, 2).unsqueeze(1), rotation)
+        expected[:, :, :4] = turned.view(3, 2, 4, 8)
+        with torch.no_grad():
+            KERNELS.turn(mixed[:, :, :4], KERNELS.turns(angles, dtype))
+        torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_packed_weight_multiplies_as_it_is(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(7, 12).to(dtype), torch.randn(7).to(dtype)
+    kernels = CpuKernels()
+    packed = kernels.pack(weight)
+    for rows in (1, 3, 40):
+        hidden = torch.randn(rows, 12).to(dtype)
+        exact = hidden.double() @ weight.double().T + bias.double()
+        found = kernels.linear(hidden, packed, bias)
+        assert found.dtype == dtype
+        # One rounding of the sum; fp32 sums in any order are closer.
+        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=2**-7)
 
 
 def test_cross_entropy_and_its_gradient() -> None:

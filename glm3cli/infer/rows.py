@@ -1,0 +1,190 @@
+"""Which text has which row of the KV cache, and what the rows still hold of texts that have ended.
+
+A prompt that begins as another text does, whether that one runs or has ended, gets the keys and
+values of the common beginning by a copy, or takes over the row: an earlier turn of a chat, the
+instruction that all prompts of a batch begin with, the examples before each question of a
+benchmark. A copy costs as much as reading the tokens' share of the cache, 28 KiB each, and leaves
+each row a run of slots that any attention kernel takes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from glm3cli.infer.requests import Request
+from glm3cli.model.cache import KVCache, bucket
+
+# The fewest tokens in common that are worth a copy, or the wait for another row.
+SHARED_AT_LEAST = 16
+# The fewest slots of a row.
+SMALLEST = 64
+# The length of a continuation for which a row has slots from the start, if it may be so long.
+_EXPECTED = 256
+
+
+@dataclass
+class Text:
+    """A text that runs: a prompt and its continuation so far.
+
+    Attributes:
+        number: The number of its request.
+        request: The request.
+        generator: The request's random generator.
+        tokens: The token ids of the prompt and of the continuation.
+        lane: The lane whose cache holds its row.
+        row: The row.
+        cached: The number of tokens whose keys and values the row holds, or will hold when the
+            passes that were begun have run.
+        has_ended: Whether it has ended while a pass was under way.
+    """
+
+    number: int
+    request: Request
+    generator: torch.Generator
+    tokens: list[int]
+    lane: "Lane"
+    row: int
+    cached: int = 0
+    has_ended: bool = False
+
+    @property
+    def new(self) -> list[int]:
+        """The token ids of the continuation."""
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def needs_prefill(self) -> bool:
+        """Whether tokens of the prompt were not read yet."""
+        return self.cached < len(self.request.prompt)
+
+
+@dataclass
+class Lane:
+    """Texts that run side by side in one cache; a pipeline has as many lanes as stages.
+
+    Attributes:
+        cache: The keys and values of its rows.
+        max_rows: The most rows of the cache.
+        texts: The texts that run, by row.
+        held: The tokens whose keys and values a free row still holds, the row that has been free
+            for longest first.
+        is_busy: Whether a pass over its rows is under way.
+        has_read: Whether its last pass has read prompts.
+    """
+
+    cache: KVCache
+    max_rows: int
+    texts: dict[int, Text] = field(default_factory=dict)
+    held: dict[int, list[int]] = field(default_factory=dict)
+    is_busy: bool = False
+    has_read: bool = False
+
+    @property
+    def room(self) -> int:
+        """The number of texts that could begin now."""
+        return self.max_rows - len(self.texts)
+
+    def begin(self, number: int, request: Request) -> Text:
+        """Gives a request a row; there must be room."""
+        prompt = list(request.prompt)
+        if not self.held:
+            rows = self.cache.num_rows
+            self.cache.grow(min(bucket(rows + 1), self.max_rows), 0)
+            self.held = {row: [] for row in range(rows, self.cache.num_rows)}
+        num_slots = len(prompt) + min(request.max_new_tokens, _EXPECTED)
+        self.cache.grow(0, bucket(num_slots, SMALLEST))
+        row = self._free_row(prompt)
+        text = Text(
+            number=number,
+            request=request,
+            generator=torch.Generator().manual_seed(request.seed),
+            tokens=prompt,
+            lane=self,
+            row=row,
+            cached=_reusable(prompt, self.held.pop(row)),
+        )
+        self.texts[row] = text
+        return text
+
+    def end(self, text: Text) -> None:
+        """Frees the row of a text; the next prompts may go on from what it holds."""
+        del self.texts[text.row]
+        self.held[text.row] = text.tokens[: text.cached]
+
+    def forget(self) -> None:
+        """Forgets what free rows hold."""
+        self.held = {row: [] for row in self.held}
+
+    def readable(self) -> Iterator[tuple[int, list[int]]]:
+        """Yields each row, and the tokens whose keys and values it holds."""
+        yield from self.held.items()
+        for row, text in self.texts.items():
+            yield row, text.tokens[: text.cached]
+
+    def _free_row(self, prompt: Sequence[int]) -> int:
+        """Returns the free row that a prompt can go on from.
+
+        If there is none, the one whose tokens are least missed: one that holds none, or has been
+        free for longest.
+        """
+        shared = {row: _reusable(prompt, tokens) for row, tokens in self.held.items()}
+        best = max(shared, key=lambda row: shared[row])
+        if shared[best]:
+            return best
+        return next((row for row, tokens in self.held.items() if not tokens), next(iter(shared)))
+
+
+def share_prefix(text: Text, lanes: Sequence[Lane]) -> bool:
+    """Copies the beginning that a prompt has in common with another row, if it is worth it.
+
+    Returns:
+        Whether the prompt should wait, since one that is being read will soon have more in common
+        with it than any row has now.
+    """
+    shared, lane, row = max(
+        (
+            (_reusable(text.tokens, tokens), lane, row)
+            for lane in lanes
+            for row, tokens in lane.readable()
+            if lane.texts.get(row) is not text
+        ),
+        key=lambda one: one[0],
+        default=(0, text.lane, text.row),
+    )
+    if _awaited(text, lanes) >= max(shared, text.cached) + SHARED_AT_LEAST:
+        return True
+    if shared >= text.cached + SHARED_AT_LEAST:
+        text.lane.cache.copy(lane.cache, row, text.row, text.cached, shared)
+        text.cached = shared
+    return False
+
+
+def _awaited(text: Text, lanes: Sequence[Lane]) -> int:
+    """Returns the longest beginning in common with a prompt that came before and is being read."""
+    others = (other for lane in lanes for other in lane.texts.values())
+    return max(
+        (
+            _reusable(text.tokens, other.tokens)
+            for other in others
+            if other.number < text.number and other.needs_prefill
+        ),
+        default=0,
+    )
+
+
+def _reusable(prompt: Sequence[int], tokens: Sequence[int]) -> int:
+    """Returns how many tokens of a prompt needn't be read where others were; 0 if it is too few.
+
+    The last token of a prompt is always read: the next one is chosen by its logits.
+    """
+    low, high = 0, min(len(prompt) - 1, len(tokens))
+    if high <= 0 or prompt[0] != tokens[0]:
+        return 0
+    while low < high:  # halves the part in which the first difference is
+        middle = (low + high + 1) // 2
+        if prompt[low:middle] == tokens[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low if low >= SHARED_AT_LEAST else 0
