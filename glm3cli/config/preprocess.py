@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from glm3cli.config.base import Flag, Settings
+from glm3cli.config.split import Split
 
 PIPE = Path("-")  # the input that stands for stdin
 TEXT, PACKED, INDEX = "Text", "Conversations and preferences", "Sample indices"
@@ -105,9 +106,8 @@ class PreprocessConfig(Settings):
     global_batch_size: Annotated[int, Flag(panel=INDEX)] = Field(
         default=8, ge=1, description="Samples of one optimizer step."
     )
-    split: Annotated[str, Flag(panel=INDEX)] = Field(
+    split: Annotated[Split, Flag(panel=INDEX)] = Field(
         default="949,50,1",
-        pattern=r"^\d+(\.\d+)?(,\d+(\.\d+)?){2}$",
         description="Proportions of training, validation, and test documents.",
     )
     seed: Annotated[int, Flag(panel=INDEX)] = Field(

@@ -1,9 +1,9 @@
 """Everything between raw data and the batches that training reads.
 
 Begin with `kinds`: the two kinds of training data, text for pretraining and answers for finetuning.
-`files` finds input files, `prefixes` parses `--data`, `indexed` reads and writes token files,
-`packs` distributes samples over sequences, and `index_cache` names the folders of sample indices
-that were built in advance. They are the base of:
+`files` (with `folders`) finds input files, `prefixes` parses `--data`, `indexed` reads and writes
+token files, `packs` distributes samples over sequences, and `index_cache` names the folders of
+sample indices that were built in advance. They are the base of:
 
 - `tokens`: the tokenizer and ChatGLM3's chat template.
 - `preprocess`: raw data becomes token files; `glm3 preprocess`.

@@ -1,11 +1,12 @@
 """Finds input files: expands paths, folders and globs, and tells a file's format by its name."""
 
-import logging
-from collections import Counter
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from glm3cli.config.preprocess import PIPE
+from glm3cli.data.folders import by_split, check_link, folder_files, visible_files, warn
 from glm3cli.errors import DataError
 
 FORMATS = {
@@ -18,7 +19,6 @@ FORMATS = {
     ".txt": "text",
 }
 _COMPRESSED = (".gz", ".zst")
-_log = logging.getLogger(__name__)
 
 
 def find_files(inputs: Iterable[Path]) -> list[Path]:
@@ -28,9 +28,15 @@ def find_files(inputs: Iterable[Path]) -> list[Path]:
         inputs: Files, folders, globs, or `config.preprocess.PIPE` for standard input.
 
     Raises:
-        DataError: An input doesn't exist, a glob matches no file, or a file has an unknown format.
+        DataError: An input doesn't exist, a glob matches no file, a link leads nowhere, or a file
+            has an unknown format.
     """
-    files = [file for path in inputs for file in _expand(path)]
+    files = []
+    for path in inputs:
+        try:
+            files += _expand(path.expanduser())
+        except (OSError, RuntimeError) as error:  # a name that is too long, or ~ of nobody
+            raise DataError(f"input {path} can't be found: {error}", "give another path") from None
     for file in files:
         if file != PIPE:
             format_of(file)
@@ -59,50 +65,69 @@ def _expand(path: Path) -> list[Path]:
     """Returns the files that one input names."""
     if path == PIPE:
         return [path]
+    check_link(path)
     if path.is_dir():
-        return _folder_files(path)
+        return folder_files(path, _format)
     if path.exists():
         return [path]
-    if any(mark in str(path) for mark in "*?["):
-        root = Path(path.anchor)
-        found = root.glob(str(path.relative_to(root)))
-        # As in a shell: a hidden file only where the pattern asks for one.
-        hidden = path.name.startswith(".")
-        files = sorted(
-            name for name in found if name.is_file() and name.name.startswith(".") == hidden
-        )
-        if files:
-            return files
-        raise DataError(f"no file matches {path}", "check the pattern, and quote it in the shell")
+    if _is_pattern(path):
+        return _matching(path)
     raise DataError(f"input {path} does not exist", "give a file, a folder or a quoted glob")
 
 
-def _folder_files(folder: Path) -> list[Path]:
-    """Returns a folder's files of its most frequent format, at any depth, without hidden files.
-
-    Files of other formats are left out, so that a README.txt doesn't become data.
+def _matching(pattern: Path) -> list[Path]:
+    """Returns the files that match a pattern as in a shell, and says it if they mix splits.
 
     Raises:
-        DataError: The folder has no file to read, or two formats are equally frequent.
+        DataError: No file matches, or a link that does leads nowhere.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
-    counts = Counter(found for path in files if (found := _format(path)))
-    if not counts:
-        raise DataError(f"folder {folder} has no file to read", f"known are {', '.join(FORMATS)}")
-    (main_format, most), *others = counts.most_common()
-    if others and others[0][1] == most:
+    found = sorted(_found_by(pattern))
+    for path in found:
+        check_link(path)
+    files = [path for path in found if path.is_file()]
+    if not files:
         raise DataError(
-            f"folder {folder} has as many {main_format} files as {others[0][0]} files",
-            f"say which: --input '{folder}/*.SUFFIX'",
+            f"no file matches {pattern}", "check the pattern, and quote it in the shell"
         )
-    if others:
-        named = ", ".join(f"{count} {name}" for name, count in others)
-        _log.warning("%s: reading its %d %s files, not its %s", folder, most, main_format, named)
-    return [path for path in files if _format(path) == main_format]
+    splits = by_split(files, Path(os.path.commonpath([path.parent for path in files])))
+    if len(splits) > 1 and ("validation" in splits or "test" in splits):
+        named = ", ".join(f"{len(paths)} {split or 'other'}" for split, paths in splits.items())
+        warn(f"{pattern} matches files of several splits, all of which are read: {named}")
+    return files
+
+
+def _found_by(pattern: Path) -> Iterable[Path]:
+    """Returns the paths that match a pattern; a hidden one only where the pattern asks for it.
+
+    Links to folders are followed. Path.glob does that in `*`, but not in `**`.
+    """
+    if "**" in pattern.parts:
+        place = pattern.parts.index("**")
+        base, rest = Path(*pattern.parts[:place]), pattern.parts[place + 1 :]
+        return [
+            path
+            for folder in (_found_by(base) if _is_pattern(base) else [base])
+            if folder.is_dir()
+            for path in visible_files(folder)
+            if _fits(path.relative_to(folder).parts, rest)
+        ]
+    root, is_hidden = Path(pattern.anchor), pattern.name.startswith(".")
+    found = root.glob(str(pattern.relative_to(root)))
+    return [path for path in found if path.name.startswith(".") == is_hidden]
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(mark in str(path) for mark in "*?[")
+
+
+def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Returns whether the last parts of a path match patterns; `**` stands for any parts."""
+    if "**" in patterns:
+        place = patterns.index("**")
+        fitting = (i for i in range(len(parts) + 1) if _fits(parts[:i], patterns[:place]))
+        return any(_fits(parts[i:], patterns[place + 1 :]) for i in fitting)
+    last = parts[max(0, len(parts) - len(patterns)) :]
+    return len(last) == len(patterns) and all(map(fnmatchcase, last, patterns))
 
 
 def _format(path: Path) -> str | None:

@@ -40,6 +40,8 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
     Raises:
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
+    if not is_speaker():
+        logging.getLogger("glm3cli.data").setLevel(logging.ERROR)
     prepared = prepare(config, kind)
     config = prepared.config
     check_memory(config, prepared.model)
@@ -93,8 +95,6 @@ def _preprocess(data: "RawData", display: Display, say: Say) -> str:
         ConfigError: The files can't be written.
         StoppedError: The process received SIGTERM.
     """
-    if not is_speaker():
-        logging.getLogger("glm3cli.data").setLevel(logging.ERROR)
     with display() as report:
         done = data.prepare(report)
     if is_speaker():

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from glm3cli.config.base import Flag, Settings
+from glm3cli.config.split import Split
 
 DATA = "Data"
 
@@ -22,9 +23,8 @@ class DataOptions(Settings):
         default=None,
         description="Folder for raw --data once it is preprocessed; default: data in --save.",
     )
-    split: Annotated[str, Flag(panel=DATA)] = Field(
+    split: Annotated[Split, Flag(panel=DATA)] = Field(
         default="949,50,1",
-        pattern=r"^\d+(\.\d+)?(,\d+(\.\d+)?){2}$",
         description="Proportions of training, validation, and test documents.",
     )
     seq_length: Annotated[int, Flag(panel=DATA)] = Field(
