@@ -34,8 +34,8 @@ def find_files(inputs: Iterable[Path]) -> list[Path]:
     files = []
     for path in inputs:
         try:
-            files += _expand(path.expanduser())
-        except (OSError, RuntimeError) as error:  # a name that is too long, or ~ of nobody
+            files += _expand(path)
+        except OSError as error:  # a name that is too long
             raise DataError(f"input {path} can't be found: {error}", "give another path") from None
     for file in files:
         if file != PIPE:

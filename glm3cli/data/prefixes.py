@@ -68,30 +68,28 @@ def read_blend(data: list[str]) -> Blend:
             other content.
         DataError: A YAML file is missing.
     """
-    data = [entry for item in data for entry in _expanded(item)]
-    matches = [_WEIGHTED.fullmatch(item) for item in data]
-    if any(matches) != all(matches):
+    items = [part for item in data for part in _expanded(item)]
+    given = [weight for _, weight in items if weight is not None]
+    if given and len(given) < len(items):
         raise ConfigError(
             f"--data {' '.join(data)}: some have a weight and some don't",
             "write WEIGHT:PREFIX for each, or for none",
         )
-    weighted = [
-        (match[2], float(match[1])) if match else (item, 1.0)
-        for match, item in zip(matches, data, strict=True)
-    ]
+    if not given:
+        return Blend(tuple(prefix for prefix, _ in items), None)
     # Megatron-core's blending would take some samples of a data set whose weight is 0.
-    weighted = [(prefix, weight) for prefix, weight in weighted if weight]
+    weighted = [(prefix, weight) for prefix, weight in items if weight]
     if not weighted:
         raise ConfigError(f"--data {' '.join(data)}: all weights are 0", "give one above 0")
     prefixes, weights = zip(*weighted, strict=True)
-    return Blend(prefixes, weights if all(matches) else None)
+    return Blend(prefixes, weights)
 
 
-def _expanded(item: str) -> list[str]:
-    """Returns the items of a YAML file with their paths resolved, or the item itself."""
+def _expanded(item: str) -> list[tuple[str, float | None]]:
+    """Returns the prefix and the weight, if one is given, of an item, or of all in a YAML file."""
     path = Path(item)
     if path.suffix not in (".yaml", ".yml"):
-        return [item]
+        return [_weighted(item)]
     if not path.is_file():
         raise DataError(f"--data {item} does not exist", "give a YAML file with a list of prefixes")
     try:
@@ -103,12 +101,31 @@ def _expanded(item: str) -> list[str]:
         raise ConfigError(
             f"--data {item} holds no list of prefixes", "write a line '- WEIGHT:PREFIX' for each"
         )
-    found = []
-    for entry in entries:
-        match = _WEIGHTED.fullmatch(entry)
-        weight, prefix = (f"{match[1]}:", match[2]) if match else ("", entry)
-        found.append(f"{weight}{path.parent / os.path.expanduser(prefix)}")  # noqa: PTH111
-    return found
+    return [_weighted(entry, path.parent) for entry in entries]
+
+
+def _weighted(item: str, folder: Path = Path()) -> tuple[str, float | None]:
+    """Splits an item into prefix and weight; None for no weight.
+
+    Args:
+        item: The item. What looks like a weight belongs to the name if there are such files.
+        folder: What the prefix is relative to.
+    """
+    match = _WEIGHTED.fullmatch(item)
+    prefix, weight = (match[2], float(match[1])) if match else (item, None)
+    if match and _is_there(str(folder / item)):
+        prefix, weight = item, None
+    # As text, since a path would lose the . in front of ./a.
+    home = os.path.expanduser(prefix)  # noqa: PTH111  # leaves a user who isn't known
+    return (home if folder == Path() else str(folder / home)), weight
+
+
+def _is_there(item: str) -> bool:
+    """Returns whether there is a file or folder of this name, or preprocessed files."""
+    with suppress(OSError):  # a name is too long
+        paths = [Path(item), *(Path(f"{kind.main_file(item)}.idx") for kind in KINDS)]
+        return any(path.exists() for path in paths)
+    return False
 
 
 def check_files(prefix: str, kind: DataKind) -> None:

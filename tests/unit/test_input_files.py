@@ -175,14 +175,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
         find_files([tmp_path])
 
 
-@pytest.mark.parametrize("name", ["数" * 90 + ".jsonl", "a" * 300, "~nobody-of-this-name/a.jsonl"])
+@pytest.mark.parametrize("name", ["数" * 90 + ".jsonl", "a" * 300])
 def test_a_path_that_cannot_be_is_a_sentence(tmp_path, name):
-    path = Path(name) if name.startswith("~") else tmp_path / name
-    with pytest.raises(DataError, match=r"can't be found|does not exist"):
-        find_files([path])
-
-
-def test_home_is_expanded(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    files = make(tmp_path, "a.jsonl")
-    assert find_files([Path("~/a.jsonl")]) == find_files([Path("~/*.jsonl")]) == files
+    with pytest.raises(DataError, match=r"can't be found: .*File name too long"):
+        find_files([tmp_path / name])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, TEXT, instruction_file
-from glm3cli.data.prefixes import Blend, parse_blend
+from glm3cli.data.prefixes import Blend, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 
 
@@ -43,6 +43,29 @@ def test_a_colon_after_anything_else_belongs_to_the_path(text, tmp_path, monkeyp
     text("x:a")
     monkeypatch.chdir(tmp_path)
     assert parse_blend(["x:a"], TEXT) == Blend(("x:a",), None)
+
+
+@pytest.mark.parametrize("item", ["1:b.jsonl", "2.5:folder", "3:prefix"])
+def test_what_looks_like_a_weight_belongs_to_a_file_that_is_there(
+    text, tmp_path, monkeypatch, item
+):
+    monkeypatch.chdir(tmp_path)
+    assert read_blend([item]).weights is not None
+    if item == "3:prefix":
+        text("3:prefix")
+    elif item == "2.5:folder":
+        Path(item).mkdir()
+    else:
+        Path(item).touch()
+    assert read_blend([item]) == Blend((item,), None)
+    assert read_blend([f"7:{item}"]) == Blend((item,), (7.0,))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/data.yaml").write_text(f"- {item}\n- ./x\n")
+    with pytest.raises(ConfigError, match="some have a weight"):
+        read_blend(["lists/data.yaml"])
+    for file in tmp_path.glob(f"{item}*"):
+        file.rename(tmp_path / "lists" / file.name)
+    assert read_blend(["lists/data.yaml"]) == Blend((f"lists/{item}", "lists/x"), None)
 
 
 def test_a_part_that_weighs_nothing_is_left_out_but_not_all_may(text):

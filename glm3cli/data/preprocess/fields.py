@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glm3cli.data.preprocess.readers.json_text import parse_json
+from glm3cli.data.preprocess.readers.json_text import json_value
 
 Row = Mapping[str, Any]
 
@@ -103,7 +103,7 @@ def json_of(row: Row, field: str, within: str = "") -> Any:
 def parsed(text: str, place: str) -> Any:
     """Parses the JSON in a field, which errors name; raises RowError if it isn't JSON."""
     try:
-        return parse_json(text)
+        return json_value(text)
     except ValueError as error:
         raise RowError(place, f"expected JSON, got {shown(text)}: {error}") from None
 

@@ -8,7 +8,7 @@ MAX_DEPTH = 100
 TOO_DEEP = f"is nested in more than {MAX_DEPTH} levels"
 
 
-def parse_json(text: str) -> Any:
+def json_value(text: str) -> Any:
     """Returns the value of a JSON text.
 
     Raises:

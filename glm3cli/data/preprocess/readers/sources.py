@@ -23,7 +23,7 @@ from glm3cli.data.preprocess.readers.chunks import (
 )
 from glm3cli.data.preprocess.readers.csv_rows import read_csv
 from glm3cli.data.preprocess.readers.json_array import read_json_array
-from glm3cli.data.preprocess.readers.json_text import parse_json
+from glm3cli.data.preprocess.readers.json_text import json_value
 from glm3cli.data.preprocess.readers.tables import read_group, read_tables
 from glm3cli.data.preprocess.readers.unpacked import check_end, gunzipped, unzstd
 from glm3cli.errors import DataError
@@ -157,7 +157,7 @@ def parse_line(kind: Literal["json", "text"], line: bytes) -> Any:
     text = line.decode("utf-8")
     if kind == "text":
         return {"text": text.removesuffix("\n").removesuffix("\r")}
-    return parse_json(text) if not text.isspace() else None
+    return json_value(text) if not text.isspace() else None
 
 
 _UNPACK = {".gz": gunzipped, ".zst": unzstd}
