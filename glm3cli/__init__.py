@@ -29,6 +29,7 @@ def open_model(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     device: Literal["auto", "npu", "cuda", "cpu"] = "auto",
     tokenizer: str | Path | None = None,
+    lora: str | Path | None = None,
 ) -> "Model":
     """Opens a model for generation and scoring.
 
@@ -43,6 +44,8 @@ def open_model(
         device: The kind of chip; `auto` is an NPU if there is one, else a GPU, else the CPU.
         tokenizer: A folder with a tokenizer.model, or that file; the one beside the model unless
             given.
+        lora: A LoRA adapter to compute with: a folder in PEFT's layout, or a run or checkpoint that
+            trained it.
 
     Returns:
         The model, a context manager; `close` it when it isn't needed any more. One can be open at
@@ -56,8 +59,8 @@ def open_model(
     from glm3cli.infer.opening import open_here
 
     settings = {"model": Path(path), "tp": tp, "pp": pp, "dtype": dtype, "device": device}
-    if tokenizer is not None:
-        settings["tokenizer"] = Path(tokenizer)
+    places = {"tokenizer": tokenizer, "lora": lora}
+    settings |= {name: Path(place) for name, place in places.items() if place is not None}
     model = open_here(InferenceConfig.parse(settings))
     assert model is not None  # nproc isn't set
     return model

@@ -20,6 +20,11 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
     model: Annotated[Path, Flag(panel=MODEL)] = Field(
         description="Model folder in any layout, or a training run's folder."
     )
+    lora: Annotated[Path | None, Flag(panel=MODEL, metavar="ADAPTER")] = Field(
+        default=None,
+        description="LoRA adapter to compute with: a folder in PEFT's layout, or a run or "
+        "checkpoint that trained it.",
+    )
     tokenizer: Annotated[Path | None, Flag(panel=MODEL)] = Field(
         default=None, description="Folder or tokenizer.model; default: the one in --model."
     )

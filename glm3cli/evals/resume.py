@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glm3cli.checkpoint.locate import WEIGHT_SUFFIXES, locate
+from glm3cli.checkpoint.locate import WEIGHT_SUFFIXES, locate, locate_adapter
 from glm3cli.config.evaluation import EvalConfig
 from glm3cli.errors import ConfigError
 from glm3cli.evals.results import Answer
@@ -36,7 +36,10 @@ def run_key(config: EvalConfig, protocol: str, prompts_hash: str) -> str:
         prompts_hash: `hash_texts` of the prompts' texts with all their shots.
     """
     options = {k: v for k, v in config.to_options().items() if k not in _IRRELEVANT}
-    facts = [options, protocol, prompts_hash, _weight_files(locate(config.model).folder)]
+    location = locate(config.model)
+    adapters = [*location.adapters, *([] if config.lora is None else [locate_adapter(config.lora)])]
+    files = [_weight_files(folder) for folder in (location.folder, *adapters)]
+    facts = [options, protocol, prompts_hash, files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

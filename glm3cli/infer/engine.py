@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
@@ -78,6 +79,7 @@ class Engine:
         dtype: DType,
         grid: Grid,
         max_batch_size: int = MAX_BATCH_SIZE,
+        adapter: Adapter | None = None,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -87,6 +89,7 @@ class Engine:
             dtype: The type in which the model runs.
             grid: This rank's place among the parallel groups.
             max_batch_size: The most texts that run side by side.
+            adapter: A LoRA adapter of the model, which isn't merged; None for the bare model.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -99,7 +102,7 @@ class Engine:
         self._running: dict[int, Text] = {}
         self._flights: deque[_Flight] = deque()
         self._count = 0
-        self._pipeline = Pipeline(source, parallel, dtype, grid)
+        self._pipeline = Pipeline(source, parallel, dtype, grid, adapter)
         self._chooser = Chooser(self._pipeline, grid, require_active().torch_device())
         self.scoring = Scoring(self._pipeline, grid)
         rows = -(-max_batch_size // grid.pp_size)

@@ -1,9 +1,14 @@
 """Builds a model for inference on this rank, and loads its weights and its tokenizer."""
 
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
+from glm3cli.checkpoint.adapter.pairs import Adapter
+from glm3cli.checkpoint.adapter.reader import open_adapter
 from glm3cli.checkpoint.layouts.opening import open_at
-from glm3cli.checkpoint.locate import locate
+from glm3cli.checkpoint.locate import Location, locate, locate_adapter
+from glm3cli.checkpoint.source import StoredSource
 from glm3cli.config.inference import InferenceConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -27,7 +32,7 @@ def open_model(config: InferenceConfig) -> Model:
     """
     device = require_active()
     location = locate(config.model)
-    source = open_at(location)
+    source, adapter = _open(location, config.lora)
     config.check_fits(source.model)
     tokenizer = Tokenizer.load(config.tokenizer or location.companions)
     if tokenizer.vocab_size > source.model.padded_vocab_size:
@@ -39,7 +44,26 @@ def open_model(config: InferenceConfig) -> Model:
     with ExitStack() as stack:
         grid = stack.enter_context(open_grid(config))
         dtype = config.dtype or _default(source.model, device)
-        return Model(Engine(source, config, dtype, grid), tokenizer, stack.pop_all())
+        engine = Engine(source, config, dtype, grid, adapter=adapter)
+        return Model(engine, tokenizer, stack.pop_all())
+
+
+def _open(location: Location, lora: Path | None) -> tuple[StoredSource, Adapter | None]:
+    """Opens the weights of a model, and the adapter that it computes with, if there is one.
+
+    An adapter isn't merged into the weights, because these may be of fewer bits than it needs. Only
+    with several are all but the last one merged.
+
+    Args:
+        location: The place of the model, which may be a run that trains an adapter.
+        lora: The value of --lora.
+
+    Raises:
+        CheckpointError: The model or the adapter can't be read, or they don't fit each other.
+    """
+    adapters = [*location.adapters, *([] if lora is None else [locate_adapter(lora)])]
+    source = open_at(replace(location, adapters=tuple(adapters[:-1])))
+    return source, open_adapter(adapters[-1], source.model) if adapters else None
 
 
 def _default(model: ModelConfig, device: Device) -> DType:

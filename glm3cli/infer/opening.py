@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from glm3cli.checkpoint.adapter.config import read_adapter_config
 from glm3cli.checkpoint.layouts.opening import read_shape
+from glm3cli.checkpoint.locate import locate_adapter
 from glm3cli.config.inference import InferenceConfig
 from glm3cli.parallel.launch import run_here
 
@@ -14,11 +16,13 @@ def check_model(config: InferenceConfig) -> None:
     """Checks that there is a model, and that it can be cut over the ranks as asked.
 
     Raises:
-        CheckpointError: There is no model, or its config.json is wrong.
+        CheckpointError: There is no model, its config.json is wrong, or --lora is no adapter.
         ConfigError: The parallel sizes don't fit the number of ranks or the model.
     """
     config.check_world(config.world_size)
     config.check_fits(read_shape(config.model))
+    if config.lora is not None:
+        read_adapter_config(locate_adapter(config.lora))
 
 
 def open_here(config: InferenceConfig, *, answers_interrupts: bool = False) -> "Model | None":

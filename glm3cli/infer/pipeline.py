@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glm3cli.checkpoint.adapter.pairs import Adapter
+from glm3cli.checkpoint.adapter.transfer import load_adapter, shapes_of
 from glm3cli.checkpoint.load import load_weights
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import DType
@@ -30,7 +32,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, source: WeightSource, parallel: ParallelConfig, dtype: DType, grid: Grid
+        self,
+        source: WeightSource,
+        parallel: ParallelConfig,
+        dtype: DType,
+        grid: Grid,
+        adapter: Adapter | None = None,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -39,6 +46,7 @@ class Pipeline:
             parallel: The parallel sizes.
             dtype: The type in which the model runs.
             grid: This rank's place among the parallel groups.
+            adapter: A LoRA adapter of the model; None for the bare model.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -46,8 +54,11 @@ class Pipeline:
         self._grid = grid
         # A decoded token is one position: it can't be split over tensor parallel ranks.
         config = transformer_config(source.model, parallel, dtype, sequence_parallel=False)
-        gpt = unwrap(build_chunks(source.model, parallel, config)[0].eval())
+        shapes = None if adapter is None else shapes_of(adapter, source.model)
+        gpt = unwrap(build_chunks(source.model, parallel, config, shapes)[0].eval())
         load_weights([gpt], source, parallel, grid)
+        if adapter is not None:
+            load_adapter([gpt], adapter, source.model, grid)
         self._decoder = Decoder(gpt, source.model, grid.tp_group)
         self._dtype, self._device = config.params_dtype, require_active().torch_device()
         self._model, self._is_warned = source.model, False

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.cli import evaluate
+from glm3cli.config.convert import ConvertOptions
 from glm3cli.errors import ConfigError, DataError
-from tests.support.exam import run_on_rank, write_csv, write_exam, write_exam_model
+from tests.support.adapters import adapter_tensors, write_adapter
+from tests.support.exam import EXAM_MODEL, run_on_rank, write_csv, write_exam, write_exam_model
 from tests.support.ranks import RankPool
 
 PROGRAM = """
@@ -122,6 +125,24 @@ def test_json_on_stdout(model: Path, exam: Path, tmp_path: Path) -> None:
     assert shown == json.loads((tmp_path / "results.json").read_text())
     assert shown["protocol"] == "modellink"
     assert all(isinstance(question["text"], str) for question in shown["questions"])
+
+
+@pytest.mark.dist
+def test_an_adapter_gives_the_answers_of_the_merged_model(
+    model: Path, exam: Path, tmp_path: Path, ranks: RankPool
+) -> None:
+    tensors = {name: 0.1 * tensor for name, tensor in adapter_tensors(model=EXAM_MODEL).items()}
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    convert(model, tmp_path / "merged", ConvertOptions(layout="chatglm", lora=adapter))
+    base = {"data_dir": exam, "device": "cpu", "output": tmp_path / "out.json"}
+    [expected] = ranks.run(1, run_on_rank, base | {"model": tmp_path / "merged"})
+    [plain] = ranks.run(1, run_on_rank, base | {"model": model})
+    for found in ranks.run(2, run_on_rank, base | {"model": model, "lora": adapter, "tp": 2}):
+        for ours, theirs in zip(found["questions"], expected["questions"], strict=True):
+            assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-4)
+    assert plain["questions"][0]["scores"] != pytest.approx(
+        expected["questions"][0]["scores"], abs=1e-2
+    )
 
 
 @pytest.mark.dist

@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import glm3cli
 from glm3cli.checkpoint.layouts.opening import open_source
 from tests.support.adapters import adapter_tensors, write_adapter
 from tests.support.checkpoints import assert_same
@@ -56,6 +57,29 @@ def test_a_run_is_its_base_model_with_the_adapter_merged(
     assert_same(weights_of(open_source(tmp_path / "from_run")), merged)
     shown = json.loads(succeed("convert", "inspect", run, "--json").out)
     assert shown["adapters"] == [str(run / "iter_0000006" / "adapter")]
+
+
+def test_generation_computes_with_the_adapter(run: Path, project: Project, tmp_path: Path) -> None:
+    succeed("convert", "mg2hf", project.model, tmp_path / "merged", "--lora", run)
+    words = ("--prompt", "The lake is", "--greedy", "--max-new-tokens", 8, "--json", "--logprobs")
+    found = [
+        json.loads(succeed("generate", *model, *words, "--device", "cpu").out)["results"][0]
+        for model in (
+            ("--model", tmp_path / "merged"),
+            ("--model", project.model, "--lora", run),
+            ("--model", project.model, "--lora", run / "iter_0000006"),
+            ("--model", run),
+            ("--model", project.model),
+        )
+    ]
+    merged, *others, base = found
+    for other in others:
+        assert other["token_ids"] == merged["token_ids"]
+        assert other["logprobs"] == pytest.approx(merged["logprobs"], abs=1e-5)
+    assert base["logprobs"] != pytest.approx(merged["logprobs"], abs=1e-3)
+    with glm3cli.open_model(project.model, lora=run, device="cpu") as model:
+        [again] = model.generate("The lake is", max_new_tokens=8)
+    assert again.token_ids == merged["token_ids"]
 
 
 def test_a_run_without_its_base_model_is_a_sentence(

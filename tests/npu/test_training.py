@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.ranks import RankPool
 from tests.support.training import Trained, train_steps
+from tests.support.tuning import tune
 
 pytestmark = pytest.mark.dist
 
@@ -35,6 +36,16 @@ def test_20_steps_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, siz
     [*_, expected] = ranks.run(size, train_steps, options, 0, STEPS)
     for found in npu_ranks.run(size, train_steps, options, 0, STEPS):
         assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("sizes", ["tp1 pp1", "tp2 pp1"])
+def test_adapters_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, sizes: str) -> None:
+    options = {"lora_rank": 4, **SIZES[sizes]}
+    size = world_size(options)
+    [*_, expected] = ranks.run(size, tune, options)
+    for found in npu_ranks.run(size, tune, options):
+        assert found.losses == pytest.approx(expected.losses, rel=1e-5)
+        assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4)
 
 
 MORE: dict[str, tuple[int, dict[str, Any]]] = {
