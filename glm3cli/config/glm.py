@@ -30,11 +30,11 @@ _FIXED: dict[str, object] = {
     "hidden_act": "silu",
     "attention_bias": True,
     "tie_word_embeddings": False,
-    "rope_type": "default",
     "partial_rotary_factor": 0.5,
 }
-# The fields of `_FIXED` that stand beside the rotary base, in `rope_parameters`.
-_ROPE = ("rope_type", "partial_rotary_factor")
+_PARTIAL = "partial_rotary_factor"  # the field of `_FIXED` that stands in `rope_parameters`
+# How positions are scaled; transformers knows further ways, which change the frequencies.
+_SCALINGS = ("default", "linear")
 
 
 def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -64,21 +64,51 @@ def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
                 f"glm3 takes GLM models with {name} {value!r}; others don't compute as ChatGLM3",
             )
     theta = found.get("rope_theta", _BASE)
-    if not isinstance(theta, int | float):
+    if isinstance(theta, bool) or not isinstance(theta, int | float):
         raise CheckpointError(f"{path} has rope_theta {theta!r}", "it must be a number")
     values = {ours: raw[name] for ours, name in _FIELDS.items()}
-    return values | {"rope_ratio": theta / _BASE}
+    return values | {"rope_ratio": theta / _BASE, "rope_factor": _factor(found, path)}
+
+
+def _factor(found: Mapping[str, Any], path: Path) -> float:
+    """Returns the divisor of the positions, as transformers' linear RoPE scaling has it.
+
+    Args:
+        found: The content of the config.json with the rotary parameters at the top.
+        path: The file's path, for the messages.
+
+    Raises:
+        CheckpointError: The scaling is another one, or its factor is wrong.
+    """
+    scaling = found.get("rope_type", "default")
+    if scaling not in _SCALINGS:
+        raise CheckpointError(
+            f"{path} has the RoPE scaling {scaling!r}",
+            f"glm3 computes {' and '.join(_SCALINGS)}; use a model without another scaling",
+        )
+    if scaling == "default":
+        return 1.0
+    factor = found.get("factor")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 1:
+        raise CheckpointError(
+            f"{path} has linear RoPE scaling with the factor {factor!r}",
+            "it must be a number of at least 1",
+        )
+    return float(factor)
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns the rotary parameters: transformers 5 nests them, 4 has them at the top."""
-    rope: dict[str, Any] = {
-        name: raw[name] for name in ("rope_theta", "partial_rotary_factor") if name in raw
-    }
-    for name in ("rope_scaling", "rope_parameters"):
-        nested = raw.get(name) or {}
-        rope |= nested if isinstance(nested, dict) else {"rope_type": nested}
-    return rope
+    """Returns the rotary parameters: transformers 5 nests them, 4 has most of them at the top.
+
+    Transformers 4 called the kind of scaling `type` at first, and `rope_type` later, which counts
+    where both are given. `rope_scaling` counts before `rope_parameters` (transformers 5.23,
+    modeling_rope_utils.py, convert_rope_params_to_dict).
+    """
+    nested = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(nested, dict):
+        nested = {"rope_type": nested}
+    kind = {"rope_type": nested["type"]} if "type" in nested else {}
+    return {name: raw[name] for name in ("rope_theta", _PARTIAL) if name in raw} | kind | nested
 
 
 def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -88,17 +118,21 @@ def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         shape: The values of a `ModelConfig`.
         dtype: The type of the weights by transformers' name, such as `bfloat16`.
     """
-    rope = {"rope_theta": _BASE * shape["rope_ratio"], **{name: _FIXED[name] for name in _ROPE}}
+    scaling: dict[str, Any] = {"rope_type": "default"}
+    if shape["rope_factor"] != 1:
+        scaling = {"rope_type": "linear", "factor": shape["rope_factor"]}
+    rope = {"rope_theta": _BASE * shape["rope_ratio"], _PARTIAL: _FIXED[_PARTIAL], **scaling}
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["GlmForCausalLM"],
         **{name: shape[ours] for ours, name in _FIELDS.items()},
-        **{name: value for name, value in _FIXED.items() if name not in _ROPE},
+        **{name: value for name, value in _FIXED.items() if name != _PARTIAL},
         "attention_dropout": 0.0,
         "rope_parameters": rope,
         # transformers 4 looks for these at the top.
         "rope_theta": rope["rope_theta"],
-        "partial_rotary_factor": rope["partial_rotary_factor"],
+        _PARTIAL: rope[_PARTIAL],
+        **({"rope_scaling": scaling} if "factor" in scaling else {}),
         "torch_dtype": dtype,
         "dtype": dtype,
         "use_cache": True,

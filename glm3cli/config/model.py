@@ -28,6 +28,7 @@ _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 _DEFAULTS: dict[str, object] = {
     "layernorm_epsilon": 1e-5,
     "rope_ratio": 1.0,
+    "rope_factor": 1.0,
 }
 _NEEDED = (
     "num_layers",
@@ -59,6 +60,8 @@ class ModelConfig(Settings):
         seq_length: Length of the longest sequence that the model was trained on, in tokens.
         layernorm_epsilon: The number that RMSNorm adds to the mean of the squares.
         rope_ratio: Factor on the rotary base of 10,000 (above 1 in 32k and 128k models).
+        rope_factor: Divisor of the positions (transformers' linear RoPE scaling); the original
+            remote code has none.
         torch_dtype: Type of the weights in the checkpoint.
     """
 
@@ -72,6 +75,7 @@ class ModelConfig(Settings):
     seq_length: int = Field(ge=1)
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
     rope_ratio: float = Field(default=1.0, gt=0)
+    rope_factor: float = Field(default=1.0, ge=1)
     torch_dtype: DType = "fp16"
 
     @model_validator(mode="after")
@@ -136,7 +140,8 @@ class ModelConfig(Settings):
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the content of a config.json for the original remote code (layout chatglm)."""
-        shape = self.model_dump(exclude={"num_query_groups", "torch_dtype"})
+        unscaled = {"rope_factor"} if self.rope_factor == 1 else set[str]()
+        shape = self.model_dump(exclude={"num_query_groups", "torch_dtype", *unscaled})
         return {
             "model_type": "chatglm",
             "architectures": ["ChatGLMModel"],

@@ -22,12 +22,17 @@ class CoreAttention(torch.nn.Module):
     """
 
     def __init__(
-        self, config: Any, layer_number: int, rotary_base: float, **_megatron: Any
+        self,
+        config: Any,
+        layer_number: int,
+        rotary_base: float,
+        rotary_factor: float,
+        **_megatron: Any,
     ) -> None:
         super().__init__()
         self.layer_number = layer_number
         self.scale = config.kv_channels**-0.5
-        self._rotary_base = rotary_base
+        self._rotary_base, self._rotary_factor = rotary_base, rotary_factor
         is_shared = config.context_parallel_size > 1
         self._sharers = parallel_state.get_context_parallel_group() if is_shared else None
 
@@ -56,7 +61,12 @@ class CoreAttention(torch.nn.Module):
             query, key, value = (to_heads(one, self._sharers) for one in (query, key, value))
         kernels = require_active().kernels
         rotation = rotation_of_sequence(
-            query.size(0), query.size(-1), self._rotary_base, query.dtype, query.device
+            query.size(0),
+            query.size(-1),
+            self._rotary_base,
+            query.dtype,
+            query.device,
+            self._rotary_factor,
         )
         query, key = kernels.rotate(query, rotation), kernels.rotate(key, rotation)
         context = kernels.attention(query, key, value, self.scale, attention_mask)

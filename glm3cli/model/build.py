@@ -171,7 +171,11 @@ def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linears.column,
                     core_attention=ModuleSpec(
-                        module=CoreAttention, params={"rotary_base": model.rotary_base}
+                        module=CoreAttention,
+                        params={
+                            "rotary_base": model.rotary_base,
+                            "rotary_factor": model.rope_factor,
+                        },
                     ),
                     linear_proj=linears.row,
                 ),

@@ -64,14 +64,17 @@ class _Pass:
         is_decoding: Whether every run has one token.
     """
 
-    def __init__(self, runs: Sequence[Run], cache: KVCache, width: int, base: float) -> None:
+    def __init__(
+        self, runs: Sequence[Run], cache: KVCache, width: int, rope: tuple[float, float]
+    ) -> None:
+        """Prepares a pass of the heads' width, with the base and the divisor of the rotation."""
         device, dtype = cache.slots.device, cache.slots.dtype
         kernels = require_active().kernels
         self.runs = runs
         self.is_decoding = all(len(run.tokens) == 1 for run in runs)
         positions = [slot for run in runs for slot in range(run.start, run.end)]
         self.slots = torch.tensor(positions, device=device)
-        self.turns = kernels.turns(angles_at(self.slots, width, base), dtype)
+        self.turns = kernels.turns(angles_at(self.slots, width, *rope), dtype)
         if self.is_decoding:
             ends = {run.row: run.end for run in runs}
             self.num_rows = max(ends) + 1
@@ -95,7 +98,8 @@ class Decoder:
         self._gpt = gpt
         self._group = tp_group
         self._kernels = require_active().kernels
-        self._eps, self._base = model.layernorm_epsilon, model.rotary_base
+        self._eps = model.layernorm_epsilon
+        self._rope = (model.rotary_base, model.rope_factor)
         self._width, self._scale = model.kv_channels, model.kv_channels**-0.5
         # More ranks than groups: several share one, each with a part of its query heads.
         self._sharers = max(1, tp_group.size() // model.num_query_groups)
@@ -171,7 +175,7 @@ class Decoder:
             The hidden states after the last layer, [tokens, h].
         """
         kernels = self._kernels
-        shared = _Pass(runs, cache, self._width, self._base)
+        shared = _Pass(runs, cache, self._width, self._rope)
         for index, layer in enumerate(self._layers):
             normed = kernels.rms_norm(hidden, layer.input_norm, self._eps)
             context = self._attend(layer.qkv(normed), index, shared, cache)

@@ -58,7 +58,7 @@ def _rotation(model: ModelConfig, length: int) -> Tensor:
     """
     size = model.kv_channels // 2
     frequencies = model.rotary_base ** -(torch.arange(0, size, 2).float() / size)
-    angles = torch.outer(torch.arange(length).float(), frequencies)
+    angles = torch.outer(torch.arange(length).float(), frequencies / model.rope_factor)
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
 
 

@@ -16,7 +16,12 @@ from glm3cli.device.kernels import Rotation
 
 @functools.lru_cache(maxsize=8)
 def rotation_of_sequence(
-    length: int, width: int, base: float, dtype: torch.dtype, device: torch.device
+    length: int,
+    width: int,
+    base: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    factor: float = 1.0,
 ) -> Rotation:
     """Returns the rotation of the positions 0 to `length` - 1; cached, as all layers share it.
 
@@ -26,12 +31,13 @@ def rotation_of_sequence(
         base: Base of the frequencies (rope_theta).
         dtype: Type of the heads that will be rotated.
         device: The device of the result.
+        factor: Divisor of the positions.
     """
-    angles = angles_at(torch.arange(length, device=device), width, base)
+    angles = angles_at(torch.arange(length, device=device), width, base, factor)
     return require_active().kernels.rotation(angles[:, None, None], dtype)
 
 
-def angles_at(positions: Tensor, width: int, base: float) -> Tensor:
+def angles_at(positions: Tensor, width: int, base: float, factor: float = 1.0) -> Tensor:
     """Returns the angles of tokens at given positions.
 
     They are computed in fp32, as in the original code (modeling_chatglm.py).
@@ -41,11 +47,13 @@ def angles_at(positions: Tensor, width: int, base: float) -> Tensor:
         width: Size of a head (kv_channels), of which half is rotated.
         base: Base of the frequencies (rope_theta): pair i of the width / 4 pairs turns by position
             x base^(-4 i / width).
+        factor: Divisor of the positions: transformers' linear RoPE scaling.
 
     Returns:
         The angles, [n, width / 4], fp32.
     """
-    return torch.outer(positions.float(), _frequencies(width, base, positions.device))
+    frequencies = _frequencies(width, base, positions.device) / factor
+    return torch.outer(positions.float(), frequencies)
 
 
 @functools.lru_cache(maxsize=8)

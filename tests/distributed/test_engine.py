@@ -40,6 +40,7 @@ PARALLEL_SIZES: dict[str, tuple[int, dict[str, int]]] = {
 SHAPES = {
     "plain": {},
     "rope_ratio 50": {"rope_ratio": 50.0},
+    "linear scaling": {"rope_factor": 3.0},
     "one group": {"num_query_groups": 1},
     "a group per head": {"num_query_groups": 4},
 }

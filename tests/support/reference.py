@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.names import WEIGHTS, Weight
+from glm3cli.config import glm
 from glm3cli.config.model import ModelConfig
 
 # Canonical weight -> the parameters of GlmForCausalLM that it is made of, row by row.
@@ -41,7 +42,7 @@ def build(model: ModelConfig, source: Any) -> Any:
     """GlmForCausalLM in fp32 with the weights of `source`."""
     from transformers import GlmConfig, GlmForCausalLM
 
-    glm = GlmForCausalLM(
+    native = GlmForCausalLM(
         GlmConfig(
             vocab_size=model.padded_vocab_size,
             hidden_size=model.hidden_size,
@@ -55,11 +56,11 @@ def build(model: ModelConfig, source: Any) -> Any:
             rms_norm_eps=model.layernorm_epsilon,
             tie_word_embeddings=False,
             max_position_embeddings=model.seq_length,
-            rope_theta=model.rotary_base,
+            rope_parameters=glm.to_glm(model.model_dump(), "float32")["rope_parameters"],
             pad_token_id=None,  # a padding_idx would drop the gradient of token 0
         )
     ).float()
-    parameters = dict(glm.named_parameters())
+    parameters = dict(native.named_parameters())
     with torch.no_grad():
         for weight, layer in all_slots(model):
             parts = [parameters.pop(name) for name in names(weight, layer)]
@@ -67,7 +68,7 @@ def build(model: ModelConfig, source: Any) -> Any:
             for part, piece in zip(parts, pieces, strict=True):
                 part.copy_(piece)
     assert not parameters, parameters.keys()
-    return glm
+    return native
 
 
 def gradients(model: ModelConfig, glm: Any) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.data.tokens.fast_tokenizer import check_fast, to_fast
 from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
-from glm3cli.errors import CheckpointError, DataError
+from glm3cli.errors import CheckpointError, ConfigError, DataError
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
 
@@ -229,8 +229,12 @@ _BIAS = "transformer.encoder.layers.0.self_attention.query_key_value.bias"
             {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
             "has partial_rotary_factor 0.25",
         ),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "has rope_type 'yarn'"),
-        ({"rope_scaling": {"rope_type": "linear"}, "rope_parameters": None}, "rope_type 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "has the RoPE scaling 'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "has the RoPE scaling 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "linear"}, "rope_parameters": None}, "the factor None"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "the factor 0.5"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "the factor '2'"),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, "the factor nan"),
         ({"rope_parameters": None, "rope_theta": "big"}, "has rope_theta 'big'"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_ratio"),
         ({"num_key_value_heads": 3}, "num_attention_heads 8 is not a multiple"),
@@ -254,6 +258,38 @@ def test_the_rotary_base_in_either_spelling(glm):
     assert open_source(glm).model.rope_ratio == 2.0
     change(glm, rope_theta=None)
     assert open_source(glm).model.rope_ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4}, "rope_parameters": None},
+        {"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 4}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+    ],
+    ids=["transformers 4", "its later versions", "both", "transformers 5"],
+)
+def test_linear_scaling_in_every_spelling_is_what_transformers_reads(glm, values):
+    from transformers import GlmConfig
+
+    change(glm, **values)
+    model = open_source(glm).model
+    assert (model.rope_factor, model.rope_ratio) == (4.0, 1.0)
+    read = GlmConfig.from_pretrained(glm).rope_parameters
+    assert (read["rope_type"], read["factor"], read["rope_theta"]) == ("linear", 4.0, 1e4)
+    # Written again, it is the same to both, and to our other layouts.
+    for number, config in enumerate((model.to_glm(), model.to_hf())):
+        file = glm / f"{number}.json"
+        file.write_text(json.dumps(config))
+        assert ModelConfig.from_file(file).rope_factor == 4.0
+
+
+def test_the_remote_code_has_no_scaling(glm, tmp_path):
+    change(glm, rope_parameters={"rope_type": "linear", "factor": 4.0})
+    with pytest.raises(ConfigError, match=r"divides its positions by 4\.0") as caught:
+        check_request(glm, tmp_path / "new", CHATGLM)
+    assert caught.value.hint == "use --layout glm"
 
 
 def test_a_tokenizer_that_cannot_be_written_is_refused_at_once(tmp_path):

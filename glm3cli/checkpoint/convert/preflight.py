@@ -34,6 +34,12 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
     if location.config is None and location.kind == "ranks":
         return  # the shape is in the rank files, which only torch can read
     model = ModelConfig.from_file(location.config or location.folder)
+    if options.layout == "chatglm" and model.rope_factor != 1:
+        raise ConfigError(
+            f"the model divides its positions by {model.rope_factor} (linear RoPE scaling), which "
+            "the original remote code of the layout chatglm can't",
+            "use --layout glm",
+        )
     if options.layout in ("mcore", "legacy"):
         options.parallel.check_fits(model)
     if options.layout == "legacy":

@@ -98,6 +98,7 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
         "seq_length": given.get("seq_length"),
         "layernorm_epsilon": given.get("norm_epsilon", given.get("layernorm_epsilon")),
         "rope_ratio": given.get("rope_ratio"),
+        "rope_factor": given.get("rope_factor"),
         "torch_dtype": dtype_name(dtype) if dtype in TORCH_DTYPES.values() else None,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -133,6 +134,7 @@ def arguments_of(
         rotary_interleaved=is_mcore,
         rotary_base=None,
         rope_ratio=model.rope_ratio,
+        **({} if model.rope_factor == 1 else {"rope_factor": model.rope_factor}),
         add_bias_linear=False,
         add_qkv_bias=True,
         swiglu=True,

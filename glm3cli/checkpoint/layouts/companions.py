@@ -120,7 +120,7 @@ def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
     """
     raw: dict[str, Any] = read_json(config)
     new, old = model.to_hf(), ModelConfig.from_file(config).to_hf()
-    changes = {name: value for name, value in new.items() if value != old[name]}
+    changes = {name: value for name, value in new.items() if value != old.get(name)}
     if "dtype" in raw and "torch_dtype" in changes:  # the newer spelling of transformers
         changes["dtype"] = changes["torch_dtype"]
     return raw | changes
