@@ -4,22 +4,23 @@
 """
 
 import math
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from glm3cli.config.base import unknown_key
+from glm3cli.config.base import Flag, unknown_key
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.options.batches import BatchOptions
 from glm3cli.config.options.data import DataOptions
 from glm3cli.config.options.lora import LoraOptions
 from glm3cli.config.options.loss import LossOptions
 from glm3cli.config.options.megatron import MegatronOptions
-from glm3cli.config.options.optimizer import OptimizerOptions
+from glm3cli.config.options.optimizer import OPTIMIZER, OptimizerOptions
 from glm3cli.config.options.planning import PlanOptions
 from glm3cli.config.options.reporting import ReportOptions
 from glm3cli.config.options.run import IDENTITY, RunOptions
 from glm3cli.config.options.start import StartOptions
+from glm3cli.config.options.tuning import TuningOptions
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import ConfigError
 
@@ -31,6 +32,7 @@ class TrainConfig(
     LoraOptions,
     MegatronOptions,
     ParallelConfig,
+    TuningOptions,
     LossOptions,
     BatchOptions,
     DataOptions,
@@ -83,6 +85,14 @@ class TrainConfig(
             return self.lr_warmup_fraction * self.train_iters
         return self.lr_warmup_iters
 
+    def with_steps(self, train_iters: int) -> Self:
+        """Returns the options with a number of steps in place of `--epochs`.
+
+        Raises:
+            ConfigError: An option doesn't fit that number.
+        """
+        return self.parse({**dict(self), "train_iters": train_iters, "epochs": None})
+
     def trains(self, weight: str) -> bool:
         """Returns whether a weight is trained: every weight is, unless an adapter is.
 
@@ -129,7 +139,8 @@ class TrainConfig(
             )
 
     def _check_profiled_steps(self) -> None:
-        if self.profile_steps and self.profile_steps[-1] > self.train_iters:
+        last = self.profile_steps[-1] if self.profile_steps else 0
+        if self.train_iters and last > self.train_iters:
             raise ConfigError(
                 f"--profile {self.profile} goes beyond --train-iters {self.train_iters}",
                 f"give steps from 1 to {self.train_iters}",
@@ -185,6 +196,25 @@ class PretrainConfig(TrainConfig):
 
 
 class FinetuneConfig(TrainConfig):
-    """The options of `glm3 finetune`."""
+    """The options of `glm3 finetune`.
+
+    With `--epochs` the number of steps is 0 until the data is known; see `with_steps`.
+    """
 
     command = "finetune"
+
+    train_iters: Annotated[int, Flag(panel=OPTIMIZER)] = Field(
+        default=0, ge=0, description="Optimizer steps; or give --epochs."
+    )
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if not self.train_iters and self.epochs is None:
+            raise ValueError("--train-iters is missing; or give --epochs")
+        if self.train_iters and self.epochs is not None:
+            raise ValueError("give --train-iters or --epochs, not both")
+        for name in ("keep_best", "early_stop"):
+            if getattr(self, name) and self.eval_interval is None:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} goes by validations: give --eval-interval, too")
+        return self

@@ -17,9 +17,9 @@ def dry_run(config: TrainConfig, kind: DataKind) -> Iterator[str]:
     Raises:
         Glm3Error: As for the same training without --dry-run.
     """
-    prepared = prepare(config, kind)
+    prepared, data = dry_data(prepare(config, kind))
     config = prepared.config
-    yield f"{describe_plan(config, prepared.model)}\n{dry_data(prepared)}"
+    yield f"{describe_plan(config, prepared.model)}\n{data}"
     if config.device_memory or config.chip:
         yield f"{advise(config, prepared.model)}\n{_forecast(config, prepared.model)}"
 

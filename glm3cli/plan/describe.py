@@ -30,7 +30,9 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
         + (f", {config.vpp} chunks per stage" if config.vpp > 1 else ""),
         f"step: {config.global_batch_size} samples in {config.num_microbatches} micro-batches of "
         f"{config.micro_batch_size} x {config.seq_length} tokens per data parallel rank",
-        f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens",
+        f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens"
+        if config.train_iters
+        else f"run: {config.epochs:g} epochs of data that isn't counted yet",
     ]
     lines += [_stage(config, model, kernels, pp_rank) for pp_rank in range(config.pp)]
     lines.append(f"checkpoint: {checkpoint_bytes(config, model) / 2**30:.2f} GiB")

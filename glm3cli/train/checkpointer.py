@@ -42,6 +42,8 @@ from glm3cli.train.step import TrainStep
 if TYPE_CHECKING:
     from glm3cli.train.report.metrics import Metrics
 
+BEST = "best"  # the link in a run's folder to the checkpoint with the lowest validation loss
+
 
 @dataclass
 class Checkpointer:
@@ -60,6 +62,8 @@ class Checkpointer:
         origin: What the run is made of, which every checkpoint notes; rank 0's is written.
         adapter: The settings of the adapter that the run trains, as adapter_config.json has them;
             None for a run that trains weights.
+        keeps_best: Whether the checkpoint with the lowest validation loss is kept, and linked as
+            RUN/best.
     """
 
     run: Path
@@ -72,6 +76,7 @@ class Checkpointer:
     storage: Storage
     origin: Mapping[str, Any] = field(default_factory=dict)
     adapter: AdapterConfig | None = None
+    keeps_best: bool = False
     _queue: AsyncCallsQueue = field(default_factory=AsyncCallsQueue)
 
     def check_space(self) -> None:
@@ -119,9 +124,10 @@ class Checkpointer:
                 train_step.grid,
             )
         stall = 0.0
+        best = self.run / iteration_folder(state.best_iteration) if self.keeps_best else None
 
         def publish() -> None:
-            self._publish(partial, folder, adapter)
+            self._publish(partial, folder, adapter, best)
             durable = time.perf_counter() - started
             metrics.event(
                 "save",
@@ -172,13 +178,23 @@ class Checkpointer:
                 it.
         """
         folder = next(reversed(self._complete()), None)
-        if folder is None or self.storage.is_shared:
-            return folder
+        if folder is not None:
+            self.make_whole(folder, metrics)
+        return folder
+
+    def make_whole(self, folder: Path, metrics: "Metrics") -> None:
+        """Gives every storage the files of a checkpoint that it lacks; all ranks must call it.
+
+        Raises:
+            CheckpointError: A file of the checkpoint is gone, or doesn't fit on a disk that lacks
+                it.
+        """
+        if self.storage.is_shared:
+            return
         holdings = find_holdings(folder, self.storage)
         if holdings.problem:
             raise CheckpointError(f"{folder}: {holdings.problem}", "run the same command again")
         assemble(folder, holdings, self.storage, metrics)
-        return folder
 
     def _complete(self) -> list[Path]:
         """Returns the checkpoints that every storage has, or has its part of, oldest first."""
@@ -255,13 +271,17 @@ class Checkpointer:
         adapter = gather_adapter(train_step.chunks, self.model, train_step.grid)
         return None if adapter is None else adapter.trimmed()
 
-    def _publish(self, partial: Path, folder: Path, adapter: Adapter | None) -> None:
+    def _publish(
+        self, partial: Path, folder: Path, adapter: Adapter | None, best: Path | None
+    ) -> None:
         """Completes what all ranks have written to `partial`, and renames it to `folder`.
 
         Args:
             partial: The folder under its temporary name.
             folder: The final name.
             adapter: What the run trains, if it is an adapter and this is rank 0.
+            best: The checkpoint with the lowest validation loss so far, to be kept; None to keep
+                none for its loss.
         """
         with together():
             if self.storage.rank == 0:
@@ -276,9 +296,11 @@ class Checkpointer:
         complete = self._complete()
         with together():
             if self.storage.is_leader:
-                self._prune(folder, complete)
+                if best is not None and best.is_dir():
+                    _link(self.run / BEST, best.name)
+                self._prune(folder, complete, best)
 
-    def _prune(self, newest: Path, complete: list[Path]) -> None:
+    def _prune(self, newest: Path, complete: list[Path], best: Path | None = None) -> None:
         """Removes what is older than the newest `keep_last` complete checkpoints.
 
         Parts of checkpoints of which other storages lack theirs go, too.
@@ -287,13 +309,22 @@ class Checkpointer:
             newest: The checkpoint that was written last. Later ones, which are there where a run
                 goes on from an earlier checkpoint, are left alone.
             complete: The checkpoints that every storage has, oldest first.
+            best: A checkpoint that is kept however old it is.
         """
         if self.keep_last is None:
             return
         to_keep = [path for path in complete if path.name <= newest.name][-self.keep_last :]
         for checkpoint in find_checkpoints(self.run):
-            if checkpoint.name < to_keep[0].name:
+            if checkpoint.name < to_keep[0].name and checkpoint != best:
                 remove(checkpoint)
+
+
+def _link(link: Path, target: str) -> None:
+    """Makes a symbolic link beside its target, or moves it there in one go."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(link)
 
 
 def _phrase(changes: Sequence[Change] | None) -> str:

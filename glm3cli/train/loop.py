@@ -15,9 +15,10 @@ from glm3cli.train.signals import SAVE, StopFlag, signal_details
 
 @dataclass
 class Trainer:
-    """Trains from `state` to the last iteration, or until a signal or --exit-duration stops it.
+    """Trains from `state` to the last iteration, or until something stops it earlier.
 
-    The last step is always saved.
+    That may be a signal, --exit-duration, or --early-stop. A step is validated before it is saved,
+    so that its checkpoint knows the validation; the last step is always saved.
 
     Attributes:
         config: The settings of the run.
@@ -50,18 +51,35 @@ class Trainer:
             CheckpointError: A checkpoint can't be written, or none can be gone back to.
         """
         self.saved, request = self.state.iteration, self.stop.agreed()
-        while self.state.iteration < self.config.train_iters and request <= SAVE:
+        if self.state.iteration and request <= SAVE:  # a stop may have kept it from being done
+            request = max(request, self._validate_if_due())
+        while not self._has_ended() and request <= SAVE:
             self._train_or_step_over()
             request = self.stop.agreed()
-            if request == SAVE or _is_due(self.state.iteration, self.config.save_interval):
+            if request <= SAVE:
+                request = max(request, self._validate_if_due())
+            if request == SAVE or self._is_to_be_saved():
                 self._save()
-            if not request and _is_due(self.state.iteration, self.config.eval_interval):
-                request = self._validate()
             self.checkpointer.poll()
         if request > SAVE:
             self.metrics.event("signal", **signal_details(request))
         self._end()
         return self.state
+
+    def _has_ended(self) -> bool:
+        """Returns whether all steps are done, or --early-stop says that none is to follow."""
+        return self.state.iteration >= self.config.train_iters or self._stops_early()
+
+    def _stops_early(self) -> bool:
+        """Returns whether --early-stop validations in a row had no lower loss."""
+        patience = self.config.early_stop
+        return patience is not None and self.state.without_better >= patience
+
+    def _is_to_be_saved(self) -> bool:
+        """Returns whether --save-interval or --keep-best asks for a checkpoint of this step."""
+        iteration = self.state.iteration
+        is_best = self.state.best_iteration == iteration
+        return _is_due(iteration, self.config.save_interval) or (self.config.keep_best and is_best)
 
     def _train_or_step_over(self) -> None:
         """Trains on the next global batch and reports the step, unless that batch is left out."""
@@ -135,13 +153,17 @@ class Trainer:
         with self.parts.train_step.phases.phase("save"):
             self.saved = self.checkpointer.save(self.parts.train_step, self.state, self.metrics)
 
-    def _validate(self) -> int:
-        """Validates and reports the loss, unless the run is asked to stop meanwhile.
+    def _validate_if_due(self) -> int:
+        """Validates after every --eval-interval steps, unless that was done; reports the loss.
+
+        A validation that a request to stop ends is left to the run that goes on.
 
         Returns:
             The request that has come meanwhile; 0 if none has.
         """
-        if self.parts.valid is None:
+        iteration = self.state.iteration
+        is_due = _is_due(iteration, self.config.eval_interval) and self.state.validated < iteration
+        if self.parts.valid is None or not is_due:
             return 0
         train_step = self.parts.train_step
         with train_step.phases.phase("validation"):
@@ -149,7 +171,8 @@ class Trainer:
         if totals is not None:
             if not totals.weight:
                 self.metrics.say("warning: the samples for validation have no token to train")
-            self.metrics.validation(self.state.iteration, totals.mean_loss, totals.means())
+            self.state.note_validation(totals.mean_loss)
+            self.metrics.validation(iteration, totals.mean_loss, totals.means())
         return self.stop.agreed()
 
     def _end(self) -> None:
@@ -164,8 +187,16 @@ class Trainer:
             self._save()
         with self.parts.train_step.phases.phase("save"):
             self.checkpointer.finish()
+        if self._stops_early():
+            self.metrics.event(
+                "early_stop",
+                iteration=self.state.iteration,
+                validations=self.state.without_better,
+                best_iteration=self.state.best_iteration,
+                best_loss=self.state.best_loss,
+            )
         self.metrics.stop(self.state, self.parts.train_step.phases.totals())
-        if self.state.iteration < self.config.train_iters:
+        if not self._has_ended():
             raise StoppedError(
                 f"stopped at iteration {self.state.iteration} of {self.config.train_iters} and "
                 "saved",

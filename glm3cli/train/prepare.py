@@ -4,20 +4,22 @@ A dry run and a real one begin here alike. Nothing here imports torch where the 
 config.json and --data is preprocessed, so that mistakes are reported at once.
 """
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.checkpoint.layouts.opening import shape_at
 from glm3cli.checkpoint.locate import Location, locate
 from glm3cli.config.model import PRESETS, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
-from glm3cli.errors import ConfigError, DataError
+from glm3cli.errors import CheckpointError, ConfigError, DataError
 from glm3cli.host.files import existing_parent
 from glm3cli.train.adapter import with_adapter
 from glm3cli.train.origin import Origin, check_goes_on, newest_noted
@@ -97,6 +99,27 @@ class Prepared:
             packing=config.packing,
         )
 
+    def with_steps(self, blend: Blend) -> "Prepared":
+        """Returns the same training with a number of steps, where `--epochs` was given.
+
+        An epoch of a blend has as many samples as all its data sets together.
+
+        Args:
+            blend: The data sets that the training reads.
+
+        Raises:
+            ConfigError: An option doesn't fit the number of steps.
+            DataError: A file is damaged, or a split has no document with a token to train.
+        """
+        config = self.config
+        if config.epochs is None:
+            return self
+        samples = sum(source.size for source in self.data_sources(blend))
+        steps = math.ceil(config.epochs * samples / config.global_batch_size)
+        config = config.with_steps(steps)
+        config.check_sizes(self.model)
+        return replace(self, config=config)
+
 
 def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     """Reads the model's shape and what --data names, and checks all settings against them.
@@ -118,6 +141,7 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     config.check_sizes(model)
     tokenizer = _find_tokenizer(config, location)
     _check_save(config.save)
+    _check_export(config)
     check_installed(config.tools)
     named = read_blend(config.data)
     raw = _raw_data(config, kind, named, tokenizer)
@@ -169,6 +193,30 @@ def _check_save(save: Path) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(
             f"--save {save}: {existing} is not writable", "give a folder that you may write to"
+        )
+
+
+def _check_export(config: TrainConfig) -> None:
+    """Checks that --export-hf would not replace anything but an earlier export of the same run.
+
+    Raises:
+        ConfigError: It would, or the folder can't be made.
+    """
+    target = config.export_hf
+    if target is None:
+        return
+    if not existing_parent(target).is_dir() or not os.access(existing_parent(target), os.W_OK):
+        raise ConfigError(f"--export-hf {target} can't be made", "give another folder")
+    if not target.exists():
+        return
+    try:
+        source = read_manifest(target).source.get("path", "")
+    except CheckpointError:
+        source = ""
+    if config.save.resolve() not in Path(source).resolve().parents:
+        raise ConfigError(
+            f"--export-hf {target} is there already, and is no export of this run",
+            "give another folder, or remove it",
         )
 
 

@@ -45,6 +45,8 @@ def find_resume(run: Path, resume: str) -> list[Path]:
             )
         return []
     path = Path(resume)
+    if path.is_symlink():  # such as RUN/best
+        path = path.resolve()
     if iteration_of(path) is not None and path.is_dir():
         return [path]
     candidates = find_checkpoints(path)

@@ -36,14 +36,16 @@ from glm3cli.train.setup import build_training
 from glm3cli.train.signals import StopFlag
 
 
-def run_training(prepared: Prepared, blend: Blend) -> Path:
-    """Trains to the last iteration and returns the final checkpoint; every rank must call it.
-
-    The device must be active.
+def run_training(prepared: Prepared, blend: Blend) -> tuple[Path, Path]:
+    """Trains to the last iteration; every rank must call it, with an active device.
 
     Args:
         prepared: The checked training.
         blend: The data sets to train on, all of them preprocessed.
+
+    Returns:
+        The final checkpoint, and the one with the result: with --keep-best the best, else the
+        final one.
 
     Raises:
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
@@ -81,7 +83,7 @@ def run_training(prepared: Prepared, blend: Blend) -> Path:
 
 def _train(
     prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
-) -> Path:
+) -> tuple[Path, Path]:
     """Trains in process groups that are open, with a report that is open.
 
     Args:
@@ -92,7 +94,8 @@ def _train(
         storage: The storage of this rank that the run's folder is on.
 
     Returns:
-        The final checkpoint of the run: the one that it went on from, if nothing was left to do.
+        The final checkpoint of the run (the one that it went on from, if nothing was left to do),
+        and the one with its result: with --keep-best the best, else the final one.
     """
     config = prepared.config
     stop = StopFlag(require_active().torch_device(), config.exit_duration)
@@ -116,6 +119,7 @@ def _train(
         storage,
         prepared.origin.to_dict() if grid.rank == 0 else {},
         adapter_config(config),
+        config.keep_best,
     )
     with together():
         checkpointer.check_space()
@@ -127,9 +131,14 @@ def _train(
     profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
     first = state.iteration
     state = Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
+    last = config.save / iteration_folder(state.iteration)
     if resume is not None and state.iteration == first:
-        return resume
-    return config.save / iteration_folder(state.iteration)
+        last = resume
+    best = config.save / iteration_folder(state.best_iteration)
+    result = best if config.keep_best and state.best_loss is not None else last
+    if config.export_hf is not None:
+        checkpointer.make_whole(result, metrics)
+    return last, result
 
 
 def _changes(prepared: Prepared, resume: Path | None, grid: Grid) -> list[Change] | None:

@@ -48,6 +48,7 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
     # With --nproc the one process that starts the ranks does it; they find it done.
     prefixes = {item: _preprocess(data, display, say) for item, data in prepared.raw.items()}
     blend = prepared.blend(prefixes)
+    prepared = prepared.with_steps(blend)
     if not run_here(config):
         return None
     if is_speaker():
@@ -56,12 +57,33 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
         say(table(prepared.data_sources(blend)))
     from glm3cli.train.run import run_training
 
-    checkpoint = run_training(prepared, blend)
-    return checkpoint if is_speaker() else None
+    checkpoint, result = run_training(prepared, blend)
+    if not is_speaker():
+        return None
+    if config.export_hf is not None:
+        _export(result, config.export_hf, say)
+    return checkpoint
 
 
-def dry_data(prepared: Prepared) -> str:
-    """Describes the data of a training, as lines of text, for a dry run; it writes nothing.
+def _export(checkpoint: Path, target: Path, say: Say) -> None:
+    """Writes a checkpoint as a folder that transformers opens without remote code.
+
+    Raises:
+        CheckpointError: The folder can't be written.
+    """
+    from glm3cli.checkpoint.convert.convert import convert
+    from glm3cli.config.convert import ConvertOptions
+
+    say(f"{checkpoint} is exported to {target}")
+    convert(checkpoint, target, ConvertOptions(layout="glm", force=True))
+
+
+def dry_data(prepared: Prepared) -> tuple[Prepared, str]:
+    """Looks at the data of a training for a dry run; it writes nothing.
+
+    Returns:
+        The training, with its number of steps if the data is there to be counted; and the data as
+        lines of text.
 
     Raises:
         DataError: A file is missing, or the first row of a raw file is bad.
@@ -72,11 +94,12 @@ def dry_data(prepared: Prepared) -> str:
     for data in waiting:
         data.check_first()
     if waiting:
-        return "\n".join(
+        return prepared, "\n".join(
             f"data: {data.item} would be preprocessed into {data.prefix}" for data in waiting
         )
     blend = prepared.blend({item: data.prefix for item, data in prepared.raw.items()})
-    return table(prepared.data_sources(blend))
+    prepared = prepared.with_steps(blend)
+    return prepared, table(prepared.data_sources(blend))
 
 
 def _preprocess(data: "RawData", display: Display, say: Say) -> str:

@@ -53,7 +53,7 @@ class OptimizerOptions(Settings):
             raise ValueError(f"--min-lr {self.min_lr} is above --lr {self.lr}")
         if self.lr_warmup_fraction is not None and self.lr_warmup_iters:
             raise ValueError("give --lr-warmup-fraction or --lr-warmup-iters, not both")
-        if self.lr_warmup_iters >= self.train_iters:
+        if self.train_iters and self.lr_warmup_iters >= self.train_iters:
             raise ValueError(
                 f"--lr-warmup-iters {self.lr_warmup_iters} must be below --train-iters "
                 f"{self.train_iters}"

@@ -31,6 +31,8 @@ class DataSource:
             length, and lose their ends.
         empty: How many of them have no token to train within the sequence length. They are left
             out, and aren't among the documents.
+        size: The number of samples of one epoch, packs where documents are packed; of texts, the
+            number of tokens.
     """
 
     prefix: str
@@ -41,6 +43,7 @@ class DataSource:
     epochs: float
     cut: int = 0
     empty: int = 0
+    size: int = 0
 
 
 def data_sources(
@@ -92,6 +95,7 @@ def data_sources(
             epochs=kind.epochs(share * num_samples, seq_length, size),
             cut=cut,
             empty=empty,
+            size=size,
         )
         for (prefix, documents, tokens, cut, empty), size, share in zip(
             counts, sizes, shares, strict=True

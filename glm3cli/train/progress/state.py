@@ -70,6 +70,10 @@ class State:
             fp16's loss scale.
         stepped_over: The samples that are left out: the first, and the one behind the last, of each
             batch, by their positions in the stream.
+        validated: The iteration of the last validation; 0 if there was none.
+        best_loss: The lowest validation loss; None before the first one.
+        best_iteration: The iteration of that validation.
+        without_better: The number of validations since then.
     """
 
     iteration: int = 0
@@ -78,6 +82,10 @@ class State:
     skipped: int = 0
     nan: int = 0
     stepped_over: list[tuple[int, int]] = field(default_factory=list)
+    validated: int = 0
+    best_loss: float | None = None
+    best_iteration: int = 0
+    without_better: int = 0
 
     def advance(self, outcome: StepOutcome, num_samples: int, num_tokens: int) -> None:
         """Counts a step that was done.
@@ -104,6 +112,14 @@ class State:
         """
         start, stop = self.consumed_samples, self.consumed_samples + num_samples
         return any(first < stop and start < behind for first, behind in self.stepped_over)
+
+    def note_validation(self, loss: float) -> None:
+        """Counts a validation; a loss that is NaN is never the best."""
+        self.validated = self.iteration
+        if (self.best_loss is None or loss < self.best_loss) and not math.isnan(loss):
+            self.best_loss, self.best_iteration, self.without_better = loss, self.iteration, 0
+        else:
+            self.without_better += 1
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by their names, as a checkpoint holds them."""

@@ -91,6 +91,8 @@ def _status(history: History, settings: Mapping[str, Any]) -> str:
         word, text = "bad", f"stopped by {_what_stopped(signal.details)}"
     elif stop is None:
         word, text = "open", "not finished"
+    elif "early_stop" in since:
+        word, text = "good", "finished by --early-stop"
     elif stop.iteration >= settings.get("train_iters", 0):
         word, text = "good", "finished"
     else:
