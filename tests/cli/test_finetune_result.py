@@ -157,20 +157,28 @@ def test_lengths_that_make_no_sense(
     assert said in ended.err
 
 
-def test_the_result_is_exported(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", [{}, {"lora_rank": 4}], ids=["weights", "adapter"])
+def test_the_result_is_exported(trained: dict[str, Any], project: Project, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run, target = tmp_path / "run", tmp_path / "hf"
-    changes = {**WORSE, "keep_best": True, "export_hf": target}
+    changes = {**WORSE, "keep_best": True, "export_hf": target, **trained}
     command = options(project, run, "finetune", **changes)
     ended = succeed(*command)
     assert ended.out == f"{run}/iter_0000016\n"
-    best = linked(run)
-    source = json.loads((target / "glm3-manifest.json").read_text())["source"]["path"]
-    assert source == str(run / best)
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(target)
-    assert model(**tokenizer("a lake", return_tensors="pt")).logits.isfinite().all()
+    ids = tokenizer("a lake", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        chances = model(ids).logits[0, -1].log_softmax(-1)
+    [ours] = json.loads(
+        succeed(
+            *("generate", "--model", run / linked(run), "--prompt", "a lake", "--greedy", "--json"),
+            *("--max-new-tokens", 1, "--logprobs", "--device", "cpu", "--dtype", "fp32"),
+        ).out
+    )["results"]
+    assert ours["token_ids"] == [int(chances.argmax())]
+    assert ours["logprobs"][0] == pytest.approx(float(chances.max()), abs=1e-4)
     # The same command again has nothing to train, and exports again; another run may not.
     succeed(*command)
     other = options(project, tmp_path / "other", "finetune", **changes)
