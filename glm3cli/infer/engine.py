@@ -1,18 +1,11 @@
 """`Engine`: continues and scores token ids, at any tensor and pipeline parallel size.
 
-It knows nothing of text, and leaves forward passes to `infer.pipeline`. The ranks that share a copy
+It knows nothing of text, and leaves what runs when to `infer.batching`. The ranks that share a copy
 of the model must call the same methods with the same arguments, and get the same results.
-
-A pass either reads prompts, as many of their tokens as fit into a chunk, or makes one token more of
-every text of a lane. With several pipeline stages there are as many lanes, whose passes follow each
-other through the stages: while the last stage works on one, the first works on the next. A text
-that ends leaves its row at once to one that waits.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,39 +16,18 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
 from glm3cli.errors import ConfigError
-from glm3cli.infer.decoding.choice import Chooser, Chosen, Place, read
-from glm3cli.infer.pipeline import Arriving, Pipeline
+from glm3cli.infer.batching import Batching
+from glm3cli.infer.decoding.choice import Chooser
+from glm3cli.infer.pipeline import Pipeline
 from glm3cli.infer.requests import Generation, Request, Timing
-from glm3cli.infer.rows import SMALLEST, Lane, Text, share_prefix
 from glm3cli.infer.sampling import Sampling
 from glm3cli.infer.scoring import Scoring
-from glm3cli.model.cache import bucket
-from glm3cli.model.decoder import Run
 from glm3cli.parallel.groups import Grid
 
 # Gets the new tokens of each prompt after a step; none where a prompt waits or has ended.
 OnTokens = Callable[[list[list[int]]], None]
-# The most tokens of prompts that one pass reads.
-CHUNK = 1024
 # The most texts that run side by side, unless a caller says otherwise.
 MAX_BATCH_SIZE = 32
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A pass whose tokens are under way from the last stage.
-
-    Attributes:
-        lane: The lane whose rows it works on.
-        texts: The texts that get a token, in the order of `places`.
-        places: The places at which tokens are chosen.
-        chosen: What was chosen.
-    """
-
-    lane: Lane
-    texts: list[Text]
-    places: list[Place]
-    chosen: Arriving
 
 
 class Engine:
@@ -66,9 +38,7 @@ class Engine:
     Attributes:
         model: The shape of the model.
         grid: This rank's place among the parallel groups.
-        results: The continuation of every request, as far as it has come, by the number that `add`
-            has returned.
-        chunk: The most tokens of prompts that one pass reads.
+        batching: The requests that run and wait.
         scoring: Scores prompts and continuations.
     """
 
@@ -96,23 +66,18 @@ class Engine:
         """
         self.model: ModelConfig = source.model
         self.grid = grid
-        self.results: dict[int, Generation] = {}
-        self.chunk = CHUNK
-        self._waiting: dict[int, Request] = {}
-        self._running: dict[int, Text] = {}
-        self._flights: deque[_Flight] = deque()
         self._count = 0
-        self._pipeline = Pipeline(source, parallel, dtype, grid, adapter)
-        self._chooser = Chooser(self._pipeline, grid, require_active().torch_device())
-        self.scoring = Scoring(self._pipeline, grid)
-        rows = -(-max_batch_size // grid.pp_size)
-        self._lanes = [Lane(self._pipeline.new_cache(), rows) for _ in range(grid.pp_size)]
+        pipeline = Pipeline(source, parallel, dtype, grid, adapter)
+        chooser = Chooser(pipeline, grid, require_active().torch_device())
+        self.batching = Batching(pipeline, chooser, grid.pp_size, max_batch_size)
+        self.scoring = Scoring(pipeline, grid)
 
     def add(self, request: Request) -> int:
         """Adds a request, and returns the number under which `results` has its continuation.
 
         Raises:
-            ConfigError: The prompt is empty, or the continuation may have no token.
+            ConfigError: The prompt is empty, the continuation may have no token, or a beam search
+                has more beams than fit.
         """
         if not request.prompt:
             raise ConfigError("a prompt has no token, and needs at least one", "give it a text")
@@ -121,16 +86,43 @@ class Engine:
                 f"max_new_tokens is {request.max_new_tokens}, and must be at least 1",
                 "give the length of the longest continuation, in tokens",
             )
+        self._check_beams(request)
         number = self._count
         self._count += 1
-        self.results[number] = Generation()
-        self._waiting[number] = request
+        self.batching.add(number, request)
         return number
+
+    def _check_beams(self, request: Request) -> None:
+        """Checks that a beam search has room.
+
+        Raises:
+            ConfigError: It has not.
+        """
+        if request.beams is None:
+            return
+        count, most = request.beams.num_beams, self.batching.max_rows
+        if count > most:
+            raise ConfigError(
+                f"{count} beams don't fit into {most} rows of a pipeline stage",
+                "give fewer beams (--num-beams) or a larger --max-batch-size",
+            )
+        found = request.beams.num_candidates(len(set(request.stop_ids)))
+        if found > self.model.padded_vocab_size:
+            raise ConfigError(
+                f"{count} beams look at {found} tokens, and the vocabulary has "
+                f"{self.model.padded_vocab_size}",
+                "give fewer beams (--num-beams)",
+            )
+
+    @property
+    def results(self) -> dict[int, Generation]:
+        """The continuation of every request, as far as it has come, by its number."""
+        return self.batching.results
 
     @property
     def is_idle(self) -> bool:
         """Whether no request runs or waits."""
-        return not self._running and not self._waiting
+        return self.batching.is_idle
 
     def end(self, number: int) -> None:
         """Ends a request, whether it runs or waits; it gets no further token.
@@ -140,9 +132,7 @@ class Engine:
         Args:
             number: The number that `add` has returned.
         """
-        self._waiting.pop(number, None)
-        if number in self._running:
-            self._leave(self._running[number], "stop")
+        self.batching.end(number)
 
     @torch.inference_mode()
     def step(self) -> dict[int, list[int]]:
@@ -152,116 +142,14 @@ class Engine:
         lanes in the steps after.
 
         Returns:
-            The new tokens of requests, by their numbers. A stop token isn't among them, and a
+            The new tokens of requests, by their numbers: those of a beam search at its end, of
+            others one after the other or a few at once. A stop token isn't among them, and a
             request that gets no token in this step is left out.
 
         Raises:
             CheckpointError: The logits are NaN.
         """
-        while len(self._flights) < self.grid.pp_size and self._launch():
-            pass
-        return self._land() if self._flights else {}
-
-    def _launch(self) -> bool:
-        """Begins the next pass, if there is one to begin."""
-        self._admit()
-        for lane in self._lanes:
-            if lane.is_busy or not lane.texts:
-                continue
-            reading = self._unread(lane)
-            # Passes take turns, so that a long prompt doesn't hold up those that run.
-            texts = [text for text in lane.texts.values() if not text.needs_prefill]
-            if reading and not (texts and lane.has_read):
-                self._run(lane, reading)
-                lane.has_read = True
-            elif texts:
-                self._run(lane, [(text, len(text.tokens)) for text in texts])
-                lane.has_read = False
-            else:
-                continue
-            self._lanes.remove(lane)  # the others come first next time
-            self._lanes.append(lane)
-            return True
-        return False
-
-    def _admit(self) -> None:
-        """Gives rows to requests that wait, as long as there is room."""
-        while self._waiting:
-            lane = max(self._lanes, key=lambda lane: lane.room)
-            if not lane.room:
-                return
-            number = next(iter(self._waiting))
-            request = self._waiting.pop(number)
-            self._running[number] = lane.begin(number, request)
-
-    def _unread(self, lane: Lane) -> list[tuple[Text, int]]:
-        """Returns the prompts that the next pass reads on, and up to which of their tokens."""
-        room, found = self.chunk, []
-        for text in sorted(lane.texts.values(), key=lambda text: text.number):
-            if room and text.needs_prefill and not share_prefix(text, self._lanes):
-                end = min(text.cached + room, len(text.tokens))
-                room -= end - text.cached
-                found.append((text, end))
-        return found
-
-    def _run(self, lane: Lane, parts: Sequence[tuple[Text, int]]) -> None:
-        """Begins a pass that reads each of some texts up to a token."""
-        runs = [Run(text.row, text.cached, text.tokens[text.cached : end]) for text, end in parts]
-        texts, wanted, count = [], [], 0
-        for run, (text, end) in zip(runs, parts, strict=True):
-            count += len(run.tokens)
-            if end == len(text.tokens):
-                texts.append(text)
-                wanted.append(count - 1)
-        lane.cache.grow(0, bucket(max(run.end for run in runs), SMALLEST))
-        logits = self._pipeline.forward(runs, lane.cache, wanted)
-        for text, end in parts:
-            text.cached = end
-        if not texts:
-            return
-        places = [_place(text) for text in texts]
-        chosen = self._pipeline.from_last_stage(self._chooser.choose(logits, places))
-        self._flights.append(_Flight(lane, texts, places, chosen))
-        lane.is_busy = True
-
-    def _land(self) -> dict[int, list[int]]:
-        """Waits for the tokens of the pass that was begun first, and returns them."""
-        flight = self._flights.popleft()
-        flight.lane.is_busy = False
-        new: dict[int, list[int]] = {}
-        found = read(flight.chosen.wait(), flight.places)
-        for text, chosen in zip(flight.texts, found, strict=True):
-            if text.has_ended:
-                flight.lane.end(text)
-            elif chosen.token in text.request.stop_ids:
-                self._leave(text, "stop")
-            else:
-                new[text.number] = [chosen.token]
-                self._extend(text, chosen)
-        return new
-
-    def _extend(self, text: Text, chosen: Chosen) -> None:
-        """Adds a token to a text, and ends the text if it was the last one."""
-        request, result = text.request, self.results[text.number]
-        text.tokens.append(chosen.token)
-        result.token_ids.append(chosen.token)
-        if chosen.logprob is not None:
-            result.logprobs.append(chosen.logprob)
-        if request.logprobs:
-            result.top_logprobs.append(chosen.top)
-        if request.is_end is not None and request.is_end(result.token_ids):
-            self._leave(text, "stop_text")
-        elif len(result.token_ids) == request.max_new_tokens:
-            self._leave(text, "length")
-
-    def _leave(self, text: Text, reason: str) -> None:
-        """Ends a text; its row is free when no pass works on it any more."""
-        self.results[text.number].finish_reason = reason
-        del self._running[text.number]
-        if any(text in flight.texts for flight in self._flights):
-            text.has_ended = True
-        else:
-            text.lane.end(text)
+        return self.batching.step()
 
     def generate(
         self,
@@ -322,7 +210,7 @@ class Engine:
             while not self.is_idle:
                 new = self.step()
                 if timing is not None and silent:
-                    silent = {n for n in silent - new.keys() if self._is_open(n)}
+                    silent = {n for n in silent - new.keys() if self.batching.is_open(n)}
                     timing.first_token = time.perf_counter() - started
                 if on_tokens is not None:
                     on_tokens([new.get(number, []) for number in numbers])
@@ -334,10 +222,6 @@ class Engine:
             timing.total = time.perf_counter() - started
             timing.num_tokens = sum(len(result.token_ids) for result in results)
         return results
-
-    def _is_open(self, number: int) -> bool:
-        """Returns whether a request runs or waits."""
-        return number in self._running or number in self._waiting
 
     def next_logprobs(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
@@ -383,9 +267,3 @@ class Engine:
             have zeros in front.
         """
         return self.scoring.all_logits(prompts)
-
-
-def _place(text: Text) -> Place:
-    """Returns the place at which the next token of a text is chosen."""
-    request = text.request
-    return Place(request.sampling, text.generator, request.prompt, text.new, request.logprobs)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from glm3cli.infer.decoding.beams import Beams, Ended
 from glm3cli.infer.sampling import Sampling
 
 # Returns whether a continuation ends with its last token, given all of its tokens.
@@ -24,6 +25,9 @@ class Request:
             rank asks it.
         logprobs: The number of likeliest tokens whose log-probabilities are wanted beside that of
             each new token; None if not even those are.
+        beams: The rule of a beam search; None draws one token after the other.
+        lookup: The most tokens that are guessed from the prompt and read together with the last
+            one; 0 guesses none. The continuation is the same, of greedy decoding alone.
     """
 
     prompt: Sequence[int]
@@ -33,6 +37,12 @@ class Request:
     seed: int = 0
     is_end: IsEnd | None = None
     logprobs: int | None = 0
+    beams: Beams | None = None
+    lookup: int = 0
+
+    def is_last(self, new: Sequence[int]) -> bool:
+        """Returns whether a continuation ends with its last token, whatever its length."""
+        return new[-1] in self.stop_ids or (self.is_end is not None and self.is_end(new))
 
 
 @dataclass
@@ -46,12 +56,36 @@ class Generation:
         top_logprobs: The likeliest tokens at each place with their log-probabilities, if wanted.
         finish_reason: `stop` after a stop token or `Engine.end`, `stop_text` where `is_end` has
             ended it, else `length`.
+        score: The log-probability of all tokens after the sampling rule, divided by the length to
+            the power of the length penalty; of beam searches alone.
+        others: The further continuations of a beam search, the best first.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: str = "length"
+    score: float | None = None
+    others: list["Generation"] = field(default_factory=list)
+
+    def add(self, token: int, logprob: float | None, top: list[tuple[int, float]] | None) -> None:
+        """Adds a token with what is known of it."""
+        self.token_ids.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        if top is not None:
+            self.top_logprobs.append(top)
+
+
+def generation_of(ended: Ended, request: Request) -> Generation:
+    """Returns the continuation that a text of a beam search is."""
+    found = Generation(ended.tokens, ended.logprobs, score=ended.score)
+    if ended.tokens and ended.tokens[-1] in request.stop_ids:
+        found.token_ids, found.logprobs = ended.tokens[:-1], ended.logprobs[:-1]
+        found.finish_reason = "stop"
+    elif request.is_end is not None and request.is_end(ended.tokens):
+        found.finish_reason = "stop_text"
+    return found
 
 
 @dataclass

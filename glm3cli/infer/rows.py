@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from glm3cli.infer.decoding.beams import BeamSearch
 from glm3cli.infer.requests import Request
 from glm3cli.model.cache import KVCache, bucket
 
@@ -37,6 +38,8 @@ class Text:
         cached: The number of tokens whose keys and values the row holds, or will hold when the
             passes that were begun have run.
         has_ended: Whether it has ended while a pass was under way.
+        search: The beam search that it is a beam of; None if it is alone.
+        is_asleep: Whether it is a beam that hasn't parted from the first one yet.
     """
 
     number: int
@@ -47,6 +50,8 @@ class Text:
     row: int
     cached: int = 0
     has_ended: bool = False
+    search: BeamSearch | None = None
+    is_asleep: bool = False
 
     @property
     def new(self) -> list[int]:
@@ -56,7 +61,12 @@ class Text:
     @property
     def needs_prefill(self) -> bool:
         """Whether tokens of the prompt were not read yet."""
-        return self.cached < len(self.request.prompt)
+        return not self.is_asleep and self.cached < len(self.request.prompt)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its prompt was read, so that it can be continued."""
+        return not self.is_asleep and self.cached >= len(self.request.prompt)
 
 
 @dataclass
@@ -106,6 +116,33 @@ class Lane:
         )
         self.texts[row] = text
         return text
+
+    def part(
+        self, beams: list[Text], parents: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> None:
+        """Lets each beam of a search go on from one of them, maybe another one.
+
+        A beam from which several go on keeps its row for the first of them; the others get the rows
+        of beams from which none does.
+
+        Args:
+            beams: The beams, whose order and tokens change.
+            parents: The index of the beam from which each goes on.
+            tokens: The new tokens of each beam then.
+        """
+        before = list(beams)
+        free = [text for index, text in enumerate(before) if index not in parents]
+        for index, parent in enumerate(parents):
+            source = before[parent]
+            beams[index] = source
+            if parent in parents[:index]:
+                text = beams[index] = free.pop()
+                # The prompt is in every row but those of beams that haven't parted yet.
+                start = 0 if text.is_asleep else len(text.request.prompt)
+                self.cache.copy(self.cache, source.row, text.row, start, source.cached)
+                text.cached, text.is_asleep = source.cached, False
+        for text, new in zip(beams, tokens, strict=True):
+            text.tokens = [*text.request.prompt, *new]
 
     def end(self, text: Text) -> None:
         """Frees the row of a text; the next prompts may go on from what it holds."""

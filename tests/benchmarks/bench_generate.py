@@ -81,7 +81,7 @@ def by_engine(engine: Any) -> Way:
     from glm3cli.infer.sampling import Sampling
 
     def run(prompts: Prompts, length: int) -> list[list[int]]:
-        for lane in engine._lanes:
+        for lane in engine.batching.lanes:
             lane.forget()  # what earlier rounds have read
         requests = [Request(p, Sampling(), length, logprobs=None) for p in prompts]
         return [one.token_ids for one in engine.answer(requests)]
@@ -188,7 +188,7 @@ def compare(shape: dict[str, Any], dtype: str, rounds: int, *, all_rows: bool) -
         times, equal = alternate(ways, prompts_of(MIXED), 64, max(1, rounds // 2))
         line("batch 16 of mixed lengths", 16 * 64, times, equal)
         shared_prefix(engine, rounds)
-        row = engine._lanes[0].cache.slots
+        row = engine.batching.lanes[0].cache.slots
         expected = 2 * 8 * 2 * 64 * 4 * row.size(2) * row.size(4)
         print(f"cache: {row.numel() * 4:,} bytes, {expected:,} by the formula")
 

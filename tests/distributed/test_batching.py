@@ -68,15 +68,16 @@ def answers(options: dict[str, int], asked: list[list[int]], batch: int, chunk: 
     parallel = ParallelConfig(**options)
     with open_grid(parallel) as grid:
         engine = Engine(random_source(MODEL), parallel, "fp32", grid, max_batch_size=batch)
-        engine.chunk = chunk
-        forward, read = engine._pipeline.forward, []
+        engine.batching.chunk = chunk
+        pipeline, read = engine.batching._pipeline, []
+        forward = pipeline.forward
 
         def counted(runs: Any, cache: Any, wanted: Any) -> Any:
             read.append(sum(len(run.tokens) for run in runs))
             assert len(runs) <= batch
             return forward(runs, cache, wanted)
 
-        engine._pipeline.forward = counted  # type: ignore[method-assign]
+        pipeline.forward = counted  # type: ignore[method-assign]
         requests = [
             Request(prompt, Sampling(), LENGTHS[index % len(LENGTHS)])
             for index, prompt in enumerate(asked)
@@ -121,10 +122,10 @@ def turns() -> dict[str, Any]:
         [said] = engine.generate([first], Sampling(), 8, [])
         second = [*first, *said.token_ids, 5, 6, 7]
         [reused] = engine.generate([second], Sampling(), 8, [])
-        rows = engine._lanes[0].cache.num_rows
-        engine._lanes[0].forget()
+        rows = engine.batching.lanes[0].cache.num_rows
+        engine.batching.lanes[0].forget()
         [read] = engine.generate([second], Sampling(), 8, [])
-        slots = engine._lanes[0].cache.slots
+        slots = engine.batching.lanes[0].cache.slots
         return {
             "reused": reused,
             "read": read,

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glm3cli.infer.decoding.beams import Candidate
 from glm3cli.infer.decoding.penalties import penalize
 from glm3cli.infer.pipeline import Pipeline, not_numbers
-from glm3cli.infer.sampling import Sampling, sample
+from glm3cli.infer.sampling import Sampling, candidates, sample
 from glm3cli.parallel.groups import Grid
 
 # Stands for the token where logits are NaN: all stages read it, and fail together.
@@ -41,6 +42,23 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """The places at the ends of a prompt's beams, whose best continuations are found together.
+
+    Attributes:
+        places: The place of each beam; of the first one alone before the beams have parted.
+        scores: The log-probability of each beam.
+        count: The number of continuations to find.
+        keep: The number of tokens that the sampling rule leaves to each beam at least.
+    """
+
+    places: Sequence[Place]
+    scores: Sequence[float]
+    count: int
+    keep: int
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The token that was chosen at a place.
 
@@ -62,34 +80,49 @@ class Chooser:
     def __init__(self, pipeline: Pipeline, grid: Grid, device: torch.device) -> None:
         self._pipeline, self._grid, self._device = pipeline, grid, device
 
-    def choose(self, logits: Tensor | None, places: Sequence[Place]) -> Tensor:
+    def choose(
+        self, logits: Tensor | None, places: Sequence[Place], forks: Sequence[Fork] = ()
+    ) -> Tensor:
         """Chooses tokens on the last stage; the others get an empty tensor of the same shape.
 
         Args:
-            logits: This rank's part of the logits, [places, vocabulary / tp]; None before the last
-                stage.
-            places: The places, in the order of the logits.
+            logits: This rank's part of the logits, [places, vocabulary / tp]: first those of the
+                places, then those of the forks' places; None before the last stage.
+            places: The places.
+            forks: The beams of prompts.
 
         Returns:
-            A row of 32-bit numbers for each place, which `read` understands.
+            32-bit numbers, which `read` understands.
         """
-        width = _width(places)
         if logits is None:
-            return torch.empty((len(places), width), dtype=torch.int32, device=self._device)
+            size = len(places) * _width(places) + sum(4 * fork.count for fork in forks)
+            return torch.empty(size, dtype=torch.int32, device=self._device)
+        parts = []
+        if places:
+            parts.append(self._of_places(logits[: len(places)], places).flatten())
+        first = len(places)
+        for fork in forks:
+            whole = self._pipeline.whole_vocabulary(logits[first : first + len(fork.places)])
+            parts.append(_best(whole, fork).flatten())
+            first += len(fork.places)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _of_places(self, logits: Tensor, places: Sequence[Place]) -> Tensor:
+        """Chooses a token at each place; returns a row of numbers for each."""
+        width = _width(places)
         is_plain = all(place.rule.greedy and not place.rule.changes_logits for place in places)
         if is_plain and width <= 2:
             return self._likeliest(logits, wants_logprobs=width == 2)
         logits = self._pipeline.whole_vocabulary(logits)
-        is_broken = logits.isnan().any(dim=-1)
-        logits = logits.masked_fill(is_broken.unsqueeze(1), 0)
-        tokens = _draw(logits, places)
-        columns = [tokens.unsqueeze(1).int()]
+        is_broken = logits.isnan().any(dim=-1, keepdim=True)
+        logits = logits.masked_fill(is_broken, 0)
+        tokens = _draw(logits, places).unsqueeze(1)
+        columns = [tokens.int().masked_fill(is_broken, _NO_TOKEN)]
         if width > 1:
             total = logits.logsumexp(dim=-1, keepdim=True)
-            columns.append(_bits(logits.gather(1, tokens.unsqueeze(1)) - total))
+            columns.append(_bits(logits.gather(1, tokens) - total))
             top, ids = logits.topk((width - 2) // 2, dim=-1)
             columns += [ids.int(), _bits(top - total)]
-        columns[0].masked_fill_(is_broken.unsqueeze(1), _NO_TOKEN)
         return torch.cat(columns, dim=1)
 
     def _likeliest(self, logits: Tensor, *, wants_logprobs: bool) -> Tensor:
@@ -114,24 +147,77 @@ class Chooser:
         return own[:, :2].contiguous()
 
 
-def read(rows: Tensor, places: Sequence[Place]) -> list[Chosen]:
-    """Reads what `Chooser.choose` has chosen, [places, numbers], on the host.
+def read(
+    numbers: Tensor, places: Sequence[Place], forks: Sequence[Fork] = ()
+) -> tuple[list[Chosen], list[list[Candidate]]]:
+    """Reads what `Chooser.choose` has chosen, on the host.
+
+    Returns:
+        What was chosen at each place, and the best continuations of each fork.
 
     Raises:
         CheckpointError: The logits of a place are NaN.
     """
-    numbers = rows.cpu()
-    floats, width = _numbers(numbers).tolist(), numbers.size(1)
-    found = []
-    for values, scores, place in zip(numbers.tolist(), floats, places, strict=True):
-        count = place.logprobs or 0
-        if values[0] == _NO_TOKEN:
-            raise not_numbers()
-        half = (width - 2) // 2
-        top = list(zip(values[2 : 2 + count], scores[2 + half : 2 + half + count], strict=True))
-        logprob = None if place.logprobs is None else scores[1]
-        found.append(Chosen(values[0], logprob, top))
-    return found
+    numbers, width = numbers.cpu(), _width(places)
+    sizes = [width * len(places), *(4 * fork.count for fork in forks)]
+    first, *others = torch.split(numbers, sizes)
+    rows = first.view(len(places), width)
+    pairs = zip(rows.tolist(), _numbers(rows).tolist(), places, strict=True)
+    chosen = [_read_place(values, scores, place) for values, scores, place in pairs]
+    return chosen, [_read_fork(part.view(4, -1)) for part in others]
+
+
+def _read_place(values: list[int], scores: list[float], place: Place) -> Chosen:
+    """Reads what was chosen at a place from its numbers, taken as integers and as fp32."""
+    if values[0] == _NO_TOKEN:
+        raise not_numbers()
+    if place.logprobs is None:
+        return Chosen(values[0], None)
+    half, count = (len(values) - 2) // 2, place.logprobs
+    ids, tops = values[2 : 2 + count], scores[2 + half : 2 + half + count]
+    return Chosen(values[0], scores[1], list(zip(ids, tops, strict=True)))
+
+
+def _read_fork(rows: Tensor) -> list[Candidate]:
+    """Reads continuations: their beams, tokens, scores and log-probabilities, [4, count]."""
+    beams, tokens = rows[:2].tolist()
+    scores, logprobs = _numbers(rows[2:]).tolist()
+    if _NO_TOKEN in tokens:
+        raise not_numbers()
+    pairs = zip(scores, beams, tokens, logprobs, strict=True)
+    return [Candidate(*one) for one in pairs]
+
+
+def _best(logits: Tensor, fork: Fork) -> Tensor:
+    """Finds the best continuations of the beams of a prompt.
+
+    Args:
+        logits: The logits of each beam, [beams, vocab].
+        fork: The beams.
+
+    Returns:
+        Numbers that `_read_fork` understands, [4, count].
+    """
+    if logits.isnan().any():
+        return torch.full((4, fork.count), _NO_TOKEN, dtype=torch.int32, device=logits.device)
+    plain = logits.log_softmax(dim=-1)
+    rule, sums = fork.places[0].rule, _penalized(plain, fork.places)
+    if not rule.greedy:
+        scores, ids = candidates(sums, rule, fork.keep)
+        sums = torch.full_like(sums, -torch.inf).scatter_(-1, ids, scores)
+    beams = torch.tensor(fork.scores[: len(logits)], device=logits.device)
+    flat = (sums + beams.unsqueeze(1)).flatten()
+    order = flat
+    if not rule.greedy:
+        # The largest sums of log-probabilities and Gumbel noise are a draw without replacement
+        # (Vieira 2014, "Gumbel-max trick and weighted reservoir sampling").
+        noise = torch.rand(flat.shape, generator=fork.places[0].generator).to(flat.device)
+        order = flat - (-noise.log()).log()
+    found = order.topk(fork.count).indices
+    found = found[flat[found].argsort(descending=True, stable=True)]
+    beam, token = found // logits.size(-1), found % logits.size(-1)
+    columns = [beam.int(), token.int(), _bits(flat[found]), _bits(plain.flatten()[found])]
+    return torch.stack(columns)
 
 
 def _width(places: Sequence[Place]) -> int:
@@ -142,11 +228,17 @@ def _width(places: Sequence[Place]) -> int:
 
 def _draw(logits: Tensor, places: Sequence[Place]) -> Tensor:
     """Returns the token of each place, [places], after its rule has changed the logits."""
+    logits = _penalized(logits, places)
+    return sample(logits, [p.rule for p in places], [p.generator for p in places])
+
+
+def _penalized(logits: Tensor, places: Sequence[Place]) -> Tensor:
+    """Returns the logits after what the rules change of them; a copy if they change any."""
     if any(place.rule.changes_logits for place in places):
         logits = logits.clone()
         for row, place in zip(logits, places, strict=True):
             penalize(row, place.rule, place.prompt, place.new)
-    return sample(logits, [p.rule for p in places], [p.generator for p in places])
+    return logits
 
 
 def _bits(numbers: Tensor) -> Tensor:
