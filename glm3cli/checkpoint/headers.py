@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from glm3cli.checkpoint.names import is_ignored
 from glm3cli.device.dtypes import TORCH_DTYPES
@@ -71,10 +72,20 @@ def compare(
         elif header.shape != expected[name]:
             sentence = f"wrong shape of {name}{place}: expected {list(expected[name])}, got {shape}"
             problems.append(TensorProblem("wrong", name, sentence))
-        elif header.dtype not in TORCH_DTYPES.values():
+        elif kept_dtype(header.dtype) not in TORCH_DTYPES.values():
             sentence = f"{name}{place} is {header.dtype}; expected fp32, bf16 or fp16"
             problems.append(TensorProblem("wrong", name, sentence))
     return problems
+
+
+def kept_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the type in which tensors of a stored type are read: fp32 for fp64, else the same."""
+    return torch.float32 if dtype is torch.float64 else dtype
+
+
+def in_fp32(tensor: Tensor) -> Tensor:
+    """Returns a tensor in fp32 if it is stored in fp64, else as it is."""
+    return tensor.float() if tensor.dtype is torch.float64 else tensor
 
 
 def refuse(path: Path, problems: Iterable[TensorProblem]) -> None:

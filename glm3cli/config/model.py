@@ -123,6 +123,7 @@ class ModelConfig(Settings):
         """
         path = path / "config.json" if path.is_dir() else path
         raw = _read(path)
+        _check_kind(raw, path)
         values = glm.from_glm(raw, path) if is_glm(raw) else _from_chatglm(raw, path)
         # transformers 5 has renamed the field; older files of the family leave it out
         dtype = raw.get("dtype", raw.get("torch_dtype", "float16"))
@@ -195,6 +196,23 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds no JSON object", "fetch it again")
     return raw
+
+
+def _check_kind(raw: dict[str, Any], path: Path) -> None:
+    """Refuses checkpoints that hold something other than the model's weights in full precision."""
+    bits, quantised = raw.get("quantization_bit"), raw.get("quantization_config")
+    if bits or quantised:
+        found = f"quantization_bit {bits}" if bits else "a quantization_config"
+        raise CheckpointError(
+            f"{path} has {found}: its weights are quantised, and glm3 reads unquantised ones",
+            "take the model's fp16, bf16 or fp32 files, as THUDM/chatglm3-6b has them",
+        )
+    if raw.get("pre_seq_len"):
+        raise CheckpointError(
+            f"{path} has pre_seq_len {raw['pre_seq_len']}: it is of P-Tuning v2, whose prefix "
+            "encoder glm3 doesn't run",
+            "take the model that was tuned, without the prefix; or tune it anew with --lora-rank",
+        )
 
 
 def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:

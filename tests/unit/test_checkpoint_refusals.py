@@ -391,3 +391,57 @@ def test_an_interrupt_leaves_nothing(hf, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         convert(hf, hf.parent / "new", ConvertOptions(layout="mcore"))
     assert [path.name for path in hf.parent.iterdir()] == ["hf"]
+
+
+# --- what others save, too ---
+
+
+def test_fp64_is_read_as_fp32_in_every_layout(tmp_path, caplog):
+    weights = random_weights(dtype=torch.float64)
+    hf = write_hf(tmp_path / "hf", weights=weights)
+    expected = {name: tensor.float() for name, tensor in weights.items()}
+    assert_same(read_all(hf), expected)
+    assert "is in fp64, and is read as fp32" in caplog.text
+    assert_same(read_all(write_hf(tmp_path / "bin", weights=weights, kind="bin")), expected)
+    convert(hf, tmp_path / "mg", ConvertOptions("mcore", ModelParallelConfig(tp=2)))
+    for file in (tmp_path / "mg").rglob("*.pt"):
+        rewrite(file, lambda saved: saved["model"].update(doubled(saved["model"])))
+    assert_same(read_all(tmp_path / "mg"), expected)
+
+
+def doubled(weights):
+    return {name: one.double() for name, one in weights.items() if isinstance(one, torch.Tensor)}
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_a_wrapped_model_lose_their_prefix(tmp_path, caplog, wrapper):
+    weights = random_weights()
+    wrapped = {wrapper + name: one for name, one in weights.items()}
+    hf = write_hf(tmp_path / "hf", weights=wrapped, shards=2)
+    assert_same(read_all(hf), weights)
+    assert f"begin with {wrapper}, which is left out" in caplog.text
+
+
+def test_names_of_which_only_some_have_a_prefix_are_refused(tmp_path):
+    weights = random_weights()
+    weights["module." + NORM] = weights.pop(NORM)
+    refused(write_hf(tmp_path / "hf", weights=weights), "unknown source key module.transformer")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"quantization_bit": 4}, "quantization_bit 4: its weights are quantised"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "a quantization_config: its weights"),
+        ({"pre_seq_len": 128}, "pre_seq_len 128: it is of P-Tuning v2"),
+    ],
+)
+def test_checkpoints_of_another_kind_are_refused_by_name(hf, values, sentence):
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(config | values))
+    refused(hf, sentence)
+
+
+def test_types_that_no_model_comes_in_are_named(hf):
+    change(hf, lambda weights: weights.update({NORM: weights[NORM].to(torch.float8_e4m3fn)}))
+    refused(hf, "is torch.float8_e4m3fn; expected fp32, bf16 or fp16")

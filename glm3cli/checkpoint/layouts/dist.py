@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from glm3cli.checkpoint.cuts import from_megatron
 from glm3cli.checkpoint.files.manifest import find_manifest
-from glm3cli.checkpoint.headers import Header, TensorProblem, compare
+from glm3cli.checkpoint.headers import Header, TensorProblem, compare, in_fp32, kept_dtype
 from glm3cli.checkpoint.layouts.embedded import MappedFile
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
@@ -191,7 +191,7 @@ class DistSource(StoredSource):
                 offsets, stored = self._box(part, index)
                 extents = zip(offsets, stored.shape, strict=True)
                 tensor[tuple(slice(start, start + size) for start, size in extents)] = stored
-        return from_megatron(tensor, weight.cut, self.model)
+        return from_megatron(in_fp32(tensor), weight.cut, self.model)
 
     def _box(self, part: _Part, layer: int | None) -> tuple[tuple[int, ...], Tensor]:
         """Returns the indices at which a part begins in its tensor, and the part's values.
@@ -219,7 +219,7 @@ class DistSource(StoredSource):
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
         """Returns the type that a tensor is stored in."""
-        return self._headers[self._spelling(weight, layer)].dtype
+        return kept_dtype(self._headers[self._spelling(weight, layer)].dtype)
 
     def files(self) -> list[Path]:
         """Returns the .distcp files, which hold the tensors."""

@@ -4,7 +4,9 @@ The layout is chatglm or glm; the names of the tensors show which.
 """
 
 import functools
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 from zipfile import is_zipfile
@@ -14,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glm3cli.checkpoint import pickles
-from glm3cli.checkpoint.headers import Header, compare
+from glm3cli.checkpoint.headers import Header, compare, in_fp32, kept_dtype
 from glm3cli.checkpoint.locate import Location, hf_files, index_of
 from glm3cli.checkpoint.names import HfLayout, Weight, is_ignored, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
@@ -22,8 +24,23 @@ from glm3cli.config.model import is_glm
 from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json
 
-# The types by their names in the safetensors format.
+# The types by their names in the safetensors format: those that are written, and further ones.
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_OTHER_DTYPES = {
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# What programs put before all names that save a model within another one: DistributedDataParallel
+# and DeepSpeed, and torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+_log = logging.getLogger(__name__)
 
 
 class _Shard(ABC):
@@ -53,7 +70,7 @@ class _Safetensors(_Shard):
         self._file = file
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         self.headers = {
-            name: Header(tuple(part.get_shape()), _dtype_of(part.get_dtype()))
+            name: Header(tuple(part.get_shape()), _dtype_of(part.get_dtype(), path))
             for name, part in slices.items()
         }
 
@@ -62,9 +79,18 @@ class _Safetensors(_Shard):
         return tensor
 
 
-def _dtype_of(name: str) -> torch.dtype:
-    """Returns the type for its name in the safetensors format; int8 for types that are refused."""
-    return SAFETENSORS_DTYPES.get(name, torch.int8)  # any type that isn't ours is refused alike
+def _dtype_of(name: str, path: Path) -> torch.dtype:
+    """Returns the type for its name in the safetensors format.
+
+    Raises:
+        CheckpointError: The type is one that no model of ours comes in.
+    """
+    known = SAFETENSORS_DTYPES | _OTHER_DTYPES
+    if name not in known:
+        raise CheckpointError(
+            f"{path} has tensors of the type {name}", "take files in fp32, bf16 or fp16"
+        )
+    return known[name]
 
 
 class _Pickle(_Shard):
@@ -107,7 +133,7 @@ class HfSource(StoredSource):
             for path in self._files
         ]
         self._place = self._places()
-        headers = {name: shard.headers[name] for name, shard in self._place.items()}
+        headers = {name: shard.headers[stored] for name, (shard, stored) in self._place.items()}
         expected = {layout: self._expected(layout) for layout in get_args(HfLayout)}
         # If no name of either layout is there, the layout of the config.json is taken.
         usual = "glm" if is_glm(location.config or self.path / "config.json") else "chatglm"
@@ -115,6 +141,8 @@ class HfSource(StoredSource):
             expected, key=lambda name: (len(expected[name].keys() & headers), name == usual)
         )
         self.problems = compare(expected[self.layout], headers)
+        if any(header.dtype is torch.float64 for header in headers.values()):
+            _log.warning("%s is in fp64, and is read as fp32", self.path)
 
     def _expected(self, layout: HfLayout) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all tensors that the model has in a layout, by name."""
@@ -123,22 +151,28 @@ class HfSource(StoredSource):
             expected |= weight.parts(layout, self.model, layer)
         return expected
 
-    def _places(self) -> dict[str, _Shard]:
-        """Returns the shard that holds each tensor, by the tensor's name.
+    def _places(self) -> dict[str, tuple[_Shard, str]]:
+        """Returns the shard that holds each tensor and its name there, by the tensor's name.
+
+        The names differ where all of them have the prefix of a wrapper around the model.
 
         Raises:
             CheckpointError: A tensor is in two files.
         """
-        place: dict[str, _Shard] = {}
+        place: dict[str, tuple[_Shard, str]] = {}
         file_of: dict[str, Path] = {}
+        wrapper = wrapper_of([name for shard in self._shards for name in shard.headers])
+        if wrapper:
+            _log.warning("the names in %s begin with %s, which is left out", self.path, wrapper)
         for path, shard in zip(self._files, self._shards, strict=True):
-            for name in shard.headers:
+            for stored in shard.headers:
+                name = stored.removeprefix(wrapper)
                 if name in place and not is_ignored(name):
                     raise CheckpointError(
                         f"{name} is both in {file_of[name].name} and in {path.name} of {self.path}",
                         "keep the files of one checkpoint only",
                     )
-                place[name], file_of[name] = shard, path
+                place[name], file_of[name] = (shard, stored), path
         return place
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
@@ -147,7 +181,8 @@ class HfSource(StoredSource):
         It is a view of the mapped file if the weight is one tensor in the layout.
         """
         names = weight.parts(self.layout, self.model, layer)
-        parts = [self._place[name].read(name) for name in names]
+        places = [self._place[name] for name in names]
+        parts = [in_fp32(shard.read(stored)) for shard, stored in places]
         return parts[0] if len(parts) == 1 else self.cat(parts, 0)
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
@@ -156,12 +191,25 @@ class HfSource(StoredSource):
         If its parts have different types, it is the type that holds the values of all.
         """
         names = weight.parts(self.layout, self.model, layer)
-        dtypes = [self._place[name].headers[name].dtype for name in names]
+        places = [self._place[name] for name in names]
+        dtypes = [kept_dtype(shard.headers[stored].dtype) for shard, stored in places]
         return functools.reduce(torch.promote_types, dtypes)
 
     def files(self) -> list[Path]:
         """Returns the files that hold the weights."""
         return self._files
+
+
+def wrapper_of(names: Sequence[str]) -> str:
+    """Returns what all names begin with because a wrapper around the model was saved, or ""."""
+    wrapper = ""
+    while names and (
+        found := next(
+            (one for one in _WRAPPERS if all(name.startswith(wrapper + one) for name in names)), ""
+        )
+    ):
+        wrapper += found
+    return wrapper
 
 
 def _indexed(index: Path) -> list[Path]:

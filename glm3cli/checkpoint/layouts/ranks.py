@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.cuts import join, piece_shape
-from glm3cli.checkpoint.headers import Header, TensorProblem, compare
+from glm3cli.checkpoint.headers import Header, TensorProblem, compare, in_fp32
 from glm3cli.checkpoint.layouts.arguments import model_of, run_of
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import Cut, Layout, Stage, Weight, slots
@@ -156,7 +156,7 @@ class RanksSource(StoredSource):
         else:
             p, v, local = self._place[layer or 0]
         chunks = [rank[p][v] for rank in self._chunks]
-        return [chunk[_spelling(weight, local, self.layout, chunk)] for chunk in chunks]
+        return [in_fp32(chunk[_spelling(weight, local, self.layout, chunk)]) for chunk in chunks]
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
         """Returns the type that a tensor is stored in."""
