@@ -34,6 +34,8 @@ _OF_RUN = {"seed", "deterministic"}
 _PLACES = {"model", "data", "data_cache", "tokenizer", "shared_storage"}
 # Settings that cut the same work in other ways, as the parallel sizes do.
 _CUTS = {"micro_batch_size", "padding", "padding_side", "pad_to_multiple"}
+# Settings of what is shown before the first step, and kept after the last.
+_AROUND = {"preview", "keep_best", "early_stop", "export_hf"}
 _OWN = "a checkpoint of the run itself"
 # Settings by which the samples get another order.
 _ORDER = {"data", "seed", "split", "seq_length", "packing", "group_by_length"}
@@ -188,8 +190,8 @@ def _compared_options(config: TrainConfig) -> dict[str, Any]:
         for flag in flags
         if flag.panel not in elsewhere and (flag.panel != RUN or flag.name in _OF_RUN)
     }
-    options = config.to_options()
-    return {name: value for name, value in options.items() if name in names - _PLACES - _CUTS}
+    options, left_out = config.to_options(), _PLACES | _CUTS | _AROUND
+    return {name: value for name, value in options.items() if name in names - left_out}
 
 
 def noted_in(checkpoint: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ config.json and --data is preprocessed, so that mistakes are reported at once.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,37 @@ class Prepared:
             samples,
             packing=config.packing,
         )
+
+    def first_look(self, blend: Blend) -> Iterator[str]:
+        """Yields lines about the samples of a tuning, some of them as they are trained.
+
+        Args:
+            blend: The data sets that the training reads.
+
+        Raises:
+            DataError: Another tokenizer has made the files, or packs don't tell their samples
+                apart.
+        """
+        from glm3cli.data.samples.first_look import FirstLook
+        from glm3cli.data.samples.weighting import Weighting
+        from glm3cli.data.tokens.tokenizer import Tokenizer
+
+        config = self.config
+        if config.seq_length > self.model.seq_length:
+            yield (
+                f"warning: --seq-length {config.seq_length} is more than the "
+                f"{self.model.seq_length} positions that the model was made for"
+            )
+        if self.kind.methods == ("sft",):
+            look = FirstLook(
+                self.kind,
+                config.split,
+                config.seq_length,
+                Tokenizer.load(self.tokenizer),
+                Weighting(last_turn_only=config.last_turn_only),
+                config.preview,
+            )
+            yield from look.lines(blend)
 
     def with_steps(self, blend: Blend) -> "Prepared":
         """Returns the same training with a number of steps, where `--epochs` was given.

@@ -55,6 +55,8 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
         from glm3cli.data.samples.blend_table import table
 
         say(table(prepared.data_sources(blend)))
+        for line in prepared.first_look(blend):
+            say(line)
     from glm3cli.train.run import run_training
 
     checkpoint, result = run_training(prepared, blend)

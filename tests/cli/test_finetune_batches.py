@@ -59,3 +59,15 @@ def test_options_that_exclude_each_other(project: Project, tmp_path: Path) -> No
     ended = call(*options(project, tmp_path / "run", "pretrain", packing=True))
     assert ended.code == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_the_start_shows_samples_and_warns(project: Project, tmp_path: Path) -> None:
+    ended = succeed(*options(project, tmp_path / "run", "finetune", preview=2, **WIDE))
+    assert "sample 2 of " in ended.err
+    assert ":<|assistant|>\n" in ended.err
+    assert "of the tokens are trained; 0.0% of the samples are cut" in ended.err
+    assert "warning: " not in ended.err
+    changes = {**WIDE, "seq_length": 256, "preview": 0, "train_iters": 1}
+    ended = succeed(*options(project, tmp_path / "long", "finetune", **changes))
+    assert "sample 1 of " not in ended.err
+    assert "warning: --seq-length 256 is more than the 128 positions" in ended.err

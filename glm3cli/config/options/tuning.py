@@ -18,6 +18,11 @@ class TuningOptions(Settings):
         gt=0,
         description="Go through the training data this many times; in place of --train-iters.",
     )
+    preview: Annotated[int, Flag(panel=TUNING, only="finetune")] = Field(
+        default=1,
+        ge=0,
+        description="Show this many samples of each data set at the start, token by token.",
+    )
     keep_best: Annotated[bool, Flag(panel=TUNING, only="finetune")] = Field(
         default=False,
         description="Save where the validation loss is lower than ever; RUN/best is the newest of "

@@ -43,7 +43,7 @@ class Job:
         return cls(
             version=__version__,
             inputs=inputs if len(stats) == len(files) else None,
-            tokenizer=hashlib.sha256(tokenizer.path.read_bytes()).hexdigest(),
+            tokenizer=tokenizer.sha256,
             settings=config.model_dump(
                 mode="json",
                 # The sequence length of texts is only for --build-index: it cuts nothing.

@@ -99,6 +99,11 @@ class Tokenizer:
         return (Tokenizer.load, (self.path,))
 
     @property
+    def sha256(self) -> str:
+        """The SHA-256 of the tokenizer.model file, in hexadecimal digits."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @property
     def unique_identifiers(self) -> OrderedDict[str, object]:
         """What distinguishes this tokenizer from others, for the key of an index cache.
 
@@ -107,7 +112,7 @@ class Tokenizer:
         return OrderedDict(
             {
                 "class": type(self).__name__,
-                "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+                "sha256": self.sha256,
                 "vocab_size": self.vocab_size,
             }
         )
