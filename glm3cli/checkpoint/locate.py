@@ -134,6 +134,36 @@ def locate_adapter(path: Path) -> Path:
     )
 
 
+def weight_stamps(model: Path, lora: Path | None) -> list[list[tuple[str, int, int]]]:
+    """Returns (name, size in bytes, modification time in ns) of each file of a model's weights.
+
+    They stand for the weights, which would take too long to read.
+
+    Args:
+        model: The model's folder, or one that contains it.
+        lora: The adapter that is computed with, if any.
+
+    Returns:
+        A list for the weights' folder, and one for the folder of each adapter.
+
+    Raises:
+        CheckpointError: The model or the adapter isn't there.
+    """
+    location = locate(model)
+    adapters = [*location.adapters, *([] if lora is None else [locate_adapter(lora)])]
+    return [_stamps(folder) for folder in (location.folder, *adapters)]
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Returns (name, size, time) of each weight file in a folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES]
+    stats = [path.stat() for path in paths]
+    return [
+        (str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns)
+        for path, stat in zip(paths, stats, strict=True)
+    ]
+
+
 def kind_of(folder: Path) -> FolderKind | None:
     """Returns the kind of weights that lie directly in `folder`; None if there are none.
 

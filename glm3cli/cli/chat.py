@@ -27,10 +27,9 @@ class ChatTerminal:
         self._is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._is_stopped = False
         self._history: Path | None = None  # until a line is read by an editor
-        # Bytes that can't be decoded must not end the chat; half surrogates give them away.
-        for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors=errors)
+        # Half surrogates give bytes away that can't be decoded; question marks wouldn't.
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")
 
     def read(self, is_observation: bool) -> str | None:
         """Returns what the user says next; None at the end.

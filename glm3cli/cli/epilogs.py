@@ -88,6 +88,15 @@ GENERATE = """
 --prompt continues a text, as a base model does; --answer asks it as a user's turn, as a chat model
 expects it. With several ranks, those that tp x pp leave over share the prompts.
 
+--prompts-file has a JSON string, {"prompt": "..."} or {"messages": [...]} in each line, the latter
+in any form that training reads, with tools and system beside it. Options such as max_new_tokens,
+temperature and seed may stand beside the prompt for its line alone; the n-th prompt otherwise has
+the seed --seed + n, from 0. Results come in the order of the lines, and a bounded number of lines
+is in memory. All lines are checked before the model is loaded; --on-error skip gives a bad one a
+result with `error`. --output gets one JSON line per prompt (OUTPUT.run.json notes the settings),
+and --resume goes on where a stopped or killed run has ended, with the same results; so it does with
+lines that the file has got since.
+
 --chat talks: /help lists its commands, Ctrl-C stops an answer, and lines typed are kept for the
 next chat in ~/.local/state/glm3/chat_history. --tools names a JSON list of tools in ChatGLM3's or
 OpenAI's form, or a Python file, whose public functions become tools by their signatures and

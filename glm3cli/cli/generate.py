@@ -7,6 +7,7 @@ import typer
 
 from glm3cli.cli.epilogs import GENERATE
 from glm3cli.cli.options import command
+from glm3cli.cli.prompts import continue_file
 from glm3cli.config.inference import GenerateConfig
 
 
@@ -21,6 +22,8 @@ def register(app: typer.Typer) -> None:
         """
         if config.chat:
             _talk(config)
+        elif config.prompts_file:
+            continue_file(config)
         else:
             _generate(config)
 

@@ -69,7 +69,17 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
 
     prompt: list[str] = Field(default=[], description="Text to continue; repeat for several.")
     prompts_file: Path | None = Field(
-        default=None, description="JSON Lines with a prompt (or a string) per line."
+        default=None, description="JSON Lines with a prompt, a string, or messages per line."
+    )
+    output: Annotated[Path | None, Flag(panel=OUTPUT)] = Field(
+        default=None, description="JSON Lines for the results of --prompts-file, as they come."
+    )
+    resume: Annotated[bool, Flag(panel=OUTPUT)] = Field(
+        default=False, description="Go on where --output ends."
+    )
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="What a bad line of --prompts-file does: end the run, or have no answer.",
     )
     chat: bool = Field(default=False, description="Talk with the model, turn by turn.")
     system: str | None = Field(default=None, description="System prompt of --chat.")
@@ -98,6 +108,12 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
         given = [bool(self.prompt), self.prompts_file is not None, self.chat]
         if sum(given) != 1:
             raise ValueError("give one of --prompt TEXT, --prompts-file FILE, --chat")
+        if "" in self.prompt:
+            raise ValueError("--prompt is empty; give it a text")
+        if self.output is not None and self.prompts_file is None:
+            raise ValueError("--output goes with --prompts-file")
+        if self.resume and self.output is None:
+            raise ValueError("--resume goes with --output, whose results it goes on with")
         if self.chat and self.as_json:
             raise ValueError("--chat talks; it has no --json result")
         if self.stream and (len(self.prompt) != 1 or self.as_json):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glm3cli.checkpoint.locate import WEIGHT_SUFFIXES, locate, locate_adapter
+from glm3cli.checkpoint.locate import weight_stamps
 from glm3cli.config.evaluation import EvalConfig
 from glm3cli.errors import ConfigError
 from glm3cli.evals.results import Answer
@@ -36,24 +36,9 @@ def run_key(config: EvalConfig, protocol: str, prompts_hash: str) -> str:
         prompts_hash: `hash_texts` of the prompts' texts with all their shots.
     """
     options = {k: v for k, v in config.to_options().items() if k not in _IRRELEVANT}
-    location = locate(config.model)
-    adapters = [*location.adapters, *([] if config.lora is None else [locate_adapter(config.lora)])]
-    files = [_weight_files(folder) for folder in (location.folder, *adapters)]
+    files = weight_stamps(config.model, config.lora)
     facts = [options, protocol, prompts_hash, files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _weight_files(folder: Path) -> list[tuple[str, int, int]]:
-    """Returns (name, size in bytes, modification time in ns) of each weight file in `folder`.
-
-    They stand for the weights, which would take too long to read.
-    """
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES]
-    stats = [path.stat() for path in paths]
-    return [
-        (str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns)
-        for path, stat in zip(paths, stats, strict=True)
-    ]
 
 
 class AnswerFile:

@@ -6,9 +6,10 @@ that run, which have `rows` of the KV cache; `scoring` scores tokens that are gi
 the forward passes, `sampling` draws a token from logits, and `decoding` holds what else decides on
 tokens.
 `opening` checks what can be checked without torch, and has `load` build the model on this rank.
-`generate` is the command of that name, and the room `chat` its option --chat.
+`generate` is the command of that name, the room `prompts` its option --prompts-file, and the room
+`chat` its option --chat.
 
-`opening`, `generate` and `chat.talk` can be imported without torch. cli/generate.py calls
-`generate` and `talk`; evals/ uses `opening`, `load`, `Model`, `Engine` and `Sampling`; programs
-come in by `glm3cli.open_model`.
+`opening`, `generate`, `prompts.run` and `chat.talk` can be imported without torch. cli/ calls the
+last three; evals/ uses `opening`, `load`, `Model`, `Engine` and `Sampling`; programs come in by
+`glm3cli.open_model`.
 """

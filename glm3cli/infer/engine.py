@@ -124,6 +124,14 @@ class Engine:
         """Whether no request runs or waits."""
         return self.batching.is_idle
 
+    def is_open(self, number: int) -> bool:
+        """Returns whether a request runs or waits.
+
+        Args:
+            number: The number that `add` has returned.
+        """
+        return self.batching.is_open(number)
+
     def end(self, number: int) -> None:
         """Ends a request, whether it runs or waits; it gets no further token.
 

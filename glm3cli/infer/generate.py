@@ -1,16 +1,13 @@
-"""The generate command, without --chat: continues prompts.
+"""`generate`: the prompts of `glm3 generate --prompt`, all of them together.
 
-Nothing here imports torch before the settings and the prompts were checked.
+Nothing here imports torch before the settings were checked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from glm3cli.config.inference import GenerateConfig, SamplingOptions
-from glm3cli.errors import DataError
-from glm3cli.host.parsing import parse_json
 from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ class GenerateResult(TypedDict):
 def generate(
     config: GenerateConfig, on_text: Callable[[str], None] | None = None
 ) -> GenerateResult | None:
-    """Continues the prompts of the command line or of the file.
+    """Continues the prompts of the command line.
 
     Args:
         config: The settings.
@@ -66,7 +63,6 @@ def generate(
     Raises:
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
-    prompts = read_prompts(config)
     model = open_here(config)
     if model is None:
         return None
@@ -75,7 +71,7 @@ def generate(
     timing = Timing()
     with model:
         completions = model.generate(
-            prompts,
+            config.prompt,
             max_new_tokens=config.max_new_tokens,
             sampling=to_sampling(config),
             seed=config.seed,
@@ -98,49 +94,3 @@ def to_sampling(options: SamplingOptions) -> "Sampling":
     from glm3cli.infer.sampling import Sampling
 
     return Sampling(options.greedy, options.temperature, options.top_k, options.top_p)
-
-
-def read_prompts(config: GenerateConfig) -> list[str]:
-    """Returns the prompts of the command line, or of --prompts-file.
-
-    Raises:
-        DataError: The file is missing or empty, or has a line without a prompt.
-    """
-    if config.prompts_file is None:
-        return list(config.prompt)
-    prompts = list(_lines(config.prompts_file))
-    if not prompts:
-        raise DataError(f"{config.prompts_file} holds no prompt", 'write {"prompt": "..."} lines')
-    return prompts
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yields the prompts of a file, in which each line is a JSON string or {"prompt": "..."}.
-
-    Raises:
-        DataError: The file can't be read, or a line has no prompt.
-    """
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--prompts-file {path}: {error}", "give a UTF-8 file") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value: Any = parse_json(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}:{number} is not valid JSON: {error}", "mend the line"
-            ) from None
-        prompt = value.get("prompt") if isinstance(value, dict) else value
-        if not isinstance(prompt, str):
-            raise DataError(
-                f"{path}:{number} has no prompt", 'write {"prompt": "..."} or a JSON string'
-            )
-        if any(0xD800 <= ord(character) < 0xE000 for character in prompt):
-            raise DataError(
-                f"{path}:{number} has half of a character (a lone surrogate) in its prompt",
-                "mend the line",
-            )
-        yield prompt

@@ -96,7 +96,7 @@ class Model:
             The continuation of each prompt, in the order of the prompts.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [self._prompt_ids(text, answer=answer) for text in texts]
+        ids = [self.prompt_ids(text, answer=answer) for text in texts]
         grid = self.engine.grid
         stride = -(-len(ids) // grid.dp_size)
         mine = range(grid.dp_rank * stride, min((grid.dp_rank + 1) * stride, len(ids)))
@@ -187,7 +187,7 @@ class Model:
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
 
-    def _prompt_ids(self, prompt: str, *, answer: bool) -> list[int]:
+    def prompt_ids(self, prompt: str, *, answer: bool) -> list[int]:
         """Returns the token ids of a prompt, as the turn of a user if it is to be answered."""
         if answer:
             return build_prompt(self.tokenizer, [Message("user", prompt)])

@@ -106,33 +106,6 @@ def test_a_seed_decides(project: Project, greedy: list[dict[str, Any]]) -> None:
     assert first["token_ids"] != second["token_ids"]
 
 
-def test_prompts_from_a_file(project: Project, greedy: list[Any], tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(f"\ufeff{json.dumps(PROMPTS[0])}\n\n{json.dumps({'prompt': PROMPTS[1]})}\n")
-    assert results(project, "--prompts-file", file, "--greedy", "--logprobs") == greedy
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ('"a"\n{"prompt": "b"\n', "prompts.jsonl:2 is not valid JSON"),
-        ('"a"\n\n{"text": "b"}\n', "prompts.jsonl:3 has no prompt"),
-        ('{"prompt": 3}\n', "prompts.jsonl:1 has no prompt"),
-        ("\n", "prompts.jsonl holds no prompt"),
-        ('"\\ud800"\n', "prompts.jsonl:1 has half of a character"),
-        ("[" * 9999, "prompts.jsonl:1 is not valid JSON: it is nested too deeply"),
-        ("9" * 5000, "prompts.jsonl:1 is not valid JSON"),
-    ],
-)
-def test_a_bad_line_is_named(project: Project, tmp_path: Path, text: str, error: str) -> None:
-    (tmp_path / "prompts.jsonl").write_text(text)
-    ended = call("generate", "--model", project.model, "--prompts-file", tmp_path / "prompts.jsonl")
-    assert ended.code == 3
-    assert error in ended.err
-    assert "hint: " in ended.err
-    assert not ended.out
-
-
 def test_a_stream_is_the_same_text(project: Project, greedy: list[dict[str, Any]]) -> None:
     arguments = (*asked(PROMPTS[0]), "--greedy", "--max-new-tokens", LENGTH)
     assert generate(project, *arguments, "--stream").out == f"{greedy[0]['text']}\n"
@@ -247,6 +220,12 @@ WRONG = [
     (["--prompt", "a", "--vpp", "2"], 2, "--vpp is for training", "--help"),
     (["--prompt", "a", "--model", "none"], 3, "none does not exist", "give a model folder"),
     ([], 2, "give one of --prompt TEXT, --prompts-file FILE, --chat", "--help"),
+    (["--prompt", ""], 2, "--prompt is empty", "--help"),
+    (["--prompt", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens 0", "--help"),
+    (["--prompt", "a", "--max-new-tokens", "-3"], 2, "--max-new-tokens -3", "--help"),
+    (["--prompt", "a", "--output", "o"], 2, "--output goes with --prompts-file", "--help"),
+    (["--prompts-file", "f", "--resume"], 2, "--resume goes with --output", "--help"),
+    (["--chat", "--run-tools"], 2, "--run-tools goes with --chat and --tools FILE.py", "--help"),
     (["--prompt", "a", "--chat"], 2, "give one of --prompt TEXT", "--help"),
     (["--prompt", "a", "--prompt", "b", "--stream"], 2, "--stream goes with one", "--help"),
     (["--chat", "--json"], 2, "it has no --json result", "--help"),

@@ -16,11 +16,12 @@ the argument `code` of the call.
 
 import ast
 import io
+import json
 import re
 import textwrap
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -65,6 +66,34 @@ def read_calls(message: Message) -> list[ToolCall]:
     # What tokenize and ast.parse raise for text that isn't Python, and for what is nested deeply.
     except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError):
         return [ToolCall(name, {"code": code})] if block and name == INTERPRETER else []
+
+
+def to_openai(answer: Sequence[Message]) -> dict[str, Any]:
+    """Returns an answer as one assistant turn in OpenAI's form, which training reads, too.
+
+    Args:
+        answer: The turns of an answer.
+
+    Returns:
+        The turn: `content`, which is None beside calls without text, and `tool_calls` if there are
+        any, with their arguments as JSON text.
+    """
+    calls = [call for message in answer for call in read_calls(message)]
+    texts = [m.content if not m.metadata else f"{m.metadata}\n{m.content}" for m in answer]
+    text = "\n".join(t for t, m in zip(texts, answer, strict=True) if t and not read_calls(m))
+    turn: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
+    if calls:
+        turn["tool_calls"] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                },
+            }
+            for call in calls
+        ]
+    return turn
 
 
 class ReplyStream:
