@@ -78,7 +78,7 @@ def compare(root: Path, model: Path, *, kills: int, lines: int, seed: int) -> tu
     # So that the run isn't over before the last kill, on a machine of any speed.
     working = whole.stat().st_mtime - (root / "whole.jsonl.run.json").stat().st_mtime
     killed = root / "killed.jsonl"
-    longest = 1.2 * working / kills
+    longest = 0.8 * working / kills
     count = kill_at_random([*command, killed], killed, kills=kills, longest=longest, seed=seed)
     return count, killed.read_bytes() == whole.read_bytes()
 
