@@ -3,13 +3,13 @@
 Needs no torch, so that a wrong path is reported at once.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from glm3cli.errors import CheckpointError
+from glm3cli.host.parsing import read_json
 
 FolderKind = Literal["hf", "ranks", "dist"]
 
@@ -100,7 +100,7 @@ def _base_of(adapter: Path) -> Location:
     """
     path = adapter / ADAPTER_CONFIG
     try:
-        base = Path(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        base = Path(read_json(path)["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} names no base model: {error}", "use another checkpoint"

@@ -88,6 +88,16 @@ class ModelParallelConfig(Settings):
         start = (chunk * self.pp + pp_rank) * size
         return range(start, start + size)
 
+    def layers_of_stage(self, num_layers: int, pp_rank: int) -> list[int]:
+        """Returns the global numbers (from 0) of all layers that a stage holds.
+
+        Args:
+            num_layers: Number of layers of the whole model.
+            pp_rank: The pipeline stage, from 0.
+        """
+        chunks = range(self.vpp)
+        return [layer for c in chunks for layer in self.layers_of(num_layers, pp_rank, c)]
+
     def check_fits(self, model: ModelConfig) -> None:
         """Checks that `model` can be cut by these sizes.
 

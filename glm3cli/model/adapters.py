@@ -6,6 +6,12 @@ large language models"). Where W is cut by rows, so is B, and every rank has all
 cut by columns, so is A, and every rank has all of B. Only A x is sent between the ranks, which has
 `rank` numbers per position.
 
+A DoRA also has the length m of each row of W + scale B A, and divides by the present length (Liu et
+al. 2024, "DoRA: weight-decomposed low-rank adaptation"). A PiSSA begins with the principal part of
+W in A and B (Meng et al. 2024, "PiSSA: principal singular values and singular vectors adaptation").
+The others take that part out of W; here W stays, and the product that A and B began with is
+subtracted, so that a model without its adapter is the base model, to the bit.
+
 `AdaptedColumn` and `AdaptedRow` are megatron-core's layers with a place for an adapter; `attach`
 puts the adapters there; `adapters_off` makes a model compute without them for a while.
 """
@@ -47,10 +53,14 @@ class AdapterShape:
     Attributes:
         rank: The number of rows of A and of columns of B.
         scale: The factor by which B A is multiplied.
+        has_magnitude: Whether the adapter is a DoRA.
+        has_start: Whether the product that the matrices begin with is subtracted (PiSSA).
     """
 
     rank: int
     scale: float
+    has_magnitude: bool = False
+    has_start: bool = False
 
 
 # The shape of the adapter of each adapted module, by its target and its layer, counted from 0.
@@ -65,7 +75,13 @@ class Adapter(Module):
         enabled: Whether the layer computes with the adapter.
         a: The matrix A, [rank, inputs].
         b: The matrix B, [outputs, rank].
+        magnitude: The length m of each row of the adapted weight, [outputs]; None but for a DoRA.
+        start_a: What A began with, if its product is subtracted, else None.
+        start_b: What B began with, likewise.
     """
+
+    start_a: Tensor | None
+    start_b: Tensor | None
 
     def __init__(self, shape: AdapterShape, weight: Tensor) -> None:
         """Makes matrices with arbitrary values.
@@ -80,6 +96,12 @@ class Adapter(Module):
         self.enabled = True
         self.a = Parameter(weight.new_empty(shape.rank, inputs))
         self.b = Parameter(weight.new_empty(outputs, shape.rank))
+        self.magnitude: Parameter | None = None
+        if shape.has_magnitude:
+            self.magnitude = Parameter(weight.new_empty(outputs))
+        self.register_buffer("start_a", torch.empty_like(self.a) if shape.has_start else None)
+        self.register_buffer("start_b", torch.empty_like(self.b) if shape.has_start else None)
+        self._squares: tuple[int, Tensor] | None = None
 
     def forward(self, output: Tensor, hidden: Tensor, send: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns output + scale B A hidden.
@@ -92,11 +114,48 @@ class Adapter(Module):
             hidden: The input of the layer, [s, b, inputs].
             send: Makes of this rank's A hidden what B is multiplied with.
         """
-        reduced = send(torch.nn.functional.linear(hidden, self.a))
-        flat = torch.addmm(
-            output.flatten(0, 1), reduced.flatten(0, 1), self.b.t(), alpha=self.scale
-        )
+        reduced = torch.nn.functional.linear(hidden, self.a)
+        b: Tensor = self.b
+        if self.start_a is not None and self.start_b is not None:
+            first = torch.nn.functional.linear(hidden, self.start_a)
+            reduced, b = torch.cat([reduced, first], dim=-1), torch.cat([b, -self.start_b], dim=1)
+        reduced = send(reduced)
+        flat = torch.addmm(output.flatten(0, 1), reduced.flatten(0, 1), b.t(), alpha=self.scale)
         return flat.view(output.shape)
+
+    def rescaled(
+        self, output: Tensor, weight: Tensor, bias: Tensor | None, add_up: Callable[[Tensor], None]
+    ) -> Tensor:
+        """Gives the rows of the adapted weight the lengths of `magnitude`, where there is one.
+
+        Their present lengths are taken for constants in the backward pass, as the paper and peft
+        (tuners/lora/dora.py) do.
+
+        Args:
+            output: What `forward` has returned, [s, b, outputs].
+            weight: The weight of the layer, or this rank's piece of it.
+            bias: The bias that the output contains; None for none.
+            add_up: Adds up a tensor in place over the ranks that have other columns of the rows.
+        """
+        if self.magnitude is None:
+            return output
+        with torch.no_grad():
+            squares = self._squared_lengths(weight)
+            add_up(squares)
+        ratio = (self.magnitude.float() / squares.sqrt()).to(output.dtype)
+        return output * ratio if bias is None else torch.addcmul(bias * (1 - ratio), output, ratio)
+
+    def _squared_lengths(self, weight: Tensor) -> Tensor:
+        """Returns the squared length of each row of W + scale B A, in fp32, without making it.
+
+        With w, a row of W, and b, that of B, it is w w' + 2 scale b (A w') + scale^2 b (A A') b'.
+        """
+        if self._squares is None or self._squares[0] != weight._version:
+            self._squares = weight._version, weight.float().square().sum(dim=1)
+        a, b = self.a.float(), self.b.float()
+        cross = ((weight @ self.a.t()).float() * b).sum(dim=1)
+        own = ((b @ (a @ a.t())) * b).sum(dim=1)
+        return self._squares[1] + 2 * self.scale * cross + self.scale**2 * own
 
 
 class AdaptedColumn(ColumnParallelLinear):
@@ -125,7 +184,12 @@ class AdaptedColumn(ColumnParallelLinear):
         adapter = self.adapter
         if adapter is None or not adapter.enabled:
             return output, bias
-        return adapter(output, input_, self._to_all_ranks), bias
+        output = adapter(output, input_, self._to_all_ranks)
+        included = None if self.skip_bias_add else self.bias
+        return adapter.rescaled(output, self.weight, included, self.add_up), bias
+
+    def add_up(self, squares: Tensor) -> None:
+        """Leaves the squared lengths of rows, [outputs / tp], as they are: the rows are whole."""
 
     def _to_all_ranks(self, reduced: Tensor) -> Tensor:
         """Gives every rank the whole A x, [s, b, rank]."""
@@ -136,7 +200,8 @@ class AdaptedColumn(ColumnParallelLinear):
     def attach(self, shape: AdapterShape) -> None:
         """Gives the layer an adapter with arbitrary values, and marks its pieces and copies."""
         self.adapter = Adapter(shape, self.weight)
-        set_tensor_model_parallel_attributes(self.adapter.b, True, 0, 1)
+        for rows in filter(_is_there, (self.adapter.b, self.adapter.magnitude)):
+            set_tensor_model_parallel_attributes(rows, True, 0, 1)
         self.adapter.a.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
 
     def sharded_state_dict(
@@ -147,13 +212,16 @@ class AdaptedColumn(ColumnParallelLinear):
     ) -> dict[str, Any]:
         """Returns megatron-core's sharded tensors of the layer and of its adapter."""
         sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        sharded |= _sharded_adapter(self, {"b": 0}, prefix, sharded_offsets, metadata)
+        axes = dict.fromkeys(("b", "magnitude", "start_b"), 0)
+        adapter = _sharded_adapter(self, axes, prefix, sharded_offsets, metadata)
         if prefix.endswith(f"{MODULES['fc1']}."):
             # Its rows are those of the gate and of the up half, side by side.
-            name = f"{prefix}{_NAME}.b"
-            if name in sharded:
-                sharded[name] = apply_swiglu_sharded_factory(sharded[name], sharded_offsets)
-        return sharded
+            adapter |= {
+                name: apply_swiglu_sharded_factory(value, sharded_offsets)
+                for name, value in adapter.items()
+                if name.rpartition(".")[2] in axes
+            }
+        return sharded | adapter
 
 
 class AdaptedRow(RowParallelLinear):
@@ -181,7 +249,13 @@ class AdaptedRow(RowParallelLinear):
         adapter = self.adapter
         if adapter is None or not adapter.enabled:
             return output, bias
-        return adapter(output, input_, self._summed), bias
+        output = adapter(output, input_, self._summed)
+        return adapter.rescaled(output, self.weight, None, self.add_up), bias
+
+    def add_up(self, squares: Tensor) -> None:
+        """Adds up the ranks' parts of the squared lengths of rows, [outputs], in place."""
+        if self.tp_group.size() > 1:
+            torch.distributed.all_reduce(squares, group=self.tp_group)
 
     def _summed(self, reduced: Tensor) -> Tensor:
         """Adds up the ranks' parts of A x, [s, b, rank]; sequence parallelism cuts s of the sum."""
@@ -193,7 +267,8 @@ class AdaptedRow(RowParallelLinear):
         """Gives the layer an adapter with arbitrary values, and marks its pieces and copies."""
         self.adapter = Adapter(shape, self.weight)
         set_tensor_model_parallel_attributes(self.adapter.a, True, 1, 1)
-        self.adapter.b.sequence_parallel = self.sequence_parallel  # type: ignore[attr-defined]
+        for copy in filter(_is_there, (self.adapter.b, self.adapter.magnitude)):
+            copy.sequence_parallel = self.sequence_parallel  # type: ignore[union-attr]
 
     def sharded_state_dict(
         self,
@@ -203,7 +278,14 @@ class AdaptedRow(RowParallelLinear):
     ) -> dict[str, Any]:
         """Returns megatron-core's sharded tensors of the layer and of its adapter."""
         sharded = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        return sharded | _sharded_adapter(self, {"a": 1}, prefix, sharded_offsets, metadata)
+        return sharded | _sharded_adapter(
+            self, {"a": 1, "start_a": 1}, prefix, sharded_offsets, metadata
+        )
+
+
+def _is_there(parameter: Any) -> bool:
+    """Says whether an adapter has a parameter."""
+    return parameter is not None
 
 
 def _sharded_adapter(
@@ -261,15 +343,32 @@ def adapters_of(model: Module) -> dict[tuple[str, int], Adapter]:
     Args:
         model: A GPTModel of megatron-core, or a wrapper of one.
     """
-    found = {}
+    return {key: linear.adapter for key, linear in _adapted(model)}
+
+
+def _adapted(model: Module) -> Iterator[tuple[tuple[str, int], Any]]:
+    """Yields the linear layers that have an adapter, with their targets and layers."""
     for layer in model.modules():
         if not hasattr(layer, "layer_number") or not hasattr(layer, "self_attention"):
             continue
         for target, module in MODULES.items():
-            adapter = getattr(layer.get_submodule(module), _NAME, None)
-            if adapter is not None:
-                found[target, int(layer.layer_number) - 1] = adapter  # type: ignore[arg-type]
-    return found
+            linear = layer.get_submodule(module)
+            if getattr(linear, _NAME, None) is not None:
+                yield (target, int(layer.layer_number) - 1), linear  # type: ignore[arg-type]
+
+
+def keep_lengths(model: Module) -> None:
+    """Replaces NaN in the lengths of DoRAs by the lengths that rows have in the weights.
+
+    The ranks of a tensor parallel group must call it together.
+    """
+    for _, linear in _adapted(model):
+        magnitude = linear.adapter.magnitude
+        if magnitude is not None:
+            squares = linear.weight.detach().float().square().sum(dim=1)
+            linear.add_up(squares)
+            lengths = squares.sqrt().to(magnitude.dtype)
+            magnitude.data.copy_(torch.where(magnitude.isnan(), lengths, magnitude))
 
 
 @contextmanager

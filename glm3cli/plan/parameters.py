@@ -70,7 +70,8 @@ def _adapter_size(weight: Weight, config: TrainConfig, model: ModelConfig, tp: i
     """
     shape = list(weight.shape(model))
     shape[1 if weight.cut is Cut.COLS else 0] //= tp
-    return (config.lora_rank or 0) * sum(shape)
+    lengths = shape[0] if config.lora_variant == "dora" else 0
+    return (config.lora_rank or 0) * sum(shape) + lengths
 
 
 def _piece_size(weight: Weight, model: ModelConfig, tp: int) -> int:

@@ -1,6 +1,7 @@
 """The adapter of a run that trains one (LoRA): its shape, what it begins with, and its config."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from glm3cli.errors import ConfigError
 if TYPE_CHECKING:
     from glm3cli.checkpoint.adapter.config import AdapterConfig
     from glm3cli.checkpoint.adapter.pairs import Adapter
+    from glm3cli.checkpoint.source import WeightSource
     from glm3cli.model.adapters import AdapterShapes
 
 
@@ -37,12 +39,23 @@ def with_adapter(config: TrainConfig, model: ModelConfig) -> TrainConfig:
         )
     if config.adapter is None:
         return config
-    adapter = first_adapter(config, model)
+    from glm3cli.checkpoint.adapter.config import read_adapter_config
+    from glm3cli.checkpoint.adapter.reader import open_adapter
+
+    folder = locate_adapter(config.adapter)
+    adapter = open_adapter(folder, model).uniform(model)
+    kind = read_adapter_config(folder)
     [pair] = next(iter(adapter.pairs.values()))
     rank = pair.a.size(0)
     adapted = {weight.logical for weight, _ in adapter.pairs}
     targets = [target for target, logical in TARGETS.items() if logical in adapted]
-    found = {"lora_rank": rank, "lora_alpha": pair.scale * rank, "lora_target": ",".join(targets)}
+    variant = "dora" if kind.use_dora else "rslora" if kind.use_rslora else "lora"
+    found = {
+        "lora_rank": rank,
+        "lora_alpha": pair.scale * (math.sqrt(rank) if variant == "rslora" else rank),
+        "lora_target": ",".join(targets),
+        "lora_variant": variant,
+    }
     for name, value in found.items():
         given = getattr(config, name)
         if given is not None and not _equal(given, value):
@@ -61,23 +74,32 @@ def _equal(given: object, found: object) -> bool:
     return math.isclose(float(str(given)), float(str(found)), rel_tol=1e-6)
 
 
-def first_adapter(config: TrainConfig, model: ModelConfig) -> "Adapter":
+def first_adapter(
+    config: TrainConfig, source: "WeightSource", layers: Iterable[int] | None = None
+) -> "Adapter":
     """Returns the adapter that a run begins with: that of --adapter, or a new one.
 
     Args:
-        config: The settings of the run.
-        model: The shape of the model.
+        config: The settings of the run, as `with_adapter` returns them.
+        source: The weights of the base model.
+        layers: The layers whose matrices are wanted; None for all.
 
     Raises:
         CheckpointError: The adapter of --adapter is damaged, or belongs to another model.
     """
-    from glm3cli.checkpoint.adapter.fresh import fresh_adapter
+    from glm3cli.checkpoint.adapter.fresh import FreshAdapter
     from glm3cli.checkpoint.adapter.reader import open_adapter
 
     if config.adapter is not None:
-        return open_adapter(locate_adapter(config.adapter), model).uniform(model)
-    weights = [TARGETS[target] for target in config.lora_targets]
-    return fresh_adapter(model, weights, config.lora_rank or 0, config.lora_scale, config.seed)
+        return open_adapter(locate_adapter(config.adapter), source.model).uniform(source.model)
+    fresh = FreshAdapter(
+        weights=[TARGETS[target] for target in config.lora_targets],
+        rank=config.lora_rank or 0,
+        scale=config.lora_scale,
+        variant=config.lora_variant or "lora",
+        seed=config.seed,
+    )
+    return fresh.build(source, layers)
 
 
 def adapter_shapes(config: TrainConfig, model: ModelConfig) -> "AdapterShapes":
@@ -91,7 +113,12 @@ def adapter_shapes(config: TrainConfig, model: ModelConfig) -> "AdapterShapes":
 
     if config.lora_rank is None:
         return {}
-    shape = AdapterShape(config.lora_rank, config.lora_scale)
+    shape = AdapterShape(
+        config.lora_rank,
+        config.lora_scale,
+        has_magnitude=config.lora_variant == "dora",
+        has_start=config.lora_variant == "pissa",
+    )
     layers = range(model.num_layers)
     return {(target, layer): shape for target in config.lora_targets for layer in layers}
 
@@ -111,4 +138,6 @@ def adapter_config(config: TrainConfig) -> "AdapterConfig | None":
         base_model_name_or_path=str(Path(config.model or "").absolute()),
         r=config.lora_rank,
         lora_alpha=config.lora_scale * config.lora_rank,
+        use_rslora=config.lora_variant == "rslora",
+        use_dora=config.lora_variant == "dora",
     )

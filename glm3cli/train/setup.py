@@ -12,8 +12,13 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
 )
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.optimizer import (
+    OptimizerConfig,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from torch import Tensor
 
 from glm3cli.checkpoint.adapter.transfer import load_adapter
@@ -82,9 +87,11 @@ def build_training(
     # The checkpoints of a run that trains an adapter don't have the other weights.
     if with_weights or config.is_adapted:
         gpts = [unwrap(chunk) for chunk in train_step.chunks]
-        load_weights(gpts, _source(prepared), config, grid)
+        source = _source(prepared)
+        load_weights(gpts, source, config, grid)
         if config.is_adapted:
-            load_adapter(gpts, first_adapter(config, model), model, grid)
+            layers = config.layers_of_stage(model.num_layers, grid.pp_rank)
+            load_adapter(gpts, first_adapter(config, source, layers), model, grid)
         # The optimizer's fp32 copies were made of the weights before they were loaded.
         train_step.optimizer.reload_model_params()
     return TrainingParts(tokenizer, train_step, train, valid)
@@ -201,8 +208,12 @@ def build_train_step(
         DistributedDataParallel(mcore, ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(bare)
     ]
+    settings = _optimizer_config(config, distributed=distributed)
     optimizer = get_megatron_optimizer(
-        _optimizer_config(config, distributed=distributed), chunks, use_gloo_process_groups=False
+        settings,
+        chunks,
+        config_overrides=_overrides(config, settings),
+        use_gloo_process_groups=False,
     )
     if require_active().fuses_adamw:
         _fuse_adamw(optimizer)
@@ -283,6 +294,25 @@ def _optimizer_config(config: TrainConfig, *, distributed: bool) -> OptimizerCon
         use_distributed_optimizer=distributed,
         overlap_param_gather=config.overlap_param_gather and distributed,
     )
+
+
+def _overrides(config: TrainConfig, settings: OptimizerConfig) -> dict[ParamKey, Any]:
+    """Returns the settings of groups of weights that differ from the others'.
+
+    These are norms, biases and lengths, which don't decay, and with LoRA+ the matrices B of
+    adapters, which have a learning rate of their own.
+
+    Args:
+        config: The settings of the run.
+        settings: Megatron-core's settings of the optimizer.
+    """
+    overrides = dict(get_standard_config_overrides(settings))
+    if config.lora_plus is not None:
+        ratio = config.lora_plus
+        overrides[ParamKey(name="*.adapter.b")] = ParamGroupOverride(
+            max_lr=config.lr * ratio, min_lr=config.min_lr * ratio
+        )
+    return overrides
 
 
 def _fuse_adamw(optimizer: Any) -> None:

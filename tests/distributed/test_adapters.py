@@ -53,16 +53,19 @@ def one_rank(ranks: RankPool) -> Tuned:
     return ranks.run(1, tune, {**LORA, "micro_batch_size": 8})[0]
 
 
-def in_peft(options: dict[str, Any], rates: Sequence[float], **settings: Any) -> list[float]:
+def in_peft(
+    options: dict[str, Any], rates: Sequence[float], ratio: float = 1, **settings: Any
+) -> list[float]:
     """The losses of peft's training from the same start."""
     from glm3cli.train.adapter import first_adapter
     from tests.support.in_peft_training import losses_in_peft, with_peft
 
     config = train_config(**options)
+    starts_itself = "init_lora_weights" in settings
     model = with_peft(
         TINY,
         first_source(),
-        first_adapter(config, TINY),
+        None if starts_itself else first_adapter(config, first_source()),
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         **settings,
@@ -73,6 +76,7 @@ def in_peft(options: dict[str, Any], rates: Sequence[float], **settings: Any) ->
         seq_length=config.seq_length,
         batch=config.global_batch_size,
         vocab=TINY.padded_vocab_size,
+        ratio=ratio,
     )
 
 
@@ -94,6 +98,66 @@ def test_the_losses_are_those_of_peft(one_rank: Tuned) -> None:
     assert one_rank.losses == pytest.approx(expected, rel=PEFT)
     untrained = in_peft(LORA, [0.0] * STEPS)
     assert one_rank.losses[-1] != pytest.approx(untrained[-1], rel=10 * PEFT)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, ranks: RankPool) -> tuple[str, Tuned]:
+    options = {**LORA, "lora_variant": request.param, "micro_batch_size": 8}
+    return request.param, ranks.run(1, tune, options)[0]
+
+
+def test_variants_have_the_losses_of_peft(variant: tuple[str, Tuned], one_rank: Tuned) -> None:
+    name, found = variant
+    options = {**LORA, "lora_variant": name}
+    assert found.losses == pytest.approx(in_peft(options, found.rates, **VARIANTS[name]), rel=PEFT)
+    assert found.losses != pytest.approx(one_rank.losses, rel=PEFT)
+    # The base model is left as it was.
+    assert found.without == pytest.approx(one_rank.without, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "tp2",
+        "tp4, more ranks than groups",
+        pytest.param("tp2 without sequence parallelism", marks=pytest.mark.slow),
+        pytest.param("pp2", marks=pytest.mark.slow),
+        pytest.param("tp2 pp2", marks=pytest.mark.slow),
+        pytest.param("dp2", marks=pytest.mark.slow),
+        pytest.param("cp2", marks=pytest.mark.slow),
+        pytest.param("recompute full", marks=pytest.mark.slow),
+        pytest.param("tp2 pp2 recompute full", marks=pytest.mark.slow),
+    ],
+)
+def test_variants_train_alike(ranks: RankPool, variant: tuple[str, Tuned], sizes: str) -> None:
+    name, expected = variant
+    world_size, options = SIZES[sizes]
+    check_alike(ranks.run(world_size, tune, {**LORA, "lora_variant": name, **options}), expected)
+
+
+def test_variants_go_on_at_other_sizes(
+    ranks: RankPool, variant: tuple[str, Tuned], tmp_path: Path
+) -> None:
+    name, expected = variant
+    (size, before), (other, after) = SIZES["tp2"], SIZES["dp2"]
+    settings = {**LORA, "lora_variant": name}
+    ranks.run(size, tune, {**settings, **before}, 0, 2, tmp_path)
+    check_alike(ranks.run(other, tune, {**settings, **after}, 2, STEPS, None, tmp_path), expected)
+
+
+def test_lora_plus_has_the_losses_of_peft(ranks: RankPool, one_rank: Tuned) -> None:
+    options = {**LORA, "lora_plus": 8.0, "lr": 2e-3}
+    [found] = ranks.run(1, tune, {**options, "micro_batch_size": 8})
+    assert found.losses == pytest.approx(in_peft(options, found.rates, ratio=8), rel=PEFT)
+    plain = in_peft(options, found.rates)
+    assert found.losses != pytest.approx(plain, rel=PEFT)
 
 
 def test_without_its_adapter_a_model_is_the_base_model(one_rank: Tuned) -> None:

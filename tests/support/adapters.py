@@ -63,6 +63,18 @@ def glm_adapter_tensors(model: ModelConfig = SMALL) -> dict[str, Tensor]:
     return tensors
 
 
+def with_lengths(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Makes a DoRA of the matrices of an adapter, with lengths of rows between 1 and 2."""
+    generator = torch.Generator().manual_seed(4)
+    lengths = {
+        name.replace("lora_B.weight", "lora_magnitude_vector"): 1
+        + torch.rand(len(tensor), generator=generator)
+        for name, tensor in tensors.items()
+        if ".lora_B." in name
+    }
+    return tensors | lengths
+
+
 def glm_targets(model: ModelConfig = SMALL) -> dict[str, tuple[int, int]]:
     """Returns the linear layers of a layer in the glm layout, with their outputs and inputs."""
     return {

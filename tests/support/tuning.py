@@ -44,12 +44,12 @@ def tune(
     from glm3cli.model.build import unwrap
     from glm3cli.parallel.groups import open_grid
     from glm3cli.train.adapter import first_adapter
-    from tests.support.training import build
+    from tests.support.training import build, first_source
 
     with open_grid(train_config(**options)) as grid:
         config, train_step, loader = build(options, grid)
         gpts = [unwrap(chunk) for chunk in train_step.chunks]
-        load_adapter(gpts, first_adapter(config, TINY), TINY, grid)
+        load_adapter(gpts, first_adapter(config, first_source()), TINY, grid)
         train_step.optimizer.reload_model_params()
         parts = (train_step.chunks, train_step.optimizer, train_step.scheduler)
         if load is not None:
@@ -73,6 +73,7 @@ def tune(
             else {
                 (weight.logical, layer, side): getattr(pair, side).float().numpy().copy()
                 for (weight, layer), [pair] in adapter.pairs.items()
-                for side in "ab"
+                for side in ("a", "b", "magnitude")
+                if getattr(pair, side) is not None
             },
         )

@@ -18,6 +18,7 @@ from tests.support.adapters import (
     adapter_tensors,
     glm_adapter_tensors,
     glm_targets,
+    with_lengths,
     write_adapter,
 )
 from tests.support.checkpoints import SMALL, random_weights, read_all, write_hf
@@ -63,6 +64,12 @@ CASES = {
         "chatglm",
         {"target_modules": GLM_TARGETS, "alpha_pattern": {"k_proj": 2, "down_proj": 9}},
     ),
+    "DoRA": (with_lengths(adapter_tensors()), "glm", {"use_dora": True}),
+    "DoRA, joined": (
+        with_lengths(glm_adapter_tensors()),
+        "chatglm",
+        {"target_modules": GLM_TARGETS, "use_dora": True},
+    ),
     "ranks that differ": (
         adapter_tensors(ranks={"self_attention.dense": 5}),
         "glm",
@@ -75,7 +82,7 @@ CASES = {
 def test_the_same_change_of_the_weights(hf, tmp_path, tensors, layout, config):
     old = write_adapter(tmp_path / "old", tensors, **config)
     count = convert_adapter(old, tmp_path / "new", hf, layout, force=False)
-    assert len(tensors_of(tmp_path / "new")) == 2 * count
+    assert len(tensors_of(tmp_path / "new")) == (3 if "use_dora" in config else 2) * count
     expected, found = merged(hf, old), merged(hf, tmp_path / "new")
     plain = read_all(hf)
     for name, tensor in expected.items():
@@ -112,8 +119,22 @@ def test_three_matrices_become_one_of_their_ranks_together(hf, tmp_path):
     assert config["base_model_name_or_path"] == str(hf)
 
 
+def test_a_dora_of_queries_alone_has_no_form_for_the_whole(hf, tmp_path):
+    tensors = {name: t for name, t in with_lengths(QUERIES_ONLY).items() if ".q_proj" in name}
+    old = write_adapter(tmp_path / "old", tensors, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(CheckpointError, match=r"DoRA of a part of .*query_key_value"):
+        convert_adapter(old, tmp_path / "new", hf, "chatglm", force=False)
+    # Merged, it changes the queries' rows alone.
+    found, plain = merged(hf, old), read_all(hf)
+    name = "transformer.encoder.layers.0.self_attention.query_key_value.weight"
+    same = (found[name] == plain[name].float()).all(dim=1)
+    assert not same[: SMALL.query_size].any()
+    assert same[SMALL.query_size :].all()
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("names", ["chatglm", "glm"])
-def test_peft_gets_the_merged_model(tmp_path, names):
+def test_peft_gets_the_merged_model(tmp_path, names, dora):
     """In the native layout, from an adapter of either; logits around 1, computed in fp32."""
     pytest.importorskip("peft")
     base = write_hf(tmp_path / "hf", weights={k: v / 8 for k, v in random_weights().items()})
@@ -122,7 +143,10 @@ def test_peft_gets_the_merged_model(tmp_path, names):
     tensors, config = adapter_tensors(), {}
     if names == "glm":
         tensors, config = glm_adapter_tensors(), {"target_modules": GLM_TARGETS}
-    old = write_adapter(tmp_path / "old", {k: v / 4 for k, v in tensors.items()}, **config)
+    tensors = {name: tensor / 4 for name, tensor in tensors.items()}
+    if dora:
+        tensors, config = with_lengths(tensors), {**config, "use_dora": True}
+    old = write_adapter(tmp_path / "old", tensors, **config)
     if names == "glm":  # there and back
         convert_adapter(old, tmp_path / "joined", base, "chatglm", force=False)
         old = tmp_path / "joined"

@@ -16,7 +16,23 @@ from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json
 
 # Initialisations that change the weights of the base model, so that W + BA isn't what was trained.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields of PEFT's LoraConfig by which an adapter is something else than W + BA, and what it is.
+_OTHER_KINDS = {
+    "alora_invocation_tokens": "an activated LoRA (aLoRA), which works behind certain tokens alone",
+    "modules_to_save": "an adapter with whole modules beside it (modules_to_save)",
+    "trainable_token_indices": "an adapter with rows of the embedding beside it",
+    "target_parameters": "an adapter of single parameters",
+    "layer_replication": "an adapter of a model with repeated layers",
+    "lora_bias": "a LoRA with biases",
+    "use_qalora": "a QALoRA",
+    "use_bdlora": "a block-diagonal LoRA (BD-LoRA)",
+    "arrow_config": "an Arrow, which chooses among adapters",
+    "kasa_config": "a KaSA",
+    "velora_config": "a VeLoRA",
+    "monteclora_config": "a MonteCLoRA",
+    "fan_in_fan_out": "an adapter of weights stored as [inputs, outputs] (fan_in_fan_out)",
+}
 
 
 class AdapterConfig(BaseModel):
@@ -25,7 +41,7 @@ class AdapterConfig(BaseModel):
     Names and meanings are PEFT's (tuners/lora/config.py).
 
     Attributes:
-        peft_type: The kind of adapter; only LORA can be merged.
+        peft_type: The kind of adapter; only LORA is known.
         task_type: The kind of model, such as CAUSAL_LM.
         base_model_name_or_path: The base model that the adapter was trained on.
         inference_mode: Whether PEFT loads the adapter for inference only.
@@ -40,8 +56,8 @@ class AdapterConfig(BaseModel):
         rank_pattern: The rank by the end of the module's name, a regular expression.
         alpha_pattern: The numerator of the scale by the end of the module's name.
         use_rslora: Whether the scale is alpha / sqrt(rank) instead of alpha / rank.
-        use_dora: Whether the adapter is a DoRA, which can't be merged.
-        fan_in_fan_out: Whether weights are stored as [inputs, outputs], which can't be merged.
+        use_dora: Whether the adapter is a DoRA, which has the lengths of the weights' rows as well.
+        fan_in_fan_out: Whether weights are stored as [inputs, outputs]; always False.
         init_lora_weights: How the matrices were initialised.
     """
 
@@ -100,8 +116,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         folder: The folder of the adapter.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or the adapter is of a kind that can't be
-            merged.
+        CheckpointError: The file is missing or damaged, or the adapter is of a kind that isn't
+            known.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
@@ -111,6 +127,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         )
     try:
         values: dict[str, Any] = read_json(path)
+        _refuse_other_kinds(path, values)
         config = AdapterConfig.model_validate(
             {name: value for name, value in values.items() if value is not None}
         )
@@ -119,20 +136,33 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             re.compile(pattern if isinstance(pattern, str) else "")
     except (ValueError, AttributeError, re.error) as error:
         raise CheckpointError(f"{path}: {_reason(error)}", "save the adapter again") from None
-    start = str(config.init_lora_weights).lower()
-    obstacle = {
-        f"peft_type {config.peft_type}": config.peft_type != "LORA",
-        "use_dora": config.use_dora,
-        "fan_in_fan_out": config.fan_in_fan_out,
-        f"init_lora_weights {start}": start.startswith(_CHANGE_THE_BASE),
-    }
-    for name, is_there in obstacle.items():
-        if is_there:
-            raise CheckpointError(
-                f"{path} has {name}, which glm3 doesn't merge",
-                "merge it by PEFT's merge_and_unload, and convert the result",
-            )
     return config
+
+
+def _refuse_other_kinds(path: Path, values: Mapping[str, Any]) -> None:
+    """Refuses adapters that are something else than matrices A and B, perhaps with lengths.
+
+    Args:
+        path: The file, for messages.
+        values: Its content.
+
+    Raises:
+        CheckpointError: The adapter is of another kind.
+    """
+    peft_type = str(values.get("peft_type") or "LORA")
+    start = str(values.get("init_lora_weights")).lower()
+    kinds = [kind for field, kind in _OTHER_KINDS.items() if values.get(field)]
+    if peft_type != "LORA":
+        kinds.insert(0, f"an adapter of the kind {peft_type}")
+    if (bias := values.get("bias") or "none") != "none":
+        kinds.append(f"a LoRA with biases (bias {bias})")
+    if start.startswith(_CHANGE_THE_BASE):
+        kinds.append(f"a LoRA whose start, {start}, changed the weights of the base model")
+    if kinds:
+        raise CheckpointError(
+            f"{path} is of {kinds[0]}; glm3 knows LoRA, rsLoRA and DoRA",
+            "merge it by PEFT's merge_and_unload, if that can, and convert the result",
+        )
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 The rows of B are in the canonical order of the weight's rows (see `cuts`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,12 +23,25 @@ class Pair:
         a: The matrix lora_A, [rank, inputs].
         b: The matrix lora_B, [outputs, rank].
         scale: The factor by which the product B A is multiplied.
+        magnitude: The length that each row of W + scale B A gets, [outputs], if the adapter is a
+            DoRA, else None. NaN leaves the row as long as it is in W.
+        start: What A and B began with, if that product is subtracted from theirs (PiSSA), else
+            None.
     """
 
     rows: slice
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
+    start: tuple[Tensor, Tensor] | None = None
+
+    def plain(self) -> "Pair":
+        """Returns a pair without a start: the one that is subtracted becomes more of its ranks."""
+        if self.start is None:
+            return self
+        a, b = self.start
+        return replace(self, a=torch.cat([self.a, a]), b=torch.cat([self.b, -b], 1), start=None)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class Adapter:
     def merge(self, weight: Weight, layer: int | None, tensor: Tensor) -> Tensor:
         """Returns W + scale * B A in fp32, or `tensor` itself if the adapter doesn't change it.
 
+        The rows of a DoRA get their lengths.
+
         Args:
             weight: The weight.
             layer: Its layer.
@@ -52,8 +68,13 @@ class Adapter:
         if pairs is None:
             return tensor
         merged = tensor.to(torch.float32, copy=True)
-        for pair in pairs:
-            merged[pair.rows] += (pair.b.float() @ pair.a.float()).mul_(pair.scale)
+        for pair in map(Pair.plain, pairs):
+            rows = merged[pair.rows]
+            before = rows.norm(dim=1)
+            rows += (pair.b.float() @ pair.a.float()).mul_(pair.scale)
+            if pair.magnitude is not None:
+                lengths = pair.magnitude.float()
+                rows *= (torch.where(lengths.isnan(), before, lengths) / rows.norm(dim=1))[:, None]
         return merged
 
     def whole(self, model: ModelConfig) -> dict[Slot, Pair]:
@@ -79,6 +100,7 @@ class Adapter:
         pairs = self.whole(model)
         rank = max(pair.a.size(0) for pair in pairs.values())
         scale = next(iter(pairs.values())).scale
+        is_dora = any(pair.magnitude is not None for pair in pairs.values())
         weights = {weight for weight, _ in pairs}
         found: dict[Slot, list[Pair]] = {}
         for slot in slots(model.num_layers):
@@ -86,18 +108,23 @@ class Adapter:
                 continue
             outputs, inputs = slot[0].shape(model)
             a, b = torch.zeros(rank, inputs), torch.zeros(outputs, rank)
+            magnitude = torch.full((outputs,), math.nan) if is_dora else None
             if slot in pairs:
                 pair = pairs[slot]
                 a[: pair.a.size(0)] = pair.a
                 b[:, : pair.b.size(1)] = pair.b * (pair.scale / scale)
-            found[slot] = [Pair(slice(0, outputs), a, b, scale)]
+                magnitude = pair.magnitude
+            found[slot] = [Pair(slice(0, outputs), a, b, scale, magnitude)]
         return Adapter(found)
 
     def trimmed(self) -> "Adapter":
-        """Returns the same adapter without the zeros that `uniform` has filled in."""
+        """Returns the same adapter as peft knows it: without starts, and without unused ranks.
+
+        These are the zeros that `uniform` has filled in.
+        """
         found = {}
         for slot, pairs in self.pairs.items():
-            kept = [_trimmed(pair) for pair in pairs]
+            kept = [_trimmed(pair.plain()) for pair in pairs]
             if any(pair.a.size(0) for pair in kept):
                 found[slot] = kept
         return Adapter(found)
@@ -105,6 +132,8 @@ class Adapter:
 
 def _trimmed(pair: Pair) -> Pair:
     """Returns a pair without the rows of A that are 0 where the columns of B are 0, too."""
+    if pair.magnitude is not None:
+        return pair
     used = pair.a.any(dim=1) | pair.b.any(dim=0)
     return pair if bool(used.all()) else replace(pair, a=pair.a[used], b=pair.b[:, used])
 
@@ -119,7 +148,11 @@ def joined(pairs: Sequence[Pair], rows: slice) -> Pair:
     Returns:
         A pair whose product in these rows is the sum of the products of `pairs`.
     """
-    scale = pairs[0].scale
+    if len(pairs) == 1 and pairs[0].rows == rows:
+        return pairs[0]
+    scale, pairs = pairs[0].scale, [pair.plain() for pair in pairs]
+    is_dora = any(pair.magnitude is not None for pair in pairs)
+    magnitude = torch.full((rows.stop - rows.start,), math.nan) if is_dora else None
     blocks: list[Tensor] = []
     for pair in pairs:
         start, stop = max(pair.rows.start, rows.start), min(pair.rows.stop, rows.stop)
@@ -127,4 +160,8 @@ def joined(pairs: Sequence[Pair], rows: slice) -> Pair:
         part = pair.b[start - pair.rows.start : stop - pair.rows.start]
         block[start - rows.start : stop - rows.start] = part * (pair.scale / scale)
         blocks.append(block)
-    return Pair(rows, torch.cat([pair.a for pair in pairs]), torch.cat(blocks, dim=1), scale)
+        if magnitude is not None and pair.magnitude is not None:
+            lengths = pair.magnitude[start - pair.rows.start : stop - pair.rows.start]
+            magnitude[start - rows.start : stop - rows.start] = lengths
+    a, b = torch.cat([pair.a for pair in pairs]), torch.cat(blocks, dim=1)
+    return Pair(rows, a, b, scale, magnitude)

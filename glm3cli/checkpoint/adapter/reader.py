@@ -27,7 +27,9 @@ _MODULES = (
 )
 WEIGHTS_FILE = "adapter_model.safetensors"
 # In a state dict that was saved by hand the adapter's name ("default") is part of the names.
-_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_NAME = re.compile(
+    r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?"
+)
 _ANOTHER_BASE = "take the base model that the adapter was trained on"
 
 
@@ -73,7 +75,8 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
             raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
     for module in modules:
         if module in found or config.wants(module):
-            absent = [side for side in "AB" if side not in found.get(module, {})]
+            needed = ["A", "B", *(["magnitude_vector"] if config.use_dora else [])]
+            absent = [side for side in needed if side not in found.get(module, {})]
             if absent:
                 names = " and ".join(f"lora_{side}" for side in absent)
                 raise CheckpointError(f"{file} lacks {names} of {module}", "save it again")
@@ -126,7 +129,7 @@ def _pair(
     Args:
         file: The file of the adapter, for messages.
         name: The module's name.
-        sides: The matrices "A" and "B".
+        sides: The matrices "A" and "B", and a DoRA's "magnitude_vector".
         module: The module's place in the model.
         config: The ranks and scales of the adapter.
 
@@ -135,7 +138,10 @@ def _pair(
     """
     rank = config.rank(name)
     outputs, inputs = module.shape
-    for side, shape in {"A": (rank, inputs), "B": (outputs, rank)}.items():
+    shapes: dict[str, tuple[int, ...]] = {"A": (rank, inputs), "B": (outputs, rank)}
+    if config.use_dora:
+        shapes["magnitude_vector"] = (outputs,)
+    for side, shape in shapes.items():
         if tuple(sides[side].shape) != shape:
             raise CheckpointError(
                 f"{file}: lora_{side} of {name} has the shape {list(sides[side].shape)}; with "
@@ -146,7 +152,8 @@ def _pair(
             raise CheckpointError(
                 f"{file}: lora_{side} of {name} is {sides[side].dtype}", "save it as fp32"
             )
-    return Pair(module.rows, sides["A"], sides["B"], config.scale(name))
+    magnitude = sides["magnitude_vector"] if config.use_dora else None
+    return Pair(module.rows, sides["A"], sides["B"], config.scale(name), magnitude)
 
 
 def _file(folder: Path) -> Path:

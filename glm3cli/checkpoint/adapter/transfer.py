@@ -12,7 +12,7 @@ from glm3cli.checkpoint.cuts import cut, join
 from glm3cli.checkpoint.names import WEIGHTS, Cut, Slot, Weight
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.options.lora import TARGETS
-from glm3cli.model.adapters import AdapterShape, AdapterShapes, adapters_of
+from glm3cli.model.adapters import AdapterShape, AdapterShapes, adapters_of, keep_lengths
 from glm3cli.parallel.groups import Grid
 
 _WEIGHTS = {weight.logical: weight for weight in WEIGHTS}
@@ -29,7 +29,9 @@ def shapes_of(adapter: Adapter, model: ModelConfig) -> AdapterShapes:
         model: The shape of the base model.
     """
     return {
-        (_TARGETS[weight.logical], layer or 0): AdapterShape(pair.a.size(0), pair.scale)
+        (_TARGETS[weight.logical], layer or 0): AdapterShape(
+            pair.a.size(0), pair.scale, pair.magnitude is not None, pair.start is not None
+        )
         for (weight, layer), pair in adapter.whole(model).items()
     }
 
@@ -37,7 +39,7 @@ def shapes_of(adapter: Adapter, model: ModelConfig) -> AdapterShapes:
 def load_adapter(
     chunks: Sequence[torch.nn.Module], adapter: Adapter, model: ModelConfig, grid: Grid
 ) -> None:
-    """Fills the adapters of this rank's model, casting to their type.
+    """Fills the adapters of this rank's model, whose weights are loaded, casting to their type.
 
     Args:
         chunks: The model chunks of this rank, built with the shapes of this adapter.
@@ -48,10 +50,12 @@ def load_adapter(
     pairs = adapter.whole(model)
     with torch.no_grad():
         for slot, parts in _parts_here(chunks).items():
-            whole = {"a": pairs[slot].a, "b": pairs[slot].b}
+            whole = _matrices(pairs[slot])
             for name, part in parts.items():
                 how = _cut(slot[0], name)
                 part.copy_(cut(whole[name], how, grid.tp_size, model)[grid.tp_rank])
+        for chunk in chunks:
+            keep_lengths(chunk)
 
 
 def gather_adapter(
@@ -95,10 +99,18 @@ def gather_adapter(
 def _parts_here(chunks: Sequence[torch.nn.Module]) -> dict[Slot, _Pieces]:
     """Returns the matrices of this rank's adapters, or its pieces of them, by weight and name."""
     return {
-        _slot(*key): {"a": adapter.a, "b": adapter.b}
+        _slot(*key): dict(adapter.state_dict(keep_vars=True))
         for chunk in chunks
         for key, adapter in adapters_of(chunk).items()
     }
+
+
+def _matrices(pair: Pair) -> _Pieces:
+    """Returns the tensors of a pair by the names that they have in the model's adapters."""
+    start_a, start_b = pair.start or (None, None)
+    found = {"a": pair.a, "b": pair.b, "magnitude": pair.magnitude}
+    found |= {"start_a": start_a, "start_b": start_b}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _slot(target: str, layer: int) -> Slot:
@@ -107,9 +119,9 @@ def _slot(target: str, layer: int) -> Slot:
 
 
 def _cut(weight: Weight, name: str) -> Cut:
-    """Returns how a matrix of a weight's adapter is cut: B as its rows, A as its columns."""
+    """Returns how a tensor of a weight's adapter is cut: A as the columns, others as the rows."""
     of_columns = weight.cut is Cut.COLS
-    return weight.cut if of_columns == (name == "a") else Cut.WHOLE
+    return weight.cut if of_columns == (name in ("a", "start_a")) else Cut.WHOLE
 
 
 def _joined(
@@ -123,7 +135,10 @@ def _joined(
         scale: The factor by which the product is multiplied.
         model: The shape of the base model.
     """
-    a, b = (
-        join([pieces[slot][name] for pieces in ranks], _cut(slot[0], name), model) for name in "ab"
-    )
-    return Pair(slice(0, b.size(0)), a, b, scale)
+    whole = {
+        name: join([pieces[slot][name] for pieces in ranks], _cut(slot[0], name), model)
+        for name in ranks[0][slot]
+    }
+    a, b, magnitude = whole["a"], whole["b"], whole.get("magnitude")
+    start = (whole["start_a"], whole["start_b"]) if "start_a" in whole else None
+    return Pair(slice(0, b.size(0)), a, b, scale, magnitude, start)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from glm3cli.checkpoint.adapter.config import AdapterConfig
 from glm3cli.checkpoint.adapter.pairs import Adapter, Pair, joined
@@ -19,6 +20,7 @@ from glm3cli.checkpoint.adapter.reader import WEIGHTS_FILE, modules_in
 from glm3cli.checkpoint.locate import ADAPTER_CONFIG
 from glm3cli.checkpoint.names import HfLayout
 from glm3cli.config.model import ModelConfig
+from glm3cli.errors import CheckpointError
 
 
 def write_adapter(
@@ -41,19 +43,40 @@ def write_adapter(
 
     Returns:
         The number of adapted modules.
+
+    Raises:
+        CheckpointError: A DoRA adapts some of the layout's modules in part.
     """
     pairs = dict(_pairs(adapter, layout, model))
     tensors = {
-        f"base_model.model.{name}.lora_{side}.weight": matrix.contiguous().clone()
+        f"base_model.model.{name}.lora_{side}": matrix.contiguous().clone()
         for name, pair in pairs.items()
-        for side, matrix in {"A": pair.a, "B": pair.b}.items()
+        for side, matrix in _sides(name, pair).items()
     }
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    described = _described(pairs) | {"target_modules": _short_names(pairs, layout, model)}
+    described = _described(pairs, rank_stabilised=config.use_rslora)
+    described["target_modules"] = _short_names(pairs, layout, model)
     content = config.model_dump() | described | {"base_model_name_or_path": str(base)}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     return len(pairs)
+
+
+def _sides(name: str, pair: Pair) -> dict[str, Tensor]:
+    """Returns the tensors of a module by the ends of their names in PEFT's files.
+
+    Raises:
+        CheckpointError: The pair is a DoRA that leaves some rows as they are.
+    """
+    sides = {"A.weight": pair.a, "B.weight": pair.b}
+    if pair.magnitude is None:
+        return sides
+    if pair.magnitude.isnan().any():
+        raise CheckpointError(
+            f"the adapter is a DoRA of a part of {name}, which has no form as a whole",
+            "merge it into the model by `glm3 convert mg2hf --lora`",
+        )
+    return sides | {"magnitude_vector": pair.magnitude}
 
 
 def _pairs(adapter: Adapter, layout: HfLayout, model: ModelConfig) -> Iterator[tuple[str, Pair]]:
@@ -69,17 +92,22 @@ def _pairs(adapter: Adapter, layout: HfLayout, model: ModelConfig) -> Iterator[t
             yield name, joined(found, rows)
 
 
-def _described(pairs: dict[str, Pair]) -> dict[str, Any]:
-    """Returns the fields of adapter_config.json that hold the modules' names, ranks and scales."""
+def _described(pairs: dict[str, Pair], *, rank_stabilised: bool) -> dict[str, Any]:
+    """Returns the fields of adapter_config.json that hold the modules' ranks and scales.
+
+    Args:
+        pairs: The adapted modules, by their names.
+        rank_stabilised: Whether the scale is to be alpha / sqrt(rank) instead of alpha / rank.
+    """
+    power = 0.5 if rank_stabilised else 1.0
     ranks = {name: pair.a.size(0) for name, pair in pairs.items()}
-    alphas = {name: pair.scale * ranks[name] for name, pair in pairs.items()}
+    alphas = {name: pair.scale * ranks[name] ** power for name, pair in pairs.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,
         "lora_alpha": _short(alpha),
         "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {n: _short(value) for n, value in alphas.items() if value != alpha},
-        "use_rslora": False,  # the alphas hold the scale already
         "exclude_modules": None,
         "layers_to_transform": None,
     }
@@ -102,4 +130,4 @@ def _short_names(pairs: dict[str, Pair], layout: HfLayout, model: ModelConfig) -
 
 def _short(value: float) -> float:
     """Returns a number, as an int if it is whole but for the rounding of a division."""
-    return round(value) if abs(value - round(value)) < 1e-9 else value
+    return round(value) if abs(value - round(value)) < 1e-9 * max(1.0, value) else value

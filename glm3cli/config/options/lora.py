@@ -1,13 +1,16 @@
 """`LoraOptions`: low-rank adapters that are trained instead of the weights."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from glm3cli.config.base import Flag, Settings
 
 ADAPTER = "Adapter (LoRA)"
+
+LoraVariant = Literal["lora", "rslora", "dora", "pissa"]
 # The targets of --lora-target, with the logical name of the weight that each adapts
 # (checkpoint/names.py).
 TARGETS = {
@@ -34,10 +37,22 @@ class LoraOptions(Settings):
     lora_target: Annotated[
         str | None, Flag(panel=ADAPTER, metavar="qkv,proj,fc1,fc2", only="finetune")
     ] = Field(default=None, description="The layers that get an adapter; default: all four.")
+    lora_variant: Annotated[LoraVariant | None, Flag(panel=ADAPTER, only="finetune")] = Field(
+        default=None,
+        description="Scale by alpha / sqrt(rank) (rslora), learn the lengths of the weights' rows, "
+        "too (dora), or start from the weights' principal part (pissa); default: lora.",
+    )
+    lora_plus: Annotated[float | None, Flag(panel=ADAPTER, metavar="RATIO", only="finetune")] = (
+        Field(
+            default=None,
+            gt=0,
+            description="Learning rate of B over that of A (LoRA+, which proposes 16); default: 1.",
+        )
+    )
     adapter: Annotated[Path | None, Flag(panel=ADAPTER, only="finetune")] = Field(
         default=None,
-        description="Start from this adapter in PEFT's layout, which brings rank, alpha, and "
-        "targets.",
+        description="Start from this adapter in PEFT's layout, which brings rank, alpha, "
+        "targets, and variant.",
     )
 
     @property
@@ -58,7 +73,7 @@ class LoraOptions(Settings):
         """The factor by which the product of an adapter's matrices is multiplied."""
         rank = self.lora_rank or 1
         alpha = 2.0 * rank if self.lora_alpha is None else self.lora_alpha
-        return alpha / rank
+        return alpha / (math.sqrt(rank) if self.lora_variant == "rslora" else rank)
 
     @field_validator("lora_target")
     @classmethod
@@ -74,7 +89,12 @@ class LoraOptions(Settings):
 
     @model_validator(mode="after")
     def _check_adapter(self) -> Self:
-        given = {"--lora-alpha": self.lora_alpha, "--lora-target": self.lora_target}
+        given = {
+            "--lora-alpha": self.lora_alpha,
+            "--lora-target": self.lora_target,
+            "--lora-variant": self.lora_variant,
+            "--lora-plus": self.lora_plus,
+        }
         for flag, value in given.items():
             if value is not None and not self.is_adapted:
                 raise ValueError(f"{flag} goes with --lora-rank or --adapter")
