@@ -66,7 +66,7 @@ def allow_open_files(number: int) -> None:
     if hard != unlimited and hard < number:
         raise DeviceError(
             f"this process may open {hard} files at once, and needs {number}, most of them sockets "
-            "between ranks",
+            "between processes",
             "raise the limit with `ulimit -n 4096`, or ask the machine's owner to",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

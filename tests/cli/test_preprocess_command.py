@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -192,8 +193,9 @@ def test_wrong_usage_is_a_sentence(app, tmp_path, source):
         call(app, "--input", tmp_path / "no.jsonl", *common(tmp_path))
 
 
-def program(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+def program(*arguments: object, before: str = "", **options: object) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own, after the lines of code in `before`."""
+    words = [sys.executable, "-c", before + PROGRAM, *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, **options)
 
@@ -207,52 +209,75 @@ def test_help_imports_nothing_heavy():
 
 def test_progress_is_plain_lines_without_a_terminal(tmp_path):
     source = tmp_path / "in.jsonl"
-    source.write_text('{"text": "the quick brown fox jumps"}\n' * 150_000)
-    process = program("--input", source, *common(tmp_path), "--workers", 1)
+    source.write_text('{"text": "the quick brown fox jumps"}\n' * 3000)
+    # However quick the machine is, a second has passed since the last line.
+    patience = "from glm3cli.cli import progress\nprogress._SECONDS_BETWEEN_DOCUMENT_LINES = 0.0\n"
+    process = program("--input", source, *common(tmp_path), "--workers", 1, before=patience)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
+    assert [line.split("  ")[1] for line in stderr.splitlines()] == [
+        f"{number},000 documents" for number in (1, 2, 3)
+    ]
     assert "docs/s" in stderr
     assert "\x1b" not in stderr
-    assert stdout.startswith("150,000 documents")
+    assert stdout.startswith("3,000 documents")
 
 
-def test_an_interrupt_while_workers_start_ends_quietly(tmp_path, source):
-    source.write_text(f'{{"text": "{"the quick brown fox 你好 " * 50}"}}\n' * 5_000)
-    process = program(
-        *("--input", source, "--tokenizer", tiny_tokenizer_folder(), "--workers", 2),
-        *("--output-prefix", tmp_path / "out"),
+ROWS = f'{{"text": "{"the quick brown fox 你好 " * 50}"}}\n'.encode() * 100
+
+
+def endless(prefix: Path, workers: int) -> subprocess.Popen[str]:
+    """Starts a run on a pipe that nobody closes, so that it can't end by itself."""
+    return program(
+        *("--input", "-", "--tokenizer", tiny_tokenizer_folder(), "--workers", workers),
+        *("--output-prefix", prefix),
         start_new_session=True,
+        stdin=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / ".out_text_document.unfinished").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-    time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "")
-    assert list(tmp_path.iterdir()) == [source]
+
+
+def feed_until(is_reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Writes rows to the pipe of a run until it has done what is awaited."""
+    assert process.stdin is not None
+    while not is_reached():
+        process.stdin.buffer.write(ROWS)
+        process.stdin.buffer.flush()
+
+
+def test_an_interrupt_while_workers_start_ends_quietly(tmp_path):
+    with endless(tmp_path / "out", 2) as process:
+        feed_until((tmp_path / ".out_text_document.unfinished").exists, process)
+        time.sleep(0.1)  # about when they start
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+        assert (process.returncode, process.stderr.read()) == (130, "")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_signal_leaves_nothing_behind(tmp_path, number, workers):
-    source = tmp_path / "in.jsonl"
-    source.write_text(f'{{"text": "{"the quick brown fox 你好 " * 50}"}}\n' * 40_000)
-    (tmp_path / "out").mkdir()
-    process = program(
-        *("--input", source, "--tokenizer", tiny_tokenizer_folder(), "--workers", workers),
-        *("--output-prefix", tmp_path / "out" / "out"),
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in (tmp_path / "out").glob("*/*.bin")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the whole group
+    with endless(tmp_path / "out", workers) as process:
+        feed_until(lambda: any(path.stat().st_size for path in tmp_path.glob(".*/*.bin")), process)
+        os.killpg(process.pid, number)  # as a terminal or a scheduler does: to the whole group
+        process.wait(60)
+        assert process.returncode == (143 if number == signal.SIGTERM else 130)
+        if number == signal.SIGTERM:
+            assert process.stderr.read().endswith("stopped by SIGTERM\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_folder_for_temporary_files_and_few_open_files(tmp_path, source):
+    """The paths of sockets between processes have a limit, and each is an open file."""
+    source.write_bytes(LINES * 2000)
+    folder = tmp_path / ("t" * 100)
+    folder.mkdir()
+    options = ["--input", source, "--workers", 2]
+    process = program(*options, *common(tmp_path), env={**os.environ, "TMPDIR": str(folder)})
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout[:5]) == (0, "4,000"), stderr
+    few = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
+    process = program(*options, "--force", *common(tmp_path), before=few)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else 130)
-    assert not list((tmp_path / "out").iterdir())
-    if number == signal.SIGTERM:
-        assert stderr.endswith("stopped by SIGTERM\n")
+    assert process.returncode == 4
+    assert stderr.startswith("error: this process may open 20 files at once, and needs 28")

@@ -26,10 +26,11 @@ from glm3cli.data.preprocess.readers.chunks import Chunk, DamageError
 from glm3cli.data.preprocess.readers.sources import parse_line, rows_of
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
-from glm3cli.host.limits import socket_folder
+from glm3cli.host.limits import allow_open_files, socket_folder
 
 # Chunks handed out per worker: enough that no worker waits, few enough to bound the memory.
 _AHEAD = 4
+_OPEN_FILES = 24  # of a run, without the two that each worker needs
 SHOWN_PROBLEMS = 5  # how many bad rows the error that ends a run shows
 _SHOWN_CHARACTERS = 100  # of each of them
 
@@ -291,6 +292,7 @@ class _Workers:
         # The workers are forked from a clean process, since this one may have threads and torch.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", __name__])
+        allow_open_files(_OPEN_FILES + 2 * num_workers)
         socket_folder()  # before the server makes its socket
         resource_tracker.ensure_running()  # before, since its start unblocks interrupts
         # Processes that start while interrupts are blocked never get any: only this process

@@ -6,7 +6,9 @@ supply many workers.
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -25,7 +27,7 @@ from glm3cli.data.preprocess.readers.csv_rows import read_csv
 from glm3cli.data.preprocess.readers.json_array import read_json_array
 from glm3cli.data.preprocess.readers.json_text import json_value
 from glm3cli.data.preprocess.readers.tables import read_group, read_tables
-from glm3cli.data.preprocess.readers.unpacked import check_end, gunzipped, unzstd
+from glm3cli.data.preprocess.readers.unpacked import Unpacked, check_end, gunzipped, unzstd
 from glm3cli.errors import DataError
 
 
@@ -98,7 +100,8 @@ def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
         An empty file, since a pipe has no position, and the decompressed content.
     """
     no_file = io.BytesIO()
-    pipe = io.BufferedReader(io.FileIO(0, closefd=False), chunks.CHUNK_BYTES)
+    # Python code is called for every read, so that signals are answered before one that waits.
+    pipe = io.BufferedReader(Unpacked(partial(os.read, 0)), chunks.CHUNK_BYTES)
     head = pipe.peek(4)[:4]
     if head.startswith(b"\x1f\x8b"):
         return no_file, gunzipped(pipe, chunks.CHUNK_BYTES)

@@ -1,4 +1,4 @@
-"""`Unpacked`: the content of a compressed file, which is read as far as the file is whole."""
+"""`Unpacked`: the content of a compressed file or a pipe, as far as it can be read."""
 
 import gzip
 import io
@@ -13,13 +13,13 @@ _ZSTD_BYTES = 1 << 12
 
 
 class Unpacked(io.RawIOBase):
-    """The content of a compressed file; damage looks like its end until `check_end` is called.
+    """The content of a compressed file or a pipe; damage looks like its end until `check_end`.
 
     Otherwise a buffer around it would lose what precedes the damage.
     """
 
     def __init__(self, read: Callable[[int], bytes], limit: int | None = None) -> None:
-        """Takes what unpacks.
+        """Takes what reads the content.
 
         Args:
             read: Returns at most so many bytes of the content, b"" at its end.
