@@ -6,7 +6,7 @@ from glm3cli.cli.epilogs import TRAIN
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import progress_lines
 from glm3cli.config.training import FinetuneConfig, PretrainConfig, TrainConfig
-from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
+from glm3cli.data.kinds import TEXT, DataKind, kind_of
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +25,12 @@ def register(app: typer.Typer) -> None:
     def finetune(config: FinetuneConfig) -> None:
         """Train on answers: `preprocess --handler instruction` or `chat` files.
 
+        Other methods (--method) read `preference` files, or `feedback` files (kto).
+
         torchrun --nproc_per_node 8 -m glm3cli finetune --model MODEL --data PREFIX --save RUN
         --tp 1 --pp 2 --seq-length 8192 --train-iters 2000
         """
-        _train(config, ANSWERS)
+        _train(config, kind_of(config.method))
 
 
 def _train(config: TrainConfig, kind: DataKind) -> None:

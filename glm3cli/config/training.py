@@ -4,6 +4,7 @@
 """
 
 import math
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -17,6 +18,7 @@ from glm3cli.config.options.loss import LossOptions
 from glm3cli.config.options.megatron import MegatronOptions
 from glm3cli.config.options.optimizer import OPTIMIZER, OptimizerOptions
 from glm3cli.config.options.planning import PlanOptions
+from glm3cli.config.options.preference import PreferenceOptions
 from glm3cli.config.options.reporting import ReportOptions
 from glm3cli.config.options.run import IDENTITY, RunOptions
 from glm3cli.config.options.start import StartOptions
@@ -36,6 +38,7 @@ class TrainConfig(
     LossOptions,
     BatchOptions,
     DataOptions,
+    PreferenceOptions,
     StartOptions,
     PlanOptions,
 ):
@@ -58,6 +61,16 @@ class TrainConfig(
     def dp(self) -> int:
         """Data parallel size: number of model copies, which run different micro-batches."""
         return self.world_size // (self.model_parallel_size * self.cp)
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder for what is made of the data before a training."""
+        return self.data_cache or self.save / "data"
+
+    @property
+    def row_length(self) -> int:
+        """Largest number of positions of a sample: seq_length, or twice that for a pair."""
+        return self.seq_length * (2 if self.is_paired else 1)
 
     @property
     def num_microbatches(self) -> int:
@@ -104,6 +117,15 @@ class TrainConfig(
             weight: The weight's logical name, as in `checkpoint/names.py`.
         """
         return not self.is_adapted
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> Self:
+        if self.method != "sft" and (self.loss_average != "token" or self.last_turn_only):
+            raise ValueError(
+                "--loss-average and --last-turn-only are for --method sft; the answer of a "
+                "preference is compared as a whole"
+            )
+        return self
 
     def check_sizes(self, model: ModelConfig) -> None:
         """Checks the parallel sizes, batch sizes and sequence length against `model` and the ranks.

@@ -12,11 +12,9 @@ with the ids 1 and 2, and the samples of a pack count on from the next odd numbe
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
-# How finetune trains; config/options/preference.py says what each is.
-Method = Literal["sft", "dpo", "orpo", "simpo", "kto"]
-METHODS: tuple[Method, ...] = get_args(Method)
+from glm3cli.config.options.preference import Method
 
 # A data set of instructions or preferences has one pair of files for each of these (ModelLink's
 # names): the token ids, the segment ids, and the labels.
@@ -47,7 +45,6 @@ class DataKind:
             `--data` takes.
         documents_are_samples: True if every document is one training sample; False if the
             documents are joined and the training cuts the joined tokens into samples.
-        sequences: How many sequences of --seq-length tokens a sample may hold: 2 for a pair.
         stride: The difference of the segment ids of successive samples in a pack.
     """
 
@@ -57,7 +54,6 @@ class DataKind:
     handler: str
     output_suffix: str
     documents_are_samples: bool
-    sequences: int = 1
     stride: int = 1
 
     @property
@@ -83,10 +79,6 @@ class DataKind:
             key: One of `INSTRUCTION_KEYS`.
         """
         return f"{prefix}{self.marker}_{key}_document"
-
-    def row_length(self, seq_length: int) -> int:
-        """Returns the largest number of positions of a sample, for a value of --seq-length."""
-        return self.sequences * seq_length
 
     def file_names(self, prefix: str) -> list[str]:
         """Returns the paths of the file pairs of a `--data` prefix, without `.bin` and `.idx`."""
@@ -158,7 +150,6 @@ PAIRS = DataKind(
     handler="preference",
     output_suffix="",
     documents_are_samples=True,
-    sequences=2,
     stride=2,
 )
 FEEDBACK = DataKind(

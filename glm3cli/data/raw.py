@@ -31,7 +31,6 @@ from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.fingerprints import fingerprint
 
-FOLDER = "data"  # the cache's folder within the run's folder, unless --data-cache is given
 # Seconds by which local rank 0 is ahead: it reports bad data, since the others don't print.
 _HEAD_START = 1.0
 _NAME = 120  # bytes of the name of a raw file in those of its preprocessed files
@@ -65,7 +64,7 @@ class RawData:
         Raises:
             DataError: The item is missing, or has no format that can be read.
         """
-        cache = training.data_cache or training.save / FOLDER
+        cache = training.cache_folder
         name = _shortened(Path(item).absolute().name.split(".")[0])
         options = {"input": [Path(item)], "tokenizer": tokenizer, "output_prefix": cache / name}
         config = PreprocessConfig.parse(options | kind.preprocess_settings(training.seq_length))

@@ -129,7 +129,7 @@ class Forecast:
     @property
     def tokens_per_second(self) -> float:
         """The tokens per second and device."""
-        tokens = self.config.global_batch_size * self.config.seq_length
+        tokens = self.config.global_batch_size * self.config.row_length
         return tokens / self.seconds / self.config.world_size
 
     def utilisation(self) -> dict[str, float | None]:
@@ -175,7 +175,7 @@ def _send_seconds(config: TrainConfig, model: ModelConfig, chip: Chip) -> float:
     """Returns the seconds of one message from a stage to the next; 0 with one stage."""
     if config.pp == 1:
         return 0.0
-    tokens = config.micro_batch_size * config.seq_length / config.cp
+    tokens = config.micro_batch_size * config.row_length / config.cp
     shards = config.tp if config.sequence_parallel else 1
     size = tokens / shards * model.hidden_size * DTYPE_BYTES[config.dtype]
     return send_seconds(size, 2, config.world_size // config.pp + 1, chip)

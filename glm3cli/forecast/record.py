@@ -6,7 +6,7 @@ is there. This takes about a second, whatever the model's size.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from glm3cli.forecast.recorder import Operator, recording
 from glm3cli.model.build import unwrap
 from glm3cli.model.rotary import rotation_of_sequence
 from glm3cli.parallel.groups import Grid, open_grid
+from glm3cli.train.objective import NextTokenLoss
 from glm3cli.train.setup import build_train_step
 from glm3cli.train.step import TrainStep
 
@@ -67,6 +68,9 @@ def record_stage(config: TrainConfig, model: ModelConfig, kind: str, pp_rank: in
     """
     with _alone(config, kind, pp_rank) as grid:
         train_step = build_train_step(config, model, grid)
+        # Other objectives add a few operations on one number for each answer, and read them on the
+        # host, which meta tensors can't.
+        train_step = replace(train_step, objective=NextTokenLoss.of(config))
         step = _Step(config, model, train_step)
         # Whatever is made once for all steps, or in the first micro-batch, is made here.
         for _ in range(2):
@@ -144,10 +148,15 @@ class _Step:
                 any_chunk: Any = chunk
                 any_chunk.start_param_sync(force_sync=True)
 
+    @property
+    def _num_sequences(self) -> int:
+        """The number of sequences of a micro-batch; a pair has two."""
+        return self.config.micro_batch_size * self.config.row_length // self.config.seq_length
+
     def _batch(self) -> Batch:
         """Makes a micro-batch, [b, s / cp] each."""
         config = self.config
-        shape = config.micro_batch_size, config.seq_length // config.cp
+        shape = self._num_sequences, config.seq_length // config.cp
         tokens = torch.empty(shape, dtype=torch.int64, device="meta")
         return Batch(tokens, tokens, torch.empty(shape, device="meta"))
 
@@ -155,5 +164,5 @@ class _Step:
         """Makes the tensor that goes from stage to stage, [s / shards, b, h]."""
         config = self.config
         shards = config.cp * (config.tp if config.sequence_parallel else 1)
-        shape = config.seq_length // shards, config.micro_batch_size, self.model.hidden_size
+        shape = config.seq_length // shards, self._num_sequences, self.model.hidden_size
         return torch.empty(shape, dtype=TORCH_DTYPES[config.dtype], device="meta")

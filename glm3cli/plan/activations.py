@@ -49,7 +49,7 @@ class Sizes:
             model: The model's shape.
             kernels: What the device's kernels save for the backward pass.
         """
-        tokens = config.micro_batch_size * config.seq_length / config.cp
+        tokens = config.micro_batch_size * config.row_length / config.cp
         shards = config.tp if config.sequence_parallel else 1
         element = DTYPE_BYTES[config.dtype]
         whole = tokens * model.hidden_size * element

@@ -23,13 +23,13 @@ def describe(config: TrainConfig, model: ModelConfig) -> str:
         ConfigError: The chip is not known.
     """
     kernels = saved_by_kernels(config)
-    tokens = config.global_batch_size * config.seq_length
+    tokens = config.global_batch_size * config.row_length
     lines = [
         f"model: {model.num_parameters:,} parameters, {model.num_layers} layers",
         f"ranks: {config.world_size} = tp {config.tp} x pp {config.pp} x dp {config.dp}"
         + (f", {config.vpp} chunks per stage" if config.vpp > 1 else ""),
         f"step: {config.global_batch_size} samples in {config.num_microbatches} micro-batches of "
-        f"{config.micro_batch_size} x {config.seq_length} tokens per data parallel rank",
+        f"{config.micro_batch_size} x {config.row_length} tokens per data parallel rank",
         f"run: {config.train_iters:,} steps, {config.train_iters * tokens:,} tokens"
         if config.train_iters
         else f"run: {config.epochs:g} epochs of data that isn't counted yet",

@@ -62,7 +62,7 @@ def predict(config: TrainConfig, model: ModelConfig, chip: "Chip") -> StepTime:
     fill = (config.pp - 1) / config.vpp
     slots = config.num_microbatches + fill
     seconds = slots * stage + _update(config, model, chip)
-    tokens = config.global_batch_size * config.seq_length
+    tokens = config.global_batch_size * config.row_length
     return StepTime(seconds, fill / slots, tokens / seconds / config.world_size)
 
 
@@ -122,7 +122,7 @@ def _weights(config: TrainConfig, model: ModelConfig, pp_rank: int) -> float:
 
 def _tokens(config: TrainConfig) -> float:
     """Returns the number of tokens of a micro-batch on one rank."""
-    return config.micro_batch_size * config.seq_length / config.cp
+    return config.micro_batch_size * config.row_length / config.cp
 
 
 def _messages(config: TrainConfig, model: ModelConfig, chip: "Chip", pp_rank: int) -> float:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from glm3cli.config.training import TrainConfig
-from glm3cli.data.samples.loader import Batch
+from glm3cli.data.samples.loader import Batch, Loader
+from glm3cli.train.progress.totals import Totals
 
 # What the train step needs for a micro-batch on the last stage: the value to differentiate, the
 # weight by whose sum over the global batch the gradients are divided, and a report. For `loss` and
@@ -22,6 +23,10 @@ from glm3cli.data.samples.loader import Batch
 # `tokens` may have the number of trained tokens in both places, where it isn't the weight.
 Losses = tuple[Tensor, Tensor, dict[str, Tensor]]
 LossFunction = Callable[[Tensor], Losses]
+Forward = Callable[[Iterator[Batch], torch.nn.Module], tuple[Tensor, LossFunction]]
+# Runs a global batch of a loader, whose position is given, through the model without training on
+# it; the losses of the function `Forward` report the named metrics, whose totals are returned.
+Score = Callable[[Forward, tuple[str, ...], Loader, int], Totals]
 
 
 class Objective(Protocol):
@@ -36,6 +41,17 @@ class Objective(Protocol):
         """The names of the means that are reported beside the loss, the same on every rank.
 
         A name is GROUP/NAME, such as `rewards/chosen`. report.html has one chart for each group.
+        """
+
+    def begin(self, loader: Loader, consumed: int, score: Score) -> None:
+        """Finds out what the losses of a global batch need to know of all of it, before it is run.
+
+        Every rank calls it.
+
+        Args:
+            loader: Cuts the samples into this rank's micro-batches.
+            consumed: The position in the samples at which the global batch begins.
+            score: Runs samples through the model without training on them.
         """
 
     def forward(
@@ -79,6 +95,9 @@ class NextTokenLoss:
             weight *= config.seq_length
         metrics = tuple(_metric(name) for name in dict.fromkeys(sources))
         return cls(2.0 ** math.ceil(math.log2(weight)), metrics if len(metrics) > 1 else ())
+
+    def begin(self, loader: Loader, consumed: int, score: Score) -> None:
+        """Does nothing: the loss of a token needs to know no other."""
 
     def forward(
         self, batches: Iterator[Batch], chunk: torch.nn.Module

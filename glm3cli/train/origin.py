@@ -172,6 +172,16 @@ def _weights(location: Location, run: Path) -> str:
     folder = location.folder.resolve()
     if run.resolve() in folder.parents:
         return _OWN
+    return weights_fingerprint(location)
+
+
+def weights_fingerprint(location: Location) -> str:
+    """Returns the size and a hash of the content of a model's weights and config.json.
+
+    Raises:
+        OSError: A file can't be read.
+    """
+    folder = location.folder.resolve()
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES]
     return fingerprint([*files, *filter(None, [location.config])])
 

@@ -42,6 +42,8 @@ class Prepared:
         tokenizer: The tokenizer.model file.
         named: The items of --data and their weights, as the user gave them.
         raw: The items that have to be preprocessed first, by their names in `named`.
+        reference: Where the model of --reference is; None if the weights to start from are the
+            reference, or there is none.
     """
 
     config: TrainConfig
@@ -51,6 +53,7 @@ class Prepared:
     tokenizer: Path
     named: Blend
     raw: "Mapping[str, RawData]"
+    reference: Location | None = None
 
     @cached_property
     def origin(self) -> Origin:
@@ -94,7 +97,7 @@ class Prepared:
             blend,
             self.kind,
             config.split,
-            config.seq_length,
+            config.row_length,
             samples,
             packing=config.packing,
         )
@@ -119,11 +122,11 @@ class Prepared:
                 f"warning: --seq-length {config.seq_length} is more than the "
                 f"{self.model.seq_length} positions that the model was made for"
             )
-        if self.kind.methods == ("sft",):
+        if self.kind.documents_are_samples:
             look = FirstLook(
                 self.kind,
                 config.split,
-                config.seq_length,
+                config.row_length,
                 Tokenizer.load(self.tokenizer),
                 Weighting(last_turn_only=config.last_turn_only),
                 config.preview,
@@ -170,13 +173,14 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     model = _shape(config, location)
     config = with_adapter(config, model)
     config.check_sizes(model)
+    reference = _reference(config, model)
     tokenizer = _find_tokenizer(config, location)
     _check_save(config.save)
     _check_export(config)
     check_installed(config.tools)
     named = read_blend(config.data)
     raw = _raw_data(config, kind, named, tokenizer)
-    prepared = Prepared(config, kind, model, location, tokenizer, named, raw)
+    prepared = Prepared(config, kind, model, location, tokenizer, named, raw, reference)
     if checkpoint := newest_noted(config):
         check_goes_on(checkpoint, prepared.origin, config.allow_changed)
     return prepared
@@ -188,6 +192,30 @@ def _shape(config: TrainConfig, location: Location | None) -> ModelConfig:
         return shape_at(location)
     assert config.shape is not None  # StartOptions has checked it
     return PRESETS.get(config.shape) or ModelConfig.from_file(Path(config.shape))
+
+
+def _reference(config: TrainConfig, model: ModelConfig) -> Location | None:
+    """Returns where the model of --reference is.
+
+    Raises:
+        CheckpointError: It isn't there.
+        ConfigError: It has another shape than the model that trains.
+    """
+    if config.reference is None:
+        return None
+    location = locate(config.reference)
+    shape = shape_at(location).model_dump()
+    others = [
+        f"{name} {shape[name]} instead of {value}"
+        for name, value in model.model_dump().items()
+        if shape[name] != value and name not in ("seq_length", "torch_dtype")
+    ]
+    if others:
+        raise ConfigError(
+            f"--reference {config.reference} has another shape than the model: {', '.join(others)}",
+            "give a model of the same shape, such as the one that --model was tuned from",
+        )
+    return location
 
 
 def _find_tokenizer(config: TrainConfig, location: Location | None) -> Path:

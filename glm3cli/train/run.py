@@ -3,6 +3,7 @@
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -26,13 +27,14 @@ from glm3cli.train.candidates import choose
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.loop import Trainer
 from glm3cli.train.origin import Change, check_goes_on
+from glm3cli.train.preferences.reference import Reference
 from glm3cli.train.prepare import Prepared
 from glm3cli.train.profile import Profiler
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.state import State
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.resumable import find_resume
-from glm3cli.train.setup import build_training
+from glm3cli.train.setup import build_training, starting_weights
 from glm3cli.train.signals import StopFlag
 
 
@@ -106,7 +108,9 @@ def _train(
     changes = _changes(prepared, resume, grid)
     if grid.rank == 0:
         write_run_file(config)
-    parts = build_training(prepared, blend, grid, with_weights=resume is None)
+    start = partial(starting_weights, prepared)
+    reference = Reference.of(prepared, blend, start, stop, metrics.say)
+    parts = build_training(prepared, blend, grid, with_weights=resume is None, reference=reference)
     metrics.sources = parts.train.consumed_by_source
     checkpointer = Checkpointer(
         config.save,

@@ -42,7 +42,8 @@ from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.adapter import adapter_shapes, first_adapter
-from glm3cli.train.objective import NextTokenLoss
+from glm3cli.train.preferences.choose import choose_objective
+from glm3cli.train.preferences.reference import Reference
 from glm3cli.train.prepare import Prepared
 from glm3cli.train.step import TrainStep
 
@@ -65,7 +66,12 @@ class TrainingParts:
 
 
 def build_training(
-    prepared: Prepared, blend: Blend, grid: Grid, *, with_weights: bool
+    prepared: Prepared,
+    blend: Blend,
+    grid: Grid,
+    *,
+    with_weights: bool,
+    reference: Reference | None = None,
 ) -> TrainingParts:
     """Builds what a run trains with on this rank; every rank must call it.
 
@@ -75,19 +81,26 @@ def build_training(
         grid: This rank's place among the parallel groups.
         with_weights: Whether to load the weights to start from. Without, they are uninitialised,
             for a checkpoint of the run to fill.
+        reference: What the objective compares the model with; None if it compares it with nothing.
 
     Raises:
-        CheckpointError: The model can't be read.
+        CheckpointError: The model or the reference can't be read.
         DataError: An index of the data is damaged, or a split has no document.
+        StoppedError: The run was asked to stop while the reference looked at the data.
     """
     config, model = prepared.config, prepared.model
     tokenizer = Tokenizer.load(prepared.tokenizer)
     train, valid = _loaders(prepared, blend, tokenizer, grid)
     train_step = build_train_step(config, model, grid, source_names(blend.prefixes))
+    if reference is not None:
+        reads = [(train, config.train_iters * config.global_batch_size)]
+        if valid is not None:
+            reads.append((valid, config.eval_iters * config.global_batch_size))
+        reference.provide(train_step, reads)
     # The checkpoints of a run that trains an adapter don't have the other weights.
     if with_weights or config.is_adapted:
         gpts = [unwrap(chunk) for chunk in train_step.chunks]
-        source = _source(prepared)
+        source = starting_weights(prepared)
         load_weights(gpts, source, config, grid)
         if config.is_adapted:
             layers = config.layers_of_stage(model.num_layers, grid.pp_rank)
@@ -97,7 +110,7 @@ def build_training(
     return TrainingParts(tokenizer, train_step, train, valid)
 
 
-def _source(prepared: Prepared) -> WeightSource:
+def starting_weights(prepared: Prepared) -> WeightSource:
     """Returns the weights to start from: those of --model, or random ones."""
     if prepared.location is not None:
         return open_at(prepared.location)
@@ -117,7 +130,7 @@ def _loaders(
         grid: This rank's place among the parallel groups.
     """
     config = prepared.config
-    spec = DataSpec.of(config, blend, config.seq_length, config.train_iters).with_instructions(
+    spec = DataSpec.of(config, blend, config.row_length, config.train_iters).with_instructions(
         config
     )
     train, valid = build_samples(prepared.kind, spec, tokenizer)
@@ -143,7 +156,7 @@ def make_loader(
     """
     return Loader(
         dataset=dataset,
-        seq_length=config.seq_length,
+        seq_length=config.row_length,
         micro_batch_size=config.micro_batch_size,
         global_batch_size=config.global_batch_size,
         dp_rank=grid.dp_rank,
@@ -218,7 +231,7 @@ def build_train_step(
     if require_active().fuses_adamw:
         _fuse_adamw(optimizer)
     train_step = TrainStep(
-        objective=NextTokenLoss.of(config, sources),
+        objective=choose_objective(config, grid, sources),
         chunks=chunks,
         optimizer=optimizer,
         scheduler=_scheduler(config, optimizer),

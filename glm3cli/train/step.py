@@ -1,7 +1,7 @@
 """`TrainStep`: one optimizer step through megatron-core's pipeline schedule, and validation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.device import require_active
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.objective import Losses, LossFunction, Objective
+from glm3cli.train.objective import Forward, Losses, LossFunction, Objective
 from glm3cli.train.pipeline import run_pipeline
 from glm3cli.train.progress.phases import Phases
 from glm3cli.train.progress.state import StepOutcome
@@ -178,7 +178,7 @@ class TrainStep:
         """
         for chunk in self.chunks:
             chunk.eval()
-        totals = self._totals([])
+        totals = self._totals([], self.objective.metrics)
         with torch.no_grad():
             for batch in range(num_batches):
                 if stop is not None and stop.is_ending():
@@ -198,18 +198,56 @@ class TrainStep:
         Returns:
             What the objective reports of the global batch.
         """
+        self.objective.begin(loader, consumed, self.score)
+        reports = self._run(self.objective.forward, loader, consumed, forward_only=forward_only)
+        return self._totals(reports, self.objective.metrics)
+
+    def score(
+        self, forward: Forward, metrics: tuple[str, ...], loader: Loader, consumed: int
+    ) -> Totals:
+        """Runs a global batch through the model without training on it; every rank must call it.
+
+        Args:
+            forward: Runs a micro-batch, as `Objective.forward` does.
+            metrics: The names of what its losses report.
+            loader: Cuts the samples into this rank's micro-batches.
+            consumed: The position in the samples at which the global batch begins.
+        """
+        return self._totals(self.run_forward(forward, loader, consumed), metrics)
+
+    def run_forward(
+        self, forward: Forward, loader: Loader, consumed: int
+    ) -> list[dict[str, Tensor]]:
+        """Runs a global batch forward as `score` does; every rank must call it.
+
+        Returns:
+            The report of each micro-batch of this rank; empty before the last stage.
+        """
+        modes = [chunk.training for chunk in self.chunks]
+        for chunk in self.chunks:
+            chunk.eval()
+        with torch.no_grad():
+            reports = self._run(forward, loader, consumed, forward_only=True)
+        for chunk, mode in zip(self.chunks, modes, strict=True):
+            chunk.train(mode)
+        return reports
+
+    def _run(
+        self, forward: Forward, loader: Loader, consumed: int, *, forward_only: bool
+    ) -> list[dict[str, Tensor]]:
+        """Returns the reports of this rank's micro-batches of a global batch."""
         self._weights.clear()
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [self.phases.waits(self._batches(loader, consumed)) for _ in self.chunks]
         reports: list[dict[str, Tensor]] = run_pipeline(
-            partial(self._forward, self.objective.forward),
+            partial(self._forward, forward),
             iterators,
             self.chunks,
             micro_batch_size=loader.micro_batch_size,
             lengths=loader.lengths(consumed),
             forward_only=forward_only,
         )
-        return self._totals(reports)
+        return reports
 
     def _batches(self, loader: Loader, consumed: int) -> Iterator[Batch]:
         """Yields this rank's micro-batches, with the noise of each prepared as it is taken."""
@@ -219,7 +257,7 @@ class TrainStep:
             yield batch
 
     def _forward(
-        self, forward: Callable[..., Any], batches: Iterator[Batch], chunk: torch.nn.Module
+        self, forward: Forward, batches: Iterator[Batch], chunk: torch.nn.Module
     ) -> tuple[Tensor, LossFunction]:
         """Does what the objective's `forward` does, and notes the weights of the losses."""
         output, losses = forward(batches, chunk)
@@ -231,14 +269,15 @@ class TrainStep:
 
         return output, noting
 
-    def _totals(self, reports: list[dict[str, Tensor]]) -> Totals:
+    def _totals(self, reports: list[dict[str, Tensor]], metrics: tuple[str, ...]) -> Totals:
         """Adds up the reports of the micro-batches over all ranks; all must call it.
 
         Args:
             reports: The objective's report of each micro-batch of this rank: a sum and a count by
                 name, where names without any may be missing; empty before the last stage.
+            metrics: The names of what is reported beside the loss.
         """
-        names = ("loss", "tokens", *self.objective.metrics)
+        names = ("loss", "tokens", *metrics)
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         # The last stage knows the losses, every tensor parallel rank of it the same ones.
         if self.grid.is_last_stage and self.grid.tp_rank == 0:

@@ -52,33 +52,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, Path]:
 
 def _errors(options: dict[str, Any], path: Path) -> tuple[float, dict[str, float]]:
     """The loss, and the relative error of every gradient on this rank."""
-    from safetensors.torch import load_file
-
-    from glm3cli.checkpoint.cuts import cut
-    from glm3cli.model.build import unwrap
     from glm3cli.parallel.groups import open_grid
-    from tests.support import reference as glm
+    from tests.support.gradients import gradient_errors
     from tests.support.training import build
 
-    expected = load_file(path)
     with open_grid(train_config(**BATCH, **options)) as grid:
         config, train_step, loader = build({**BATCH, **options}, grid)
         totals = train_step.forward_backward(loader, 0)
-        errors = {}
-        for index, chunk in enumerate(train_step.chunks):
-            layers = config.layers_of(TINY.num_layers, grid.pp_rank, index)
-            parameters = dict(unwrap(chunk).named_parameters())
-            for weight, layer in glm.all_slots(TINY):
-                local = layers.index(layer) if layer in layers else None
-                name = weight.name("mcore", local)
-                if (layer is not None and local is None) or name not in parameters:
-                    continue
-                full = expected[weight.name("chatglm", layer)]
-                piece = cut(full, weight.cut, grid.tp_size, TINY)[grid.tp_rank]
-                found = parameters.pop(name).main_grad
-                errors[name + f" {layer}"] = float((found - piece).norm() / piece.norm())
-            assert not parameters
-        return totals.mean_loss, errors
+        return totals.mean_loss, gradient_errors(train_step, config, path)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

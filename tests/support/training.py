@@ -42,7 +42,7 @@ def build(
     train_step = build_train_step(config, TINY, grid)
     load_weights([unwrap(chunk) for chunk in train_step.chunks], first_source(), config, grid)
     train_step.optimizer.reload_model_params()
-    loader = make_loader(config, TINY, grid, samples(config.seq_length, TINY.padded_vocab_size))
+    loader = make_loader(config, TINY, grid, samples(config.row_length, TINY.padded_vocab_size))
     return config, train_step, loader
 
 

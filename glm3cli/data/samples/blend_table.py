@@ -75,8 +75,8 @@ def data_sources(
         cut = empty = 0
         in_training = lengths[train.start : train.stop]
         if kind is ANSWERS:
-            in_training = lengths[trainable(prefix, train, seq_length, "training")]
-            both = fitting(prefix, range(train.start, valid.stop), seq_length)
+            in_training = lengths[trainable(prefix, train, seq_length, "training", kind)]
+            both = fitting(prefix, range(train.start, valid.stop), seq_length, kind)
             cut, empty = both.cut, both.empty
         tokens = int(in_training.sum(dtype=np.int64))
         counts.append((prefix, len(in_training), tokens, cut, empty))

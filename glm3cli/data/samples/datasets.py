@@ -12,8 +12,9 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from glm3cli.data.index_cache import index_folder
-from glm3cli.data.kinds import ANSWERS, TEXT, DataKind
+from glm3cli.data.kinds import ANSWERS, FEEDBACK, PAIRS, TEXT, DataKind
 from glm3cli.data.samples.instructions import build_instruction
+from glm3cli.data.samples.preferences import build_feedback, build_pairs
 from glm3cli.data.samples.spec import Dataset, DataSpec, open_tokens
 from glm3cli.data.samples.splits import document_ranges
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -35,7 +36,12 @@ def build_samples(
     Raises:
         DataError: A split has no document, or a file is damaged.
     """
-    build = {TEXT: build_text, ANSWERS: build_instruction}[kind]
+    build = {
+        TEXT: build_text,
+        ANSWERS: build_instruction,
+        PAIRS: build_pairs,
+        FEEDBACK: build_feedback,
+    }[kind]
     return build(spec, tokenizer)
 
 

@@ -80,7 +80,7 @@ class FirstLook:
         """Yields the lines about one data set."""
         lengths = read_lengths(self.kind.main_file(prefix), prefix)
         train, _ = document_ranges(len(lengths), self.split, prefix, needs_valid=False)
-        found = fitting(prefix, train, self.seq_length)
+        found = fitting(prefix, train, self.seq_length, self.kind)
         places = np.linspace(0, len(found.kept) - 1, min(_READ, len(found.kept))).astype(np.int64)
         documents = list(self._read(prefix, lengths, found.kept[places]))
         self._check(prefix, documents)

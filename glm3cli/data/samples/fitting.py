@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm3cli.data.indexed import read_lengths, read_tokens
-from glm3cli.data.kinds import instruction_file
+from glm3cli.data.kinds import ANSWERS, DataKind
 from glm3cli.data.tokens.chat import IGNORED_LABEL
 from glm3cli.errors import DataError
 
@@ -29,7 +29,7 @@ class Fitting:
     empty: int
 
 
-def fitting(prefix: str, documents: range, seq_length: int) -> Fitting:
+def fitting(prefix: str, documents: range, seq_length: int, kind: DataKind = ANSWERS) -> Fitting:
     """Finds the documents of a split that have a token to train.
 
     A sample has `seq_length` positions, each of which predicts the next token: so it holds
@@ -39,11 +39,12 @@ def fitting(prefix: str, documents: range, seq_length: int) -> Fitting:
         prefix: The prefix of the data set.
         documents: The numbers of the documents of the split.
         seq_length: The length of a sample, in tokens.
+        kind: The kind of data.
 
     Raises:
         DataError: A file is damaged.
     """
-    name = instruction_file(prefix, "labels")
+    name = kind.key_file(prefix, "labels")
     lengths, labels = read_lengths(name, prefix), read_tokens(name, prefix)
     ends = np.cumsum(lengths, dtype=np.int64)[documents.start : documents.stop]
     lengths = lengths[documents.start : documents.stop].astype(np.int64)
@@ -61,7 +62,9 @@ def fitting(prefix: str, documents: range, seq_length: int) -> Fitting:
     return Fitting(kept + documents.start, cut, len(documents) - len(kept))
 
 
-def trainable(prefix: str, documents: range, seq_length: int, split: str) -> np.ndarray:
+def trainable(
+    prefix: str, documents: range, seq_length: int, split: str, kind: DataKind = ANSWERS
+) -> np.ndarray:
     """Returns the numbers of the documents of a split that have a token to train.
 
     Args:
@@ -69,11 +72,12 @@ def trainable(prefix: str, documents: range, seq_length: int, split: str) -> np.
         documents: The numbers of the documents of the split, at least one.
         seq_length: The length of a sample, in tokens.
         split: The name of the split, for the error message.
+        kind: The kind of data.
 
     Raises:
         DataError: A file is damaged, or no document has a token to train.
     """
-    kept = fitting(prefix, documents, seq_length).kept
+    kept = fitting(prefix, documents, seq_length, kind).kept
     if not len(kept):
         raise DataError(
             f"--data {prefix}: none of its {len(documents):,} samples for {split} has a token to "

@@ -1,15 +1,23 @@
 """Builds samples of instructions: every document, or every pack of documents, is one sample."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from glm3cli.data.kinds import INSTRUCTION_KEYS, instruction_file
+from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, DataKind
 from glm3cli.data.packs import best_fit_decreasing, sample_sizes
 from glm3cli.data.samples.fitting import trainable
 from glm3cli.data.samples.order import GroupedByLength, blend, whole_windows
-from glm3cli.data.samples.spec import AGAIN, Dataset, DataSpec, Sample, open_tokens
+from glm3cli.data.samples.spec import (
+    AGAIN,
+    Dataset,
+    DataSpec,
+    Sample,
+    VariedDataset,
+    open_tokens,
+)
 from glm3cli.data.samples.splits import document_ranges
 from glm3cli.data.tokens.chat import IGNORED_LABEL
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -25,9 +33,30 @@ def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Da
         DataError: A split has no document, a file is damaged, or the three file pairs of a data set
             don't belong together.
     """
-    pairs = [_instruction_pair(prefix, spec) for prefix in spec.blend.prefixes]
+    return build_documents(spec, ANSWERS, InstructionDataset)
+
+
+def build_documents(
+    spec: DataSpec, kind: DataKind, dataset: "type[InstructionDataset]"
+) -> tuple[VariedDataset, VariedDataset | None]:
+    """Builds samples of data whose documents are samples.
+
+    Args:
+        spec: The data and the number of samples.
+        kind: The kind of data.
+        dataset: The class of the samples of a single data set.
+
+    Returns:
+        The training samples, and the validation samples or None if `spec` asks for none.
+
+    Raises:
+        DataError: A split has no document, a file is damaged, or the three file pairs of a data set
+            don't belong together.
+    """
+    pairs = [_train_and_valid(prefix, spec, kind, dataset) for prefix in spec.blend.prefixes]
     weights = spec.blend.weights or tuple(float(len(train)) for train, _ in pairs)
     parts = [train for train, _ in pairs]
+    train: VariedDataset
     if spec.group_size is None:
         train = blend(parts, weights, spec.num_train)
     else:
@@ -38,8 +67,8 @@ def build_instruction(spec: DataSpec, tokenizer: Tokenizer) -> tuple[Dataset, Da
     return train, blend([valid for _, valid in pairs], weights, spec.num_valid)
 
 
-def _instruction_pair(
-    prefix: str, spec: DataSpec
+def _train_and_valid(
+    prefix: str, spec: DataSpec, kind: DataKind, dataset: "type[InstructionDataset]"
 ) -> tuple["InstructionDataset", "InstructionDataset"]:
     """Builds the training and validation samples of one data set and checks its files.
 
@@ -47,7 +76,7 @@ def _instruction_pair(
         DataError: A split has no document with a token to train, or the three file pairs don't
             belong together.
     """
-    files = {key: open_tokens(instruction_file(prefix, key)) for key in INSTRUCTION_KEYS}
+    files = {key: open_tokens(kind.key_file(prefix, key)) for key in INSTRUCTION_KEYS}
     sizes = {key: len(file) for key, file in files.items()}
     if len(set(sizes.values())) != 1:
         raise DataError(
@@ -68,12 +97,12 @@ def _instruction_pair(
     first = spec.group_size or 0
     length, checked = spec.seq_length, np.empty(0, dtype=np.int64)
     if spec.num_valid:
-        checked = trainable(prefix, valid, length, "validation")
+        checked = trainable(prefix, valid, length, "validation", kind)
     return (
-        InstructionDataset(
-            files, trainable(prefix, train, length, "training"), spec, longest_first=first
+        dataset(
+            files, trainable(prefix, train, length, "training", kind), spec, longest_first=first
         ),
-        InstructionDataset(files, checked, spec),
+        dataset(files, checked, spec),
     )
 
 
@@ -83,7 +112,13 @@ class InstructionDataset:
     The order is ModelLink's: one RandomState(seed) shuffles the samples of one epoch after the
     other. A sample is a document or, packed, several documents, each cut to the sequence length.
     The length is that of one epoch.
+
+    Attributes:
+        documents: The numbers of the documents that the samples are taken from, in order, int64
+            [number of them].
     """
+
+    stride: ClassVar[int] = 1  # see `DataKind.stride`
 
     def __init__(
         self,
@@ -102,9 +137,9 @@ class InstructionDataset:
             spec: The sequence length, the seed, and whether to pack.
             longest_first: The number of longest samples with which the first epoch begins.
         """
+        self.documents = documents
         self._files = files
         self._seq_length, self._weighting = spec.seq_length, spec.weighting
-        self._documents = documents
         lengths = files["input_ids"].sequence_lengths[documents]
         sizes = sample_sizes(lengths, spec.seq_length)
         self._packs = best_fit_decreasing(sizes, spec.seq_length) if spec.packing else None
@@ -123,15 +158,18 @@ class InstructionDataset:
         places = [self._place(index) for index in indices]
         return self._sizes[places]
 
+    def locate(self, index: int) -> tuple[VariedDataset, int]:
+        """Returns this dataset and the position."""
+        return self, index
+
     def __getitem__(self, index: int) -> Sample:
+        return joined([self.document(number) for number in self.pack(index)], self.stride)
+
+    def pack(self, index: int) -> list[int]:
+        """Returns the numbers of the documents of the sample that is read at a position."""
         place = self._place(index)
         pack = [place] if self._packs is None else self._packs[place]
-        parts = [self._document(int(self._documents[number])) for number in pack]
-        # A document may be a pack itself: the samples are numbered through.
-        before = np.cumsum([0, *(part["segment_ids"].max(initial=0) for part in parts)])
-        for part, number in zip(parts, before[:-1], strict=True):
-            part["segment_ids"] += number
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return [int(self.documents[number]) for number in pack]
 
     def _place(self, index: int) -> int:
         """Returns the number of the sample that is read at a position, among those of an epoch."""
@@ -150,7 +188,7 @@ class InstructionDataset:
         places = by_length[: self._longest_first]
         return np.concatenate([order[places], np.delete(order, places)])
 
-    def _document(self, document: int) -> Sample:
+    def document(self, document: int) -> Sample:
         """Reads a document, of which each token is to predict the next one."""
         size = self._seq_length
         tokens, labels, segment_ids = (
@@ -164,3 +202,17 @@ class InstructionDataset:
             "labels": np.where(labels == IGNORED_LABEL, 0, labels),
             "loss_mask": self._weighting.of(labels, segment_ids),
         }
+
+
+def joined(parts: Sequence[Sample], stride: int) -> Sample:
+    """Returns one sample made of several, whose segments are numbered through.
+
+    Args:
+        parts: The samples, each of which may have several segments itself.
+        stride: The number whose multiples are added to the segment ids; see `DataKind.stride`.
+    """
+    sizes = [-(-int(part["segment_ids"].max(initial=0)) // stride) * stride for part in parts]
+    before = np.cumsum([0, *sizes])
+    for part, number in zip(parts, before[:-1], strict=True):
+        part["segment_ids"] += number
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

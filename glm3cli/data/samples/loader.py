@@ -6,7 +6,7 @@ parallelism.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from glm3cli.data.samples.order import consumed_by_part, source_index
 from glm3cli.data.samples.padding import Padding
+from glm3cli.data.samples.preferences import MismatchedSamples
 from glm3cli.data.samples.spec import Dataset, Sample, VariedDataset
 from glm3cli.errors import DataError
 
@@ -38,6 +39,8 @@ class Batch:
         places: For noise on the embeddings, a number for each position that no other one of the run
             has, int64 [b, s]; None without noise.
         scales: The largest size of each position's noise, 0 for padding, float32 [b, s].
+        reference: For answers that are compared with a reference: its log-probability of an answer
+            at one of the answer's positions, else 0, float32 [b, s]; None where none is known.
     """
 
     tokens: Tensor
@@ -47,6 +50,7 @@ class Batch:
     sources: tuple[str, ...] = ()
     places: Tensor | None = None
     scales: Tensor | None = None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Loader:
         Raises:
             DataError: A token id is beyond the vocabulary.
         """
-        for indices in self._indices(consumed, self.dp_rank):
+        for indices in self.indices(consumed, self.dp_rank):
             yield self._batch(indices)
 
     def lengths(self, consumed: int) -> list[int]:
@@ -129,7 +133,7 @@ class Loader:
         Args:
             consumed: The number of samples that all steps before it have taken, over all ranks.
         """
-        return [self._length(self._sizes(rows)) for rows in self._indices(consumed, self.dp_rank)]
+        return [self._length(self._sizes(rows)) for rows in self.indices(consumed, self.dp_rank)]
 
     def step_size(self, consumed: int) -> StepSize:
         """Returns the size of the global batch of a step, without reading its samples.
@@ -139,7 +143,7 @@ class Loader:
         """
         tokens = unpadded = squares = 0
         for dp_rank in range(self.dp_size):
-            for indices in self._indices(consumed, dp_rank):
+            for indices in self.indices(consumed, dp_rank):
                 sizes = self._sizes(indices)
                 length = self._length(sizes)
                 tokens += len(indices) * length
@@ -147,7 +151,7 @@ class Loader:
                 squares += len(indices) * length**2
         return StepSize(tokens, unpadded, squares)
 
-    def _indices(self, consumed: int, dp_rank: int) -> list[range]:
+    def indices(self, consumed: int, dp_rank: int) -> list[range]:
         """Returns the positions of the samples of each micro-batch of a data parallel rank."""
         stride = self.micro_batch_size * self.dp_size
         first = consumed + dp_rank * self.micro_batch_size
@@ -164,6 +168,11 @@ class Loader:
         """Returns the length of a micro-batch of samples of these sizes."""
         return self.padding.length(sizes, self.seq_length)
 
+    def mismatched(self) -> "Loader":
+        """Returns the loader of the same prompts with other answers; see `MismatchedSamples`."""
+        assert isinstance(self.dataset, VariedDataset), "texts have no answers"
+        return replace(self, dataset=MismatchedSamples(self.dataset))
+
     def _batch(self, indices: range) -> Batch:
         """Reads the samples of one micro-batch."""
         samples = [self._with_noise(index, self.dataset[index]) for index in indices]
@@ -171,6 +180,8 @@ class Loader:
         keys = ["tokens", "labels", "loss_mask"]
         if self.noise is not None:
             keys += ["places", "scales"]
+        if "reference" in samples[0]:
+            keys.append("reference")
         cut = tuple(keys)  # by context parallelism
         if any(
             int(sample["segment_ids"].max(initial=0)) > 1

@@ -37,6 +37,10 @@ class BlendedSamples:
     def __getitem__(self, index: int) -> Sample:
         return self._datasets[self.dataset_index[index]][int(self._place[index])]
 
+    def locate(self, index: int) -> tuple[VariedDataset, int]:
+        """Returns the single dataset that a sample comes from, and its position there."""
+        return self._datasets[self.dataset_index[index]].locate(int(self._place[index]))
+
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Returns the number of positions of each of some samples, int64 [len(indices)]."""
         chosen = np.asarray(indices)
@@ -77,6 +81,10 @@ class GroupedByLength:
 
     def __getitem__(self, index: int) -> Sample:
         return self._dataset[self._place(index)]
+
+    def locate(self, index: int) -> tuple[VariedDataset, int]:
+        """Returns the single dataset that a sample comes from, and its position there."""
+        return self._dataset.locate(self._place(index))
 
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Returns the number of positions of each of some samples, int64 [len(indices)]."""

@@ -41,6 +41,12 @@ class VariedDataset(Dataset, Protocol):
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Returns the number of positions of each of some samples, int64 [len(indices)]."""
 
+    def locate(self, index: int) -> "tuple[VariedDataset, int]":
+        """Returns the single dataset that a sample comes from, and its position there.
+
+        A dataset that mixes or reorders others finds the sample among them.
+        """
+
 
 class SampleOptions(Protocol):
     """The options that determine samples; the configs of training and preprocess both have them."""

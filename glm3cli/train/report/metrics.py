@@ -112,7 +112,7 @@ class Metrics:
 
     def by_source(self, consumed: int) -> dict[str, dict[str, int]]:
         """Returns the samples and tokens of each data set among the first `consumed` samples."""
-        length = self._config.seq_length
+        length = self._config.row_length
         return {
             name: {"samples": samples, "tokens": samples * length}
             for name, samples in self.sources(consumed).items()
@@ -128,8 +128,11 @@ class Metrics:
         """
         named = {f"validation_{name}": mean for name, mean in means.items()}
         self._write({"iteration": iteration, "validation_loss": loss, **named})
-        perplexity = math.exp(min(loss, 20.0))  # in this order, a loss that is NaN stays it
-        found = f"loss {loss:.6E} | ppl {perplexity:.6E}{_means_text(means)}"
+        perplexity = ""
+        if self._config.method == "sft":  # other losses aren't those of tokens
+            # In this order, a loss that is NaN stays it.
+            perplexity = f" | ppl {math.exp(min(loss, 20.0)):.6E}"
+        found = f"loss {loss:.6E}{perplexity}{_means_text(means)}"
         self.say(f"validation at iteration {iteration} | {found}")
 
     def event(self, event: str, *, unsaid: Mapping[str, Any] | None = None, **details: Any) -> None:
