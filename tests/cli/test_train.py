@@ -236,6 +236,16 @@ def test_finetuning_a_run_with_validation(
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
+def test_a_validation_reads_as_many_batches_as_asked(project: Project, tmp_path: Path) -> None:
+    found = []
+    for number in (1, 2):
+        run = tmp_path / str(number)
+        changes = {"train_iters": 1, "lr": 1e-12, "split": "1,1,0", "save_interval": None}
+        succeed(*options(project, run, **changes, eval_interval=1, eval_iters=number))
+        found += [line["validation_loss"] for line in records(run) if "validation_loss" in line]
+    assert found[0] != found[1] == pytest.approx(found[0], rel=0.1)
+
+
 def test_tensorboard(project: Project, tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",

@@ -47,7 +47,16 @@ class Recorder:
     end = close = begin
 
 
-def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], Any]:
+class TwicePoisoned(Poisoned):
+    """Samples of which another one, of the fifth batch, has a loss of NaN, too."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return super().__getitem__(BAD if index == BAD + 16 else index)
+
+
+def train(
+    options: dict[str, Any], save: Path, samples: type[Samples] = Poisoned
+) -> tuple[list[float], list[Any], Any]:
     """Trains six steps with a poisoned sample; runs on a rank of the pool.
 
     Returns:
@@ -66,7 +75,7 @@ def train(options: dict[str, Any], save: Path) -> tuple[list[float], list[Any], 
 
     options = {"train_iters": 6, "save": save, "save_interval": 1, **options}
     with open_grid(train_config(**options)) as grid:
-        config, train_step, loader = build(options, grid, Poisoned)
+        config, train_step, loader = build(options, grid, samples)
         recorder: Any = Recorder()
         (save / "companions").mkdir(parents=True, exist_ok=True)
         (save / "companions/tokenizer.model").touch()
@@ -115,6 +124,12 @@ def test_too_many_in_a_row_end_the_run(ranks: RankPool, tmp_path: Path) -> None:
         "1 steps in a row were skipped, the last one, 3, because its loss is not a number; its "
         "samples are 16 to 23"
     )
+
+
+def test_too_many_that_are_not_in_a_row_do_not(ranks: RankPool, tmp_path: Path) -> None:
+    [(losses, events, _)] = ranks.run(1, train, {"max_skipped": 2}, tmp_path, TwicePoisoned)
+    assert np.isnan(losses).tolist() == [False, False, True, False, True, False]
+    assert [event for event, _ in events].count("error") == 0
 
 
 @pytest.mark.parametrize("number", [1, 2])
