@@ -88,6 +88,13 @@ GENERATE = """
 --prompt continues a text, as a base model does; --answer asks it as a user's turn, as a chat model
 expects it. With several ranks, those that tp x pp leave over share the prompts.
 
+How tokens are chosen is defined as in transformers; --presence-penalty and --frequency-penalty as
+in OpenAI's API. What no option says is taken from the model's generation_config.json (the log says
+what), and else has the value in brackets. --num-beams alone searches; with --temperature, --top-k,
+--top-p or --min-p its beams are drawn. An answer ends at the tokens that end a turn, at those of
+generation_config.json and --stop-id, or before a --stop text: finish_reason of --json is then stop
+or stop_text, else length. The same seed gives the same answer at any --tp, --pp and batch size.
+
 --prompts-file has a JSON string, {"prompt": "..."} or {"messages": [...]} in each line, the latter
 in any form that training reads, with tools and system beside it. Options such as max_new_tokens,
 temperature and seed may stand beside the prompt for its line alone; the n-th prompt otherwise has

@@ -1,5 +1,6 @@
 """The options of `glm3 generate`, and those that it shares with `glm3 eval`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -12,6 +13,19 @@ from glm3cli.config.parallel import ParallelConfig
 # The lowest temperature: logits divided by it are numbers in fp32, and one token has all the mass.
 COLDEST = 1e-4
 MODEL, SAMPLING, OUTPUT = "Model", "Sampling", "Output"
+# What holds where neither an option nor the model's generation_config.json says anything.
+DEFAULTS = {
+    "temperature": 0.7,
+    "top_k": 50,
+    "top_p": 0.95,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": "no",
+}
+_BIAS = re.compile(r"\d+:[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
 
 
 class InferenceConfig(ParallelConfig, LaunchConfig):
@@ -42,7 +56,11 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
 
 
 class SamplingOptions(Settings):
-    """The options for the length of an answer and for how each token is drawn."""
+    """The options for the length of an answer and for how each token is chosen.
+
+    Those that are None unless given have the values of the model's generation_config.json, or of
+    `DEFAULTS` (see `infer.defaults`).
+    """
 
     max_new_tokens: Annotated[int, Flag(panel=SAMPLING)] = Field(
         default=128, ge=1, le=2**20, description="Longest answer, in tokens."
@@ -50,18 +68,128 @@ class SamplingOptions(Settings):
     greedy: Annotated[bool, Flag(panel=SAMPLING)] = Field(
         default=False, description="Always take the likeliest token."
     )
-    temperature: Annotated[float, Flag(panel=SAMPLING)] = Field(
-        default=0.7, ge=COLDEST, description="Below 1 sharpens, above 1 flattens the distribution."
+    temperature: Annotated[float | None, Flag(panel=SAMPLING)] = Field(
+        default=None,
+        ge=0,
+        description="Below 1 sharpens, above 1 flattens the distribution; 0: --greedy. [0.7]",
     )
-    top_k: Annotated[int, Flag(panel=SAMPLING)] = Field(
-        default=50, ge=0, description="Draw among the K likeliest tokens; 0: among all."
+    top_k: Annotated[int | None, Flag(panel=SAMPLING)] = Field(
+        default=None, ge=0, description="Draw among the K likeliest tokens; 0: among all. [50]"
     )
-    top_p: Annotated[float, Flag(panel=SAMPLING)] = Field(
-        default=0.95, gt=0, le=1, description="Draw among the likeliest tokens of this mass."
+    top_p: Annotated[float | None, Flag(panel=SAMPLING)] = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Draw among the likeliest tokens of this mass. [0.95]",
+    )
+    min_p: Annotated[float | None, Flag(panel=SAMPLING)] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Leave out tokens less likely than the likeliest times this. [0]",
+    )
+    repetition_penalty: Annotated[float | None, Flag(panel=SAMPLING)] = Field(
+        default=None,
+        gt=0,
+        description="Above 1 makes tokens less likely that were there before. [1]",
+    )
+    presence_penalty: Annotated[float, Flag(panel=SAMPLING)] = Field(
+        default=0.0, description="Taken from the logits of new tokens that were there before."
+    )
+    frequency_penalty: Annotated[float, Flag(panel=SAMPLING)] = Field(
+        default=0.0, description="The same, for each time a token was there."
+    )
+    no_repeat_ngram_size: Annotated[int | None, Flag(panel=SAMPLING)] = Field(
+        default=None, ge=0, description="No run of so many tokens comes twice; 0: any may. [0]"
+    )
+    logit_bias: Annotated[list[str], Flag(panel=SAMPLING, metavar="ID:NUMBER")] = Field(
+        default=[], description="Add a number to the logit of a token; repeat for several."
+    )
+    num_beams: Annotated[int | None, Flag(panel=SAMPLING)] = Field(
+        default=None,
+        ge=1,
+        description="Beam search; with --temperature and the like, beam sampling. [1]",
+    )
+    length_penalty: Annotated[float | None, Flag(panel=SAMPLING)] = Field(
+        default=None, description="Of beams: above 0 favours long answers, below 0 short ones. [1]"
+    )
+    early_stopping: Annotated[Literal["no", "yes", "never"] | None, Flag(panel=SAMPLING)] = Field(
+        default=None,
+        description="End beams with the first --num-beams answers (yes), when none that runs is "
+        "better (no), or could become so (never). [no]",
+    )
+    num_return_sequences: Annotated[int, Flag(panel=SAMPLING)] = Field(
+        default=1, ge=1, description="Answers to each prompt."
+    )
+    stop: Annotated[list[str], Flag(panel=SAMPLING, metavar="TEXT")] = Field(
+        default=[], description="End an answer before this text; repeat for several."
+    )
+    stop_id: Annotated[list[int], Flag(panel=SAMPLING, metavar="ID")] = Field(
+        default=[], description="End an answer at this token, too; repeat for several."
+    )
+    ignore_eos: Annotated[bool, Flag(panel=SAMPLING)] = Field(
+        default=False, description="No token ends an answer."
+    )
+    prompt_lookup: Annotated[int, Flag(panel=SAMPLING)] = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="With --greedy: guess up to N tokens from the text so far; the answer is the "
+        "same.",
     )
     seed: Annotated[int, Flag(panel=SAMPLING)] = Field(
         default=42, ge=0, lt=2**63, description="Same seed, same text."
     )
+
+    @property
+    def asks_to_draw(self) -> bool:
+        """Whether an option is given that only drawing has a use for."""
+        given = (self.temperature, self.top_k, self.top_p, self.min_p)
+        return any(one is not None for one in given)
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn; if not, the likeliest are taken, as beams do unless asked."""
+        if self.greedy or self.temperature == 0:
+            return False
+        return (self.num_beams or 1) == 1 or self.asks_to_draw
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """The token ids of `logit_bias`, each with its number."""
+        pairs = [one.partition(":") for one in self.logit_bias]
+        return tuple((int(token), float(number)) for token, _, number in pairs)
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.temperature is not None and 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"--temperature {self.temperature} is below {COLDEST}; 0 takes the likeliest token"
+            )
+        if "" in self.stop:
+            raise ValueError("--stop is empty; give the text before which an answer ends")
+        for one in self.logit_bias:
+            if not _BIAS.fullmatch(one):
+                raise ValueError(f"--logit-bias {one} is no ID:NUMBER, such as 285:-2.5")
+        beams, count = self.num_beams or 1, self.num_return_sequences
+        given = {
+            "--length-penalty": self.length_penalty not in (None, DEFAULTS["length_penalty"]),
+            "--early-stopping": self.early_stopping not in (None, DEFAULTS["early_stopping"]),
+        }
+        for flag, is_given in given.items():
+            if is_given and beams == 1:
+                raise ValueError(f"{flag} goes with --num-beams of 2 or more")
+        if beams > 1 and count > beams:
+            raise ValueError(
+                f"--num-return-sequences {count} is more than the {beams} of --num-beams"
+            )
+        if count > 1 and beams == 1 and not self.draws:
+            raise ValueError(
+                f"--num-return-sequences {count}: without --num-beams or drawing, all are the same"
+            )
+        if self.prompt_lookup and (self.draws or beams > 1):
+            raise ValueError("--prompt-lookup goes with --greedy, without --num-beams")
+        return self
 
 
 class GenerateConfig(SamplingOptions, InferenceConfig):
@@ -99,6 +227,15 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
     logprobs: Annotated[bool, Flag(panel=OUTPUT)] = Field(
         default=False, description="With --json: the log-probability of every new token."
     )
+    top_logprobs: Annotated[int, Flag(panel=OUTPUT)] = Field(
+        default=0, ge=0, le=100, description="With --json: those of the N likeliest tokens, too."
+    )
+    max_batch_size: Annotated[int, Flag(panel=MODEL)] = Field(
+        default=32, ge=1, description="The most answers that are made side by side."
+    )
+    truncate: bool = Field(
+        default=False, description="Leave out the beginning of a prompt that is too long."
+    )
     as_json: Annotated[bool, Flag(name="json", panel=OUTPUT)] = Field(
         default=False, description="The result as one JSON object."
     )
@@ -114,10 +251,18 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
             raise ValueError("--output goes with --prompts-file")
         if self.resume and self.output is None:
             raise ValueError("--resume goes with --output, whose results it goes on with")
+        if self.prompts_file is not None and (self.num_return_sequences > 1 or self.top_logprobs):
+            raise ValueError(
+                "--num-return-sequences and --top-logprobs go with --prompt, not --prompts-file"
+            )
         if self.chat and self.as_json:
             raise ValueError("--chat talks; it has no --json result")
         if self.stream and (len(self.prompt) != 1 or self.as_json):
             raise ValueError("--stream goes with one --prompt, without --json")
+        if self.stream and ((self.num_beams or 1) > 1 or self.num_return_sequences > 1):
+            raise ValueError("--stream shows one answer as it comes, and goes without beams")
+        if self.chat:
+            self._check_chat()
         if not self.chat and (self.system or self.tools):
             raise ValueError("--system and --tools go with --chat")
         if self.run_tools and (self.tools is None or self.tools.suffix != ".py"):
@@ -125,3 +270,15 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
                 "--run-tools goes with --chat and --tools FILE.py, whose functions it runs"
             )
         return self
+
+    def _check_chat(self) -> None:
+        """Checks that no option is given that a chat has no use for."""
+        given = {
+            "--num-beams": (self.num_beams or 1) > 1,
+            "--num-return-sequences": self.num_return_sequences > 1,
+            "--top-logprobs": self.top_logprobs > 0,
+            "--truncate": self.truncate,
+        }
+        for flag, is_given in given.items():
+            if is_given:
+                raise ValueError(f"{flag} has no use in a --chat")

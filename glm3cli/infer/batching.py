@@ -100,8 +100,18 @@ class Batching:
         self._waiting: dict[int, Request] = {}
         self._running: dict[int, list[Text]] = {}
         self._flights: deque[_Flight] = deque()
-        self.max_rows = -(-max_batch_size // num_lanes)
-        self.lanes = [Lane(pipeline.new_cache(), self.max_rows) for _ in range(num_lanes)]
+        self.lanes = [Lane(pipeline.new_cache(), 0) for _ in range(num_lanes)]
+        self.limit(max_batch_size)
+
+    @property
+    def max_rows(self) -> int:
+        """The most texts of a lane."""
+        return self.lanes[0].max_rows
+
+    def limit(self, max_batch_size: int) -> None:
+        """Sets how many texts run side by side at most; before the first request."""
+        for lane in self.lanes:
+            lane.max_rows = -(-max_batch_size // len(self.lanes))
 
     def add(self, number: int, request: Request) -> None:
         """Adds a request."""

@@ -72,6 +72,17 @@ class Engine:
         self.batching = Batching(pipeline, chooser, grid.pp_size, max_batch_size)
         self.scoring = Scoring(pipeline, grid)
 
+    def limit(self, max_batch_size: int) -> None:
+        """Sets how many texts run side by side at most; before the first request."""
+        self.batching.limit(max_batch_size)
+
+    @property
+    def accepted(self) -> str:
+        """How many of the tokens that were guessed from prompts were right."""
+        right, all_of_them = self.batching.num_accepted, self.batching.num_drafted
+        share = f" ({right / all_of_them:.0%})" if all_of_them else ""
+        return f"{right:,} of {all_of_them:,} guessed tokens accepted{share}"
+
     def add(self, request: Request) -> int:
         """Adds a request, and returns the number under which `results` has its continuation.
 

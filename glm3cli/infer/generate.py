@@ -3,15 +3,19 @@
 Nothing here imports torch before the settings were checked.
 """
 
+import logging
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
-from glm3cli.config.inference import GenerateConfig, SamplingOptions
+from glm3cli.config.inference import GenerateConfig
+from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import open_here
+from glm3cli.parallel.launch import is_speaker
 
 if TYPE_CHECKING:
-    from glm3cli.infer.sampling import Sampling
+    from glm3cli.infer.model import Completion
+
+_log = logging.getLogger(__name__)
 
 
 class TextResult(TypedDict):
@@ -21,9 +25,13 @@ class TextResult(TypedDict):
         prompt: The prompt as the user gave it.
         text: The new text.
         token_ids: The ids of the new tokens.
-        finish_reason: `stop` where the model has ended its text, `length` where the limit has.
+        finish_reason: `stop` where the model has ended its text, `stop_text` where a --stop has,
+            `length` where the limit has.
         logprobs: The log-probability (natural logarithm) of each new token; null without
             --logprobs.
+        index: The number of the continuation among those of its prompt, with several.
+        top_logprobs: The likeliest tokens at each place, as pairs of id and log-probability; with
+            --top-logprobs.
     """
 
     prompt: str
@@ -31,6 +39,8 @@ class TextResult(TypedDict):
     token_ids: list[int]
     finish_reason: str
     logprobs: list[float] | None
+    index: NotRequired[int]
+    top_logprobs: NotRequired[list[list[tuple[int, float]]]]
 
 
 class GenerateResult(TypedDict):
@@ -63,34 +73,46 @@ def generate(
     Raises:
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
+    config = with_defaults(config)
     model = open_here(config)
     if model is None:
         return None
+    from glm3cli.infer.decoding.rules import to_decoding
     from glm3cli.infer.requests import Timing
 
+    wants_logprobs = config.logprobs or config.top_logprobs > 0
     timing = Timing()
     with model:
-        completions = model.generate(
+        model.engine.limit(config.max_batch_size)
+        completions = model.decode(
             config.prompt,
-            max_new_tokens=config.max_new_tokens,
-            sampling=to_sampling(config),
+            to_decoding(config, config.top_logprobs if wants_logprobs else None),
             seed=config.seed,
             answer=not config.raw,
+            truncate=config.truncate,
             on_text=on_text,
             timing=timing,
         )
-    results = [TextResult(**asdict(completion)) for completion in completions]  # type: ignore[typeddict-item]
-    for result in results:
-        result["logprobs"] = result["logprobs"] if config.logprobs else None
+        if config.prompt_lookup and is_speaker():
+            _log.warning("prompt lookup: %s", model.engine.accepted)
     return GenerateResult(
-        results=results,
+        results=[_result(completion, config) for completion in completions],
         first_token_seconds=timing.first_token,
         tokens_per_second=timing.num_tokens / timing.total if timing.total else 0.0,
     )
 
 
-def to_sampling(options: SamplingOptions) -> "Sampling":
-    """Returns the rule by which tokens are drawn with these options."""
-    from glm3cli.infer.sampling import Sampling
-
-    return Sampling(options.greedy, options.temperature, options.top_k, options.top_p)
+def _result(completion: "Completion", config: GenerateConfig) -> TextResult:
+    """Returns a continuation as `--json` prints it."""
+    result = TextResult(
+        prompt=completion.prompt,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=completion.finish_reason,
+        logprobs=completion.logprobs if config.logprobs else None,
+    )
+    if config.num_return_sequences > 1:
+        result["index"] = completion.index
+    if config.top_logprobs:
+        result["top_logprobs"] = completion.top_logprobs
+    return result

@@ -6,15 +6,18 @@ methods with the same arguments, and get the same results.
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 import torch.distributed as dist
 
 from glm3cli.data.tokens.chat import Message, build_prompt
 from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.errors import ConfigError
+from glm3cli.infer.decoding.rules import Decoding
+from glm3cli.infer.decoding.stops import StopStream, StopTexts
 from glm3cli.infer.engine import Engine
-from glm3cli.infer.requests import Generation, Timing
+from glm3cli.infer.requests import Generation, Request, Timing
 from glm3cli.infer.sampling import Sampling
 
 GREEDY = Sampling(greedy=True)
@@ -31,9 +34,12 @@ class Completion:
         prompt: The prompt as the caller gave it.
         text: The new text.
         token_ids: The ids of the new tokens.
-        finish_reason: `stop` where the model has ended its text, `length` where the limit has.
-        logprobs: The log-probability (natural logarithm) of each new token, before temperature,
-            top-k and top-p.
+        finish_reason: `stop` where the model has ended its text, `stop_text` where a given text
+            has, `length` where the limit has.
+        logprobs: The log-probability (natural logarithm) of each new token, before the sampling
+            rule changes it.
+        index: The number of the continuation among those of its prompt, from 0 on.
+        top_logprobs: The likeliest tokens at each place with their log-probabilities, if wanted.
     """
 
     prompt: str
@@ -41,6 +47,8 @@ class Completion:
     token_ids: list[int]
     finish_reason: str
     logprobs: list[float]
+    index: int = 0
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 class Model:
@@ -75,6 +83,7 @@ class Model:
         sampling: Sampling = GREEDY,
         seed: int = 42,
         answer: bool = False,
+        stop: Sequence[str] = (),
         on_text: OnText | None = None,
         timing: Timing | None = None,
     ) -> list[Completion]:
@@ -89,31 +98,79 @@ class Model:
             sampling: The rule by which tokens are drawn; greedy unless given.
             seed: The seed of the random numbers; prompt i gets a generator seeded with seed + i.
             answer: Whether each prompt is the turn of a user in a chat, for the model to answer.
+            stop: Texts before which a continuation ends.
             on_text: Called on rank 0 with the first prompt's text, piece by piece.
             timing: Is filled with the time that this rank's prompts took.
 
         Returns:
             The continuation of each prompt, in the order of the prompts.
+
+        Raises:
+            ConfigError: A prompt is longer than the model's positions, or `max_new_tokens` is less
+                than 1.
+            CheckpointError: The logits are NaN.
+        """
+        decoding = Decoding(sampling, max_new_tokens, stops=tuple(stop))
+        return self.decode(
+            prompts, decoding, seed=seed, answer=answer, on_text=on_text, timing=timing
+        )
+
+    def decode(
+        self,
+        prompts: str | Sequence[str],
+        decoding: Decoding,
+        *,
+        seed: int = 42,
+        answer: bool = False,
+        truncate: bool = False,
+        on_text: OnText | None = None,
+        timing: Timing | None = None,
+    ) -> list[Completion]:
+        """Continues texts as `generate` does, with all that can be said about how.
+
+        Args:
+            prompts: One text or several.
+            decoding: How the continuations are made.
+            seed: The seed of the random numbers; of n continuations of each prompt, number j of
+                prompt i gets a generator seeded with seed + i n + j.
+            answer: Whether each prompt is the turn of a user in a chat, for the model to answer.
+            truncate: Whether a prompt that is longer than the model's positions loses its
+                beginning; if not, it is an error.
+            on_text: Called on rank 0 with the first prompt's text, piece by piece.
+            timing: Is filled with the time that this rank's prompts took.
+
+        Returns:
+            The continuations of each prompt, in the order of the prompts.
+
+        Raises:
+            ConfigError: A prompt is longer than the model's positions, or the rules make no sense.
+            CheckpointError: The logits are NaN.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [self.prompt_ids(text, answer=answer) for text in texts]
-        grid = self.engine.grid
+        ids = [
+            self.fitting(self.prompt_ids(text, answer=answer), truncate=truncate) for text in texts
+        ]
+        grid, count = self.engine.grid, decoding.num_sequences
         stride = -(-len(ids) // grid.dp_size)
         mine = range(grid.dp_rank * stride, min((grid.dp_rank + 1) * stride, len(ids)))
-        generations: list[Generation] = []
-        if mine:
-            generations = self.continue_ids(
-                [ids[row] for row in mine],
-                max_new_tokens,
-                sampling,
-                seed + mine.start,
-                on_text,
-                timing,
-            )
-        completions = [
-            self._completion(texts[row], generation)
-            for row, generation in zip(mine, generations, strict=True)
-        ]
+        requests = [self.requests(ids[row], decoding, seed + row * count) for row in mine]
+        stream = StopStream(self.tokenizer, decoding.stops)
+        speaks = on_text is not None and grid.rank == 0
+
+        def show(tokens: list[list[int]]) -> None:
+            if on_text is not None and speaks:
+                on_text(stream.push(tokens[0]))
+
+        flat = [request for group in requests for request in group]
+        found = iter(self.engine.answer(flat, show, timing) if flat else [])
+        if on_text is not None and speaks and flat:
+            on_text(stream.finish())
+        completions = []
+        for row, group in zip(mine, requests, strict=True):
+            generations = [next(found) for _ in group]
+            generations = [one for first in generations for one in (first, *first.others)]
+            for index, generation in enumerate(generations):
+                completions.append(self._completion(texts[row], generation, decoding, index))
         gathered: list[list[Completion]] = [[] for _ in range(grid.dp_size)]
         dist.all_gather_object(gathered, completions, group=grid.dp_group)
         return [completion for part in gathered for completion in part]
@@ -124,8 +181,6 @@ class Model:
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
         seed: int = 42,
-        on_text: OnText | None = None,
-        timing: Timing | None = None,
     ) -> list[Generation]:
         """Continues prompts of token ids until an answer would end.
 
@@ -136,32 +191,34 @@ class Model:
             max_new_tokens: The length of the longest continuation, in tokens.
             sampling: The rule by which tokens are drawn; greedy unless given.
             seed: The seed of the random numbers; prompt i gets a generator seeded with seed + i.
-            on_text: Called on rank 0 with the first prompt's text, piece by piece.
-            timing: Is filled with the time that the prompts took.
 
         Returns:
             The continuation of each prompt, in the order of the prompts.
         """
-        decoder = self.tokenizer.stream_decoder()
-        speaks = on_text is not None and self.engine.grid.rank == 0
+        ends = stop_ids(self.tokenizer)
+        return self.engine.generate(prompts, sampling, max_new_tokens, ends, seed=seed)
 
-        def show(tokens: list[list[int]]) -> None:
-            if on_text is not None and speaks:
-                for token in tokens[0]:
-                    on_text(decoder.push(token))
+    def requests(self, prompt: Sequence[int], decoding: Decoding, seed: int) -> list[Request]:
+        """Returns the requests for a prompt."""
+        return decoding.requests(prompt, self.tokenizer, stop_ids(self.tokenizer), seed)
 
-        generations = self.engine.generate(
-            prompts,
-            sampling,
-            max_new_tokens,
-            stop_ids(self.tokenizer),
-            seed=seed,
-            on_tokens=show,
-            timing=timing,
-        )
-        if on_text is not None and speaks:
-            on_text(decoder.finish())
-        return generations
+    def fitting(self, ids: list[int], *, truncate: bool = False) -> list[int]:
+        """Returns the token ids of a prompt, without its beginning if it is too long.
+
+        Raises:
+            ConfigError: It is too long, and nothing may be left out.
+        """
+        room = self.engine.model.seq_length
+        if len(ids) <= room:
+            return ids
+        if not truncate:
+            raise ConfigError(
+                f"a prompt has {len(ids):,} tokens, and the model takes {room:,} "
+                "(seq_length of its config.json)",
+                "give a shorter prompt, or --truncate, which leaves out its beginning",
+            )
+        prefix = list(self.tokenizer.prefix)
+        return [*prefix, *ids[len(ids) - room + len(prefix) :]]
 
     def logprobs(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[float]:
         """Returns the log-probability of each continuation after its context.
@@ -193,14 +250,19 @@ class Model:
             return build_prompt(self.tokenizer, [Message("user", prompt)])
         return [*self.tokenizer.prefix, *self.tokenizer.encode(prompt)]
 
-    def _completion(self, prompt: str, generation: Generation) -> Completion:
-        """Returns the continuation of a prompt, with its text."""
+    def _completion(
+        self, prompt: str, generation: Generation, decoding: Decoding, index: int
+    ) -> Completion:
+        """Returns a continuation of a prompt, with its text."""
+        text = self.tokenizer.decode(generation.token_ids)
         return Completion(
             prompt=prompt,
-            text=self.tokenizer.decode(generation.token_ids),
+            text=StopTexts(self.tokenizer, decoding.stops).cut(text),
             token_ids=generation.token_ids,
             finish_reason=generation.finish_reason,
             logprobs=generation.logprobs,
+            index=index,
+            top_logprobs=generation.top_logprobs,
         )
 
 

@@ -384,7 +384,8 @@ def test_options_that_contradict_each_other_are_refused(options, said):
         ({"stream": True, "as_json": True}, "--stream goes with one --prompt, without --json"),
         ({"system": "be kind"}, "--system and --tools go with --chat"),
         ({"pp": 2, "vpp": 2}, "--vpp is for training"),
-        ({"temperature": 0.0}, "--temperature 0.0: should be greater than or equal to 0.0001"),
+        ({"temperature": -1.0}, "--temperature -1.0: should be greater than or equal to 0"),
+        ({"temperature": 1e-5}, "--temperature 1e-05 is below 0.0001"),
         ({"top_p": 1.5}, "--top-p 1.5: should be less than or equal to 1"),
     ],
 )

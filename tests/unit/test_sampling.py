@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from glm3cli.infer.decoding.penalties import penalize
 from glm3cli.infer.sampling import Sampling, filtered_probabilities, sample
 
 
@@ -100,6 +101,81 @@ def test_the_rules_agree_with_a_plain_rederivation(seed, vocab, temperature, top
     edges = [rederived(logits, temperature, top_k, top_p + shift) for shift in (1e-5, -1e-5)]
     assume(top_p == 1 or np.array_equal(*edges))
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
+
+
+def test_the_rules_are_transformers():
+    """Each alone and all in a row; the likeliest tokens of flat and of steep rows."""
+    from transformers import LogitsProcessorList
+    from transformers.generation import logits_process as theirs
+
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(8, 300, generator=generator) * torch.tensor([[0.3], [3.0]] * 4)
+    warpers = {
+        "temperature": (1.7, theirs.TemperatureLogitsWarper(1.7)),
+        "top_k": (20, theirs.TopKLogitsWarper(20)),
+        "top_p": (0.8, theirs.TopPLogitsWarper(0.8)),
+        "min_p": (0.1, theirs.MinPLogitsWarper(0.1)),
+    }
+    for names in [*([name] for name in warpers), list(warpers)]:
+        sampling = Sampling(greedy=False, **{name: warpers[name][0] for name in names})
+        chain = LogitsProcessorList([warpers[name][1] for name in names])
+        expected = chain(torch.zeros(8, 1, dtype=torch.long), logits).softmax(dim=-1)
+        found = filtered_probabilities(logits, sampling)
+        assert torch.equal(found > 0, expected > 0)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_tokens_as_likely_as_the_last_of_top_k_stay():
+    logits = torch.tensor([[3.0, 1.0, 2.0, 1.0, 1.0, 0.0]])
+    found = filtered_probabilities(logits, Sampling(greedy=False, top_k=3))
+    assert (found > 0).tolist() == [[True, True, True, True, True, False]]
+
+
+def test_draws_pass_a_chi_square_test():
+    """The 99.9th percentile of chi-square with n - 1 degrees, by Wilson and Hilferty."""
+    generator = torch.Generator().manual_seed(5)
+    row, count = torch.randn(60, generator=generator) * 1.5, 20_000
+    for sampling in (
+        Sampling(greedy=False, temperature=1.3),
+        Sampling(greedy=False, temperature=0.8, top_k=25, top_p=0.95, min_p=0.01),
+    ):
+        shares = filtered_probabilities(row[None], sampling)[0].double()
+        drawn = sample(row.repeat(count, 1), [sampling] * count, generators(*range(count)))
+        seen = torch.bincount(drawn, minlength=60).double()
+        assert not seen[shares == 0].any()
+        expected = shares[shares > 0] * count
+        statistic = float(((seen[shares > 0] - expected) ** 2 / expected).sum())
+        degrees = len(expected) - 1
+        limit = degrees * (1 - 2 / (9 * degrees) + 3.09 * (2 / (9 * degrees)) ** 0.5) ** 3
+        assert statistic < limit
+
+
+def test_penalties_are_transformers_and_openais():
+    from transformers.generation import logits_process as theirs
+
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1)) * 3
+    prompt, new = [3, 7, 9, 3, 7], [11, 3, 7, 11]
+    whole = torch.tensor([[*prompt, *new]])
+    cases = [
+        (Sampling(repetition_penalty=1.4), theirs.RepetitionPenaltyLogitsProcessor(1.4)),
+        (Sampling(no_repeat_ngram_size=2), theirs.NoRepeatNGramLogitsProcessor(2)),
+        (Sampling(no_repeat_ngram_size=1), theirs.NoRepeatNGramLogitsProcessor(1)),
+        (Sampling(no_repeat_ngram_size=40), theirs.NoRepeatNGramLogitsProcessor(40)),
+        (
+            Sampling(logit_bias=((3, 2.0), (8, -1.5))),
+            theirs.SequenceBiasLogitsProcessor({(3,): 2.0, (8,): -1.5}),
+        ),
+    ]
+    for rule, processor in cases:
+        found = logits.clone()
+        penalize(found, rule, prompt, new)
+        assert torch.equal(found, processor(whole, logits[None].clone())[0])
+    found = logits.clone()
+    penalize(found, Sampling(presence_penalty=0.5, frequency_penalty=0.25), prompt, new)
+    expected = logits.clone()
+    for token, times in {11: 2, 3: 1, 7: 1}.items():
+        expected[token] -= 0.5 + 0.25 * times
+    torch.testing.assert_close(found, expected)
 
 
 def test_half_precision_logits_are_filtered_in_fp32():

@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm3cli.errors import ConfigError
-from glm3cli.infer.model import Model, stop_ids
-from glm3cli.infer.requests import Generation, Request
-from glm3cli.infer.sampling import Sampling
+from glm3cli.infer.decoding.rules import Decoding
+from glm3cli.infer.model import Model
+from glm3cli.infer.requests import Generation
 from glm3cli.parallel.orders import Orders, told_by_rank_0
 
 
@@ -25,17 +25,15 @@ class Answers:
     Nothing but the prompts goes from rank 0 to the others, which know nothing of the chat.
     """
 
-    def __init__(self, model: Model, sampling: Sampling, max_new_tokens: int) -> None:
+    def __init__(self, model: Model, decoding: Decoding) -> None:
         """Prepares this rank; all ranks must do it.
 
         Args:
             model: The model that answers.
-            sampling: The rule by which tokens are drawn.
-            max_new_tokens: The length of the longest answer, in tokens.
+            decoding: How the answers are made.
         """
         self._model = model
-        self._sampling = sampling
-        self._max_new_tokens = max_new_tokens
+        self._decoding = decoding
         self._orders = Orders(model.engine.grid)
 
     def ask(
@@ -85,9 +83,10 @@ class Answers:
                 f"model takes {engine.model.seq_length:,}",
                 "/clear starts over, and /retry takes the last turn back",
             )
-        limit = min(self._max_new_tokens, room)
-        ends = stop_ids(self._model.tokenizer)
-        number = engine.add(Request(question.prompt, self._sampling, limit, ends, question.seed))
+        limit = min(self._decoding.max_new_tokens, room)
+        decoding = replace(self._decoding, max_new_tokens=limit)
+        [request] = self._model.requests(question.prompt, decoding, question.seed)
+        number = engine.add(request)
         answer, num_seen = engine.results[number].token_ids, 0
         while not engine.is_idle:
             engine.step()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.infer.chat.conversation import Conversation
 from glm3cli.infer.chat.toolbox import Toolbox, read_tools
+from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import open_here
 from glm3cli.parallel.interrupts import accept_interrupts
 from glm3cli.parallel.launch import is_speaker
@@ -30,15 +31,16 @@ def talk(config: GenerateConfig, terminal: "Terminal") -> None:
     toolbox = read_tools(config.tools, may_run=False) if config.tools else Toolbox()
     if is_speaker():
         accept_interrupts()
+    config = with_defaults(config)
     model = open_here(config, answers_interrupts=True)
     if model is None:
         return
     from glm3cli.infer.chat.answers import Answers
     from glm3cli.infer.chat.session import Session
-    from glm3cli.infer.generate import to_sampling
+    from glm3cli.infer.decoding.rules import to_decoding
 
     with model, ExitStack() as closing:
-        answers = Answers(model, to_sampling(config), config.max_new_tokens)
+        answers = Answers(model, to_decoding(config))
         if not is_speaker():
             answers.follow()
             return

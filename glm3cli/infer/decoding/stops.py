@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from glm3cli.data.tokens.tokenizer import Tokenizer
 
 
+def cut_at(stops: Sequence[str], text: str) -> str:
+    """Returns a text up to the first of the strings."""
+    ends = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text
+
+
 class StopTexts:
     """Strings with which a continuation ends."""
 
@@ -33,5 +39,31 @@ class StopTexts:
 
     def cut(self, text: str) -> str:
         """Returns the text before the first of the strings."""
-        ends = [text.find(stop) for stop in self._stops if stop in text]
-        return text[: min(ends)] if ends else text
+        return cut_at(self._stops, text)
+
+
+class StopStream:
+    """Decodes the tokens of a text as they come, and shows nothing that a stop text could begin."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        """Takes the texts before which the text ends."""
+        self._decoder = tokenizer.stream_decoder()
+        self._stops = StopTexts(tokenizer, stops)
+        self._held_back = max((len(stop) for stop in stops), default=1) - 1
+        self._text, self._num_shown = "", 0
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Takes new tokens, and returns the text that has become certain with them."""
+        self._text += "".join(self._decoder.push(token) for token in tokens)
+        return self._next(len(self._text) - self._held_back)
+
+    def finish(self) -> str:
+        """Returns the rest of the text."""
+        self._text += self._decoder.finish()
+        return self._next(len(self._text))
+
+    def _next(self, end: int) -> str:
+        """Returns what wasn't shown yet, up to a place of the text or a stop text before it."""
+        end = min(end, len(self._stops.cut(self._text)))
+        start, self._num_shown = self._num_shown, max(self._num_shown, end)
+        return self._text[start : self._num_shown]

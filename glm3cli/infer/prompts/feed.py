@@ -10,6 +10,7 @@ from glm3cli.config.inference import GenerateConfig
 from glm3cli.data.tokens.calls import ReplyStream, to_openai
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
+from glm3cli.infer.decoding.stops import cut_at
 from glm3cli.infer.prompts.lines import BadLine, PromptLine, PromptsFile
 from glm3cli.infer.prompts.records import Records
 
@@ -220,7 +221,7 @@ class Feed:
             return {**record, "error": f"{self._file.path}:{line.number} {reason}"}
         tokens = ended.generation.token_ids
         record |= {
-            "text": self._tokenizer.decode(tokens),
+            "text": cut_at(line.sampling.stop, self._tokenizer.decode(tokens)),
             "token_ids": tokens,
             "finish_reason": ended.generation.finish_reason,
             "logprobs": ended.generation.logprobs if self._config.logprobs else None,

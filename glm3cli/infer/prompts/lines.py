@@ -210,7 +210,7 @@ def _own(options: SamplingOptions, value: Mapping[str, Any]) -> SamplingOptions:
     Raises:
         LineError: One is wrong.
     """
-    known = SamplingOptions.model_fields.keys() - {"seed"}
+    known = SamplingOptions.model_fields.keys() - {"seed", "num_return_sequences"}
     own = {key: value[key] for key in known if value.get(key) is not None}
     try:
         return SamplingOptions.parse({**options.model_dump(), **own}) if own else options

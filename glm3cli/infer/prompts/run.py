@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from glm3cli.config.inference import GenerateConfig
+from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import check_model, open_here
 from glm3cli.infer.prompts.feed import Feed, FileProgress, Report, Sink
 from glm3cli.infer.prompts.lines import PromptLine
@@ -32,6 +33,7 @@ def continue_file(config: GenerateConfig, sink: Sink, report: Report) -> FilePro
             results that came before are in --output.
     """
     check_model(config)
+    config = with_defaults(config)
     # Rank 0 alone reads the file and writes the results; so does the process that starts it, up to
     # the model.
     feed = Feed(config, sink, report) if is_speaker() else None
@@ -52,7 +54,7 @@ def _run(config: GenerateConfig, model: "Model", feed: Feed | None) -> None:
     """Continues all prompts on every rank, of which rank 0 has the feed."""
     from glm3cli.infer.prompts.stream import Stream
 
-    stream, count, is_read = Stream(model, is_chat=not config.raw), 0, False
+    stream, count, is_read = Stream(model, config), 0, False
     while not (is_read and stream.is_empty):
         if stream.room and not is_read:
             lines, is_read = model.from_rank_0(feed.read(stream.room) if feed else ([], False))

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch.distributed as dist
 
 from glm3cli.data.tokens.chat import build_prompt
+from glm3cli.config.inference import GenerateConfig
 from glm3cli.errors import ConfigError
-from glm3cli.infer.generate import to_sampling
-from glm3cli.infer.model import Model, stop_ids
+from glm3cli.infer.decoding.rules import to_decoding
+from glm3cli.infer.model import Model
 from glm3cli.infer.prompts.lines import PromptLine
-from glm3cli.infer.requests import Generation, Request
+from glm3cli.infer.requests import Generation
 
 # The prompts under way for each data parallel rank, at most: twice what an engine runs side by
 # side, so that a row that gets free finds another prompt waiting.
@@ -45,15 +46,18 @@ class Stream:
         has_token: Whether any prompt of this rank has had a token.
     """
 
-    def __init__(self, model: Model, *, is_chat: bool) -> None:
+    def __init__(self, model: Model, config: GenerateConfig) -> None:
         """Begins without prompts.
 
         Args:
             model: The model.
-            is_chat: Whether plain prompts are answered as a user's turn.
+            config: The settings.
         """
+        model.engine.limit(config.max_batch_size)
         self._model = model
-        self._is_chat = is_chat
+        self._is_chat = not config.raw  # plain prompts are answered as a user's turn
+        self._truncates = config.truncate
+        self._logprobs = 0 if config.logprobs else None
         self._running: dict[int, int] = {}  # indices by the engine's numbers
         self._refused: list[Ended] = []
         self._owners: dict[int, int] = {}  # data parallel ranks by indices, of all prompts
@@ -84,14 +88,10 @@ class Stream:
             ids = self._model.prompt_ids(line.prompt, answer=self._is_chat)
         else:
             ids = build_prompt(tokenizer, line.messages)
-        request = Request(
-            ids,
-            to_sampling(line.sampling),
-            line.sampling.max_new_tokens,
-            stop_ids(tokenizer),
-            line.seed,
-        )
+        decoding = to_decoding(line.sampling, self._logprobs)
         try:
+            ids = self._model.fitting(ids, truncate=self._truncates)
+            [request] = self._model.requests(ids, decoding, line.seed)
             self._running[engine.add(request)] = index
         except ConfigError as error:
             self._refused.append(Ended(index, None, error.message))

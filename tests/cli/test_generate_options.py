@@ -1,0 +1,179 @@
+"""The options of `glm3 generate` for how an answer is made, and the model's own defaults."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glm3cli.data.tokens.tokenizer import Tokenizer
+from tests.cli.test_generate import LENGTH, PROMPTS, asked, results
+from tests.support.project import Project, call
+
+HOT = ("--temperature", 3, "--top-k", 0, "--top-p", 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(project: Project) -> Tokenizer:
+    return Tokenizer.load(project.model)
+
+
+@pytest.fixture(scope="module")
+def greedy(project: Project) -> list[dict[str, Any]]:
+    return results(project, *asked(*PROMPTS), "--greedy")
+
+
+def test_temperature_0_is_greedy(project: Project, greedy: list[Any]) -> None:
+    assert results(project, *asked(*PROMPTS), "--temperature", 0) == greedy
+
+
+def test_a_stop_text_ends_an_answer_before_it(project: Project, greedy: list[Any]) -> None:
+    """It begins within one token and ends within another."""
+    whole = greedy[0]["text"]
+    stop = whole[2:5]
+    first = whole.index(stop)
+    [found] = results(project, *asked(PROMPTS[0]), "--greedy", "--stop", stop, "--stop", "never")
+    assert found["text"] == whole[:first]
+    assert found["finish_reason"] == "stop_text"
+    count = len(found["token_ids"])
+    assert found["token_ids"] == greedy[0]["token_ids"][:count]
+    assert 0 < count <= LENGTH
+    command = ("generate", "--model", project.model, *asked(PROMPTS[0]), "--greedy", "--device")
+    ended = call(*command, "cpu", "--stop", stop, "--stream", "--max-new-tokens", LENGTH)
+    assert ended.out == f"{whole[:first]}\n"
+
+
+def test_a_stop_id_ends_an_answer_unless_ends_are_ignored(
+    project: Project, greedy: list[Any]
+) -> None:
+    token = greedy[0]["token_ids"][3]
+    first = greedy[0]["token_ids"].index(token)
+    options = (*asked(PROMPTS[0]), "--greedy", "--stop-id", token)
+    [found] = results(project, *options)
+    assert found["token_ids"] == greedy[0]["token_ids"][:first]
+    assert found["finish_reason"] == "stop"
+    [ignoring] = results(project, *options, "--ignore-eos")
+    assert ignoring["token_ids"] == greedy[0]["token_ids"]
+    assert ignoring["finish_reason"] == "length"
+
+
+def test_several_answers_to_each_prompt(project: Project) -> None:
+    several = results(project, *asked(*PROMPTS), *HOT, "--num-return-sequences", 3)
+    assert [(one["prompt"], one["index"]) for one in several] == [
+        (prompt, index) for prompt in PROMPTS for index in range(3)
+    ]
+    assert len({tuple(one["token_ids"]) for one in several}) == 6
+    # They are the answers to the same prompt, given six times.
+    alone = results(project, *asked(*[p for p in PROMPTS for _ in range(3)]), *HOT)
+    assert [one["token_ids"] for one in alone] == [one["token_ids"] for one in several]
+    # Fewer at a time change nothing.
+    few = results(
+        project, *asked(*PROMPTS), *HOT, "--num-return-sequences", 3, "--max-batch-size", 2
+    )
+    assert few == several
+
+
+def test_beams_are_the_best_answers(project: Project) -> None:
+    options = (*asked(*PROMPTS), "--num-beams", 3, "--logprobs")
+    best = results(project, *options)
+    several = results(project, *options, "--num-return-sequences", 3, "--length-penalty", 0)
+    assert [one["index"] for one in several] == [0, 1, 2] * 2
+    sums = [sum(one["logprobs"]) for one in several]
+    assert sums[:3] == sorted(sums[:3], reverse=True)
+    assert len({tuple(one["token_ids"]) for one in several}) == 6
+    assert len(best) == 2
+    sampled = results(project, *options, *HOT)
+    assert sampled != best
+
+
+def test_the_likeliest_tokens(project: Project, greedy: list[Any]) -> None:
+    options = (*asked(PROMPTS[0]), "--greedy", "--logprobs", "--top-logprobs", 4)
+    [found] = results(project, *options)
+    assert found["token_ids"] == greedy[0]["token_ids"]
+    for token, logprob, top in zip(
+        found["token_ids"], found["logprobs"], found["top_logprobs"], strict=True
+    ):
+        assert top[0] == [token, pytest.approx(logprob, abs=1e-6)]
+        assert [one[1] for one in top] == sorted((one[1] for one in top), reverse=True)
+        assert len(top) == 4
+
+
+def test_lookup_says_what_it_has_found(
+    project: Project, greedy: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ("generate", "--model", project.model, *asked(*PROMPTS), "--greedy", "--device")
+    options = ("cpu", "--json", "--max-new-tokens", LENGTH, "--prompt-lookup", 3)
+    ended = call(*command, *options)
+    assert json.loads(ended.out)["results"] == greedy
+    assert "guessed tokens accepted" in caplog.text
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning(
+    project: Project, tokenizer: Tokenizer
+) -> None:
+    words = "word " * 600
+    [found] = results(project, "--prompt", words, "--greedy", "--truncate")
+    assert len(found["token_ids"]) == LENGTH
+
+
+def test_a_bias_makes_a_token_come(project: Project) -> None:
+    [found] = results(project, *asked(PROMPTS[0]), "--greedy", "--logit-bias", "300:100")
+    assert found["token_ids"] == [300] * LENGTH
+    options = ("--logit-bias", "300:100", "--no-repeat-ngram-size", 1)
+    [found] = results(project, *asked(PROMPTS[0]), "--greedy", *options)
+    assert found["token_ids"].count(300) == 1
+
+
+def with_file(project: Project, folder: Path, **values: Any) -> Path:
+    """Returns a folder with the project's model, and a generation_config.json."""
+    folder.mkdir()
+    for file in project.model.iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_a_models_own_defaults(
+    project: Project, greedy: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file wins over our defaults, and options win over the file."""
+    token = greedy[0]["token_ids"][3]
+    cold = with_file(project, tmp_path / "cold", do_sample=False, eos_token_id=[2, token])
+    hot = with_file(project, tmp_path / "hot", do_sample=True, temperature=3, top_k=0, top_p=1.0)
+
+    def run(model: Path, *options: object) -> tuple[list[int], str]:
+        caplog.clear()
+        command = ("generate", "--model", model, *asked(PROMPTS[0]), "--device", "cpu", "--json")
+        ended = call(*command, "--max-new-tokens", LENGTH, *options)
+        assert ended.code == 0, ended.err
+        return json.loads(ended.out)["results"][0]["token_ids"], caplog.text
+
+    first = greedy[0]["token_ids"].index(token)
+    tokens, said = run(cold)
+    assert tokens == greedy[0]["token_ids"][:first]
+    assert "generation_config.json: " in said
+    [drawn] = results(project, *asked(PROMPTS[0]), *HOT)
+    tokens, said = run(hot)
+    assert tokens == drawn["token_ids"]
+    assert "temperature 3.0, top_k 0" in said
+    assert run(hot, "--greedy")[0] == greedy[0]["token_ids"]
+    assert run(hot, "--top-k", 1)[0] == greedy[0]["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("[1]", "generation_config.json holds no JSON object"),
+        ("{", "generation_config.json: "),
+        ('{"temperature": -2.0}', "temperature Input should be greater than or equal to 0"),
+        ('{"top_k": "many"}', "top_k Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_file_is_named(project: Project, tmp_path: Path, content: str, error: str) -> None:
+    model = with_file(project, tmp_path / "model")
+    (model / "generation_config.json").write_text(content)
+    ended = call("generate", "--model", model, *asked("a"), "--device", "cpu")
+    assert ended.code == 3
+    assert error in ended.err
+    assert "hint: mend" in ended.err
