@@ -251,24 +251,28 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
             raise ValueError("--output goes with --prompts-file")
         if self.resume and self.output is None:
             raise ValueError("--resume goes with --output, whose results it goes on with")
-        if self.prompts_file is not None and (self.num_return_sequences > 1 or self.top_logprobs):
-            raise ValueError(
-                "--num-return-sequences and --top-logprobs go with --prompt, not --prompts-file"
-            )
         if self.chat and self.as_json:
             raise ValueError("--chat talks; it has no --json result")
         if self.stream and (len(self.prompt) != 1 or self.as_json):
             raise ValueError("--stream goes with one --prompt, without --json")
-        if self.stream and ((self.num_beams or 1) > 1 or self.num_return_sequences > 1):
-            raise ValueError("--stream shows one answer as it comes, and goes without beams")
-        if self.chat:
-            self._check_chat()
         if not self.chat and (self.system or self.tools):
             raise ValueError("--system and --tools go with --chat")
         if self.run_tools and (self.tools is None or self.tools.suffix != ".py"):
             raise ValueError(
                 "--run-tools goes with --chat and --tools FILE.py, whose functions it runs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> Self:
+        if self.prompts_file is not None and (self.num_return_sequences > 1 or self.top_logprobs):
+            raise ValueError(
+                "--num-return-sequences and --top-logprobs go with --prompt, not --prompts-file"
+            )
+        if self.stream and ((self.num_beams or 1) > 1 or self.num_return_sequences > 1):
+            raise ValueError("--stream shows one answer as it comes, and goes without beams")
+        if self.chat:
+            self._check_chat()
         return self
 
     def _check_chat(self) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from glm3cli.data.tokens.chat import build_prompt
 from glm3cli.config.inference import GenerateConfig
+from glm3cli.data.tokens.chat import build_prompt
 from glm3cli.errors import ConfigError
 from glm3cli.infer.decoding.rules import to_decoding
 from glm3cli.infer.model import Model
