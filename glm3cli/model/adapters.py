@@ -73,6 +73,8 @@ class Adapter(Module):
     Attributes:
         scale: The factor by which B A is multiplied.
         enabled: Whether the layer computes with the adapter.
+        dropout: Drops some elements of the layer's input, [s, b, inputs], in training; None drops
+            none.
         a: The matrix A, [rank, inputs].
         b: The matrix B, [outputs, rank].
         magnitude: The length m of each row of the adapted weight, [outputs]; None but for a DoRA.
@@ -94,6 +96,7 @@ class Adapter(Module):
         outputs, inputs = weight.shape
         self.scale = shape.scale
         self.enabled = True
+        self.dropout: Callable[[Tensor], Tensor] | None = None
         self.a = Parameter(weight.new_empty(shape.rank, inputs))
         self.b = Parameter(weight.new_empty(outputs, shape.rank))
         self.magnitude: Parameter | None = None
@@ -114,7 +117,9 @@ class Adapter(Module):
             hidden: The input of the layer, [s, b, inputs].
             send: Makes of this rank's A hidden what B is multiplied with.
         """
-        reduced = torch.nn.functional.linear(hidden, self.a)
+        drops = self.training and self.dropout is not None
+        dropped = self.dropout(hidden) if drops and self.dropout else hidden
+        reduced = torch.nn.functional.linear(dropped, self.a)
         b: Tensor = self.b
         if self.start_a is not None and self.start_b is not None:
             first = torch.nn.functional.linear(hidden, self.start_a)

@@ -55,23 +55,33 @@ class EmbeddingNoise:
         return hidden + noise.to(hidden.dtype)
 
 
-def uniform(places: Tensor, width: int, seed: int) -> Tensor:
+def uniform(
+    places: Tensor, width: int, seed: int, first: int = 0, total: int | None = None
+) -> Tensor:
     """Returns random numbers that depend on nothing but the arguments.
 
     Args:
         places: The number of each token, int64 [s, b].
-        width: The number of elements of a token.
+        width: The number of elements of a token that are wanted.
         seed: The seed.
+        first: The first of them.
+        total: The number of elements that a token has in all; None if all are wanted.
 
     Returns:
         Numbers in [-1, 1), fp32 [s, b, width].
     """
-    elements = torch.arange(width, device=places.device)
-    state = (places.unsqueeze(-1) * width + elements + seed * width) * _INCREMENT
+    elements = torch.arange(first, first + width, device=places.device)
+    total = width if total is None else total
+    state = (places.unsqueeze(-1) * total + elements + _signed(seed * total)) * _INCREMENT
     for shift, factor in _MIXERS:
         state = (state ^ _shifted(state, shift)) * factor
     state = state ^ _shifted(state, _LAST_SHIFT)
     return _shifted(state, 64 - _BITS).float() / 2 ** (_BITS - 1) - 1
+
+
+def _signed(number: int) -> int:
+    """Returns a number's last 64 bits as a signed number."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _shifted(state: Tensor, places: int) -> Tensor:

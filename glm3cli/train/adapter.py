@@ -136,6 +136,7 @@ def adapter_config(config: TrainConfig) -> "AdapterConfig | None":
     return AdapterConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(Path(config.model or "").absolute()),
+        lora_dropout=config.lora_dropout,
         r=config.lora_rank,
         lora_alpha=config.lora_scale * config.lora_rank,
         use_rslora=config.lora_variant == "rslora",

@@ -39,6 +39,7 @@ from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.model.adapters import is_adapter
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
+from glm3cli.model.dropout import AdapterDropout
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.adapter import adapter_shapes, first_adapter
@@ -171,6 +172,7 @@ def make_loader(
             side=config.padding_side,
         ),
         noise=_noise_of_a_token(config, model),
+        has_places=config.lora_dropout > 0,
     )
 
 
@@ -221,6 +223,29 @@ def build_train_step(
         DistributedDataParallel(mcore, ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(bare)
     ]
+    optimizer = _optimizer(config, chunks, distributed=distributed)
+    train_step = TrainStep(
+        objective=choose_objective(config, grid, sources),
+        chunks=chunks,
+        optimizer=optimizer,
+        scheduler=_scheduler(config, optimizer),
+        grid=grid,
+        noise=_noise(config, bare),
+        dropout=_dropout(config, bare),
+    )
+    _connect(mcore, train_step, ddp)
+    grid.closing.callback(train_step.close)
+    return train_step
+
+
+def _optimizer(config: TrainConfig, chunks: list[torch.nn.Module], *, distributed: bool) -> Any:
+    """Builds megatron-core's optimizer of what trains.
+
+    Args:
+        config: The settings of the run.
+        chunks: The model chunks of this rank, wrapped for data parallelism.
+        distributed: Whether the optimizer's state is spread over the data parallel ranks.
+    """
     settings = _optimizer_config(config, distributed=distributed)
     optimizer = get_megatron_optimizer(
         settings,
@@ -230,17 +255,7 @@ def build_train_step(
     )
     if require_active().fuses_adamw:
         _fuse_adamw(optimizer)
-    train_step = TrainStep(
-        objective=choose_objective(config, grid, sources),
-        chunks=chunks,
-        optimizer=optimizer,
-        scheduler=_scheduler(config, optimizer),
-        grid=grid,
-        noise=_noise(config, bare),
-    )
-    _connect(mcore, train_step, ddp)
-    grid.closing.callback(train_step.close)
-    return train_step
+    return optimizer
 
 
 def _noise(config: TrainConfig, chunks: list[torch.nn.Module]) -> EmbeddingNoise | None:
@@ -252,6 +267,16 @@ def _noise(config: TrainConfig, chunks: list[torch.nn.Module]) -> EmbeddingNoise
         if gpt.pre_process:
             noise.attach(gpt.embedding)
     return noise
+
+
+def _dropout(config: TrainConfig, chunks: list[torch.nn.Module]) -> AdapterDropout | None:
+    """Makes adapters drop inputs in training; None without --lora-dropout."""
+    if config.lora_dropout == 0:
+        return None
+    dropout = AdapterDropout(config.lora_dropout, config.seed)
+    for chunk in chunks:
+        dropout.attach(unwrap(chunk))
+    return dropout
 
 
 def _freeze(gpt: GPTModel, config: TrainConfig) -> None:

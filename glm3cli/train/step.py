@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.device import require_active
+from glm3cli.model.dropout import AdapterDropout
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import Forward, Losses, LossFunction, Objective
@@ -36,6 +37,7 @@ class TrainStep:
         scheduler: Megatron-core's schedule of the learning rate, counted in optimizer steps.
         grid: This rank's place among the parallel groups.
         noise: Adds noise to the embeddings in training; None for no noise.
+        dropout: Drops inputs of adapters in training; None drops none.
         phases: The clock that adds up the seconds of forward and backward passes, the optimizer,
             and the waits for data.
     """
@@ -46,6 +48,7 @@ class TrainStep:
     scheduler: Any
     grid: Grid
     noise: EmbeddingNoise | None = None
+    dropout: AdapterDropout | None = None
     phases: Phases = field(default_factory=Phases)
     _weights: list[Tensor] = field(default_factory=list)
 
@@ -250,10 +253,12 @@ class TrainStep:
         return reports
 
     def _batches(self, loader: Loader, consumed: int) -> Iterator[Batch]:
-        """Yields this rank's micro-batches, with the noise of each prepared as it is taken."""
+        """Yields this rank's micro-batches, with noise and dropout prepared for each of them."""
         for batch in loader.microbatches(consumed):
             if self.noise is not None:
                 self.noise.places, self.noise.scales = batch.places, batch.scales
+            if self.dropout is not None:
+                self.dropout.places = batch.places
             yield batch
 
     def _forward(

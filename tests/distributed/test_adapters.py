@@ -160,6 +160,81 @@ def test_lora_plus_has_the_losses_of_peft(ranks: RankPool, one_rank: Tuned) -> N
     assert found.losses != pytest.approx(plain, rel=PEFT)
 
 
+DROPOUT = {**LORA, "lora_dropout": 0.3}
+
+
+@pytest.fixture(scope="module")
+def dropping(ranks: RankPool) -> Tuned:
+    return ranks.run(1, tune, {**DROPOUT, "micro_batch_size": 8})[0]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "one rank",
+        "tp2",
+        "tp2 pp2 recompute full",
+        "cp2",
+        pytest.param("tp2 without sequence parallelism", marks=pytest.mark.slow),
+        pytest.param("tp4, more ranks than groups", marks=pytest.mark.slow),
+        pytest.param("pp2 vpp2", marks=pytest.mark.slow),
+        pytest.param("dp2", marks=pytest.mark.slow),
+        pytest.param("recompute selective", marks=pytest.mark.slow),
+    ],
+)
+def test_dropout_is_the_same_everywhere(ranks: RankPool, dropping: Tuned, sizes: str) -> None:
+    world_size, options = SIZES[sizes]
+    check_alike(ranks.run(world_size, tune, {**DROPOUT, **options}), dropping)
+
+
+def test_dropout_changes_the_training_alone(dropping: Tuned, one_rank: Tuned) -> None:
+    assert dropping.losses[0] == pytest.approx(one_rank.losses[0], rel=1e-6)  # B is 0
+    assert dropping.losses != pytest.approx(one_rank.losses, rel=PEFT)
+    assert dropping.without == pytest.approx(one_rank.without, rel=1e-6)
+
+
+def dropped(share: float) -> dict[str, float]:
+    """Shares of elements of ones that dropout has kept, and how often two masks agree."""
+    import torch
+
+    from glm3cli.model.dropout import AdapterDropout
+    from glm3cli.parallel.groups import open_grid
+
+    with open_grid(train_config()):
+        dropout = AdapterDropout(share, seed=3)
+        ones = torch.ones(64, 2, 500)
+
+        def mask(module: int, first: int = 0) -> torch.Tensor:
+            dropout._current = torch.arange(first, first + 128).view(2, 64).T
+            result = dropout._of_module(module, is_cut=False)(ones)
+            assert result.unique().tolist() == pytest.approx([0, 1 / (1 - share)])
+            return result > 0
+
+        def agreement(one: torch.Tensor, other: torch.Tensor) -> float:
+            return float((one == other).float().mean())
+
+        first = mask(0)
+        return {
+            "kept": float(first.float().mean()),
+            "again": agreement(first, mask(0)),
+            "other module": agreement(first, mask(1)),
+            "other tokens": agreement(first, mask(0, first=128)),
+            "next position": agreement(first[1:], first[:-1]),
+            "next element": agreement(first[..., 1:], first[..., :-1]),
+            "module and position": agreement(first[1:], mask(1)[:-1]),
+        }
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_dropout_draws_each_element_by_itself(ranks: RankPool, share: float) -> None:
+    [found] = ranks.run(1, dropped, share)
+    # 64,000 draws: five standard deviations are 1e-2.
+    assert found.pop("kept") == pytest.approx(1 - share, abs=1e-2)
+    assert found.pop("again") == 1
+    for name, agreement in found.items():
+        assert agreement == pytest.approx(share**2 + (1 - share) ** 2, abs=1e-2), name
+
+
 def test_without_its_adapter_a_model_is_the_base_model(one_rank: Tuned) -> None:
     # B is 0 at first: the first loss is that of the base model.
     assert one_rank.without == pytest.approx(one_rank.losses[0], rel=1e-6)

@@ -34,6 +34,12 @@ class LoraOptions(Settings):
         gt=0,
         description="The adapter's product is scaled by alpha / rank; default: 2 x rank.",
     )
+    lora_dropout: Annotated[float, Flag(panel=ADAPTER, only="finetune")] = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the adapted layers' inputs that the adapter doesn't see in a step.",
+    )
     lora_target: Annotated[
         str | None, Flag(panel=ADAPTER, metavar="qkv,proj,fc1,fc2", only="finetune")
     ] = Field(default=None, description="The layers that get an adapter; default: all four.")
@@ -91,6 +97,7 @@ class LoraOptions(Settings):
     def _check_adapter(self) -> Self:
         given = {
             "--lora-alpha": self.lora_alpha,
+            "--lora-dropout": self.lora_dropout or None,
             "--lora-target": self.lora_target,
             "--lora-variant": self.lora_variant,
             "--lora-plus": self.lora_plus,

@@ -36,8 +36,8 @@ class Batch:
             to, and 0 for padding, int64 [b, S]; None if causal attention needs none: no sequence is
             a pack of several samples, or has padding in front.
         sources: The name of the data set that each sample is from; empty where there is one.
-        places: For noise on the embeddings, a number for each position that no other one of the run
-            has, int64 [b, s]; None without noise.
+        places: For random numbers that depend on the position, a number for each position that no
+            other one of the run has, int64 [b, s]; None where there are no such numbers.
         scales: The largest size of each position's noise, 0 for padding, float32 [b, s].
         reference: For answers that are compared with a reference: its log-probability of an answer
             at one of the answer's positions, else 0, float32 [b, s]; None where none is known.
@@ -89,6 +89,7 @@ class Loader:
         sources: The prefixes of the data sets that the samples come from.
         padding: How samples of different lengths become one micro-batch.
         noise: The size of the noise on the embeddings of a sample of one token; None for no noise.
+        has_places: Whether the batches have places; with noise they always do.
     """
 
     dataset: Dataset
@@ -104,6 +105,7 @@ class Loader:
     sources: tuple[str, ...] = ("",)
     padding: Padding = field(default_factory=Padding)
     noise: float | None = None
+    has_places: bool = False
 
     def consumed_by_source(self, consumed: int) -> dict[str, int]:
         """Returns how many of the first `consumed` samples come from each of `sources`."""
@@ -175,13 +177,10 @@ class Loader:
 
     def _batch(self, indices: range) -> Batch:
         """Reads the samples of one micro-batch."""
-        samples = [self._with_noise(index, self.dataset[index]) for index in indices]
+        samples = [self._with_places(index, self.dataset[index]) for index in indices]
         length = self._length([len(sample["tokens"]) for sample in samples])
         keys = ["tokens", "labels", "loss_mask"]
-        if self.noise is not None:
-            keys += ["places", "scales"]
-        if "reference" in samples[0]:
-            keys.append("reference")
+        keys += [key for key in ("places", "scales", "reference") if key in samples[0]]
         cut = tuple(keys)  # by context parallelism
         if any(
             int(sample["segment_ids"].max(initial=0)) > 1
@@ -203,19 +202,19 @@ class Loader:
         on_device = {key: tensor.to(self.device) for key, tensor in tensors.items()}
         return Batch(**on_device, sources=self._sources_of(indices))
 
-    def _with_noise(self, index: int, sample: Sample) -> Sample:
-        """Adds to a sample the places and scales of noise on the embeddings, if there is any.
+    def _with_places(self, index: int, sample: Sample) -> Sample:
+        """Adds to a sample its places, and the scales of noise on the embeddings, if asked for.
 
         Args:
             index: The position of the sample in the stream of samples.
             sample: The sample.
         """
+        places = index * self.seq_length + np.arange(len(sample["tokens"]))
         if self.noise is None:
-            return sample
+            return {**sample, "places": places} if self.has_places else sample
         segments = sample["segment_ids"]
         _, number, counts = np.unique(segments, return_inverse=True, return_counts=True)
         scales = self.noise / np.sqrt(counts[number])
-        places = index * self.seq_length + np.arange(len(segments))
         return {**sample, "places": places, "scales": scales.astype(np.float32)}
 
     def _sources_of(self, indices: range) -> tuple[str, ...]:
