@@ -25,8 +25,8 @@ class ChatTerminal:
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        self._is_stopped = False
-        self._history: Path | None = None  # until a line is read by an editor
+        self._is_open = self._is_stopped = False
+        self._history: Path | None = None  # of lines that are read by an editor
         # Half surrogates give bytes away that can't be decoded; question marks wouldn't.
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="surrogateescape")
@@ -64,9 +64,7 @@ class ChatTerminal:
 
     def _line(self, prompt: str) -> str | None:
         """Returns the next line that can be decoded; None at the end."""
-        if self._is_terminal and self._history is None and importlib.util.find_spec("readline"):
-            self._history = _history_file()
-            _edit_lines(self._history)
+        self._open()
         while True:
             try:
                 line = input(prompt if self._is_terminal else "")
@@ -85,6 +83,16 @@ class ChatTerminal:
                 raise
             except UnicodeError:
                 self.note("error: the line is no valid text, and was left out")
+
+    def _open(self) -> None:
+        """Prepares a terminal before its first line is read."""
+        if self._is_open or not self._is_terminal:
+            return
+        self._is_open = True
+        self.note("/help lists what can be typed")
+        if importlib.util.find_spec("readline"):
+            self._history = _history_file()
+            _edit_lines(self._history)
 
     def write(self, text: str) -> None:
         """Shows a piece of an answer at once."""

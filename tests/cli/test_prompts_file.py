@@ -260,8 +260,10 @@ def continue_on_a_rank(options: dict[str, Any]) -> int:
     """Runs the command's core on a rank; returns the most prompts that its engine has held."""
     from glm3cli.config.inference import GenerateConfig
     from glm3cli.infer.engine import Engine
+    from glm3cli.infer.prompts import feed
     from glm3cli.infer.prompts.run import continue_file
 
+    feed.MOST_WAITING = 20  # so that the fourth prompt, which takes longest, holds up the reading
     held, step = [0], Engine.step
 
     def counting(self: Engine) -> Any:

@@ -48,16 +48,32 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._end, keys.encode())
 
-    def wait_for(self, text: str, seconds: float = 60) -> str:
+    def interrupt(self, text: str) -> None:
+        """Presses Ctrl-C until `text` is shown.
+
+        Python's readline misses one that comes while it begins to wait for a key.
+        """
+        for _ in range(20):
+            self.type(CTRL_C)
+            if self._comes(text, seconds=3):
+                break
+        self.wait_for(text)
+
+    def wait_for(self, text: str) -> str:
         """Waits until `text` is shown after what was waited for before, and returns all between."""
-        deadline = time.monotonic() + seconds
-        while text not in self.shown[self._seen :]:
-            ready, _, _ = select.select([self._end], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"{text!r} doesn't come after {self.shown!r}"
-            self._read()
+        assert self._comes(text, seconds=60), f"{text!r} doesn't come after {self.shown!r}"
         end = self.shown.index(text, self._seen) + len(text)
         between, self._seen = self.shown[self._seen : end], end
         return between
+
+    def _comes(self, text: str, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while text not in self.shown[self._seen :]:
+            ready, _, _ = select.select([self._end], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                return False
+            self._read()
+        return True
 
     def _read(self) -> None:
         try:

@@ -141,7 +141,7 @@ class Feed:
         """
         if self._error:
             return [], True
-        room = min(room, MOST_WAITING - len(self._ended))
+        room = max(0, min(room, MOST_WAITING - len(self._ended)))
         lines = list[PromptLine | BadLine]()
         try:
             lines += islice(self._lines, room)

@@ -17,9 +17,6 @@ from glm3cli.infer.model import Model
 from glm3cli.infer.prompts.lines import PromptLine
 from glm3cli.infer.requests import Generation
 
-# The prompts under way for each data parallel rank, at most: twice what an engine runs side by
-# side, so that a row that gets free finds another prompt waiting.
-NUM_AHEAD = 64
 # The steps after which data parallel ranks show each other what has ended.
 _STEPS_TOGETHER = 16
 
@@ -62,6 +59,8 @@ class Stream:
         self._refused: list[Ended] = []
         self._owners: dict[int, int] = {}  # data parallel ranks by indices, of all prompts
         self._loads = [0] * model.engine.grid.dp_size
+        # Twice what the engines run side by side: a row that gets free finds a prompt waiting.
+        self._capacity = 2 * config.max_batch_size * len(self._loads)
         self.has_token = False
 
     @property
@@ -72,8 +71,8 @@ class Stream:
     @property
     def room(self) -> int:
         """The number of prompts to add; 0 as long as more than half of the room is taken."""
-        taken, capacity = len(self._owners), NUM_AHEAD * len(self._loads)
-        return capacity - taken if taken <= capacity // 2 else 0
+        taken = len(self._owners)
+        return self._capacity - taken if taken <= self._capacity // 2 else 0
 
     def add(self, index: int, line: PromptLine) -> None:
         """Adds a prompt, which the data parallel rank that has the fewest continues."""
