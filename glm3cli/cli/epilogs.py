@@ -76,6 +76,22 @@ to step_time. --profile 10:12 writes traces for Perfetto into RUN/profile.
 Many machines: see the head of glm3cli/parallel/launch.py.
 """
 
+FINETUNE = f"""{TRAIN}
+Preferences: dpo, orpo and simpo learn from pairs of a chosen and a rejected answer, kto from single
+answers that were liked or not (`preprocess --handler preference` and `feedback`, or raw data of
+these forms). Names, defaults and losses are TRL's; sigmoid with --label-smoothing is cDPO. A sample
+is a pair: --seq-length is the longest answer with its prompt, and a pair takes up to twice that.
+The loss is the mean over the pairs or answers of a global batch; that of next tokens, which orpo
+has and --sft-weight adds, is the mean over its tokens. kto's divergence is the mean over a global
+batch of prompts with other prompts' answers.
+
+dpo and kto compare with a reference: the model of --reference, or --model without adapters. It
+looks at all samples before the training, at the training's parallel sizes, in the place of the
+model that trains. What it thinks is kept in `data` of the run's folder or in --data-cache, and is
+found there by the content of the reference and of the data. The log, metrics.jsonl and the report
+have TRL's rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies and logps.
+"""
+
 CONVERT = """
 The new folder is written beside its name and renamed when it is complete. With --verify, every
 tensor is read back and compared, and a `glm` folder is also loaded by transformers; a model of up

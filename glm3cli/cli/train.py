@@ -2,7 +2,7 @@
 
 import typer
 
-from glm3cli.cli.epilogs import TRAIN
+from glm3cli.cli.epilogs import FINETUNE, TRAIN
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import progress_lines
 from glm3cli.config.training import FinetuneConfig, PretrainConfig, TrainConfig
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         """
         _train(config, TEXT)
 
-    @command(app, FinetuneConfig, "finetune", epilog=TRAIN)
+    @command(app, FinetuneConfig, "finetune", epilog=FINETUNE)
     def finetune(config: FinetuneConfig) -> None:
         """Train on answers: `preprocess --handler instruction` or `chat` files.
 

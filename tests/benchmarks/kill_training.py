@@ -1,6 +1,7 @@
 """Kills a training at random moments until it has ended, and compares it with one left alone.
 
 python -m tests.benchmarks.kill_training --kills 20 --steps 200
+python -m tests.benchmarks.kill_training --kills 10 --steps 100 --method dpo
 """
 
 import argparse
@@ -54,6 +55,7 @@ def _size(run: Path) -> int:
 
 def main() -> None:
     """Prints both final losses and how often the run was killed."""
+    from tests.support.preferences import write_rows
     from tests.support.project import make_project, steps
     from tests.support.train_command import options, succeed
 
@@ -61,13 +63,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", default="", help="of finetune; pretrain without it")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         project = make_project(root)
-        changes = {"train_iters": given.steps, "save_interval": 10, "keep_last": 2}
-        succeed(*options(project, root / "whole", **changes))
-        command = options(project, root / "killed", **changes)
+        changes: dict[str, Any] = {"train_iters": given.steps, "save_interval": 10, "keep_last": 2}
+        command_name = "pretrain"
+        if given.method:
+            command_name = "finetune"
+            pairs, feedback = write_rows(project.folder / "task.jsonl", root)
+            data = {"sft": project.task, "kto": feedback}.get(given.method, pairs)
+            changes |= {"method": given.method, "data": data, "seq_length": 64}
+        succeed(*options(project, root / "whole", command_name, **changes))
+        command = options(project, root / "killed", command_name, **changes)
         # So that the run isn't over before the last kill, on a machine of any speed.
         training = sum(record["step_time"] for record in steps(root / "whole"))
         longest = 1.6 * training / given.kills

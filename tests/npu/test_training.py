@@ -48,6 +48,16 @@ def test_adapters_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, siz
         assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_preferences_have_the_cpus_losses(
+    ranks: RankPool, npu_ranks: RankPool, method: str
+) -> None:
+    options = {"method": method, "seq_length": 32, "lr": 1e-3, "pp": 2, "micro_batch_size": 2}
+    [*_, expected] = ranks.run(2, train_steps, options, 0, 6)
+    for found in npu_ranks.run(2, train_steps, options, 0, 6):
+        assert_alike(found, expected)
+
+
 MORE: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2 distributed optimizer, overlapped": (
         2,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm3cli.config.training import TrainConfig
+from tests.support.preferences import LikedOrNot, Pairs
 from tests.support.tiny import TINY, Samples, train_config
 from tests.support.weights import Pieces, pieces_here
 
@@ -31,9 +33,12 @@ def first_source() -> Any:
 
 
 def build(
-    options: dict[str, Any], grid: Any, samples: type[Samples] = Samples
+    options: dict[str, Any], grid: Any, samples: type[Samples] | None = None
 ) -> tuple[Any, Any, Any]:
-    """Builds the config, the train step, and the loader of the tiny model on this rank."""
+    """Builds the config, the train step, and the loader of the tiny model on this rank.
+
+    Without `samples` they are those that the method of the options needs.
+    """
     from glm3cli.checkpoint.load import load_weights
     from glm3cli.model.build import unwrap
     from glm3cli.train.setup import build_train_step, make_loader
@@ -42,8 +47,16 @@ def build(
     train_step = build_train_step(config, TINY, grid)
     load_weights([unwrap(chunk) for chunk in train_step.chunks], first_source(), config, grid)
     train_step.optimizer.reload_model_params()
-    loader = make_loader(config, TINY, grid, samples(config.row_length, TINY.padded_vocab_size))
+    dataset = (samples or _samples_of(config))(config.row_length, TINY.padded_vocab_size)
+    loader = make_loader(config, TINY, grid, dataset)
     return config, train_step, loader
+
+
+def _samples_of(config: TrainConfig) -> type[Any]:
+    """The class of the samples that a method trains on."""
+    if config.is_paired:
+        return Pairs
+    return LikedOrNot if config.method == "kto" else Samples
 
 
 def train_steps(

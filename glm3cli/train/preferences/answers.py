@@ -169,7 +169,7 @@ def sum_over_ranks(counts: list[int], device: torch.device) -> list[int]:
         counts: This rank's counts, of its own positions of its own micro-batches.
         device: The device of this rank.
     """
-    total = torch.tensor(counts, dtype=torch.int64, device=device)
+    total = torch.tensor(counts, dtype=torch.int, device=device)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     dist.all_reduce(total, group=group)
     return [int(count) for count in total.tolist()]
