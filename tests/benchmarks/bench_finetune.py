@@ -1,0 +1,203 @@
+"""How fast tuning is in tokens without padding: padded, grouped, and packed; beside transformers.
+
+    python -m tests.benchmarks.bench_finetune --rounds 3
+
+tunes a ChatGLM3 of 8 layers, hidden size 512 and the whole vocabulary on real instructions, in fp32
+with two threads, at --seq-length 512. Ways take turns. A rate is the number of tokens without
+padding over the seconds of the steps, of all rounds but the first step of each. A step takes 8
+samples, 4 at a time; packed ones are 4 packs, one at a time. The peer takes the same samples one at
+a time without padding, as the way "one at a time" does.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support.shared import SHARED
+
+LENGTH, SAMPLES, SEED = 512, 8, 1234
+WARM_UP = 1
+SHAPE = {
+    "num_layers": 8,
+    "hidden_size": 512,
+    "ffn_hidden_size": 1712,
+    "num_attention_heads": 8,
+    "num_query_groups": 2,
+    "kv_channels": 64,
+    "padded_vocab_size": 65024,
+    "seq_length": LENGTH,
+    "torch_dtype": "fp32",
+}
+EIGHT = {"global-batch-size": SAMPLES, "micro-batch-size": 4}
+# The options of each way, and the steps that it trains for one step of `--steps`.
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "full padding": ({**EIGHT, "padding": "full"}, 1),
+    "padding to the longest": (EIGHT, 2),
+    "grouped by length": ({**EIGHT, "group-by-length": True}, 2),
+    "packed": ({"global-batch-size": 4, "micro-batch-size": 1, "packing": True}, 1),
+    "one at a time": ({**EIGHT, "micro-batch-size": 1, "pad-to-multiple": 1}, 2),
+}
+
+
+def write_inputs(folder: Path, data: Path, tokenizer: Path) -> None:
+    """Writes a random model, also as transformers reads it, and instructions as token files."""
+    from glm3cli.checkpoint.convert.convert import convert
+    from glm3cli.checkpoint.convert.random_model import write_random_model
+    from glm3cli.checkpoint.random import RandomSource
+    from glm3cli.config.convert import ConvertOptions
+    from glm3cli.config.model import ModelConfig
+    from glm3cli.config.preprocess import PreprocessConfig
+    from glm3cli.data.preprocess.run import preprocess
+
+    source = RandomSource(ModelConfig(**SHAPE), seed=1, std=0.02)
+    write_random_model(folder / "model", source, tokenizer)
+    convert(folder / "model", folder / "glm", ConvertOptions(layout="glm", verify=False))
+    options = {
+        "input": [data],
+        "tokenizer": tokenizer,
+        "output_prefix": folder / "data",
+        "handler": "chat",
+        "seq_length": LENGTH,
+    }
+    preprocess(PreprocessConfig.parse(options))
+
+
+def train_ours(folder: Path, options: dict[str, Any], steps: int) -> tuple[float, float]:
+    """Runs `glm3 finetune`; returns the unpadded tokens and the seconds of its steps."""
+    run = Path(tempfile.mkdtemp(dir=folder))
+    values = {
+        "model": folder / "model",
+        "data": folder / "data",
+        "save": run,
+        "split": "1,0,0",
+        "seq-length": LENGTH,
+        "dtype": "fp32",
+        "lr": 1e-5,
+        "seed": SEED,
+        "train-iters": steps,
+        "device": "cpu",
+        **options,
+    }
+    words = [
+        str(word)
+        for name, value in values.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", value])
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "glm3cli", "finetune", *words],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if "loss" in line][WARM_UP:]
+    subprocess.run(["rm", "-rf", run], check=True)
+    tokens = sum(line["unpadded_tokens_per_second"] * line["step_time"] for line in timed)
+    return tokens, sum(line["step_time"] for line in timed)
+
+
+def train_transformers(folder: str, steps: int) -> None:
+    """Prints the tokens and the seconds of its steps, for a process of its own.
+
+    It takes the samples of the way "one at a time", in the same order.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(2)
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/glm", dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    batches = samples(folder, steps)
+    total_tokens, total_seconds = 0, 0.0
+    for step, batch in enumerate(batches):
+        started = time.perf_counter()
+        trained = sum(int((labels != -100).sum()) for _, labels in batch)
+        for tokens, labels in batch:
+            logits = model(input_ids=torch.from_numpy(tokens)[None]).logits[0]
+            loss = torch.nn.functional.cross_entropy(
+                logits, torch.from_numpy(labels), reduction="sum"
+            )
+            (loss / trained).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step >= WARM_UP:
+            total_seconds += time.perf_counter() - started
+            total_tokens += sum(len(tokens) for tokens, _ in batch)
+    print(json.dumps([total_tokens, total_seconds]))
+
+
+def samples(folder: str, steps: int) -> list[list[tuple[Any, Any]]]:
+    """Returns the token ids and labels of the samples of each step, as training reads them."""
+    import numpy as np
+
+    from glm3cli.data.prefixes import Blend
+    from glm3cli.data.samples.instructions import build_instruction
+    from glm3cli.data.samples.spec import DataSpec
+    from glm3cli.data.tokens.tokenizer import Tokenizer
+    from glm3cli.device import select
+
+    select("cpu").activate()  # before megatron-core is imported
+    spec = DataSpec(Blend((f"{folder}/data",), None), "1,0,0", LENGTH, SEED, steps * SAMPLES, 0)
+    dataset, _ = build_instruction(spec, Tokenizer.load(Path(folder) / "model"))
+    found = []
+    for step in range(steps):
+        read = [dataset[step * SAMPLES + index] for index in range(SAMPLES)]
+        found.append([(s["tokens"], np.where(s["loss_mask"] > 0, s["labels"], -100)) for s in read])
+    return found
+
+
+def in_process(function: Callable[..., None], *arguments: Any) -> Any:
+    words = ", ".join(map(repr, arguments))
+    name = function.__name__
+    code = f"from tests.benchmarks.bench_finetune import {name}; {name}({words})"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peer(folder: Path, steps: int) -> tuple[float, float]:
+    """Trains by transformers in a process of its own."""
+    tokens, seconds = in_process(train_transformers, str(folder), steps)
+    return tokens, seconds
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "alpaca_en_1k.parquet")
+    parser.add_argument("--tokenizer", type=Path, default=SHARED / "chatglm3-6b")
+    given = parser.parse_args()
+    rates: dict[str, list[float]] = {name: [] for name in (*WAYS, "transformers")}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_inputs(folder, given.data, given.tokenizer)
+        for _ in range(given.rounds):
+            for way, (options, times) in WAYS.items():
+                tokens, seconds = train_ours(folder, options, WARM_UP + times * given.steps)
+                rates[way].append(tokens / seconds)
+            tokens, seconds = peer(folder, WARM_UP + 2 * given.steps)
+            rates["transformers"].append(tokens / seconds)
+    found = {way: statistics.median(each) for way, each in rates.items()}
+    columns = ("full padding", "padding to the longest", "transformers")
+    print(f"| way | tokens/s without padding | {' | '.join(f'to {name}' for name in columns)} |")
+    print("| --- |" + " --- |" * (len(columns) + 1))
+    for way, rate in found.items():
+        ratios = " | ".join(f"{rate / found[name]:.2f}" for name in columns)
+        print(f"| {way} | {rate:.0f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
