@@ -12,6 +12,7 @@ with the ids 1 and 2, and the samples of a pack count on from the next odd numbe
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glm3cli.config.options.preference import Method
@@ -19,6 +20,9 @@ from glm3cli.config.options.preference import Method
 # A data set of instructions or preferences has one pair of files for each of these (ModelLink's
 # names): the token ids, the segment ids, and the labels.
 INSTRUCTION_KEYS = ("input_ids", "attention_mask", "labels")
+# Instructions have one more pair if their samples don't weigh the same in the loss. Its sequences
+# have a number for each sample of a document: the bits of its weight as fp32.
+WEIGHTS_KEY = "weights"
 
 
 def instruction_file(prefix: str, key: str) -> str:
@@ -83,6 +87,12 @@ class DataKind:
     def file_names(self, prefix: str) -> list[str]:
         """Returns the paths of the file pairs of a `--data` prefix, without `.bin` and `.idx`."""
         return [f"{prefix}{suffix}" for suffix in self.file_suffixes]
+
+    def present_files(self, prefix: str) -> list[str]:
+        """Returns the paths of `file_names`, and of the weights of samples if there are any."""
+        names = self.file_names(prefix)
+        weights = self.key_file(prefix, WEIGHTS_KEY)
+        return [*names, weights] if self.marker and Path(f"{weights}.idx").exists() else names
 
     def main_file(self, prefix: str) -> str:
         """Returns the path of the file pair that says how many documents and tokens there are."""

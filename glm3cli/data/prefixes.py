@@ -148,7 +148,7 @@ def data_fingerprint(prefix: str, kind: DataKind) -> str:
     Raises:
         OSError: A file can't be read.
     """
-    names = kind.file_names(prefix)
+    names = kind.present_files(prefix)
     return fingerprint([Path(name + suffix) for name in names for suffix in (".idx", ".bin")])
 
 

@@ -12,6 +12,7 @@ a time without padding, as the way "one at a time" does.
 import argparse
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def train_transformers(folder: str, steps: int) -> None:
     torch.set_num_threads(2)
     model = AutoModelForCausalLM.from_pretrained(f"{folder}/glm", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    batches = samples(folder, steps)
+    batches = pickle.loads(Path(folder, "samples.pickle").read_bytes())[:steps]
     total_tokens, total_seconds = 0, 0.0
     for step, batch in enumerate(batches):
         started = time.perf_counter()
@@ -136,24 +137,29 @@ def train_transformers(folder: str, steps: int) -> None:
     print(json.dumps([total_tokens, total_seconds]))
 
 
-def samples(folder: str, steps: int) -> list[list[tuple[Any, Any]]]:
-    """Returns the token ids and labels of the samples of each step, as training reads them."""
+def write_samples(folder: str, steps: int) -> None:
+    """Writes token ids and labels of the samples of each step, as training reads them.
+
+    In a process of its own, so that nothing of glm3 is in the peer's.
+    """
     import numpy as np
 
+    from glm3cli.device import select
+
+    select("cpu").activate()  # before megatron-core is imported
     from glm3cli.data.prefixes import Blend
     from glm3cli.data.samples.instructions import build_instruction
     from glm3cli.data.samples.spec import DataSpec
     from glm3cli.data.tokens.tokenizer import Tokenizer
-    from glm3cli.device import select
 
-    select("cpu").activate()  # before megatron-core is imported
     spec = DataSpec(Blend((f"{folder}/data",), None), "1,0,0", LENGTH, SEED, steps * SAMPLES, 0)
     dataset, _ = build_instruction(spec, Tokenizer.load(Path(folder) / "model"))
     found = []
     for step in range(steps):
         read = [dataset[step * SAMPLES + index] for index in range(SAMPLES)]
         found.append([(s["tokens"], np.where(s["loss_mask"] > 0, s["labels"], -100)) for s in read])
-    return found
+    Path(folder, "samples.pickle").write_bytes(pickle.dumps(found))
+    print(json.dumps(len(found)))
 
 
 def in_process(function: Callable[..., None], *arguments: Any) -> Any:
@@ -168,6 +174,7 @@ def in_process(function: Callable[..., None], *arguments: Any) -> Any:
 
 def peer(folder: Path, steps: int) -> tuple[float, float]:
     """Trains by transformers in a process of its own."""
+    in_process(write_samples, str(folder), steps)
     tokens, seconds = in_process(train_transformers, str(folder), steps)
     return tokens, seconds
 

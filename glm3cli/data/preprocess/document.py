@@ -15,7 +15,8 @@ class Document:
         sequences: The sequences of token ids by output key; a key that is missing gets no
             document.
         text_bytes: The size of the encoded text, in bytes of UTF-8.
-        num_dropped: The number of samples that were left out because --seq-length left no answer.
+        num_dropped: The number of samples that were left out because --seq-length left no answer,
+            or because their weight is 0.
         num_truncated: The number of samples that --seq-length cut.
         num_equal: The number of pairs that were left out because their answers are the same.
     """

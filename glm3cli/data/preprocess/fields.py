@@ -1,5 +1,6 @@
 """Reads the fields of a row; a field that isn't of the expected form is a `RowError`."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,6 +44,24 @@ def text_of(row: Row, field: str, optional: bool = False, within: str = "") -> s
     if field not in row:
         raise RowError(place, f"is missing; {within or 'the row'} has {listed(row)}")
     raise RowError(place, f"expected a string, got {shown(value)}")
+
+
+def weight_of(row: Row) -> float:
+    """Returns how much a row weighs in the loss, by its field `weight`; 1 if it has none.
+
+    Raises:
+        RowError: The field is no number, or below 0.
+    """
+    value = row.get("weight")
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise RowError("weight", f"expected a number of at least 0, got {shown(value)}")
+    return weight
 
 
 def first_of(row: Row, fields: Iterable[str]) -> str | None:

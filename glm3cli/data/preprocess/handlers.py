@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.kinds import INSTRUCTION_KEYS
+from glm3cli.data.kinds import INSTRUCTION_KEYS, WEIGHTS_KEY
 from glm3cli.data.preprocess import rows
-from glm3cli.data.preprocess.document import Document, utf8_size
-from glm3cli.data.preprocess.fields import Row, RowError, text_of
+from glm3cli.data.preprocess.document import Document, Ids, utf8_size
+from glm3cli.data.preprocess.fields import Row, RowError, text_of, weight_of
 from glm3cli.data.preprocess.preferences.handlers import PreferenceHandler
 from glm3cli.data.tokens.chat import Message, Template, build_sample, truncate
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -99,10 +99,12 @@ class ConversationHandler:
     template: Template
     append_eod: bool
     seq_length: int | None
-    keys: tuple[str, ...] = INSTRUCTION_KEYS
+    keys: tuple[str, ...] = (*INSTRUCTION_KEYS, WEIGHTS_KEY)
     marker: str = "_packed"
-    side_keys: frozenset[str] = frozenset({"attention_mask", "labels"})
-    optional: frozenset[str] = frozenset({"input", "system", "history", "tools", "functions"})
+    side_keys: frozenset[str] = frozenset({"attention_mask", "labels", WEIGHTS_KEY})
+    optional: frozenset[str] = frozenset(
+        {"input", "system", "history", "tools", "functions", "weight"}
+    )
     stride: int = 1
 
     def encode(self, row: Row) -> Document:
@@ -111,19 +113,20 @@ class ConversationHandler:
         Raises:
             RowError: The row isn't of the expected form, or has no assistant turn to train.
         """
-        document = Document()
+        document, weight = Document(), weight_of(row)
         for conversation in self.conversations(row):
             messages = self._up_to_last_trained(conversation)
             document.text_bytes += sum(utf8_size(message.text) for message in messages)
             whole = build_sample(self.tokenizer, messages, self.template, self.append_eod)
             sample = truncate(self.tokenizer, whole, self.seq_length) if self.seq_length else whole
-            if sample is None:
+            if sample is None or not weight:
                 document.num_dropped += 1
                 continue
             document.num_truncated += sample is not whole
             segment_ids = [1] * len(sample.input_ids)
-            values = (sample.input_ids, segment_ids, sample.labels)
-            for key, ids in zip(INSTRUCTION_KEYS, values, strict=True):
+            bits = np.array([weight], dtype=np.float32).view(np.int32)
+            values: tuple[Ids, ...] = (sample.input_ids, segment_ids, sample.labels, bits)
+            for key, ids in zip(self.keys, values, strict=True):
                 document.sequences.setdefault(key, []).append(ids)
         return document
 

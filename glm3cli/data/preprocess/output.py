@@ -129,6 +129,8 @@ class Output:
         """Returns whether the files of an unfinished run are what this run would have written."""
         if not self._job.equals(note.job) or (note.counts.bad_rows and not self._skips_bad):
             return False
+        if note.marks and note.marks.keys() != self._growing.keys():  # of an older version
+            return False
         return not note.is_finished or self._is_whole()
 
     def _is_whole(self) -> bool:
@@ -266,9 +268,17 @@ class Output:
             return stats
 
     def _move(self) -> None:
-        """Moves the files that aren't at their destination yet, the record last."""
+        """Moves the files that aren't at their destination yet, the record last.
+
+        Those that the record doesn't have are removed there: they are of an earlier run.
+        """
+        record = self.folder / _RECORD
+        finished = json.loads(record.read_text())["files"] if record.exists() else None
         for name in (f"{n}.{ending}" for ending in ("bin", "idx") for n in self._names.values()):
             source, target = self.folder / name, self._prefix.with_name(name)
+            if finished is not None and name not in finished:
+                target.unlink(missing_ok=True)
+                continue
             if not source.exists():  # an earlier run has moved it
                 continue
             if target.suffix == ".bin":  # an earlier run's .idx won't fit the new .bin
@@ -279,7 +289,6 @@ class Output:
             (self.folder / _ERRORS).replace(self._errors_path)
         elif not self._note.counts.bad_rows:
             self._errors_path.unlink(missing_ok=True)  # an earlier run's
-        record = self.folder / _RECORD
         if record.exists():
             write_stats(self._prefix, json.loads(record.read_text()))
             record.replace(_record(self._prefix, self._names))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from glm3cli.data.indexed import IndexedWriter
+from glm3cli.data.kinds import WEIGHTS_KEY
 from glm3cli.data.packs import best_fit_decreasing
 
 # How many tokens are copied at a time.
@@ -31,7 +32,7 @@ def pack_files(
             sample, with their .lengths files beside them.
         pack_length: The largest number of tokens of a pack.
         names: The names of the packed files without endings, by output key: `input_ids`, `labels`
-            and `attention_mask`.
+            and `attention_mask`, and `weights` if the samples have some.
         stride: What is added to the segment ids of a sample for each sample before it in the pack.
     """
     lengths = np.fromfile(samples["input_ids"].with_suffix(".lengths"), np.int32)
@@ -48,6 +49,10 @@ def pack_files(
         sizes = np.array([lengths[pack].sum() for pack in batch], dtype=np.int32)
         ones = np.ones(len(batch), dtype=np.int64)
         for key, file in files.items():
+            if key == WEIGHTS_KEY:  # a number for each sample
+                counts = np.array([len(pack) for pack in batch], dtype=np.int32)
+                writers[key].add(file[order], counts, ones)
+                continue
             tokens = np.concatenate([file[starts[i] : starts[i] + lengths[i]] for i in order])
             if key == "attention_mask":
                 before = np.concatenate([np.arange(len(pack), dtype=np.int32) for pack in batch])

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.files import find_files
+from glm3cli.data.kinds import WEIGHTS_KEY
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
@@ -143,17 +146,25 @@ def preprocess(
                     "check --input, --handler and --seq-length",
                 )
             paths = output.finish()
+            kept = dict(names)
+            if WEIGHTS_KEY in paths and _all_ones(paths[WEIGHTS_KEY]):
+                del kept[WEIGHTS_KEY]
             pack_length = config.pack_length
             with output.disk_errors_as_data_error():
                 if pack_length:
-                    packed = pack_files(output.folder, paths, pack_length, names, handler.stride)
+                    packed = pack_files(output.folder, paths, pack_length, kept, handler.stride)
                     for progress.packed in packed:
                         report(progress)
-                stats = statistics(job, output.counts, paths, names, output.folder, pack_length)
+                stats = statistics(job, output.counts, paths, kept, output.folder, pack_length)
                 stats["lost"] = output.lost
             output.complete(stats)
         stats = output.publish()
     return _summary(config, stats, time.perf_counter() - start)
+
+
+def _all_ones(weights: Path) -> bool:
+    """Returns whether all samples weigh 1, so that no file need say so."""
+    return bool((np.fromfile(weights, np.float32) == 1).all())
 
 
 def finished_before(config: PreprocessConfig) -> Summary | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from glm3cli.data.kinds import WEIGHTS_KEY
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.job import Job
 
@@ -33,7 +34,9 @@ def statistics(
         pack_length: The length of a pack in tokens; None if nothing was packed.
     """
     lengths = {
-        key: np.fromfile(path.with_suffix(".lengths"), np.int32) for key, path in samples.items()
+        key: np.fromfile(path.with_suffix(".lengths"), np.int32)
+        for key, path in samples.items()
+        if key != WEIGHTS_KEY
     }
     first = next(iter(lengths.values()))
     found: dict[str, Any] = {

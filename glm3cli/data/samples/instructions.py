@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, DataKind
+from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, WEIGHTS_KEY, DataKind
 from glm3cli.data.packs import best_fit_decreasing, sample_sizes
 from glm3cli.data.samples.fitting import trainable
 from glm3cli.data.samples.order import GroupedByLength, blend, whole_windows
@@ -91,6 +91,11 @@ def _train_and_valid(
                 f"{lengths[1][first]} {named}",
                 AGAIN,
             )
+    weights = kind.key_file(prefix, WEIGHTS_KEY)
+    if weights in kind.present_files(prefix):
+        files[WEIGHTS_KEY] = open_tokens(weights)
+        if len(files[WEIGHTS_KEY]) != sizes["input_ids"]:
+            raise DataError(f"--data {prefix}: the weights of its samples are of others", AGAIN)
     train, valid = document_ranges(
         sizes["input_ids"], spec.split, prefix, needs_valid=bool(spec.num_valid)
     )
@@ -131,7 +136,8 @@ class InstructionDataset:
         """Packs the documents if `spec` says so, and reads none of them.
 
         Args:
-            files: The file pairs of the data set, by the keys `INSTRUCTION_KEYS`.
+            files: The file pairs of the data set, by the keys `INSTRUCTION_KEYS`, and by
+                `WEIGHTS_KEY` if its samples have weights.
             documents: The numbers of the documents that the samples are taken from, int64 [number
                 of them].
             spec: The sequence length, the seed, and whether to pack.
@@ -188,6 +194,12 @@ class InstructionDataset:
         places = by_length[: self._longest_first]
         return np.concatenate([order[places], np.delete(order, places)])
 
+    def _weights_of(self, document: int) -> np.ndarray | None:
+        """Returns the weight of each sample of a document; None if all weigh 1."""
+        if WEIGHTS_KEY not in self._files:
+            return None
+        return np.asarray(self._files[WEIGHTS_KEY][document], dtype=np.int32).view(np.float32)
+
     def document(self, document: int) -> Sample:
         """Reads a document, of which each token is to predict the next one."""
         size = self._seq_length
@@ -200,7 +212,7 @@ class InstructionDataset:
             "tokens": tokens[:-1][:size],
             "segment_ids": segment_ids,
             "labels": np.where(labels == IGNORED_LABEL, 0, labels),
-            "loss_mask": self._weighting.of(labels, segment_ids),
+            "loss_mask": self._weighting.of(labels, segment_ids, self._weights_of(document)),
         }
 
 
