@@ -109,7 +109,8 @@ in OpenAI's API. What no option says is taken from the model's generation_config
 what), and else has the value in brackets. --num-beams alone searches; with --temperature, --top-k,
 --top-p or --min-p its beams are drawn. An answer ends at the tokens that end a turn, at those of
 generation_config.json and --stop-id, or before a --stop text: finish_reason of --json is then stop
-or stop_text, else length. The same seed gives the same answer at any --tp, --pp and batch size.
+or stop_text, else length. An answer to --json-schema or --regex follows it if it isn't cut at
+--max-new-tokens. The same seed gives the same answer at any --tp, --pp and batch size.
 
 --prompts-file has a JSON string, {"prompt": "..."} or {"messages": [...]} in each line, the latter
 in any form that training reads, with tools and system beside it. Options such as max_new_tokens,

@@ -233,6 +233,12 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
     max_batch_size: Annotated[int, Flag(panel=MODEL)] = Field(
         default=32, ge=1, description="The most answers that are made side by side."
     )
+    json_schema: Annotated[Path | None, Flag(panel=SAMPLING)] = Field(
+        default=None, description="File with a JSON schema that an answer follows."
+    )
+    regex: Annotated[str | None, Flag(panel=SAMPLING)] = Field(
+        default=None, description="Regular expression that an answer matches."
+    )
     truncate: bool = Field(
         default=False, description="Leave out the beginning of a prompt that is too long."
     )
@@ -273,7 +279,21 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
             raise ValueError("--stream shows one answer as it comes, and goes without beams")
         if self.chat:
             self._check_chat()
+        self._check_grammar()
         return self
+
+    def _check_grammar(self) -> None:
+        """Checks that nothing else is given that a grammar doesn't go with."""
+        if self.json_schema is not None and self.regex is not None:
+            raise ValueError("give one of --json-schema and --regex")
+        given = {
+            "--num-beams": (self.num_beams or 1) > 1,
+            "--prompt-lookup": self.prompt_lookup > 0,
+            "--ignore-eos": self.ignore_eos,
+        }
+        for flag, is_given in given.items():
+            if is_given and (self.json_schema or self.regex is not None):
+                raise ValueError(f"--json-schema and --regex don't go with {flag}")
 
     def _check_chat(self) -> None:
         """Checks that no option is given that a chat has no use for."""

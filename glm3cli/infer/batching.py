@@ -316,7 +316,8 @@ def _place(text: Text, draft: Sequence[int] = ()) -> Place:
     """Returns the place at which the token after a text, and a part of its draft, is chosen."""
     request = text.request
     new = [*text.new, *draft]
-    return Place(request.sampling, text.generator, request.prompt, new, request.logprobs)
+    rule, count = request.sampling, request.logprobs
+    return Place(rule, text.generator, request.prompt, new, count, text.matcher)
 
 
 def _fork(group: Sequence[Text]) -> Fork:

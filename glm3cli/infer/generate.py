@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from glm3cli.config.inference import GenerateConfig
+from glm3cli.infer.decoding.grammar import read_grammar
 from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import open_here
 from glm3cli.parallel.launch import is_speaker
@@ -74,6 +75,7 @@ def generate(
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     config = with_defaults(config)
+    grammar = read_grammar(config.json_schema, config.regex)
     model = open_here(config)
     if model is None:
         return None
@@ -86,7 +88,7 @@ def generate(
         model.engine.limit(config.max_batch_size)
         completions = model.decode(
             config.prompt,
-            to_decoding(config, config.top_logprobs if wants_logprobs else None),
+            to_decoding(config, config.top_logprobs if wants_logprobs else None, grammar),
             seed=config.seed,
             answer=not config.raw,
             truncate=config.truncate,

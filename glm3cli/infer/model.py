@@ -14,6 +14,7 @@ import torch.distributed as dist
 from glm3cli.data.tokens.chat import Message, build_prompt
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError
+from glm3cli.infer.decoding.grammar import text_of
 from glm3cli.infer.decoding.rules import Decoding
 from glm3cli.infer.decoding.stops import StopStream, StopTexts
 from glm3cli.infer.engine import Engine
@@ -255,6 +256,8 @@ class Model:
     ) -> Completion:
         """Returns a continuation of a prompt, with its text."""
         text = self.tokenizer.decode(generation.token_ids)
+        if decoding.grammar:  # which has read the space that a text may begin with
+            text = text_of(self.tokenizer, generation.token_ids)
         return Completion(
             prompt=prompt,
             text=StopTexts(self.tokenizer, decoding.stops).cut(text),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from glm3cli.infer.decoding.beams import Beams, Ended
+from glm3cli.infer.decoding.grammar import Grammar
 from glm3cli.infer.sampling import Sampling
 
 # Returns whether a continuation ends with its last token, given all of its tokens.
@@ -28,6 +29,8 @@ class Request:
         beams: The rule of a beam search; None draws one token after the other.
         lookup: The most tokens that are guessed from the prompt and read together with the last
             one; 0 guesses none. The continuation is the same, of greedy decoding alone.
+        grammar: The grammar that the continuation follows; None for none. It goes without beams
+            and without guesses.
     """
 
     prompt: Sequence[int]
@@ -39,6 +42,7 @@ class Request:
     logprobs: int | None = 0
     beams: Beams | None = None
     lookup: int = 0
+    grammar: Grammar | None = None
 
     def is_last(self, new: Sequence[int]) -> bool:
         """Returns whether a continuation ends with its last token, whatever its length."""

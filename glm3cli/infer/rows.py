@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from glm3cli.infer.decoding.beams import BeamSearch
+from glm3cli.infer.decoding.grammar import Matcher
 from glm3cli.infer.requests import Request
 from glm3cli.model.cache import KVCache, bucket
 
@@ -39,6 +40,7 @@ class Text:
             passes that were begun have run.
         has_ended: Whether it has ended while a pass was under way.
         search: The beam search that it is a beam of; None if it is alone.
+        matcher: Follows the grammar of the request; None without one.
         is_asleep: Whether it is a beam that hasn't parted from the first one yet.
     """
 
@@ -51,6 +53,7 @@ class Text:
     cached: int = 0
     has_ended: bool = False
     search: BeamSearch | None = None
+    matcher: Matcher | None = None
     is_asleep: bool = False
 
     @property
@@ -113,6 +116,7 @@ class Lane:
             lane=self,
             row=row,
             cached=_reusable(prompt, self.held.pop(row)),
+            matcher=request.grammar.begin() if request.grammar else None,
         )
         self.texts[row] = text
         return text

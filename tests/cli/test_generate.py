@@ -250,6 +250,10 @@ WRONG = [
     ),
     (["--prompt", "a", "--prompt-lookup", "3"], 2, "--prompt-lookup goes with --greedy", "--help"),
     (["--prompt", "a", "--num-beams", "2", "--stream"], 2, "goes without beams", "--help"),
+    (["--prompt", "a", "--regex", "("], 2, "--regex (: ", "llguidance"),
+    (["--prompt", "a", "--json-schema", "none"], 3, "--json-schema none: ", "give a JSON file"),
+    (["--prompt", "a", "--regex", "a", "--json-schema", "b"], 2, "give one of --json", "--help"),
+    (["--prompt", "a", "--regex", "a", "--num-beams", "2"], 2, "go with --num-beams", "--help"),
     (["--chat", "--num-beams", "2"], 2, "--num-beams has no use in a --chat", "--help"),
     (["--prompt", "a", "--max-new-tokens", "0"], 2, "--max-new-tokens 0", "--help"),
     (

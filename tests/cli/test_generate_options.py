@@ -1,14 +1,16 @@
 """The options of `glm3 generate` for how an answer is made, and the model's own defaults."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from tests.cli.test_generate import LENGTH, PROMPTS, asked, results
+from tests.cli.test_generate import LENGTH, PROMPTS, asked, generate_on_a_rank, results
 from tests.support.project import Project, call
+from tests.support.ranks import RankPool
 
 HOT = ("--temperature", 3, "--top-k", 0, "--top-p", 1)
 
@@ -177,3 +179,56 @@ def test_a_wrong_file_is_named(project: Project, tmp_path: Path, content: str, e
     assert ended.code == 3
     assert error in ended.err
     assert "hint: mend" in ended.err
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "size": {"enum": ["small", "large"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "size", "age"],
+    "additionalProperties": False,
+}
+
+
+def check(text: str) -> None:
+    """Checks that a text is JSON of the schema."""
+    value = json.loads(text)
+    assert value.keys() == {"name", "size", "age"}
+    assert len(value["name"]) <= 6
+    assert value["size"] in ("small", "large")
+    assert 0 <= value["age"] <= 99
+
+
+@pytest.mark.dist
+def test_answers_follow_a_schema(project: Project, ranks: RankPool, tmp_path: Path) -> None:
+    """Greedy and drawn ones, side by side, and the same ones at other parallel sizes."""
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(SCHEMA))
+    options: dict[str, Any] = {
+        "model": project.model,
+        "prompt": [*PROMPTS, "A"],
+        "json_schema": file,
+        "max_new_tokens": 100,
+    }
+    for more in ({"greedy": True}, {"temperature": 2.0, "num_return_sequences": 4}):
+        [alone] = ranks.run(1, generate_on_a_rank, {**options, **more})
+        for one in alone["results"]:
+            check(one["text"])
+            assert one["finish_reason"] == "stop"
+        sizes = {"tp": 2, "pp": 2}
+        for found in ranks.run(4, generate_on_a_rank, {**options, **more, **sizes}):
+            assert found["results"] == alone["results"]
+    assert len({one["text"] for one in alone["results"]}) > 9
+
+
+def test_answers_match_an_expression(project: Project) -> None:
+    """One that begins with a space, too."""
+    pattern = r" ?(lake|winter) [0-9]{2,4}(, (lake|winter) [0-9]{2,4}){0,2}"
+    options = (*asked(*PROMPTS), *HOT, "--num-return-sequences", 8, "--regex", pattern)
+    found = results(project, *options, "--max-new-tokens", 80)
+    assert all(re.fullmatch(pattern, one["text"]) for one in found)
+    assert {one["text"][0] == " " for one in found} == {True, False}
+    assert {one["finish_reason"] for one in found} == {"stop"}

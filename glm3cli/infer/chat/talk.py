@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.infer.chat.conversation import Conversation
 from glm3cli.infer.chat.toolbox import Toolbox, read_tools
+from glm3cli.infer.decoding.grammar import read_grammar
 from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import open_here
 from glm3cli.parallel.interrupts import accept_interrupts
@@ -32,6 +33,7 @@ def talk(config: GenerateConfig, terminal: "Terminal") -> None:
     if is_speaker():
         accept_interrupts()
     config = with_defaults(config)
+    grammar = read_grammar(config.json_schema, config.regex)
     model = open_here(config, answers_interrupts=True)
     if model is None:
         return
@@ -40,7 +42,7 @@ def talk(config: GenerateConfig, terminal: "Terminal") -> None:
     from glm3cli.infer.decoding.rules import to_decoding
 
     with model, ExitStack() as closing:
-        answers = Answers(model, to_decoding(config))
+        answers = Answers(model, to_decoding(config, grammar=grammar))
         if not is_speaker():
             answers.follow()
             return

@@ -2,7 +2,7 @@
 
 Begin with `rules.Decoding`, all that can be said about how a continuation is made. `choice` chooses
 the tokens of a whole forward pass at any tensor and pipeline parallel size. `penalties` changes
-logits before a token is chosen, `beams` searches, `lookup` guesses the next tokens from the text so
+logits before a token is chosen, `grammar` leaves what a JSON schema allows, `beams` searches, `lookup` guesses the next tokens from the text so
 far, and `stops` ends a text where a given string comes.
 
 This room works on logits and token ids. It imports `sampling`, `pipeline` and `requests` of infer/,

@@ -11,14 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glm3cli.errors import ConfigError
 from glm3cli.infer.decoding.beams import Candidate
+from glm3cli.infer.decoding.grammar import Matcher
 from glm3cli.infer.decoding.penalties import penalize
 from glm3cli.infer.pipeline import Pipeline, not_numbers
 from glm3cli.infer.sampling import Sampling, candidates, sample
 from glm3cli.parallel.groups import Grid
 
-# Stands for the token where logits are NaN: all stages read it, and fail together.
-_NO_TOKEN = -1
+# Stand for the token where logits are NaN, and where none is allowed: all stages read it, and fail
+# together.
+_NO_TOKEN, _STUCK = -1, -2
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Place:
         new: The new token ids so far.
         logprobs: The number of likeliest tokens whose log-probabilities are wanted beside that of
             the chosen one; None if not even that one's is.
+        matcher: Says which tokens a grammar allows; None without a grammar.
     """
 
     rule: Sampling
@@ -39,6 +43,12 @@ class Place:
     prompt: Sequence[int]
     new: Sequence[int]
     logprobs: int | None
+    matcher: Matcher | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is taken, without a change of the logits."""
+        return self.rule.greedy and not self.rule.changes_logits and self.matcher is None
 
 
 @dataclass(frozen=True)
@@ -110,14 +120,17 @@ class Chooser:
     def _of_places(self, logits: Tensor, places: Sequence[Place]) -> Tensor:
         """Chooses a token at each place; returns a row of numbers for each."""
         width = _width(places)
-        is_plain = all(place.rule.greedy and not place.rule.changes_logits for place in places)
-        if is_plain and width <= 2:
+        if all(place.is_plain for place in places) and width <= 2:
             return self._likeliest(logits, wants_logprobs=width == 2)
         logits = self._pipeline.whole_vocabulary(logits)
         is_broken = logits.isnan().any(dim=-1, keepdim=True)
         logits = logits.masked_fill(is_broken, 0)
-        tokens = _draw(logits, places).unsqueeze(1)
-        columns = [tokens.int().masked_fill(is_broken, _NO_TOKEN)]
+        changed = _changed(logits, places)
+        is_stuck = changed.isneginf().all(dim=-1, keepdim=True)
+        changed = changed.masked_fill(is_stuck, 0)
+        rules, generators = [p.rule for p in places], [p.generator for p in places]
+        tokens = sample(changed, rules, generators).unsqueeze(1)
+        columns = [tokens.int().masked_fill(is_broken, _NO_TOKEN).masked_fill(is_stuck, _STUCK)]
         if width > 1:
             total = logits.logsumexp(dim=-1, keepdim=True)
             columns.append(_bits(logits.gather(1, tokens) - total))
@@ -157,6 +170,7 @@ def read(
 
     Raises:
         CheckpointError: The logits of a place are NaN.
+        ConfigError: No token is allowed at a place.
     """
     numbers, width = numbers.cpu(), _width(places)
     sizes = [width * len(places), *(4 * fork.count for fork in forks)]
@@ -171,6 +185,11 @@ def _read_place(values: list[int], scores: list[float], place: Place) -> Chosen:
     """Reads what was chosen at a place from its numbers, taken as integers and as fp32."""
     if values[0] == _NO_TOKEN:
         raise not_numbers()
+    if values[0] == _STUCK:
+        raise ConfigError(
+            "no token is allowed any more: the grammar or the forbidden n-grams leave none",
+            "give a simpler --json-schema or --regex, or a larger --no-repeat-ngram-size",
+        )
     if place.logprobs is None:
         return Chosen(values[0], None)
     half, count = (len(values) - 2) // 2, place.logprobs
@@ -201,7 +220,7 @@ def _best(logits: Tensor, fork: Fork) -> Tensor:
     if logits.isnan().any():
         return torch.full((4, fork.count), _NO_TOKEN, dtype=torch.int32, device=logits.device)
     plain = logits.log_softmax(dim=-1)
-    rule, sums = fork.places[0].rule, _penalized(plain, fork.places)
+    rule, sums = fork.places[0].rule, _changed(plain, fork.places)
     if not rule.greedy:
         scores, ids = candidates(sums, rule, fork.keep)
         sums = torch.full_like(sums, -torch.inf).scatter_(-1, ids, scores)
@@ -226,18 +245,16 @@ def _width(places: Sequence[Place]) -> int:
     return 2 + 2 * max(wanted) if wanted else 1
 
 
-def _draw(logits: Tensor, places: Sequence[Place]) -> Tensor:
-    """Returns the token of each place, [places], after its rule has changed the logits."""
-    logits = _penalized(logits, places)
-    return sample(logits, [p.rule for p in places], [p.generator for p in places])
-
-
-def _penalized(logits: Tensor, places: Sequence[Place]) -> Tensor:
-    """Returns the logits after what the rules change of them; a copy if they change any."""
-    if any(place.rule.changes_logits for place in places):
+def _changed(logits: Tensor, places: Sequence[Place]) -> Tensor:
+    """Returns the logits after what rules and grammars change of them, in a copy if any."""
+    if any(place.rule.changes_logits or place.matcher for place in places):
         logits = logits.clone()
         for row, place in zip(logits, places, strict=True):
             penalize(row, place.rule, place.prompt, place.new)
+            if place.matcher is not None:
+                allowed = place.matcher.allowed(place.new).to(row.device)[: len(row)]
+                row[: len(allowed)].masked_fill_(~allowed, -torch.inf)
+                row[len(allowed) :] = -torch.inf
     return logits
 
 

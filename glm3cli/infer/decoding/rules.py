@@ -7,6 +7,7 @@ from typing import Any
 from glm3cli.config.inference import DEFAULTS, SamplingOptions
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.infer.decoding.beams import Beams
+from glm3cli.infer.decoding.grammar import Grammar
 from glm3cli.infer.decoding.stops import StopTexts
 from glm3cli.infer.requests import Request
 from glm3cli.infer.sampling import Sampling
@@ -27,6 +28,8 @@ class Decoding:
         logprobs: The number of likeliest tokens whose log-probabilities are wanted beside that of
             each new token; None if not even those are.
         lookup: The most tokens that are guessed from the text so far.
+        grammar: The grammar that a continuation follows, as `grammar.read_grammar` returns it; None
+            for none.
     """
 
     sampling: Sampling
@@ -38,6 +41,7 @@ class Decoding:
     ignores_ends: bool = False
     logprobs: int | None = 0
     lookup: int = 0
+    grammar: str | None = None
 
     def requests(
         self, prompt: Sequence[int], tokenizer: Tokenizer, ends: Sequence[int], seed: int
@@ -51,6 +55,7 @@ class Decoding:
             seed: The seed of the first; those after it have the next ones.
         """
         stop_ids = () if self.ignores_ends else tuple(dict.fromkeys([*ends, *self.stop_ids]))
+        grammar = Grammar(self.grammar, tokenizer, stop_ids) if self.grammar else None
         return [
             Request(
                 prompt,
@@ -62,17 +67,21 @@ class Decoding:
                 self.logprobs,
                 self.beams,
                 self.lookup,
+                grammar,
             )
             for number in range(1 if self.beams else self.num_sequences)
         ]
 
 
-def to_decoding(options: SamplingOptions, logprobs: int | None = None) -> Decoding:
+def to_decoding(
+    options: SamplingOptions, logprobs: int | None = None, grammar: str | None = None
+) -> Decoding:
     """Returns how continuations are made with these options.
 
     Args:
         options: The options, which `infer.defaults` has completed.
         logprobs: The number of likeliest tokens whose log-probabilities are wanted; None for none.
+        grammar: The grammar that continuations follow; None for none.
     """
     early_stopping = {"no": False, "yes": True, "never": "never"}[options.early_stopping or "no"]
     beams = None
@@ -93,6 +102,7 @@ def to_decoding(options: SamplingOptions, logprobs: int | None = None) -> Decodi
         ignores_ends=options.ignore_eos,
         logprobs=logprobs,
         lookup=options.prompt_lookup,
+        grammar=grammar,
     )
 
 

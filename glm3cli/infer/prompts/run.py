@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from glm3cli.config.inference import GenerateConfig
+from glm3cli.infer.decoding.grammar import read_grammar
 from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import check_model, open_here
 from glm3cli.infer.prompts.feed import Feed, FileProgress, Report, Sink
@@ -34,6 +35,7 @@ def continue_file(config: GenerateConfig, sink: Sink, report: Report) -> FilePro
     """
     check_model(config)
     config = with_defaults(config)
+    read_grammar(config.json_schema, config.regex)  # a wrong one is found here, not on each rank
     # Rank 0 alone reads the file and writes the results; so does the process that starts it, up to
     # the model.
     feed = Feed(config, sink, report) if is_speaker() else None

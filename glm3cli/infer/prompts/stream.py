@@ -12,6 +12,7 @@ import torch.distributed as dist
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.data.tokens.chat import build_prompt
 from glm3cli.errors import ConfigError
+from glm3cli.infer.decoding.grammar import read_grammar
 from glm3cli.infer.decoding.rules import to_decoding
 from glm3cli.infer.model import Model
 from glm3cli.infer.prompts.lines import PromptLine
@@ -54,6 +55,7 @@ class Stream:
         self._model = model
         self._is_chat = not config.raw  # plain prompts are answered as a user's turn
         self._truncates = config.truncate
+        self._grammar = read_grammar(config.json_schema, config.regex)
         self._logprobs = 0 if config.logprobs else None
         self._running: dict[int, int] = {}  # indices by the engine's numbers
         self._refused: list[Ended] = []
@@ -87,7 +89,7 @@ class Stream:
             ids = self._model.prompt_ids(line.prompt, answer=self._is_chat)
         else:
             ids = build_prompt(tokenizer, line.messages)
-        decoding = to_decoding(line.sampling, self._logprobs)
+        decoding = to_decoding(line.sampling, self._logprobs, self._grammar)
         try:
             ids = self._model.fitting(ids, truncate=self._truncates)
             [request] = self._model.requests(ids, decoding, line.seed)

@@ -1,0 +1,149 @@
+"""Answers that follow a JSON schema or a regular expression, by llguidance.
+
+llguidance takes the bytes of all tokens, and says before each token which of them the text may go
+on with: a mask that is made on the host and added to the logits. Text that is complete may only go
+on where the grammar allows it; else a token that ends an answer is the only one left.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.errors import ConfigError, DataError
+from glm3cli.host.parsing import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_grammar(json_schema: Path | None, regex: str | None) -> str | None:
+    """Returns the grammar of the options, in llguidance's own form; None without one.
+
+    Args:
+        json_schema: A file with a JSON schema.
+        regex: A regular expression, which the whole answer must match.
+
+    Raises:
+        DataError: The file can't be read.
+        ConfigError: The schema or the expression is wrong, or has what llguidance doesn't know.
+    """
+    if json_schema is None and regex is None:
+        return None
+    from llguidance import LLMatcher
+
+    if json_schema is not None:
+        flag, grammar = f"--json-schema {json_schema}", _from_schema(json_schema)
+    else:
+        flag, grammar = f"--regex {regex}", LLMatcher.grammar_from_regex(str(regex))
+    is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    if is_wrong:
+        reason = messages[0].strip().splitlines()[0]
+        raise ConfigError(f"{flag}: {reason}", "mend it; llguidance's rules are on its home page")
+    return grammar
+
+
+def _from_schema(path: Path) -> str:
+    """Returns the grammar of a JSON schema in a file.
+
+    Raises:
+        DataError: The file can't be read, or holds no schema.
+    """
+    from llguidance import LLMatcher
+
+    try:
+        schema = parse_json(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--json-schema {path}: {error}", "give a JSON file") from None
+    if not isinstance(schema, dict | bool):
+        raise DataError(f"--json-schema {path} holds no JSON schema", "write a JSON object")
+    # A model may write spaces between the parts, but must come to an end.
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": r"[ \n]?"})  # type: ignore[arg-type]
+
+
+class Grammar:
+    """A grammar for the tokens of one tokenizer."""
+
+    def __init__(self, grammar: str, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
+        """Prepares a grammar.
+
+        Args:
+            grammar: The grammar, in llguidance's form.
+            tokenizer: The tokenizer.
+            ends: The tokens that end an answer.
+        """
+        self._grammar = grammar
+        self._vocabulary = _vocabulary(tokenizer, tuple(ends))
+
+    def begin(self) -> "Matcher":
+        """Returns what follows one answer."""
+        return Matcher(self._vocabulary, self._grammar)
+
+
+def text_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Returns the text of an answer as a grammar has read it, with all spaces."""
+    return b"".join(_bytes_of(tokenizer, token) for token in tokens).decode(errors="replace")
+
+
+class Matcher:
+    """Follows one answer, and says which tokens may come next."""
+
+    def __init__(self, vocabulary: Any, grammar: str) -> None:
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(vocabulary, grammar)
+        self._num_read = 0
+
+    def allowed(self, new: Sequence[int]) -> "Tensor":
+        """Returns whether each token may come next, [entries of the tokenizer].
+
+        None may if the grammar is too large for llguidance to follow any longer.
+
+        Args:
+            new: The tokens of the answer so far; each call has those of the call before it.
+        """
+        import numpy as np
+        import torch
+
+        self._matcher.consume_tokens(list(new[self._num_read :]))
+        self._num_read = len(new)
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = torch.from_numpy(np.unpackbits(bits, bitorder="little")).bool()
+        return allowed & (not self._matcher.is_error())
+
+
+@functools.lru_cache(maxsize=2)
+def _vocabulary(tokenizer: Tokenizer, ends: tuple[int, ...]) -> Any:
+    """Returns llguidance's form of a tokenizer."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(_Entries(tokenizer, ends), eos_token=list(ends))  # type: ignore[arg-type]
+
+
+class _Entries:
+    """A tokenizer as llguidance asks for it."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
+        ids = range(tokenizer.vocab_size)
+        self.eos_token_id, self.bos_token_id = ends[0], None
+        # Tokens without text of their own are special: no grammar allows them, but for the ends.
+        self.special_token_ids = [i for i in ids if not _bytes_of(tokenizer, i)]
+        special = set(self.special_token_ids)
+        self.tokens = [b"<|%d|>" % i if i in special else _bytes_of(tokenizer, i) for i in ids]
+        self._encode = tokenizer.encode
+        self._border = tokenizer.encode("\n")
+
+    def __call__(self, text: str) -> list[int]:
+        # A line break merges with nothing: what comes after it has no hidden space in front.
+        return self._encode(f"\n{text}")[len(self._border) :]
+
+
+def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    """Returns the bytes that a token adds to a text; none for a special one."""
+    if tokenizer.is_special(token):
+        return b""
+    piece = tokenizer.piece(token)
+    return bytes([piece]) if isinstance(piece, int) else piece.encode()
