@@ -1,5 +1,6 @@
 """Runs of finetune on pairs and on feedback, as a user types them."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.benchmarks.kill_training import kill_at_random
 from tests.support.preferences import write_rows
 from tests.support.project import Project, call, records, steps
 from tests.support.report_page import read_page
-from tests.support.train_command import losses, options, succeed
+from tests.support.train_command import flag, losses, options, succeed
 
 SHORT = {"train_iters": 2, "save_interval": None, "seq_length": 64}
 
@@ -42,10 +44,12 @@ def run(project: Project, rows: tuple[Path, Path], cache: Path, tmp_path: Path) 
     return run
 
 
-def known(cache: Path) -> dict[str, np.ndarray]:
-    """What references have thought of the answers, all files together."""
-    [file] = cache.glob("*.reference.npz")
-    return dict(np.load(file))
+def preprocess(project: Project, file: Path, prefix: Path, **changes: Any) -> None:
+    """Preprocesses pairs by the command."""
+    values = {"input": file, "tokenizer": project.tokenizer, "output_prefix": prefix}
+    values |= {"handler": "preference", "workers": 1, **changes}
+    words = [flag(f"--{name.replace('_', '-')}", value) for name, value in values.items()]
+    succeed("preprocess", *(word for pair in words for word in pair))
 
 
 def test_dpo_starts_at_its_reference_and_leaves_it(run: Any) -> None:
@@ -146,6 +150,57 @@ def test_a_run_goes_on_without_its_cache(run: Any, tmp_path: Path) -> None:
     _, log = run("parts", "dpo", train_iters=4, **changes)
     assert "the reference looks at" in log
     assert losses(tmp_path / "parts") == whole
+
+
+def test_files_that_preprocess_has_packed_train_as_single_ones(
+    run: Any, project: Project, rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """All of the data is one step, so that both see the same answers."""
+    preprocess(project, rows[0], tmp_path / "out", seq_length=2048, pack=True)
+    changes = {"method": "orpo", "micro_batch_size": 1, "train_iters": 1, "split": "1,0,0"}
+    single, _ = run("single", global_batch_size=50, **changes)
+    changes |= {"data": tmp_path / "out", "seq_length": 2048}
+    packed, _ = run("packed", global_batch_size=1, **changes)
+    [one], [other] = steps(single), steps(packed)
+    for name in ("loss", "rewards/margins", "odds/log_odds_ratio", "loss_terms/nll"):
+        assert one[name] == pytest.approx(other[name], rel=1e-5), name
+    assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_a_reference_of_another_shape(
+    project: Project, rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(project.model, tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    config["num_layers"] += 1
+    (tmp_path / "other/config.json").write_text(json.dumps(config))
+    changes = SHORT | {"data": rows[0], "method": "dpo", "reference": tmp_path / "other"}
+    ended = call(*options(project, tmp_path / "run", "finetune", **changes))
+    assert ended.code == 2
+    assert "has another shape than the model: num_layers 3 instead of 2" in ended.err
+
+
+def test_pairs_that_were_made_for_longer_sequences(
+    project: Project, rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    preprocess(project, rows[0], tmp_path / "out")
+    changes = SHORT | {"data": tmp_path / "out", "method": "simpo", "seq_length": 16}
+    ended = call(*options(project, tmp_path / "run", "finetune", **changes))
+    assert ended.code == 3
+    assert "samples are longer than the 32 tokens that two sequences of --seq-length" in ended.err
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments(
+    project: Project, rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changes = {"data": rows[0], "method": "dpo", "seq_length": 64, "keep_last": 2}
+    changes |= {"save_interval": 3, "train_iters": 30}
+    succeed(*options(project, tmp_path / "whole", "finetune", **changes))
+    command = options(project, tmp_path / "killed", "finetune", **changes)
+    kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=0.8, seed=2)
+    assert kills == 3
+    assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]
 
 
 @pytest.mark.parametrize(
