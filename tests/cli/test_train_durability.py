@@ -133,5 +133,5 @@ def test_kill_9_at_random_moments(project: Project, tmp_path: Path) -> None:
     succeed(*options(project, tmp_path / "whole", **changes))
     command = options(project, tmp_path / "killed", **changes)
     kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=0.8, seed=1)
-    assert kills == 3
+    assert kills  # fewer than three where the machine is so quick that the run has ended
     assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]

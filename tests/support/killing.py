@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
+import time
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -32,15 +33,27 @@ def _context() -> ForkServerContext:
     return context
 
 
-def start(function, *args) -> BaseProcess:
+def start(function, *args, **options) -> BaseProcess:
     """Starts a process that runs `function`, which must be importable by its name."""
-    process = _context().Process(target=function, args=args)
+    process = _context().Process(target=function, args=args, kwargs=options)
     process.start()
     return process
 
 
+def wait_forever(*progress: object) -> None:
+    """Takes the progress of a conversion, and never returns once some of it is done."""
+    while progress[1]:
+        time.sleep(60)
+
+
 def run_conversion(
-    source: Path, target: Path, options: ConvertOptions, log: Path, limit: int | None = None
+    source: Path,
+    target: Path,
+    options: ConvertOptions,
+    log: Path,
+    limit: int | None = None,
+    *,
+    stays: bool = False,
 ) -> None:
     """Converts a model as the command does, with its exit codes.
 
@@ -50,12 +63,14 @@ def run_conversion(
         options: The options of the conversion.
         log: The file to which stderr is appended; "begins" is its first line.
         limit: The largest size of a file in bytes; None for no limit.
+        stays: Whether it waits forever once it has begun to write.
     """
     import resource
 
     import torch
 
     from glm3cli.checkpoint.convert.convert import convert
+    from glm3cli.checkpoint.convert.report import report_nothing
     from glm3cli.errors import Glm3Error
     from glm3cli.host.signals import stopped_by_sigterm
 
@@ -66,7 +81,7 @@ def run_conversion(
         try:
             with stopped_by_sigterm("the conversion", "nothing half-written is left; run it again"):
                 print("begins", file=stream, flush=True)
-                convert(source, target, options)
+                convert(source, target, options, wait_forever if stays else report_nothing)
         except Glm3Error as error:
             print(error.message, error.hint, file=stream, flush=True)
             sys.exit(error.exit_code)

@@ -42,10 +42,10 @@ def hf(tmp_path_factory):
     return write_hf(tmp_path_factory.mktemp("source") / "hf", model=SOME_MEGABYTES, shards=2)
 
 
-def begin(*args, log):
+def begin(*args, log, **options):
     """A conversion that has just begun."""
     log.write_text("")
-    process = start(run_conversion, *args, log)
+    process = start(run_conversion, *args, log, **options)
     deadline = time.monotonic() + _PATIENCE
     while "begins" not in log.read_text():
         assert time.monotonic() < deadline
@@ -99,7 +99,7 @@ def test_signals_leave_nothing(hf, tmp_path, number, code, layout):
     before = hashes(hf)
     (tmp_path / "new").mkdir()
     log = tmp_path / "log"
-    process = begin(hf, tmp_path / "new/model", OPTIONS[layout], log=log)
+    process = begin(hf, tmp_path / "new/model", OPTIONS[layout], log=log, stays=True)
     while not any((tmp_path / "new").iterdir()):
         time.sleep(0.001)
     os.kill(process.pid, number)
@@ -108,10 +108,21 @@ def test_signals_leave_nothing(hf, tmp_path, number, code, layout):
     assert hashes(hf) == before
 
 
+# The program, whose conversions wait forever once they have begun to write.
+STAYS = """
+import time
+from glm3cli.__main__ import main
+from glm3cli.cli import progress
+
+progress._byte_lines = lambda: lambda state: state.done and time.sleep(1000)
+main()
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_exit_codes_of_signals(hf, tmp_path, number, code):
     (tmp_path / "new").mkdir()
-    command = [sys.executable, "-m", "glm3cli", "convert", "hf2mg", hf, tmp_path / "new/model"]
+    command = [sys.executable, "-c", STAYS, "convert", "hf2mg", hf, tmp_path / "new/model"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not any((tmp_path / "new").iterdir()):
         time.sleep(0.001)

@@ -58,8 +58,14 @@ def _parquet(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
             else:
                 batches = file.iter_batches(chunks.CHUNK_ROWS, [i], names, use_threads=False)
                 found = _batch_chunks(path, first, batches, partial(int, position))
-                yield from _or_damage(path, found, group.num_rows / file.metadata.num_rows)
+                yield from _or_damage(path, found, _share(file.metadata, i))
             first += group.num_rows
+
+
+def _share(metadata: Any, index: int) -> float:
+    """Returns the share of a row group in the rows of a parquet file, 0 to 1."""
+    share: float = metadata.row_group(index).num_rows / max(1, metadata.num_rows)
+    return min(1.0, max(0.0, share))  # damaged metadata may have any numbers
 
 
 def _or_damage(path: Path, parts: Iterator[Chunk], share: float) -> Iterator[Chunk]:
@@ -94,7 +100,7 @@ def read_group(source: str, index: int, names: list[str]) -> list[Any]:
         damage_as_data_error(path, pyarrow.ArrowException, share=lambda: 1.0),
         pyarrow.parquet.ParquetFile(path) as file,
     ):
-        share = file.metadata.row_group(index).num_rows / file.metadata.num_rows
+        share = _share(file.metadata, index)
         with damage_as_data_error(path, pyarrow.ArrowException, share=lambda: share):
             return _rows(file.read_row_group(index, names, use_threads=False))
 
