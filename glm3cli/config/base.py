@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails
 
 from glm3cli.errors import ConfigError
 
+_LARGEST = 2**63 - 1  # of all whole numbers: C's types hold no larger ones
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -64,11 +66,18 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_homes(cls, values: Any) -> Any:
-        """Expands `~` at the start of paths; a shell does it only where a word begins with it."""
+    def _prepare(cls, values: Any) -> Any:
+        """Refuses whole numbers that no file could hold, and expands `~` at the start of paths.
+
+        A shell expands it only where a word begins with it.
+        """
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
+        for name, value in values.items():
+            if isinstance(value, int) and abs(value) > _LARGEST and name in fields:
+                flag = str(cls.flag_of(name).name).replace("_", "-")
+                raise ValueError(f"--{flag} {value}: should be at most {_LARGEST}")
         paths = {
             name
             for name in values

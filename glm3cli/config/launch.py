@@ -17,7 +17,10 @@ class LaunchConfig(Settings):
         default="auto", description="Chip; auto is npu if there is one, else cuda, else cpu."
     )
     nproc: Annotated[int | None, Flag(panel=PANEL)] = Field(
-        default=None, ge=1, description="Start this many local ranks (torchrun does it otherwise)."
+        default=None,
+        ge=1,
+        le=4096,
+        description="Start this many local ranks (torchrun does it otherwise).",
     )
 
     max_restarts: Annotated[int, Flag(panel=PANEL)] = Field(

@@ -111,7 +111,7 @@ class PreprocessConfig(Settings):
         description="Proportions of training, validation, and test documents.",
     )
     seed: Annotated[int, Flag(panel=INDEX)] = Field(
-        default=1234, ge=0, description="Seed of the data order."
+        default=1234, ge=0, lt=2**32, description="Seed of the data order."
     )
     eval_interval: Annotated[int | None, Flag(panel=INDEX)] = Field(
         default=None, ge=1, description="Steps between validations."

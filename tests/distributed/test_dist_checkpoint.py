@@ -146,3 +146,35 @@ def test_the_process_of_the_queue_does_without_torch(tmp_path):
     fresh.close()
     assert loaded
     assert not any(loaded)
+
+
+def draw_again(folder: Path) -> list[tuple[float, float, float]]:
+    """Returns numbers drawn after a save, and those drawn after that save was loaded."""
+    import random
+
+    import numpy as np
+    import torch
+
+    from glm3cli.checkpoint.run.resume import load_training, save_request
+    from glm3cli.parallel.groups import open_grid
+    from tests.support.tiny import train_config
+    from tests.support.training import build
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    with open_grid(train_config(), seed=5) as grid:
+        _, train_step, _ = build({}, grid)
+        parts = (train_step.chunks, train_step.optimizer, train_step.scheduler)
+        drawn()
+        save_request(folder, *parts, {"iteration": 1}, grid).execute_sync()
+        found = [drawn()]
+        _, missing = load_training(folder, *parts, grid)
+        assert missing == []
+        return [*found, drawn()]
+
+
+def test_random_generators_go_on_where_they_were(ranks: RankPool, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    for first, second in ranks.run(2, draw_again, tmp_path / "checkpoint"):
+        assert first == second

@@ -49,6 +49,7 @@ def test_transformers(tmp_path):
         seq_length=32,
         layernorm_epsilon=1e-3,
         rope_ratio=50,
+        rope_factor=3,
         torch_dtype="fp32",
     )
     generator = torch.Generator().manual_seed(2)
@@ -56,7 +57,9 @@ def test_transformers(tmp_path):
         weight.name("chatglm", layer): torch.randn(weight.shape(model), generator=generator) / 4
         for weight, layer in slots(model.num_layers)
     }
-    source = open_source(write_hf(tmp_path / "hf", model=model, weights=weights))
+    folder = write_hf(tmp_path / "hf", model=model, weights=weights)
+    source = open_source(folder)
+    assert source.model.rope_factor == 3
     tokens = torch.randint(model.padded_vocab_size, (31,), generator=generator)
     with torch.no_grad():
         expected = reference.build(model, source)(tokens.unsqueeze(0)).logits[0]

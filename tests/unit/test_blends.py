@@ -70,6 +70,11 @@ def test_samples_without_a_trained_token_are_left_out_and_counted(tmp_path):
     assert f"{prefix}: 10 samples are longer than --seq-length, and lose their ends" in text
 
 
+def test_a_sample_of_one_token_trains_nothing_as_that_is_not_predicted(tmp_path):
+    prefix = write_instructions(tmp_path / "a", [([], [5]), ([], [5, 6])])
+    assert trainable(prefix, range(2), 8, "training").tolist() == [1]
+
+
 @pytest.mark.parametrize("split", ["training", "validation"])
 def test_a_split_without_a_trained_token_is_refused(tmp_path, split):
     prefix = write_instructions(tmp_path / "a", FITTING)

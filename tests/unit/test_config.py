@@ -298,6 +298,8 @@ def test_ranks_and_batch_give_the_rest_of_the_plan():
     config = train_config(nproc=8, tp=2, pp=2, micro_batch_size=2, global_batch_size=12)
     assert (config.dp, config.num_microbatches) == (2, 3)
     config.check_sizes(TINY)
+    config = train_config(nproc=8, tp=2, cp=2, micro_batch_size=2, global_batch_size=12)
+    assert (config.dp, config.num_microbatches) == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -320,3 +320,10 @@ def test_an_option_of_one_command_is_unknown_to_the_other(write):
     assert got == [Tune(steps=2, rank=3)] * 2
     assert got[0].to_options() == {"steps": 2, "rank": 3}
     assert Read().to_options() == {"steps": 1}
+
+
+def test_a_whole_number_that_no_type_holds_is_refused():
+    for text in ("9223372036854775808", "9" * 30):
+        message = refused("--seq-length", text).message
+        assert f"--seq-length {text}: should be at most 9223372036854775807" in message
+    assert parsed("--seq-length", "9223372036854775807").seq_length == 2**63 - 1

@@ -31,6 +31,7 @@ class PlanOptions(LaunchConfig):
     planned_world_size: Annotated[int | None, Flag(name="world_size", panel=PANEL)] = Field(
         default=None,
         ge=1,
+        le=2**20,
         description="Ranks to plan for; default: those that would be started.",
     )
     chip: Annotated[str | None, Flag(panel=PANEL, is_path=True)] = Field(
