@@ -6,7 +6,8 @@ checkpoint; `setup` builds the model, the optimizer and the data loaders; `loop`
 optimizer step through megatron-core's pipeline schedule, and `objective` is the loss that it
 minimises. `checkpointer` writes and restores checkpoints, `candidates` chooses the one to go on
 from among those that `resumable` finds, `origin` compares what goes on with what was saved,
-`signals` lets the ranks agree to stop, and `profile` writes traces of steps.
+`signals` lets the ranks agree to stop, and `profile` writes traces of steps. The room `preferences`
+has the other objectives of finetune.
 
 Imports go one way: this room imports `report` (what a run writes for people), and both import
 `progress` (plain data about a run). cli/train.py calls `start.train`; forecast/ uses `prepare`,

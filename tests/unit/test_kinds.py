@@ -1,4 +1,4 @@
-"""The two kinds of training data: their files, their preprocessing, and how they are counted."""
+"""The kinds of training data: their files, their preprocessing, and how they are counted."""
 
 import pickle
 from pathlib import Path
@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, TEXT, instruction_file
+from glm3cli.data.kinds import (
+    ANSWERS,
+    FEEDBACK,
+    INSTRUCTION_KEYS,
+    KINDS,
+    PAIRS,
+    TEXT,
+    instruction_file,
+    kind_of,
+)
 from tests.support.preprocess_runs import run, write_lines
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
@@ -17,13 +26,22 @@ def test_files_of_a_prefix():
     assert (TEXT.main_file("a"), ANSWERS.main_file("a")) == ("a", "a_packed_input_ids_document")
 
 
-@pytest.mark.parametrize("kind", [TEXT, ANSWERS], ids=lambda kind: kind.command)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.handler)
 def test_preprocess_writes_the_files_that_the_kind_names(kind, tmp_path):
     row = {"text": "the quick brown fox", "instruction": "the quick", "output": "brown fox"}
+    row |= {"chosen": "brown fox", "rejected": "lazy dog", "label": True}
     source = write_lines(tmp_path / "in.jsonl", [row])
     run(source, tmp_path / "out", **kind.preprocess_settings(seq_length=32))
     names = kind.file_names(kind.data_prefix(str(tmp_path / "out")))
     assert {f"{name}.idx" for name in names} == {str(path) for path in tmp_path.glob("*.idx")}
+
+
+def test_each_method_has_its_kind():
+    found = {method: kind_of(method) for method in ("sft", "dpo", "orpo", "simpo", "kto")}
+    expected = {"sft": ANSWERS, "dpo": PAIRS, "orpo": PAIRS, "simpo": PAIRS, "kto": FEEDBACK}
+    assert found == expected
+    assert (TEXT.usage, ANSWERS.usage) == ("pretrain", "finetune")
+    assert PAIRS.usage == "finetune --method dpo|orpo|simpo"
 
 
 def test_only_answers_are_cut_by_preprocess():
@@ -44,5 +62,5 @@ def test_texts_count_by_tokens_and_answers_by_documents():
 
 
 def test_a_kind_is_the_same_in_another_process():
-    for kind in (TEXT, ANSWERS):
+    for kind in KINDS:
         assert {kind: 1}[pickle.loads(pickle.dumps(kind))] == 1

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from glm3cli.data.kinds import ANSWERS, INSTRUCTION_KEYS, TEXT, instruction_file
+from glm3cli.data.kinds import (
+    ANSWERS,
+    FEEDBACK,
+    INSTRUCTION_KEYS,
+    PAIRS,
+    TEXT,
+    instruction_file,
+)
 from glm3cli.data.prefixes import Blend, parse_blend, read_blend
 from glm3cli.errors import ConfigError, DataError
 
@@ -119,6 +126,19 @@ def test_data_of_the_other_kind_is_led_to_its_command(text, tmp_path):
     with pytest.raises(DataError) as caught:
         parse_blend([document], ANSWERS)
     assert caught.value.hint == f"these are there: pretrain --data {document}"
+
+
+def test_preferences_are_led_to_their_methods(tmp_path):
+    prefix = str(tmp_path / "likes")
+    for key in INSTRUCTION_KEYS:
+        for suffix in (".bin", ".idx"):
+            Path(PAIRS.key_file(prefix, key) + suffix).touch()
+    assert parse_blend([prefix], PAIRS) == Blend((prefix,), None)
+    for kind in (ANSWERS, FEEDBACK):
+        with pytest.raises(DataError) as caught:
+            parse_blend([prefix], kind)
+        way = f"finetune --method dpo|orpo|simpo --data {prefix}"
+        assert caught.value.hint == f"these are there: {way}"
 
 
 def test_without_any_such_file_preprocess_is_the_way_out(tmp_path):

@@ -40,7 +40,8 @@ def simpo(options: PreferenceOptions, chosen: Answers, rejected: Answers) -> Ten
 
 def log_odds(chosen: Answers, rejected: Answers) -> Tensor:
     """Returns the logarithm of ORPO's odds ratio (Hong et al. 2024, equations 4 and 7)."""
-    one, other = chosen.averages, rejected.averages
+    # Below 0 by more than a rounding: the odds of a certain answer are infinite.
+    one, other = (answers.averages.clamp(max=-1e-7) for answers in (chosen, rejected))
     return (one - other) - (_log1mexp(one) - _log1mexp(other))
 
 
