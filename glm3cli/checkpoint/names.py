@@ -292,9 +292,11 @@ def slots(num_layers: int) -> Iterator[Slot]:
                     yield weight, layer
 
 
-def logical_name(mcore: str) -> str:
-    """Returns the logical name of a weight by its name in a megatron-core model."""
-    return _LOGICAL[re.sub(r"\blayers\.\d+\.", "layers.{}.", mcore)]
+def weight_of(mcore: str) -> Slot:
+    """Returns a weight by its name in a megatron-core model, and its layer as the model counts."""
+    found = re.search(r"\blayers\.(\d+)\.", mcore)
+    layer = None if found is None else int(found[1])
+    return _MCORE[re.sub(r"\blayers\.\d+\.", "layers.{}.", mcore)], layer
 
 
-_LOGICAL = {weight.mcore: weight.logical for weight in WEIGHTS}
+_MCORE = {weight.mcore: weight for weight in WEIGHTS}

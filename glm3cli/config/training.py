@@ -17,6 +17,7 @@ from glm3cli.config.options.lora import LoraOptions
 from glm3cli.config.options.loss import LossOptions
 from glm3cli.config.options.megatron import MegatronOptions
 from glm3cli.config.options.optimizer import OPTIMIZER, OptimizerOptions
+from glm3cli.config.options.partial import PartialOptions
 from glm3cli.config.options.planning import PlanOptions
 from glm3cli.config.options.preference import PreferenceOptions
 from glm3cli.config.options.reporting import ReportOptions
@@ -31,6 +32,7 @@ class TrainConfig(
     ReportOptions,
     RunOptions,
     OptimizerOptions,
+    PartialOptions,
     LoraOptions,
     MegatronOptions,
     ParallelConfig,
@@ -106,17 +108,28 @@ class TrainConfig(
         """
         return self.parse({**dict(self), "train_iters": train_iters, "epochs": None})
 
-    def trains(self, weight: str) -> bool:
-        """Returns whether a weight is trained: every weight is, unless an adapter is.
+    def trains(self, name: str) -> bool:
+        """Returns whether a weight is trained.
+
+        Every one is, unless an adapter is, or --train-only or --freeze choose.
 
         This is decided here alone. The model freezes the others before DDP wraps it, so that they
         have neither gradients nor optimizer state; the predicted memory and the size of a
         checkpoint follow from the same answer.
 
         Args:
-            weight: The weight's logical name, as in `checkpoint/names.py`.
+            name: The weight's name in the chatglm layout, with the number of its layer.
         """
-        return not self.is_adapted
+        return not self.is_adapted and self.selects(name)
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> Self:
+        if self.is_adapted and self.is_partial:
+            raise ValueError(
+                "--train-only and --freeze choose among the weights, of which none is trained with "
+                "--lora-rank or --adapter; --lora-target chooses the layers of an adapter"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_loss(self) -> Self:

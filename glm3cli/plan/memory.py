@@ -12,6 +12,7 @@ devices whose kernels need one.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from glm3cli.checkpoint.names import WEIGHTS
 from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.plan.activations import Sizes, saved_by_layer
@@ -20,6 +21,7 @@ from glm3cli.plan.parameters import parameters_of_rank
 if TYPE_CHECKING:
     from glm3cli.device.kernels import SavedForBackward
 
+[_OUTPUT] = [weight for weight in WEIGHTS if weight.logical == "output"]
 # Share of a device's memory that a plan leaves free for what isn't counted.
 HEADROOM = 0.1
 
@@ -178,6 +180,7 @@ def _work_of_loss(config: TrainConfig, model: ModelConfig, kernels: "SavedForBac
     # works in place of the logits. Both copy 16-bit logits to fp32 first.
     loss = sizes.tokens * vocab * 4 * ((config.tp == 1) + (config.dtype != "fp32")) + logits
     # Gradients of the output layer's weight and input; sequence parallelism scatters the latter.
-    weight = vocab * model.hidden_size * sizes.element
+    is_trained = config.trains(_OUTPUT.name("chatglm"))
+    weight = vocab * model.hidden_size * sizes.element * is_trained
     backward = logits + weight + sizes.whole + (sizes.gathered + sizes.hidden) * (sizes.shards > 1)
     return sizes.norm + sizes.hidden + max(loss, backward)

@@ -6,6 +6,7 @@ decided by `TrainConfig.trains` alone: they have gradients and optimizer state, 
 neither.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -30,34 +31,41 @@ class ParameterCounts:
 
 def parameters_of_rank(config: TrainConfig, model: ModelConfig, pp_rank: int) -> ParameterCounts:
     """Counts the weights on each tensor parallel rank of pipeline stage `pp_rank`."""
-    chunks = range(config.vpp)
-    layers = sum(len(config.layers_of(model.num_layers, pp_rank, chunk)) for chunk in chunks)
-    copies = {
-        Stage.FIRST: int(pp_rank == 0),
+    layers = config.layers_of_stage(model.num_layers, pp_rank)
+    places: dict[Stage, Sequence[int | None]] = {
+        Stage.FIRST: [None] * (pp_rank == 0),
         Stage.LAYER: layers,
-        Stage.LAST: int(pp_rank == config.pp - 1),
+        Stage.LAST: [None] * (pp_rank == config.pp - 1),
     }
-    return _count(config, model, copies, config.tp)
+    return _count(config, model, places, config.tp)
 
 
 def parameters_of_model(config: TrainConfig, model: ModelConfig) -> ParameterCounts:
     """Counts the weights of the whole model."""
-    copies = {Stage.FIRST: 1, Stage.LAYER: model.num_layers, Stage.LAST: 1}
-    return _count(config, model, copies, tp=1)
+    places: dict[Stage, Sequence[int | None]] = {stage: [None] for stage in Stage}
+    places[Stage.LAYER] = range(model.num_layers)
+    return _count(config, model, places, tp=1)
 
 
 def _count(
-    config: TrainConfig, model: ModelConfig, copies: dict[Stage, int], tp: int
+    config: TrainConfig, model: ModelConfig, places: dict[Stage, Sequence[int | None]], tp: int
 ) -> ParameterCounts:
-    """Counts the weights of the table, each as often as `copies` says for its kind of stage."""
+    """Counts the weights of the table.
+
+    Args:
+        config: The settings of the run.
+        model: The shape of the model.
+        places: The layers that have the weights of each kind of stage; None outside the layers.
+        tp: The tensor parallel size.
+    """
     total = trained = 0
     adapted = {TARGETS[target] for target in config.lora_targets}
     for weight in WEIGHTS:
-        size = copies[weight.stage] * _piece_size(weight, model, tp)
-        total += size
-        trained += size if config.trains(weight.logical) else 0
+        layers, size = places[weight.stage], _piece_size(weight, model, tp)
+        total += len(layers) * size
+        trained += size * sum(config.trains(weight.name("chatglm", layer)) for layer in layers)
         if weight.logical in adapted:
-            size = copies[weight.stage] * _adapter_size(weight, config, model, tp)
+            size = len(layers) * _adapter_size(weight, config, model, tp)
             total += size
             trained += size
     return ParameterCounts(total, trained)

@@ -9,7 +9,8 @@ from among those that `resumable` finds, `origin` compares what goes on with wha
 `signals` lets the ranks agree to stop, and `profile` writes traces of steps. The room `preferences`
 has the other objectives of finetune.
 
-Imports go one way: this room imports `report` (what a run writes for people), and both import
-`progress` (plain data about a run). cli/train.py calls `start.train`; forecast/ uses `prepare`,
-`start.dry_data`, `setup` and `progress.flops`.
+Imports go one way: this room imports `weights` (which of them are trained, or an adapter) and
+`report` (what a run writes for people), which imports `progress` (plain data about a run).
+cli/train.py calls `start.train`; forecast/ uses `prepare`, `start.dry_data`, `setup` and
+`progress.flops`.
 """

@@ -36,6 +36,8 @@ _PLACES = {"model", "data", "data_cache", "tokenizer", "shared_storage"}
 _CUTS = {"micro_batch_size", "padding", "padding_side", "pad_to_multiple"}
 # Settings of what is shown before the first step, and kept after the last.
 _AROUND = {"preview", "keep_best", "early_stop", "export_hf"}
+# Settings by which other weights are trained, so that the optimizer's state doesn't fit.
+_TRAINED = {"lora_rank", "lora_target", "lora_variant", "train_only", "freeze"}
 _OWN = "a checkpoint of the run itself"
 # Settings by which the samples get another order.
 _ORDER = {"data", "seed", "split", "seq_length", "packing", "group_by_length"}
@@ -244,6 +246,7 @@ def check_goes_on(checkpoint: Path, origin: Origin, allowed: Sequence[str]) -> l
     if not noted:
         return None
     changes = origin.changes(noted)
+    _refuse_other_weights(checkpoint, changes)
     refused = [one for one in changes if one.name in IDENTITY and one.name not in allowed]
     if refused:
         names = ",".join(dict.fromkeys([*allowed, *(change.name for change in refused)]))
@@ -254,6 +257,21 @@ def check_goes_on(checkpoint: Path, origin: Origin, allowed: Sequence[str]) -> l
             f"--allow-changed {names}",
         )
     return changes
+
+
+def _refuse_other_weights(checkpoint: Path, changes: Sequence[Change]) -> None:
+    """Refuses a run that trains other weights than the one that was saved.
+
+    Raises:
+        ConfigError: An option changed that says what is trained.
+    """
+    others = [change for change in changes if change.name in _TRAINED]
+    if others:
+        raise ConfigError(
+            f"{checkpoint} has the optimizer's state of other weights: "
+            f"{'; '.join(map(str, others))}",
+            "give these options as they were, or another --save to start anew",
+        )
 
 
 def lost_order(changes: Iterable[Change]) -> list[str]:

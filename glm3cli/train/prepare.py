@@ -21,9 +21,10 @@ from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
 from glm3cli.errors import CheckpointError, ConfigError, DataError
 from glm3cli.host.files import existing_parent
-from glm3cli.train.adapter import with_adapter
 from glm3cli.train.origin import Origin, check_goes_on, newest_noted
 from glm3cli.train.report.reporters import check_installed
+from glm3cli.train.weights.adapter import with_adapter
+from glm3cli.train.weights.selection import check_selection
 
 if TYPE_CHECKING:
     from glm3cli.data.raw import RawData
@@ -172,6 +173,7 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     location = None if config.model is None else locate(config.model)
     model = _shape(config, location)
     config = with_adapter(config, model)
+    check_selection(config, model)
     config.check_sizes(model)
     reference = _reference(config, model)
     tokenizer = _find_tokenizer(config, location)

@@ -22,7 +22,6 @@ from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, tell, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
-from glm3cli.train.adapter import adapter_config
 from glm3cli.train.candidates import choose
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.loop import Trainer
@@ -36,6 +35,7 @@ from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.resumable import find_resume
 from glm3cli.train.setup import build_training, starting_weights
 from glm3cli.train.signals import StopFlag
+from glm3cli.train.weights.adapter import adapter_config
 
 
 def run_training(prepared: Prepared, blend: Blend) -> tuple[Path, Path]:

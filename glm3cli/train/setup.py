@@ -11,7 +11,6 @@ from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
 )
-from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import (
     OptimizerConfig,
     ParamKey,
@@ -19,12 +18,10 @@ from megatron.core.optimizer import (
     get_standard_config_overrides,
 )
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
-from torch import Tensor
 
 from glm3cli.checkpoint.adapter.transfer import load_adapter
 from glm3cli.checkpoint.layouts.opening import open_at
 from glm3cli.checkpoint.load import load_weights
-from glm3cli.checkpoint.names import logical_name
 from glm3cli.checkpoint.random import RandomSource
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.model import ModelConfig
@@ -37,16 +34,16 @@ from glm3cli.data.samples.spec import Dataset, DataSpec
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
-from glm3cli.model.adapters import is_adapter
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.model.dropout import AdapterDropout
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.adapter import adapter_shapes, first_adapter
 from glm3cli.train.preferences.choose import choose_objective
 from glm3cli.train.preferences.reference import Reference
 from glm3cli.train.prepare import Prepared
 from glm3cli.train.step import TrainStep
+from glm3cli.train.weights.adapter import adapter_shapes, first_adapter
+from glm3cli.train.weights.selection import freeze
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def build_train_step(
     )
     bare = build_chunks(model, config, mcore, adapter_shapes(config, model))
     for chunk in bare:
-        _freeze(unwrap(chunk), config)
+        freeze(unwrap(chunk), config)
     chunks: list[torch.nn.Module] = [
         DistributedDataParallel(mcore, ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(bare)
@@ -277,21 +274,6 @@ def _dropout(config: TrainConfig, chunks: list[torch.nn.Module]) -> AdapterDropo
     for chunk in chunks:
         dropout.attach(unwrap(chunk))
     return dropout
-
-
-def _freeze(gpt: GPTModel, config: TrainConfig) -> None:
-    """Excludes the weights that don't train from autograd; DDP makes no buffers for them."""
-    for name, parameter in gpt.named_parameters():
-        parameter.requires_grad_(is_adapter(name) or config.trains(logical_name(name)))
-    if gpt.pre_process and config.recompute == "full" and not config.trains("embedding"):
-        # The output of layers that are recomputed has a gradient only if their input has one
-        # (tensor_parallel/random.py of megatron-core 0.16.1, CheckpointFunction).
-        gpt.embedding.register_forward_hook(_require_grad)
-
-
-def _require_grad(_embedding: Any, _args: Any, hidden: Tensor) -> None:
-    """Makes the embedded tokens have a gradient; a hook of the embedding."""
-    hidden.requires_grad_()
 
 
 def _recompute(config: TrainConfig) -> dict[str, Any]:

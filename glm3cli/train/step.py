@@ -140,7 +140,7 @@ class TrainStep:
             bool(gradient.norm().isfinite()) or bool(gradient.isfinite().all())
             for gradient in gradients
         )
-        flag = torch.tensor([not finite], dtype=torch.int, device=gradients[0].device)
+        flag = torch.tensor([not finite], dtype=torch.int, device=require_active().torch_device())
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return not int(flag)
 

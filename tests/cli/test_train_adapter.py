@@ -189,6 +189,24 @@ def test_what_is_refused(
     assert words in " ".join(ended.err.split())
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora_rank": 8}, "lora_rank 4 -> 8"),
+        ({"lora_variant": "dora"}, "lora_variant none -> dora"),
+        ({"lora_rank": None, "lora_alpha": None}, "lora_rank 4 -> none"),
+        ({"lora_rank": None, "lora_alpha": None, "freeze": "norm"}, "freeze none -> norm"),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_with_what_it_trains(
+    run: Path, project: Project, changes: dict, words: str
+) -> None:
+    ended = call(*options(project, run, "finetune", **LORA | {"train_iters": 8} | changes))
+    assert ended.code == 2
+    assert words in " ".join(ended.err.split())
+
+
 def test_pretrain_has_no_adapters(project: Project, tmp_path: Path) -> None:
     ended = call(*options(project, tmp_path / "run", lora_rank=4))
     assert ended.code == 2

@@ -57,7 +57,7 @@ def in_peft(
     options: dict[str, Any], rates: Sequence[float], ratio: float = 1, **settings: Any
 ) -> list[float]:
     """The losses of peft's training from the same start."""
-    from glm3cli.train.adapter import first_adapter
+    from glm3cli.train.weights.adapter import first_adapter
     from tests.support.in_peft_training import losses_in_peft, with_peft
 
     config = train_config(**options)

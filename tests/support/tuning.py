@@ -43,7 +43,7 @@ def tune(
     from glm3cli.model.adapters import adapters_off
     from glm3cli.model.build import unwrap
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.adapter import first_adapter
+    from glm3cli.train.weights.adapter import first_adapter
     from tests.support.training import build, first_source
 
     with open_grid(train_config(**options)) as grid:

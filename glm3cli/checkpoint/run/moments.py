@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -20,7 +21,7 @@ _PREFIX = "optimizer.state"
 
 
 def common_state(optimizer: Any) -> dict[str, Any]:
-    """Returns the part of the state that is the same on all ranks.
+    """Returns the part of the state that is the same on all ranks; every rank must call it.
 
     Args:
         optimizer: The megatron-core optimizer, of either kind.
@@ -31,8 +32,11 @@ def common_state(optimizer: Any) -> dict[str, Any]:
     """
     part = _only(optimizer)
     steps = [int(state["step"]) for state in part.optimizer.state.values() if "step" in state]
+    # A stage of which nothing is trained has counted no steps.
+    counts: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(counts, max(steps, default=0))
     return {
-        "step": max(steps, default=0),
+        "step": max(counts),
         "grad_scaler": part.grad_scaler.state_dict() if part.config.fp16 else None,
     }
 

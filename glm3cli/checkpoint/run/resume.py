@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -32,11 +32,15 @@ from glm3cli.errors import CheckpointError
 from glm3cli.host.limits import socket_folder
 from glm3cli.model.adapters import adapters_of, is_adapter
 from glm3cli.model.build import unwrap
+from glm3cli.model.gpt import ChatGLM
 from glm3cli.parallel.groups import Grid
 
 # How megatron-core is to shard the optimizer's state. It adds the process group of the run to the
 # dictionary, so every call gets a copy.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+# Each layer has keys of its own, where not every layer has the same tensors.
+_BY_LAYER = {"non_homogeneous_layers": True}
 
 
 def save_request(
@@ -62,7 +66,9 @@ def save_request(
     """
     gather_weights(chunks)
     state = _sharded_weights(chunks)
-    state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=False)
+    state["optimizer"] = sharded_moments(
+        optimizer, _sharded_trained(chunks, state), _METADATA, is_loading=False
+    )
     state["optimizer_common"] = common_state(optimizer)
     state["progress"] = progress
     state["schedule_updates"] = scheduler.num_steps
@@ -131,7 +137,9 @@ def load_training(
     common = _load_common(folder)
     same_sizes = common.get("grid") == _parallel_sizes(grid, len(chunks))
     state = _sharded_weights(chunks)
-    state["optimizer"] = sharded_moments(optimizer, state, _METADATA, is_loading=True)
+    state["optimizer"] = sharded_moments(
+        optimizer, _sharded_trained(chunks, state), _METADATA, is_loading=True
+    )
     if same_sizes:
         state["rng"] = _sharded_rng(grid)
     try:
@@ -242,18 +250,42 @@ def _sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     If the model has adapters, these are the adapters' matrices alone: the other weights stay those
     of the base model.
     """
+    found = {}
+    for name, gpt in _by_name(chunks):
+        if adapters_of(gpt):
+            sharded = gpt.sharded_state_dict(metadata=_METADATA | _BY_LAYER)
+            found[name] = {key: value for key, value in sharded.items() if is_adapter(key)}
+        else:
+            found[name] = gpt.sharded_state_dict(metadata=dict(_METADATA))
+    return found
+
+
+def _sharded_trained(chunks: Sequence[torch.nn.Module], weights: dict[str, Any]) -> dict[str, Any]:
+    """Returns the weights as sharded tensors after whose keys the optimizer's state is named.
+
+    Args:
+        chunks: The model chunks of this rank.
+        weights: The result of `_sharded_weights`.
+    """
+    gpts = [gpt for _, gpt in _by_name(chunks)]
+    # Every rank has to come to the same answer, and each has some of what is frozen.
+    frozen: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(
+        frozen, any(not weight.requires_grad for gpt in gpts for weight in gpt.parameters())
+    )
+    if not any(frozen) or any(map(adapters_of, gpts)):
+        return weights
+    # One tensor of all layers would lack the layers that aren't trained.
     return {
-        name: _sharded(unwrap(chunk)) for name, chunk in zip(_names(chunks), chunks, strict=True)
+        name: gpt.sharded_state_dict(metadata=_METADATA | _BY_LAYER)
+        for name, gpt in _by_name(chunks)
     }
 
 
-def _sharded(gpt: GPTModel) -> dict[str, Any]:
-    """Returns the weights of a model chunk as sharded tensors; see `_sharded_weights`."""
-    if not adapters_of(gpt):
-        return gpt.sharded_state_dict(metadata=dict(_METADATA))
-    # Each layer has keys of its own: not every layer need have an adapter.
-    sharded = gpt.sharded_state_dict(metadata=_METADATA | {"non_homogeneous_layers": True})
-    return {name: value for name, value in sharded.items() if is_adapter(name)}
+def _by_name(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, ChatGLM]]:
+    """Yields the model chunks without their wrappers, by their keys in a checkpoint."""
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        yield name, unwrap(chunk)
 
 
 def _parallel_sizes(grid: Grid, num_chunks: int) -> dict[str, int]:
