@@ -77,6 +77,15 @@ Many machines: see the head of glm3cli/parallel/launch.py.
 """
 
 FINETUNE = f"""{TRAIN}
+Instructions: samples are padded to the longest of their micro-batch, or, --packing, put together
+into sequences of --seq-length, in which none sees another. The log and metrics.jsonl say tokens a
+second with padding (tokens/s/device, by which TFLOP/s go), without, and of trained tokens alone.
+The loss is the mean over the trained tokens of a global batch, each with the `weight` of its row;
+--loss-average sample makes it the mean of the samples' means. The losses of several data sets are
+reported one by one, too. The start shows a sample by ids and pieces, with what is trained of it,
+and warns of data that makes bad models. --epochs counts an epoch of a blend as the samples of all
+its data sets. A step is validated before it is saved; RUN/best is the checkpoint of --keep-best.
+
 Preferences: dpo, orpo and simpo learn from pairs of a chosen and a rejected answer, kto from single
 answers that were liked or not (`preprocess --handler preference` and `feedback`, or raw data of
 these forms). Names, defaults and losses are TRL's; sigmoid with --label-smoothing is cDPO. A sample

@@ -132,8 +132,16 @@ def check_files(prefix: str, kind: DataKind) -> None:
     """Checks that all files of a data set exist.
 
     Raises:
-        DataError: A file is missing; the hint names the data sets that are in the same folder.
+        DataError: A file is missing; the hint names the data sets that are in the same folder. Or
+            the prefix for texts is that of a single file of instructions.
     """
+    meant, inner = _kind_and_prefix(prefix)
+    if not kind.marker and meant.marker:
+        raise DataError(
+            f"--data {prefix} is a file of instructions, whose questions {kind.usage} would learn, "
+            "too",
+            f"use {meant.usage} --data {inner}",
+        )
     for name in kind.file_names(prefix):
         for suffix in (".idx", ".bin"):
             if not Path(name + suffix).is_file():

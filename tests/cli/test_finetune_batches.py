@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import Project, call, steps
+from tests.support.project import Project, call, records, steps
 from tests.support.train_command import losses, options, succeed
 
 WIDE = {"seq_length": 64, "train_iters": 4, "save_interval": 2}
@@ -71,3 +71,22 @@ def test_the_start_shows_samples_and_warns(project: Project, tmp_path: Path) -> 
     ended = succeed(*options(project, tmp_path / "long", "finetune", **changes))
     assert "sample 1 of " not in ended.err
     assert "warning: --seq-length 256 is more than the 128 positions" in ended.err
+
+
+def test_the_loss_of_each_data_set_is_reported(project: Project, tmp_path: Path) -> None:
+    run, page = tmp_path / "run", tmp_path / "run" / "report.html"
+    blended = ("--data", f"3:{project.folder / 'task.jsonl'}", "--data", f"1:{project.task}")
+    changes = {**WIDE, "data": None, "eval_interval": 2, "eval_iters": 1, "split": "80,20,0"}
+    ended = succeed(*options(project, run, "finetune", **changes), *blended)
+    for step in steps(run):
+        first, second = (step[name] for name in step if name.startswith("loss by data/"))
+        assert min(first, second) <= step["loss"] <= max(first, second)
+        consumed = step["consumed_by_source"]
+        assert sum(part["samples"] for part in consumed.values()) == step["consumed_samples"]
+        tokens = sum(part["tokens"] for part in consumed.values())
+        assert 0 < tokens < step["consumed_tokens"]
+    assert " | loss by data/task 1" not in ended.err
+    assert ended.err.count(" | loss by data/task ") >= 4
+    validated = [record for record in records(run) if "validation_loss" in record]
+    assert all("validation_loss by data/task" in record for record in validated)
+    assert "Loss by data" in page.read_text("utf-8")

@@ -45,7 +45,8 @@ def test_a_source_that_is_named_twice_is_counted_once():
         dataset_index = np.array([0, 1, 2, 0, 1, 2])
 
     named = replace(loader(Blended()), sources=("a", "b", "a"))
-    assert named.consumed_by_source(5) == {"a": 3, "b": 2}
+    found = named.consumed_by_source(5)
+    assert found == {"a": {"samples": 3, "tokens": 12}, "b": {"samples": 2, "tokens": 8}}
 
 
 def numbers(batch: Batch) -> list[int]:

@@ -60,6 +60,7 @@ def test_sizes_are_known_without_reading(prefix: str) -> None:
         known = dataset.sizes(range(20))  # type: ignore[attr-defined]
         assert known.tolist() == sizes_read(dataset, range(20))
         assert known.max() == SEQ_LENGTH  # the sample of 40 is cut
+        assert not len(dataset.sizes(range(0)))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -199,4 +200,9 @@ def test_a_grouped_blend_knows_where_its_samples_come_from(many) -> None:
     index = dataset.dataset_index  # type: ignore[attr-defined]
     assert np.bincount(index[:256]).tolist() == [128, 128]
     named = loader(dataset, Padding(4), sources=("b", "c"))
-    assert sum(named.consumed_by_source(40).values()) == 40
+    for consumed in (40, 8, 200):  # also of a run that went back
+        found = named.consumed_by_source(consumed)
+        assert sum(part["samples"] for part in found.values()) == consumed
+        for number, part in enumerate(found.values()):
+            chosen = np.flatnonzero(index[:consumed] == number)
+            assert part["tokens"] == sum(len(dataset[int(one)]["tokens"]) for one in chosen)

@@ -146,3 +146,10 @@ def test_without_any_such_file_preprocess_is_the_way_out(tmp_path):
         with pytest.raises(DataError) as caught:
             parse_blend([str(prefix)], TEXT)
         assert "glm3 preprocess" in caught.value.hint
+
+
+def test_a_single_file_of_instructions_is_no_text(tmp_path):
+    prefix = packed(tmp_path / "alpaca")
+    with pytest.raises(DataError, match="whose questions pretrain would learn, too") as caught:
+        parse_blend([f"{prefix}_packed_input_ids_document"], TEXT)
+    assert caught.value.hint == f"use finetune --data {prefix}"

@@ -162,7 +162,7 @@ class InstructionDataset:
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Returns the number of positions of each of some samples, int64 [len(indices)]."""
         places = [self._place(index) for index in indices]
-        return self._sizes[places]
+        return self._sizes[np.array(places, dtype=np.int64)]
 
     def locate(self, index: int) -> tuple[VariedDataset, int]:
         """Returns this dataset and the position."""

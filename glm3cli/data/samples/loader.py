@@ -69,6 +69,19 @@ class StepSize:
     squares: int
 
 
+@dataclass
+class Tally:
+    """The tokens of the first samples, kept so that each is counted once.
+
+    Attributes:
+        counted: The number of samples that are counted.
+        tokens: Their tokens without padding, by data set; empty before the first are counted.
+    """
+
+    counted: int = 0
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
 @dataclass(frozen=True)
 class Loader:
     """Cuts the samples of a step into the micro-batches of this data parallel rank.
@@ -106,14 +119,42 @@ class Loader:
     padding: Padding = field(default_factory=Padding)
     noise: float | None = None
     has_places: bool = False
+    _tally: Tally = field(default_factory=Tally)
 
-    def consumed_by_source(self, consumed: int) -> dict[str, int]:
-        """Returns how many of the first `consumed` samples come from each of `sources`."""
-        counts = consumed_by_part(self.dataset, len(self.sources), consumed)
-        total = dict.fromkeys(self.sources, 0)
-        for source, count in zip(self.sources, counts, strict=True):
-            total[source] += count
+    def consumed_by_source(self, consumed: int) -> dict[str, dict[str, int]]:
+        """Returns the samples, and their tokens without padding, that come from each of `sources`.
+
+        Args:
+            consumed: The number of first samples to count.
+        """
+        samples = consumed_by_part(self.dataset, len(self.sources), consumed)
+        tokens = self._tokens_by_part(samples, consumed)
+        total = {source: {"samples": 0, "tokens": 0} for source in self.sources}
+        for source, number, size in zip(self.sources, samples, tokens, strict=True):
+            total[source]["samples"] += number
+            total[source]["tokens"] += size
         return total
+
+    def _tokens_by_part(self, samples: list[int], consumed: int) -> list[int]:
+        """Returns the tokens of the first samples by their places in `sources`.
+
+        Args:
+            samples: The numbers of these samples.
+            consumed: The number of all of them.
+        """
+        if not isinstance(self.dataset, VariedDataset):
+            return [number * self.seq_length for number in samples]
+        tally = self._tally
+        if consumed < tally.counted or not len(tally.tokens):  # a run that went back
+            tally.counted, tally.tokens = 0, np.zeros(len(samples))
+        new = range(tally.counted, consumed)
+        parts = np.zeros(len(new), dtype=np.int64)
+        if len(samples) > 1:
+            parts = source_index(self.dataset)[new.start : new.stop]
+        sizes = self.dataset.sizes(new)
+        tally.tokens += np.bincount(parts, weights=sizes, minlength=len(samples))
+        tally.counted = consumed
+        return tally.tokens.astype(np.int64).tolist()
 
     def microbatches(self, consumed: int) -> Iterator[Batch]:
         """Yields this rank's micro-batches of one optimizer step.

@@ -43,7 +43,7 @@ class BlendedSamples:
 
     def sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Returns the number of positions of each of some samples, int64 [len(indices)]."""
-        chosen = np.asarray(indices)
+        chosen = np.asarray(indices, dtype=np.int64)
         found = np.zeros(len(chosen), dtype=np.int64)
         for number, dataset in enumerate(self._datasets):
             is_here = self.dataset_index[chosen] == number

@@ -28,8 +28,8 @@ class Metrics:
     """Writes what a run reports to stderr, RUN/metrics.jsonl, and the tools of --report-to.
 
     Attributes:
-        sources: Returns how many of the first samples come from each data set, by its prefix, for a
-            number of samples.
+        sources: Returns how many of the first samples, and of their tokens without padding, come
+            from each data set, by its prefix, for a number of samples.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Metrics:
         self._utilisation = utilisation
         self._world_size = world_size
         self._file: TextIO | None = None
-        self.sources: Callable[[int], dict[str, int]] = lambda _consumed: {}
+        self.sources: Callable[[int], dict[str, dict[str, int]]] = lambda _consumed: {}
         self._history = History()
         self._reporters: list[Reporter] = []
         if not is_speaker:
@@ -102,21 +102,13 @@ class Metrics:
             **outcome.means,
         }
         is_shown = state.iteration % self._config.log_interval == 0
-        consumed = self.by_source(state.consumed_samples) if is_shown else {}
+        consumed = self.sources(state.consumed_samples) if is_shown else {}
         if len(consumed) > 1:
             record["consumed_by_source"] = consumed
         self._write(record)
         if is_shown:
             line = _step_line(record, self._config.train_iters)
             self.say(line + _means_text(outcome.means))
-
-    def by_source(self, consumed: int) -> dict[str, dict[str, int]]:
-        """Returns the samples and tokens of each data set among the first `consumed` samples."""
-        length = self._config.row_length
-        return {
-            name: {"samples": samples, "tokens": samples * length}
-            for name, samples in self.sources(consumed).items()
-        }
 
     def validation(self, iteration: int, loss: float, means: Mapping[str, float]) -> None:
         """Reports a validation.
@@ -157,7 +149,7 @@ class Metrics:
             totals: The seconds that each phase took since the run was started.
         """
         self.say(describe(totals))
-        consumed = self.by_source(state.consumed_samples)
+        consumed = self.sources(state.consumed_samples)
         unsaid = {"seconds": dict(totals)}
         self.event("stop", unsaid=unsaid, iteration=state.iteration, consumed_by_source=consumed)
 
