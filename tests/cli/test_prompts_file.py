@@ -14,7 +14,8 @@ from tests.support.ranks import RankPool
 
 LENGTH = 6
 PROMPTS = ("The lake is", "In winter, the old baker")
-HOT = ("--temperature", 3.0, "--top-k", 0, "--top-p", 1.0)
+# Among 50 tokens, so that a rounding in another batch moves hardly any draw to the next one.
+HOT = ("--temperature", 3.0, "--top-k", 50, "--top-p", 1.0)
 
 
 def generate(project: Project, file: Path, *options: object) -> Ended:
@@ -158,6 +159,25 @@ def test_bad_lines_are_left_out_if_wanted(project: Project, tmp_path: Path) -> N
     written(file, PROMPTS[0], "x", PROMPTS[1], "y")
     good = results(project, file, *HOT)
     assert [one["token_ids"] for one in good[::2]] == [one["token_ids"] for one in found[::2]]
+
+
+def test_a_prompt_that_is_too_long_is_a_bad_line(project: Project, tmp_path: Path) -> None:
+    file, output = written(tmp_path / "p", PROMPTS[0], "lake " * 600, PROMPTS[1]), tmp_path / "o"
+    options = (*HOT, "--output", output)
+    ended = generate(project, file, *options)
+    assert ended.code == 3
+    assert f"error: {file}:2 " in ended.err
+    assert "and the model takes 128" in ended.err
+    assert [record["line"] for record in records(output)] == [1]
+    ended = generate(project, file, *options, "--resume", "--on-error", "skip")
+    assert ended.code == 0, ended.err
+    good, bad, last = records(output)
+    assert "and the model takes 128" in bad["error"]
+    assert bad["prompt"] == "lake " * 600
+    assert [good, last] == [record for record in records(output) if "error" not in record]
+    cut = results(project, file, *HOT, "--truncate")
+    assert [cut[0]["token_ids"], cut[2]["token_ids"]] == [good["token_ids"], last["token_ids"]]
+    assert len(cut[1]["token_ids"]) == LENGTH
 
 
 def test_a_cut_output_ends_as_if_it_had_not_been_cut(project: Project, tmp_path: Path) -> None:
