@@ -56,13 +56,12 @@ def read_csv(
 
 def _row(record: list[str], header: list[str], places: dict[str, int]) -> dict[str, str] | BadRow:
     """Returns the chosen cells of a record, or why it is no row."""
+    both = f"{_counted(len(record), 'cell')}, but the header {_counted(len(header), 'column')}"
     if len(record) < len(header):
-        problem = f"the row has {len(record)} cells, but the header {len(header)} columns"
-        missing = header[len(record)]
-        return BadRow(f"expected a string, got nothing: {problem}", _shown(record), missing)
+        problem = f"expected a string, got nothing: the row has {both}"
+        return BadRow(problem, _shown(record), header[len(record)])
     if len(record) > len(header):
-        problem = f"has {len(record)} cells, but the header {len(header)} columns"
-        return BadRow(f"{problem}; put texts with commas in quotes", _shown(record))
+        return BadRow(f"has {both}; put texts with commas in quotes", _shown(record))
     row = {name: record[place] for name, place in places.items()}
     for name, cell in row.items():
         if problem := _encoding_problem([cell]):
@@ -78,6 +77,10 @@ def _encoding_problem(cells: list[str]) -> str:
     except UnicodeEncodeError:
         return not_utf8(",".join(cells).encode("utf-8", "surrogateescape"))
     return ""
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _shown(record: list[str]) -> str:
