@@ -46,6 +46,11 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
         default=None, description="Type to run in; default: the model's, but fp32 on a CPU."
     )
 
+    quantize: Annotated[Literal["int8", "int4"] | None, Flag(panel=MODEL)] = Field(
+        default=None,
+        description="Round weights to 8 or 4 bits when they are loaded: faster, less exact.",
+    )
+
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
         given = {"--vpp": self.vpp > 1, "--cp": self.cp > 1, "--mc2": self.mc2}

@@ -5,16 +5,21 @@ fp32, multiplies one row on a single thread, and a few rows at half the speed of
 that it has laid out for itself.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from glm3cli.device.dtypes import Quantized
 from glm3cli.device.kernels import Kernels
 
 _ONEDNN = torch.ops.mkldnn
+# Of torch's kernel for 4 bits, which takes outputs in blocks of so many.
+_BLOCK = 16
 
 
 class CpuKernels(Kernels):
-    """Plain torch, with oneDNN's linear layers in inference."""
+    """Plain torch, with oneDNN's linear layers in inference, and torch's own of fewer bits."""
 
     def pack(self, weight: Tensor) -> Tensor:
         """Returns a weight in oneDNN's own layout, or as it is where oneDNN can't multiply it."""
@@ -25,6 +30,28 @@ class CpuKernels(Kernels):
         if not packed.is_mkldnn:
             return super().linear(hidden, packed, bias)
         return _ONEDNN._linear_pointwise(hidden, packed, bias, "none", [], "")
+
+    def pack_quantized(self, weight: Quantized) -> Any:
+        """Returns the weight as torch's own kernels take it; as it is if they can't."""
+        scales, outputs = weight.scales.bfloat16(), weight.numbers.size(0)
+        if weight.zeros is None:
+            return weight.numbers, scales
+        if outputs % _BLOCK:
+            return weight
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.numbers.int(), 1)
+        pairs = torch.stack([scales, weight.zeros.bfloat16()], dim=-1).transpose(0, 1).contiguous()
+        return packed, weight.numbers.size(1) // scales.size(1), pairs
+
+    def linear_quantized(self, hidden: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
+        """Multiplies numbers in bf16, for which alone the kernels are fast, and sums in fp32."""
+        if isinstance(packed, Quantized):
+            return super().linear_quantized(hidden, packed, bias)
+        if len(packed) == 2:
+            product = torch._weight_int8pack_mm(hidden.bfloat16(), *packed)
+        else:
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(hidden.bfloat16(), *packed)
+        product = product.to(hidden.dtype)
+        return product if bias is None else product.add_(bias)
 
 
 def _is_multiplied(weight: Tensor) -> bool:

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from torch.utils.weak import WeakIdKeyDictionary
 
+from glm3cli.device.dtypes import Quantized
+
 # Cosines and sines of the rotary angles, in the form that `Kernels.rotate` takes.
 Rotation = tuple[Tensor, Tensor]
 
@@ -153,6 +155,14 @@ class Kernels:
             bias: The numbers that are added, [out].
         """
         return linear(hidden, packed, bias)
+
+    def pack_quantized(self, weight: Quantized) -> Any:
+        """Returns a quantized weight in the form that `linear_quantized` takes."""
+        return weight
+
+    def linear_quantized(self, hidden: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
+        """Multiplies as `linear` does, by the result of this class's `pack_quantized`."""
+        return linear(hidden, packed.weight().to(hidden.dtype), bias)
 
     def turns(self, angles: Tensor, dtype: torch.dtype) -> Any:
         """Returns the rotation of one forward pass of inference, as `turn` takes it.

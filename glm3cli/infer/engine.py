@@ -50,6 +50,7 @@ class Engine:
         grid: Grid,
         max_batch_size: int = MAX_BATCH_SIZE,
         adapter: Adapter | None = None,
+        bits: int | None = None,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -60,6 +61,7 @@ class Engine:
             grid: This rank's place among the parallel groups.
             max_batch_size: The most texts that run side by side.
             adapter: A LoRA adapter of the model, which isn't merged; None for the bare model.
+            bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -67,7 +69,7 @@ class Engine:
         self.model: ModelConfig = source.model
         self.grid = grid
         self._count = 0
-        pipeline = Pipeline(source, parallel, dtype, grid, adapter)
+        pipeline = Pipeline(source, parallel, dtype, grid, adapter, bits)
         chooser = Chooser(pipeline, grid, require_active().torch_device())
         self.batching = Batching(pipeline, chooser, grid.pp_size, max_batch_size)
         self.scoring = Scoring(pipeline, grid)

@@ -13,7 +13,7 @@ from glm3cli.config.inference import InferenceConfig
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import Device, require_active
-from glm3cli.errors import DataError
+from glm3cli.errors import ConfigError, DataError
 from glm3cli.infer.engine import Engine
 from glm3cli.infer.model import Model
 from glm3cli.parallel.groups import open_grid
@@ -26,13 +26,20 @@ def open_model(config: InferenceConfig) -> Model:
 
     Raises:
         CheckpointError: The model can't be read.
-        ConfigError: The model can't be cut over the parallel sizes.
+        ConfigError: The model can't be cut over the parallel sizes, or has an adapter and is to be
+            quantized.
         DataError: The model has no tokenizer, or one that has more tokens than its vocabulary.
         DeviceError: The ranks don't find each other.
     """
     device = require_active()
     location = locate(config.model)
     source, adapter = _open(location, config.lora)
+    if adapter is not None and config.quantize is not None:
+        raise ConfigError(
+            f"--quantize {config.quantize}: an adapter computes in the same layers, "
+            "which would not be rounded",
+            "merge it first (glm3 convert mg2hf --lora), or leave --quantize out",
+        )
     config.check_fits(source.model)
     tokenizer = Tokenizer.load(config.tokenizer or location.companions)
     if tokenizer.vocab_size > source.model.padded_vocab_size:
@@ -44,7 +51,8 @@ def open_model(config: InferenceConfig) -> Model:
     with ExitStack() as stack:
         grid = stack.enter_context(open_grid(config))
         dtype = config.dtype or _default(source.model, device)
-        engine = Engine(source, config, dtype, grid, adapter=adapter)
+        bits = None if config.quantize is None else int(config.quantize.removeprefix("int"))
+        engine = Engine(source, config, dtype, grid, adapter=adapter, bits=bits)
         return Model(engine, tokenizer, stack.pop_all())
 
 

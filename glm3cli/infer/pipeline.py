@@ -38,6 +38,7 @@ class Pipeline:
         dtype: DType,
         grid: Grid,
         adapter: Adapter | None = None,
+        bits: int | None = None,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -47,6 +48,7 @@ class Pipeline:
             dtype: The type in which the model runs.
             grid: This rank's place among the parallel groups.
             adapter: A LoRA adapter of the model; None for the bare model.
+            bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -59,7 +61,7 @@ class Pipeline:
         load_weights([gpt], source, parallel, grid)
         if adapter is not None:
             load_adapter([gpt], adapter, source.model, grid)
-        self._decoder = Decoder(gpt, source.model, grid.tp_group)
+        self._decoder = Decoder(gpt, source.model, grid.tp_group, bits)
         self._dtype, self._device = config.params_dtype, require_active().torch_device()
         self._model, self._is_warned = source.model, False
         self._sent: deque[tuple[Any, Tensor]] = deque()

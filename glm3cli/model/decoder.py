@@ -20,6 +20,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.device import require_active
 from glm3cli.model.cache import KVCache
 from glm3cli.model.gpt import ChatGLM
+from glm3cli.model.quantized import quantize
 from glm3cli.model.rotary import angles_at
 
 Multiply = Callable[[Tensor], Tensor]
@@ -93,8 +94,19 @@ class Decoder:
     adds an adapter or holds a quantized weight, is called as the module that it is.
     """
 
-    def __init__(self, gpt: ChatGLM, model: ModelConfig, tp_group: Any) -> None:
-        """Takes the weights of a model chunk, which must be loaded."""
+    def __init__(
+        self, gpt: ChatGLM, model: ModelConfig, tp_group: Any, bits: int | None = None
+    ) -> None:
+        """Takes the weights of a model chunk, which must be loaded.
+
+        Args:
+            gpt: The model chunk.
+            model: The shape of the model.
+            tp_group: The tensor parallel group.
+            bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are. The
+                output layer, whose errors nothing evens out, always has 8.
+        """
+        self._bits = bits
         self._gpt = gpt
         self._group = tp_group
         self._kernels = require_active().kernels
@@ -109,6 +121,7 @@ class Decoder:
         self._layers = [self._layer(layer) for layer in gpt.decoder.layers]
         if gpt.post_process:
             self._final_norm = gpt.decoder.final_layernorm.weight
+            self._bits = bits and 8
             self._output = self._column(gpt.output_layer)
 
     @property
@@ -131,13 +144,13 @@ class Decoder:
         """Returns what a layer computes whose output is cut: [n, in] -> [n, out / tp]."""
         if type(linear) is not ColumnParallelLinear:
             return _called(linear)
-        return self._product(linear)
+        return self._product(linear, self._bits)
 
     def _row(self, linear: Any) -> Multiply:
         """Returns what a layer computes whose input is cut: [n, in / tp] -> [n, out]."""
         if type(linear) is not RowParallelLinear:
             return _called(linear)
-        product = self._product(linear)
+        product = self._product(linear, self._bits)
         if self._group.size() == 1:
             return product
 
@@ -148,10 +161,14 @@ class Decoder:
 
         return multiply
 
-    def _product(self, linear: Any) -> Multiply:
+    def _product(self, linear: Any, bits: int | None) -> Multiply:
         """Takes a layer's weight, and returns the product with it, without communication."""
         kernels, bias = self._kernels, linear.bias
         weight = linear.weight.detach()
+        if bits is not None:
+            numbers = kernels.pack_quantized(quantize(weight, bits))
+            linear.weight.data = weight.new_empty(0)
+            return lambda hidden: kernels.linear_quantized(hidden, numbers, bias)
         packed = kernels.pack(weight)
         if packed is not weight:
             linear.weight.data = weight.new_empty(0)

@@ -232,3 +232,9 @@ def test_answers_match_an_expression(project: Project) -> None:
     assert all(re.fullmatch(pattern, one["text"]) for one in found)
     assert {one["text"][0] == " " for one in found} == {True, False}
     assert {one["finish_reason"] for one in found} == {"stop"}
+
+
+def test_weights_of_8_bits_say_nearly_the_same(project: Project, greedy: list[Any]) -> None:
+    found = results(project, *asked(*PROMPTS), "--greedy", "--quantize", "int8")
+    assert [len(one["token_ids"]) for one in found] == [LENGTH] * 2
+    assert found[0]["token_ids"][0] == greedy[0]["token_ids"][0]
