@@ -119,8 +119,10 @@ what), and else has the value in brackets. --num-beams alone searches; with --te
 --top-p or --min-p its beams are drawn. An answer ends at the tokens that end a turn, at those of
 generation_config.json and --stop-id, or before a --stop text: finish_reason of --json is then stop
 or stop_text, else length. An answer to --json-schema or --regex follows it if it isn't cut at
---max-new-tokens. --quantize int8 has a scale for each output of a layer, int4 a scale and a zero
-point for each group of up to 128 inputs; the output layer has 8 bits in both. The same seed gives the same answer at any --tp, --pp and batch size.
+--max-new-tokens. The same seed gives the same answer at any --tp, --pp and batch size.
+
+--quantize int8 has a scale for each output of a layer, int4 a scale and a zero point for each group
+of up to 128 inputs; the output layer has 8 bits in both.
 
 --prompts-file has a JSON string, {"prompt": "..."} or {"messages": [...]} in each line, the latter
 in any form that training reads, with tools and system beside it. Options such as max_new_tokens,
