@@ -129,6 +129,12 @@ def test_epochs_are_counted_in_steps(project: Project, tmp_path: Path) -> None:
     settings = (tmp_path / "run" / "run.yaml").read_text("utf-8")
     assert "train_iters: 6" in settings
     assert "epochs:" not in settings
+    # A run that was stopped goes on to the same end.
+    resumed = tmp_path / "resumed"
+    part = {**changes, "epochs": None, "train_iters": 3}
+    succeed(*options(project, resumed, "finetune", **part))
+    succeed(*options(project, resumed, "finetune", **changes))
+    assert losses(resumed) == losses(tmp_path / "run")
     wide = {**changes, "seq_length": 64, "packing": True}
     packs = options(project, tmp_path / "packs", "finetune", **wide)
     succeed(*packs)
@@ -157,7 +163,13 @@ def test_lengths_that_make_no_sense(
     assert said in ended.err
 
 
-@pytest.mark.parametrize("trained", [{}, {"lora_rank": 4}], ids=["weights", "adapter"])
+@pytest.mark.parametrize(
+    "trained",
+    [
+        pytest.param({}, id="weights"),
+        pytest.param({"lora_rank": 4}, id="adapter", marks=pytest.mark.slow),
+    ],
+)
 def test_the_result_is_exported(trained: dict[str, Any], project: Project, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
