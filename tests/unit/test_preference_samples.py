@@ -142,6 +142,8 @@ def test_files_of_references_that_do_not_fit_say_nothing(tmp_path):
     table.note((1, None), {0: -1.0})
     table.write(tmp_path / "table.npz")
     assert References.read(tmp_path / "table.npz", 3).num_known == 1
+    table.note((2, None), {})  # has no trained token: isn't looked at again
+    assert [*table.missing(None, [0, 1, 2], mismatched=False)] == [(0, None)]
     assert References.read(tmp_path / "table.npz", 4).num_known == 0
     assert References.read(tmp_path / "missing.npz", 3).num_known == 0
     (tmp_path / "table.npz").write_bytes(b"no archive")

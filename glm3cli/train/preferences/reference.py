@@ -91,12 +91,12 @@ class Reference:
         folder = self.prepared.config.cache_folder
         with _disk_trouble(folder):
             storage = find_storage(folder)
-        content = tell(self._content() if dist.get_rank() == 0 else "", 0)
+        names = tell(self._names() if dist.get_rank() == 0 else {}, 0)
         parts = [(loader, *part) for loader, count in reads for part in _read(loader, count)]
         notes: dict[str, Note] = {}
         for _, dataset, _ in parts:
             if dataset.path not in notes:
-                file = self._file(folder, dataset, content)
+                file = folder / names[dataset.path]
                 notes[dataset.path] = Note.find(file, dataset.num_documents, storage)
         is_loaded = False
         for loader, dataset, documents in parts:
@@ -121,20 +121,25 @@ class Reference:
         shape = self.prepared.model.model_dump_json()
         return f"random weights {shape} {config.seed} {config.init_method_std}"
 
-    def _file(self, folder: Path, dataset: PreferenceDataset, content: str) -> Path:
-        """Returns the file for a data set, whose name depends on all that the numbers depend on."""
+    def _names(self) -> dict[str, str]:
+        """Returns the name of the file for each data set, by the path of its token ids.
+
+        It depends on all that the numbers depend on.
+        """
         config, kind = self.prepared.config, self.prepared.kind
-        prefix = next(p for p in self.blend.prefixes if kind.main_file(p) == dataset.path)
         settings = {
-            "model": content,
-            "data": data_fingerprint(prefix, kind),
+            "model": self._content(),
             "dtype": config.dtype,
             "row_length": config.row_length,
             # They choose the answers of other prompts.
             "mismatched": [config.seed, config.split] if config.method == "kto" else None,
         }
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        return folder / f"{Path(prefix).name}.{key}.reference.npz"
+        names = {}
+        for prefix in self.blend.prefixes:
+            text = json.dumps({**settings, "data": data_fingerprint(prefix, kind)}, sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()[:16]
+            names[kind.main_file(prefix)] = f"{Path(prefix).name}.{key}.reference.npz"
+        return names
 
     def _load(self, train_step: TrainStep) -> None:
         """Loads the reference into the model of the train step."""
@@ -234,11 +239,11 @@ def _disk_trouble(folder: Path) -> Iterator[None]:
 
 def _read(loader: Loader, num_samples: int) -> Iterator[tuple[PreferenceDataset, list[int]]]:
     """Yields the datasets of a loader's first samples, and the documents that are read of each."""
-    used: dict[str, tuple[PreferenceDataset, set[int]]] = {}
+    used: dict[int, tuple[PreferenceDataset, set[int]]] = {}
     varied: Any = loader.dataset
     for index in range(num_samples):
         dataset, place = varied.locate(index)
-        used.setdefault(dataset.path, (dataset, set()))[1].update(dataset.pack(place))
+        used.setdefault(id(dataset), (dataset, set()))[1].update(dataset.pack(place))
     for dataset, documents in used.values():
         yield dataset, sorted(documents)
 
