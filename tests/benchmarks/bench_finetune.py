@@ -5,8 +5,8 @@
 tunes a ChatGLM3 of 8 layers, hidden size 512 and the whole vocabulary on real instructions, in fp32
 with two threads, at --seq-length 512. Ways take turns. A rate is the number of tokens without
 padding over the seconds of the steps, of all rounds but the first step of each. A step takes 8
-samples, 4 at a time; packed ones are 4 packs, one at a time. The peer takes the same samples one at
-a time without padding, as the way "one at a time" does.
+samples (--samples), 4 at a time; packed ones are half as many packs, one at a time. The peer takes
+the same samples one at a time without padding, as the way "one at a time" does.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.support.shared import SHARED
 
-LENGTH, SAMPLES, SEED = 512, 8, 1234
+LENGTH, SEED = 512, 1234
 WARM_UP = 1
 SHAPE = {
     "num_layers": 8,
@@ -37,14 +37,14 @@ SHAPE = {
     "seq_length": LENGTH,
     "torch_dtype": "fp32",
 }
-EIGHT = {"global-batch-size": SAMPLES, "micro-batch-size": 4}
-# The options of each way, and the steps that it trains for one step of `--steps`.
+TOGETHER = 4  # samples of a micro-batch
+# The options of each way beside the batch, and the steps that it trains for one step of `--steps`.
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
-    "full padding": ({**EIGHT, "padding": "full"}, 1),
-    "padding to the longest": (EIGHT, 2),
-    "grouped by length": ({**EIGHT, "group-by-length": True}, 2),
-    "packed": ({"global-batch-size": 4, "micro-batch-size": 1, "packing": True}, 1),
-    "one at a time": ({**EIGHT, "micro-batch-size": 1, "pad-to-multiple": 1}, 2),
+    "full padding": ({"padding": "full"}, 1),
+    "padding to the longest": ({}, 2),
+    "grouped by length": ({"group-by-length": True}, 2),
+    "packed": ({"packing": True}, 1),
+    "one at a time": ({"micro-batch-size": 1, "pad-to-multiple": 1}, 2),
 }
 
 
@@ -71,9 +71,14 @@ def write_inputs(folder: Path, data: Path, tokenizer: Path) -> None:
     preprocess(PreprocessConfig.parse(options))
 
 
-def train_ours(folder: Path, options: dict[str, Any], steps: int) -> tuple[float, float]:
+def train_ours(
+    folder: Path, options: dict[str, Any], samples: int, steps: int
+) -> tuple[float, float]:
     """Runs `glm3 finetune`; returns the unpadded tokens and the seconds of its steps."""
     run = Path(tempfile.mkdtemp(dir=folder))
+    batch = {"global-batch-size": samples, "micro-batch-size": TOGETHER}
+    if "packing" in options:
+        batch = {"global-batch-size": samples // 2, "micro-batch-size": 1}
     values = {
         "model": folder / "model",
         "data": folder / "data",
@@ -85,6 +90,7 @@ def train_ours(folder: Path, options: dict[str, Any], steps: int) -> tuple[float
         "seed": SEED,
         "train-iters": steps,
         "device": "cpu",
+        **batch,
         **options,
     }
     words = [
@@ -137,8 +143,8 @@ def train_transformers(folder: str, steps: int) -> None:
     print(json.dumps([total_tokens, total_seconds]))
 
 
-def write_samples(folder: str, steps: int) -> None:
-    """Writes token ids and labels of the samples of each step, as training reads them.
+def write_samples(folder: str, count: int, steps: int) -> None:
+    """Writes token ids and labels of the `count` samples of each step, as training reads them.
 
     In a process of its own, so that nothing of glm3 is in the peer's.
     """
@@ -152,11 +158,11 @@ def write_samples(folder: str, steps: int) -> None:
     from glm3cli.data.samples.spec import DataSpec
     from glm3cli.data.tokens.tokenizer import Tokenizer
 
-    spec = DataSpec(Blend((f"{folder}/data",), None), "1,0,0", LENGTH, SEED, steps * SAMPLES, 0)
+    spec = DataSpec(Blend((f"{folder}/data",), None), "1,0,0", LENGTH, SEED, steps * count, 0)
     dataset, _ = build_instruction(spec, Tokenizer.load(Path(folder) / "model"))
     found = []
     for step in range(steps):
-        read = [dataset[step * SAMPLES + index] for index in range(SAMPLES)]
+        read = [dataset[step * count + index] for index in range(count)]
         found.append([(s["tokens"], np.where(s["loss_mask"] > 0, s["labels"], -100)) for s in read])
     Path(folder, "samples.pickle").write_bytes(pickle.dumps(found))
     print(json.dumps(len(found)))
@@ -172,11 +178,10 @@ def in_process(function: Callable[..., None], *arguments: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peer(folder: Path, steps: int) -> tuple[float, float]:
-    """Trains by transformers in a process of its own."""
-    in_process(write_samples, str(folder), steps)
-    tokens, seconds = in_process(train_transformers, str(folder), steps)
-    return tokens, seconds
+# Each peer prints the tokens and the seconds of its steps, and takes the samples that
+# `write_samples` has written, one at a time. The ways of `WAYS` that it is to be compared with have
+# their options there.
+PEERS: dict[str, Callable[[str, int], None]] = {"transformers": train_transformers}
 
 
 def main() -> None:
@@ -184,21 +189,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "alpaca_en_1k.parquet")
     parser.add_argument("--tokenizer", type=Path, default=SHARED / "chatglm3-6b")
     given = parser.parse_args()
-    rates: dict[str, list[float]] = {name: [] for name in (*WAYS, "transformers")}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    rates: dict[str, list[float]] = {name: [] for name in (*WAYS, *PEERS)}
+    peer_steps = WARM_UP + 2 * given.steps
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
         write_inputs(folder, given.data, given.tokenizer)
+        in_process(write_samples, str(folder), given.samples, peer_steps)
         for _ in range(given.rounds):
             for way, (options, times) in WAYS.items():
-                tokens, seconds = train_ours(folder, options, WARM_UP + times * given.steps)
+                steps = WARM_UP + times * given.steps
+                tokens, seconds = train_ours(folder, options, given.samples, steps)
                 rates[way].append(tokens / seconds)
-            tokens, seconds = peer(folder, WARM_UP + 2 * given.steps)
-            rates["transformers"].append(tokens / seconds)
+            for name, train in PEERS.items():
+                tokens, seconds = in_process(train, str(folder), peer_steps)
+                rates[name].append(tokens / seconds)
     found = {way: statistics.median(each) for way, each in rates.items()}
-    columns = ("full padding", "padding to the longest", "transformers")
+    columns = ("full padding", "padding to the longest", *PEERS)
     print(f"| way | tokens/s without padding | {' | '.join(f'to {name}' for name in columns)} |")
     print("| --- |" + " --- |" * (len(columns) + 1))
     for way, rate in found.items():
