@@ -172,6 +172,8 @@ class Reference:
             if ending or tell(time.monotonic() - kept > _SECONDS_BETWEEN_NOTES, 0):
                 note.keep()
                 kept = time.monotonic()
+                seen = min(first + reader.global_batch_size, len(places))
+                self.say(f"the reference has looked at {seen:,} of {len(places):,} samples")
             if ending:
                 raise StoppedError(
                     f"stopped while the reference looked at the data: it has seen "
