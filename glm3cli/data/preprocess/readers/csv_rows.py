@@ -56,12 +56,8 @@ def read_csv(
 
 def _row(record: list[str], header: list[str], places: dict[str, int]) -> dict[str, str] | BadRow:
     """Returns the chosen cells of a record, or why it is no row."""
-    both = f"{_counted(len(record), 'cell')}, but the header {_counted(len(header), 'column')}"
-    if len(record) < len(header):
-        problem = f"expected a string, got nothing: the row has {both}"
-        return BadRow(problem, _shown(record), header[len(record)])
-    if len(record) > len(header):
-        return BadRow(f"has {both}; put texts with commas in quotes", _shown(record))
+    if len(record) != len(header):
+        return _of_wrong_width(record, header)
     row = {name: record[place] for name, place in places.items()}
     for name, cell in row.items():
         if problem := _encoding_problem([cell]):
@@ -77,6 +73,14 @@ def _encoding_problem(cells: list[str]) -> str:
     except UnicodeEncodeError:
         return not_utf8(",".join(cells).encode("utf-8", "surrogateescape"))
     return ""
+
+
+def _of_wrong_width(record: list[str], header: list[str]) -> BadRow:
+    both = f"{_counted(len(record), 'cell')}, but the header {_counted(len(header), 'column')}"
+    if len(record) < len(header):
+        problem = f"expected a string, got nothing: the row has {both}"
+        return BadRow(problem, _shown(record), header[len(record)])
+    return BadRow(f"has {both}; put texts with commas in quotes", _shown(record))
 
 
 def _counted(number: int, name: str) -> str:
