@@ -207,7 +207,6 @@ def from_file(words: list[str], place: Place) -> list[str]:
 def test_no_options_end_in_a_traceback(name: str, place: Place) -> None:
     @settings(
         max_examples=COMMANDS[name][1],
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

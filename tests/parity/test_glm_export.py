@@ -131,7 +131,7 @@ def test_ids_of_real_texts_equal_ours(fast, ours):
     assert differing <= 5
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     text=st.one_of(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
@@ -223,7 +223,7 @@ def test_chat_template_on_real_conversations(fast, ours):
         assert template_ids(fast, turns) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     turns=st.lists(
         st.fixed_dictionaries(

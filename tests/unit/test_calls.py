@@ -45,7 +45,7 @@ def of(text: str) -> list[ToolCall]:
     return read_calls(parse_reply(text))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(names, values, max_size=4))
 def test_what_training_writes_is_read(arguments):
     message = Message("assistant", call_text(arguments), metadata="a_tool")
@@ -164,7 +164,7 @@ def test_text_comes_at_once_and_calls_don_t():
     assert stream.finish() == ""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(pieces, max_size=9).map("".join), min_size=1, max_size=3))
 def test_a_stream_shows_all_text_and_no_call(turns):
     tokenizer = tiny_tokenizer()

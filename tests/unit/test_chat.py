@@ -82,7 +82,7 @@ def test_no_tools_are_none(tools):
     assert system_turn("Be kind.", tools) == Message("system", "Be kind.")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(conversation=messages)
 def test_a_sample_equals_the_plain_derivation(conversation):
     tokenizer = tiny_tokenizer()
@@ -138,7 +138,7 @@ def test_a_turn_without_loss_trains_nothing_of_itself():
     assert trained[-1] == tokenizer.eos_id
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(conversation=messages, length=st.integers(8, 60))
 def test_a_cut_sample_keeps_the_end_of_its_last_answer(conversation, length):
     tokenizer = tiny_tokenizer()

@@ -23,7 +23,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(models(), st.sampled_from([1, 2, 4, 8]), st.sampled_from(WEIGHTS))
 def test_join_is_the_inverse_of_cut(model, tp, weight):
     shape = weight.shape(model)
@@ -38,7 +38,7 @@ def test_join_is_the_inverse_of_cut(model, tp, weight):
     assert torch.equal(join(pieces, weight.cut, model), tensor)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(models(), st.sampled_from(WEIGHTS))
 def test_megatron_order_round_trip(model, weight):
     tensor = torch.randn(weight.shape(model))

@@ -76,7 +76,7 @@ shapes = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     model=shapes,
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),

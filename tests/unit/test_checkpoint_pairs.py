@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.checkpoint.convert.convert import convert
@@ -61,7 +61,7 @@ def cuts(draw: st.DrawFn, model: ModelConfig, layout: Layout) -> dict[str, Any]:
 
 @pytest.mark.parametrize("second", LAYOUTS)
 @pytest.mark.parametrize("first", LAYOUTS)
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4)
 @given(data=st.data())
 def test_there_and_back(tmp_path_factory, first, second, data):
     model = data.draw(models())

@@ -49,14 +49,14 @@ def assert_same(pair, text):
     assert found.tolist() == expected
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.text(st.characters(), max_size=60) | st.lists(st.sampled_from(PARTS)).map("".join))
 def test_any_text(tiny, text):
     assert_same(tiny, text)
 
 
 @needs_shared
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.text(st.characters(), max_size=60) | st.lists(st.sampled_from(PARTS)).map("".join))
 def test_any_text_in_the_real_vocabulary(chatglm, text):
     assert_same(chatglm, text)

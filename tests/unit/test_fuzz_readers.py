@@ -35,7 +35,7 @@ from tests.unit.test_handlers import handler
 def check(examples: int, body: Callable[..., None], **strategies: st.SearchStrategy) -> None:
     """Runs a check on drawn inputs."""
     options = settings(
-        max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=examples, suppress_health_check=list(HealthCheck), database=None
     )
     options(given(**strategies)(body))()
 

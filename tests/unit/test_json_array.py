@@ -17,7 +17,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     values=st.lists(json_values, max_size=5),
     block=st.integers(1, 9),
@@ -30,7 +30,7 @@ def test_an_array_is_read_the_same_in_any_blocks(values, block, indent, ascii_on
     assert list(read_json_array(data, "file", block)) == values
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values=st.lists(json_values, min_size=1, max_size=4), share=st.floats(0, 0.99))
 def test_an_array_cut_anywhere_is_an_error(values, share):
     data = json.dumps(values).encode()

@@ -30,7 +30,7 @@ def plain_best_fit(lengths, room):
     return sorted(left)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(lengths=st.lists(st.integers(1, 40), max_size=60), room=st.integers(40, 90))
 def test_every_sample_once_and_packs_as_full_as_by_the_definition(lengths, room):
     packs = best_fit_decreasing(np.array(lengths, dtype=np.int32), room)

@@ -54,7 +54,7 @@ def test_files_are_byte_identical_to_modellinks(tmp_path, folder, options):
 # ---- megatron-core reads and writes the same
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     documents=st.lists(
         st.lists(st.lists(st.integers(-100, 64797), max_size=5), max_size=3), min_size=1, max_size=8

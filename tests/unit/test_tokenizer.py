@@ -60,14 +60,14 @@ def test_streaming_a_conversation_equals_the_original_decoding(chatglm):
 
 
 @needs_shared
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(3, 64788), max_size=12))
 def test_decoding_equals_sentencepiece(ids):
     tokenizer = Tokenizer.load(SHARED / "chatglm3-6b")
     assert tokenizer.decode(ids) == tokenizer._pieces.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(3, 300), max_size=20))
 def test_decoding_bytes_equals_sentencepiece(ids):
     """Most of these ids are single bytes, and most of their runs are no valid UTF-8."""
@@ -75,7 +75,7 @@ def test_decoding_bytes_equals_sentencepiece(ids):
     assert tokenizer.decode(ids) == tokenizer._pieces.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=texts)
 def test_a_stream_never_shows_half_a_character_and_adds_up(text):
     tokenizer = tiny_tokenizer()
