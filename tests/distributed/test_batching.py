@@ -145,6 +145,53 @@ def test_a_later_turn_goes_on_in_the_row_of_the_turn_before(ranks: RankPool) -> 
     assert found["slots"] == 64
 
 
+WIDE = {**SIZES, "dp2": (2, {})}
+WAYS: dict[str, tuple[int, int]] = {  # rows side by side, and tokens of a chunk
+    "one by one": (1, 1024),
+    "16 side by side": (16, 1024),
+    "16 side by side, in chunks": (16, 7),
+}
+
+
+def shares(options: dict[str, int], asked: list[list[int]], batch: int, chunk: int) -> Any:
+    """Returns the tokens of this rank's share of the prompts, with the number of the first."""
+    from glm3cli.infer.engine import Engine
+    from glm3cli.infer.requests import Request
+    from glm3cli.infer.sampling import Sampling
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig(**options)
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(MODEL), parallel, "fp32", grid, max_batch_size=batch)
+        engine.batching.chunk = chunk
+        first = grid.dp_rank * len(asked) // grid.dp_size
+        last = (grid.dp_rank + 1) * len(asked) // grid.dp_size
+        requests = [
+            Request(asked[index], Sampling(), LENGTHS[index % len(LENGTHS)])
+            for index in range(first, last)
+        ]
+        return first, [one.token_ids for one in engine.answer(requests)]
+
+
+@pytest.fixture(scope="module")
+def asked_200() -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts of which a half share a beginning, and transformers' tokens for each alone."""
+    asked = [*prompts(100), *prompts(100, shared=24)]
+    return asked, expected(asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("sizes", WIDE)
+def test_200_prompts_are_transformers(
+    ranks: RankPool, asked_200: tuple[Any, Any], sizes: str, way: str
+) -> None:
+    asked, tokens = asked_200
+    world_size, options = WIDE[sizes]
+    for first, found in ranks.run(world_size, shares, options, asked, *WAYS[way]):
+        assert found == tokens[first : first + len(found)]
+
+
 def rounded(options: dict[str, int], bits: int | None) -> tuple[Any, list[list[int]]]:
     """Returns the logits of some prompts, and their greedy tokens, of a model in few bits."""
     from glm3cli.infer.engine import Engine
