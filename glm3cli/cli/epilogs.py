@@ -86,6 +86,19 @@ reported one by one, too. The start shows a sample by ids and pieces, with what 
 and warns of data that makes bad models. --epochs counts an epoch of a blend as the samples of all
 its data sets. A step is validated before it is saved; RUN/best is the checkpoint of --keep-best.
 
+Adapters: --lora-rank trains low-rank matrices beside the weights, which stay as they are and take
+neither gradients nor optimizer state. RUN/iter_0000030/adapter is an adapter in PEFT's layout under
+the chatglm names, for the model of --model; the rest of the checkpoint is for going on. `--lora` of
+generate, eval and convert takes the run, a checkpoint, or an adapter of PEFT's, which --adapter
+goes on to train with a new optimizer. As a MODEL, such a run is its --model with the adapter. Of a
+PiSSA the weights stay, too: the part of them that it begins with is subtracted, and its adapter has
+twice the rank. A DoRA drops inputs of its adapter alone, not of the weights. The log's learning
+rate is that of the matrices A; --lora-plus multiplies that of B.
+
+Some weights: --train-only and --freeze are regular expressions that match anywhere in the names of
+the original files, such as transformer.encoder.layers.27.mlp.dense_h_to_4h.weight (output_layer and
+word_embeddings are the two outside the layers). What a run trains can't change when it goes on.
+
 Preferences: dpo, orpo and simpo learn from pairs of a chosen and a rejected answer, kto from single
 answers that were liked or not (`preprocess --handler preference` and `feedback`, or raw data of
 these forms). Names, defaults and losses are TRL's; sigmoid with --label-smoothing is cDPO. A sample

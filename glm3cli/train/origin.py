@@ -184,7 +184,9 @@ def weights_fingerprint(location: Location) -> str:
         OSError: A file can't be read.
     """
     folder = location.folder.resolve()
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHT_SUFFIXES]
+    places = [folder, *location.adapters]
+    found = [path for place in places for path in sorted(place.rglob("*"))]
+    files = [path for path in found if path.suffix in WEIGHT_SUFFIXES]
     return fingerprint([*files, *filter(None, [location.config])])
 
 

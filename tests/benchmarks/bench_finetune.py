@@ -6,7 +6,8 @@ tunes a ChatGLM3 of 8 layers, hidden size 512 and the whole vocabulary on real i
 with two threads, at --seq-length 512. Ways take turns. A rate is the number of tokens without
 padding over the seconds of the steps, of all rounds but the first step of each. A step takes 8
 samples (--samples), 4 at a time; packed ones are half as many packs, one at a time. The peer takes
-the same samples one at a time without padding, as the way "one at a time" does.
+the same samples one at a time without padding, as the way "one at a time" does. peft's adapter has
+the rank of ours, and is on all linear layers of transformers' model.
 """
 
 import argparse
@@ -37,6 +38,8 @@ SHAPE = {
     "seq_length": LENGTH,
     "torch_dtype": "fp32",
 }
+RANK = 8  # of adapters
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 TOGETHER = 4  # samples of a micro-batch
 # The options of each way beside the batch, and the steps that it trains for one step of `--steps`.
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
@@ -45,6 +48,8 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "grouped by length": ({"group-by-length": True}, 2),
     "packed": ({"packing": True}, 1),
     "one at a time": ({"micro-batch-size": 1, "pad-to-multiple": 1}, 2),
+    "LoRA, one at a time": ({"micro-batch-size": 1, "pad-to-multiple": 1, "lora-rank": RANK}, 2),
+    "LoRA, packed": ({"packing": True, "lora-rank": RANK}, 1),
 }
 
 
@@ -121,8 +126,28 @@ def train_transformers(folder: str, steps: int) -> None:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained(f"{folder}/glm", dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/glm", dtype=torch.float32)
+    train_peer(model.train(), folder, steps)
+
+
+def train_peft(folder: str, steps: int) -> None:
+    """Does the same with peft's adapter in place of the weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(2)
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/glm", dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules=LINEAR))
+    train_peer(adapted.train(), folder, steps)
+
+
+def train_peer(model: Any, folder: str, steps: int) -> None:
+    """Trains what of a model of transformers' kind has gradients."""
+    import torch
+
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
     batches = pickle.loads(Path(folder, "samples.pickle").read_bytes())[:steps]
     total_tokens, total_seconds = 0, 0.0
     for step, batch in enumerate(batches):
@@ -134,7 +159,7 @@ def train_transformers(folder: str, steps: int) -> None:
                 logits, torch.from_numpy(labels), reduction="sum"
             )
             (loss / trained).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step >= WARM_UP:
@@ -181,7 +206,10 @@ def in_process(function: Callable[..., None], *arguments: Any) -> Any:
 # Each peer prints the tokens and the seconds of its steps, and takes the samples that
 # `write_samples` has written, one at a time. The ways of `WAYS` that it is to be compared with have
 # their options there.
-PEERS: dict[str, Callable[[str, int], None]] = {"transformers": train_transformers}
+PEERS: dict[str, Callable[[str, int], None]] = {
+    "transformers": train_transformers,
+    "peft": train_peft,
+}
 
 
 def main() -> None:

@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="", help="of finetune; pretrain without it")
+    parser.add_argument("--lora-rank", type=int, help="of an adapter that --method trains")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -75,6 +76,7 @@ def main() -> None:
             pairs, feedback = write_rows(project.folder / "task.jsonl", root)
             data = {"sft": project.task, "kto": feedback}.get(given.method, pairs)
             changes |= {"method": given.method, "data": data, "seq_length": 64}
+            changes |= {"lora_rank": given.lora_rank}
         succeed(*options(project, root / "whole", command_name, **changes))
         command = options(project, root / "killed", command_name, **changes)
         # So that the run isn't over before the last kill, on a machine of any speed.

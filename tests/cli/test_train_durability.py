@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,11 +128,18 @@ def test_a_signal_in_validation_saves(project: Project, tmp_path: Path) -> None:
     assert checkpoints(run) == ["iter_0000002"]
 
 
-def test_kill_9_at_random_moments(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("pretrain", {}), ("finetune", {"lora_rank": 4, "lora_dropout": 0.1, "lr": 1e-2})],
+    ids=["pretrain", "LoRA"],
+)
+def test_kill_9_at_random_moments(
+    project: Project, tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
     """A killed run ends with the loss of one that was not; kill_training.py kills it more often."""
-    changes = {"save_interval": 3, "train_iters": 30, "keep_last": 2}
-    succeed(*options(project, tmp_path / "whole", **changes))
-    command = options(project, tmp_path / "killed", **changes)
+    changes = {"save_interval": 3, "train_iters": 30, "keep_last": 2, **more}
+    succeed(*options(project, tmp_path / "whole", name, **changes))
+    command = options(project, tmp_path / "killed", name, **changes)
     kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=0.8, seed=1)
     assert kills  # fewer than three where the machine is so quick that the run has ended
     assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]

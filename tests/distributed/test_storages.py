@@ -65,6 +65,7 @@ def train(
     from glm3cli.train.candidates import choose
     from glm3cli.train.checkpointer import Checkpointer
     from glm3cli.train.progress.state import State
+    from glm3cli.train.weights.adapter import adapter_config
     from tests.support.training import build
 
     with open_grid(train_config(**options)) as grid:
@@ -76,6 +77,7 @@ def train(
         checkpointer = Checkpointer(
             run, TINY, tokenizer.parent, tokenizer, keep_last, 0, False, storage
         )
+        checkpointer.adapter = adapter_config(config)
         durable.finish_publishing(run, storage)
         folder = choose(run, "auto", storage, metrics)
         state = State() if folder is None else checkpointer.load(folder, train_step, metrics)
@@ -174,6 +176,24 @@ def pass_on(folders: list[Path], wrong: str, chunk: int) -> str:
         except (OSError, CheckpointError) as error:
             return str(error)
     return "passed on"
+
+
+def test_an_adapter_is_on_every_machine(ranks: RankPool, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"tokens")
+    options = {**LAYOUT, "lora_rank": 4}
+    folders = machines(tmp_path)
+    whole = ranks.run(4, partial(train, save=False), [tmp_path / "whole"] * 4, 6, options)[0][0]
+    ranks.run(4, train, folders, 4, options)
+    ours, theirs = (tmp_path / name / LAST / "adapter" for name in "ab")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+        assert f"adapter/{file}" in read_manifest(theirs.parent).files
+    shutil.rmtree(theirs)  # the machine gets it again
+    (tmp_path / "b" / LAST / "config.json").unlink()
+    losses, events = ranks.run(4, train, folders, 6, options)[0]
+    assert losses == pytest.approx(whole[4:], rel=1e-6)
+    assert events.of("fetch")[0]["files"] > 2
+    assert (theirs / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("chunk", [3, 5, 100])

@@ -39,13 +39,18 @@ def build(
 
     Without `samples` they are those that the method of the options needs.
     """
+    from glm3cli.checkpoint.adapter.transfer import load_adapter
     from glm3cli.checkpoint.load import load_weights
     from glm3cli.model.build import unwrap
     from glm3cli.train.setup import build_train_step, make_loader
+    from glm3cli.train.weights.adapter import first_adapter
 
     config = train_config(**options)
     train_step = build_train_step(config, TINY, grid)
-    load_weights([unwrap(chunk) for chunk in train_step.chunks], first_source(), config, grid)
+    gpts = [unwrap(chunk) for chunk in train_step.chunks]
+    load_weights(gpts, first_source(), config, grid)
+    if config.is_adapted:
+        load_adapter(gpts, first_adapter(config, first_source()), TINY, grid)
     train_step.optimizer.reload_model_params()
     dataset = (samples or _samples_of(config))(config.row_length, TINY.padded_vocab_size)
     loader = make_loader(config, TINY, grid, dataset)

@@ -38,19 +38,14 @@ def tune(
     load: Path | None = None,
 ) -> Tuned:
     """Trains an adapter on the tiny model; a checkpoint is loaded before, or saved after."""
-    from glm3cli.checkpoint.adapter.transfer import gather_adapter, load_adapter
+    from glm3cli.checkpoint.adapter.transfer import gather_adapter
     from glm3cli.checkpoint.run.resume import gather_weights, load_training, save_request
     from glm3cli.model.adapters import adapters_off
-    from glm3cli.model.build import unwrap
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.train.weights.adapter import first_adapter
-    from tests.support.training import build, first_source
+    from tests.support.training import build
 
     with open_grid(train_config(**options)) as grid:
         config, train_step, loader = build(options, grid)
-        gpts = [unwrap(chunk) for chunk in train_step.chunks]
-        load_adapter(gpts, first_adapter(config, first_source()), TINY, grid)
-        train_step.optimizer.reload_model_params()
         parts = (train_step.chunks, train_step.optimizer, train_step.scheduler)
         if load is not None:
             load_training(load, *parts, grid)
