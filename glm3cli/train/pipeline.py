@@ -82,8 +82,7 @@ class KnownShapes(P2PCommunicator):
     A stage sends the hidden states of all its forward passes in the order in which it runs them,
     and the gradients of all its backward passes likewise; only the output of the last chunk, and
     the gradient of the first one's input, go nowhere. All stages run the micro-batches of the
-    chunks in the order of megatron-core's table, so the n-th tensor that comes from a neighbour is
-    the n-th that this one sends.
+    chunks in the order of megatron-core's table, so that is the order in which tensors come.
     """
 
     def __init__(self, config: Any, shapes: Sequence[Shape], num_chunks: int) -> None:
