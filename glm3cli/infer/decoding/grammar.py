@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.parsing import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from glm3cli.data.tokens.tokenizer import Tokenizer
 
 
 def read_grammar(json_schema: Path | None, regex: str | None) -> str | None:
@@ -65,7 +66,7 @@ def _from_schema(path: Path) -> str:
 class Grammar:
     """A grammar for the tokens of one tokenizer."""
 
-    def __init__(self, grammar: str, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
+    def __init__(self, grammar: str, tokenizer: "Tokenizer", ends: Sequence[int]) -> None:
         """Prepares a grammar.
 
         Args:
@@ -81,7 +82,7 @@ class Grammar:
         return Matcher(self._vocabulary, self._grammar)
 
 
-def text_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+def text_of(tokenizer: "Tokenizer", tokens: Sequence[int]) -> str:
     """Returns the text of an answer as a grammar has read it, with all spaces."""
     return b"".join(_bytes_of(tokenizer, token) for token in tokens).decode(errors="replace")
 
@@ -114,7 +115,7 @@ class Matcher:
 
 
 @functools.lru_cache(maxsize=2)
-def _vocabulary(tokenizer: Tokenizer, ends: tuple[int, ...]) -> Any:
+def _vocabulary(tokenizer: "Tokenizer", ends: tuple[int, ...]) -> Any:
     """Returns llguidance's form of a tokenizer."""
     from llguidance import LLTokenizer
 
@@ -126,7 +127,7 @@ class _Entries:
 
     is_tokenizer_wrapper = True
 
-    def __init__(self, tokenizer: Tokenizer, ends: Sequence[int]) -> None:
+    def __init__(self, tokenizer: "Tokenizer", ends: Sequence[int]) -> None:
         ids = range(tokenizer.vocab_size)
         self.eos_token_id, self.bos_token_id = ends[0], None
         # Tokens without text of their own are special: no grammar allows them, but for the ends.
@@ -141,7 +142,7 @@ class _Entries:
         return self._encode(f"\n{text}")[len(self._border) :]
 
 
-def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+def _bytes_of(tokenizer: "Tokenizer", token: int) -> bytes:
     """Returns the bytes that a token adds to a text; none for a special one."""
     if tokenizer.is_special(token):
         return b""
