@@ -118,7 +118,10 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            problems = [_sentence(cls, details) for details in error.errors()]
+            try:
+                problems = [_sentence(cls, details) for details in error.errors()]
+            except UnicodeEncodeError:  # pydantic can't pass on a sentence with such a text
+                problems = ["an option has a text with bytes that are no UTF-8"]
             raise ConfigError("; ".join(problems), "see --help for what is allowed") from None
 
 

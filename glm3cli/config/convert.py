@@ -99,7 +99,7 @@ class ToHfConfig(ConvertConfig):
     shard_size: Annotated[str, Flag(metavar="SIZE")] = Field(
         default="5GB",
         description="Largest file of weights, such as 500MB or 5GB (powers of 1000).",
-        pattern=r"^(?i:\d+(\.\d+)?[KMGT]?B?)$",
+        pattern=r"^(?i:\d{1,15}(\.\d{1,15})?[KMGT]?B?)$",
     )
 
     @property

@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 
 from glm3cli.cli.options import command, flowing
 from glm3cli.config.base import Flag, Settings
+from glm3cli.config.convert import ToHfConfig
+from glm3cli.config.inference import GenerateConfig
+from glm3cli.config.training import PretrainConfig
 from glm3cli.errors import ConfigError
 
 runner = CliRunner()
@@ -327,3 +330,16 @@ def test_a_whole_number_that_no_type_holds_is_refused():
         message = refused("--seq-length", text).message
         assert f"--seq-length {text}: should be at most 9223372036854775807" in message
     assert parsed("--seq-length", "9223372036854775807").seq_length == 2**63 - 1
+
+
+def test_a_text_that_is_no_utf8_is_refused_where_it_breaks_a_rule():
+    with pytest.raises(ConfigError, match="bytes that are no UTF-8"):
+        GenerateConfig.parse({"model": Path("m"), "prompt": ["a"], "logit_bias": ["\udcff"]})
+
+
+@pytest.mark.parametrize("size", ["9" * 400 + "GB", "9" * 16, "1." + "9" * 16])
+def test_sizes_have_a_length(size):
+    with pytest.raises(ConfigError, match="--device-memory"):
+        PretrainConfig.parse({"device_memory": size})
+    with pytest.raises(ConfigError, match="--shard-size"):
+        ToHfConfig.parse({"source": Path("a"), "target": Path("b"), "shard_size": size})

@@ -24,7 +24,7 @@ class PlanOptions(LaunchConfig):
     )
     device_memory: Annotated[str | None, Flag(panel=PANEL, metavar="SIZE")] = Field(
         default=None,
-        pattern=r"^(?i:\d+(\.\d+)?([KMGT]i?B)?)$",
+        pattern=r"^(?i:\d{1,15}(\.\d{1,15})?([KMGT]i?B)?)$",
         description="Memory of a device, such as 64GB (powers of 1000) or 64GiB: what doesn't fit "
         "isn't started, and --dry-run lists the parallel sizes that fit.",
     )
