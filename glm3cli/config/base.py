@@ -118,11 +118,13 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            try:
-                problems = [_sentence(cls, details) for details in error.errors()]
-            except UnicodeEncodeError:  # pydantic can't pass on a sentence with such a text
-                problems = ["an option has a text with bytes that are no UTF-8"]
+            problems = [_sentence(cls, details) for details in error.errors()]
             raise ConfigError("; ".join(problems), "see --help for what is allowed") from None
+        except UnicodeEncodeError:  # pydantic can't pass on a sentence with such a text
+            raise ConfigError(
+                "an option has a text with bytes that are no UTF-8",
+                "see --help for what is allowed",
+            ) from None
 
 
 def _has_paths(annotation: Any) -> bool:
