@@ -79,13 +79,39 @@ def saved_by_layer(
     """
     sizes = Sizes.of(config, model, kernels)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
-    return {
+    saved = {
         "norms": 2 * sizes.norm,
         "norm outputs": 2 * sizes.hidden,
         **_saved_by_attention(config, model, kernels),
         "fc1 output": 2 * ffn,
         "fc2 input": ffn,
     }
+    return saved | _changed_by_adapters(config, model, sizes) if config.is_adapted else saved
+
+
+def _changed_by_adapters(config: TrainConfig, model: ModelConfig, sizes: Sizes) -> dict[str, float]:
+    """Returns what adapters change in `saved_by_layer`, or add to it.
+
+    Frozen weights need no inputs; adapters do, and A x. Dropout keeps a mask, of one byte for each
+    input, and a DoRA the outputs that it rescales.
+    """
+    each, tp = sizes.tokens * sizes.element, config.tp
+    query, ffn = each * model.query_size / tp, each * model.ffn_hidden_size / tp
+    qkv = query + 2 * each * model.kv_size / tp
+    inputs = {"qkv": sizes.hidden, "proj": query, "fc1": sizes.hidden, "fc2": ffn}
+    outputs = {"qkv": qkv, "proj": sizes.hidden, "fc1": 2 * ffn, "fc2": sizes.hidden}
+    targets = config.lora_targets
+    changed = {
+        "norm outputs": sum(inputs[target] for target in targets if target in ("qkv", "fc1")),
+        "fc2 input": ffn * ("fc2" in targets),
+        "reduced inputs": each * (config.lora_rank or 0) * len(targets),
+    }
+    if config.lora_dropout:
+        masks = sum(inputs[target] for target in targets) / sizes.element
+        changed |= {"masks": masks, "dropped contexts": query * ("proj" in targets)}
+    if config.lora_variant == "dora":
+        changed["adapted outputs"] = sum(outputs[target] for target in targets)
+    return changed
 
 
 def _saved_by_attention(

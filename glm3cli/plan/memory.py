@@ -12,7 +12,7 @@ devices whose kernels need one.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.names import WEIGHTS
+from glm3cli.checkpoint.names import WEIGHTS, Stage
 from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.plan.activations import Sizes, saved_by_layer
@@ -21,7 +21,9 @@ from glm3cli.plan.parameters import parameters_of_rank
 if TYPE_CHECKING:
     from glm3cli.device.kernels import SavedForBackward
 
-[_OUTPUT] = [weight for weight in WEIGHTS if weight.logical == "output"]
+_EMBEDDING, _OUTPUT = (
+    next(weight for weight in WEIGHTS if weight.logical == name) for name in ("embedding", "output")
+)
 # Share of a device's memory that a plan leaves free for what isn't counted.
 HEADROOM = 0.1
 
@@ -89,7 +91,8 @@ def memory_of_stage(
         weights=counts.total * DTYPE_BYTES[config.dtype],
         gradients=counts.trained * 4,
         optimizer=owned * (8 + copy),
-        buffers=int(sizes.gathered),
+        # Frozen layers gather into memory of their own, which they free at once.
+        buffers=0 if config.is_adapted else int(sizes.gathered),
         activations=int(
             _in_flight(config, pp_rank) * _saved_by_chunk(config, model, kernels, pp_rank)
         ),
@@ -104,14 +107,35 @@ def _layers_of_chunk(config: TrainConfig, model: ModelConfig, pp_rank: int) -> i
     return len(config.layers_of(model.num_layers, pp_rank))
 
 
+def _layers_with_gradients(config: TrainConfig, model: ModelConfig, pp_rank: int) -> int:
+    """Returns the number of layers of a chunk that save anything for a backward pass.
+
+    Those of the first stage before the first trained weight don't; a stage that receives hidden
+    states sends their gradients back through all layers.
+    """
+    layers = config.layers_of(model.num_layers, pp_rank)
+    is_first = pp_rank == 0 and config.vpp == 1 and config.recompute != "full"
+    if not is_first or config.is_adapted or config.trains(_EMBEDDING.name("chatglm")):
+        return len(layers)
+    of_layers = [weight for weight in WEIGHTS if weight.stage is Stage.LAYER]
+    frozen = 0
+    for layer in layers:
+        if any(config.trains(weight.name("chatglm", layer)) for weight in of_layers):
+            break
+        frozen += 1
+    return len(layers) - frozen
+
+
 def _saved_by_chunk(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", pp_rank: int
 ) -> float:
     """Returns the bytes that one model chunk saves of one micro-batch."""
     sizes = Sizes.of(config, model, kernels)
-    layers = _layers_of_chunk(config, model, pp_rank)
+    layers = _layers_with_gradients(config, model, pp_rank)
     layer = sum(saved_by_layer(config, model, kernels).values())
     saved = layers * layer
+    if config.is_adapted and pp_rank == 0 and config.vpp == 1:
+        saved -= sizes.norm  # the first norm is frozen, and so is what it reads
     if config.recompute == "full":
         group = min(config.recompute_num_layers, layers)
         if config.recompute_method == "block":

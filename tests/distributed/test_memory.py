@@ -36,6 +36,10 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2 vpp2 recompute block": (2, {"pp": 2, "vpp": 2, **BLOCK}),
     "dp2": (2, {}),
     "dp2 replicated optimizer": (2, {"distributed_optimizer": False}),
+    "tp2 LoRA": (2, {"tp": 2, "lora_rank": 8}),
+    "DoRA with dropout": (1, {"lora_rank": 8, "lora_variant": "dora", "lora_dropout": 0.1}),
+    "LoRA of one target, recompute full": (1, {"lora_rank": 8, "lora_target": "qkv", **FULL}),
+    "last layers": (1, {"train_only": r"layers\.[23]"}),
     "tp2 pp2 recompute full": (4, {"tp": 2, "pp": 2, **FULL}),
 }
 
