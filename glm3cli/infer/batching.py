@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from glm3cli.infer.decoding.beams import BeamSearch, Candidate
 from glm3cli.infer.decoding.choice import Chooser, Chosen, Fork, Place, read
 from glm3cli.infer.decoding.lookup import find_draft
@@ -219,7 +221,9 @@ class Batching:
         group = [id(one) for one in self._running[text.number]]
         return text.search is not None, text.number, group.index(id(text))
 
-    def _choose(self, lane: Lane, drafts: list[tuple[Text, list[int]]], logits: object) -> None:
+    def _choose(
+        self, lane: Lane, drafts: list[tuple[Text, list[int]]], logits: Tensor | None
+    ) -> None:
         """Begins to choose the next tokens of texts."""
         plain = [(text, draft) for text, draft in drafts if text.search is None]
         numbers = dict.fromkeys(text.number for text, _ in drafts if text.search is not None)
@@ -228,7 +232,7 @@ class Batching:
             _place(text, draft[:size]) for text, draft in plain for size in range(len(draft) + 1)
         ]
         forks = [_fork(group) for group in groups]
-        chosen = self._chooser.choose(logits, places, forks)  # type: ignore[arg-type]
+        chosen = self._chooser.choose(logits, places, forks)
         arriving = self._pipeline.from_last_stage(chosen)
         self._flights.append(_Flight(lane, plain, places, groups, forks, arriving))
         lane.is_busy = True

@@ -76,6 +76,19 @@ def open_engine(stack: ExitStack, shape: dict[str, Any], dtype: str, **sizes: in
     return Engine(random_source(ModelConfig(**shape)), parallel, dtype, grid)
 
 
+def few_bits(engine: Any, shape: dict[str, Any], dtype: str, rounds: int) -> None:
+    """Compares weights of 8 and 4 bits with exact ones; the tokens needn't be equal."""
+    from glm3cli.infer.engine import Engine
+
+    source = random_source(ModelConfig(**shape))
+    ways = {
+        f"int{bits}": by_engine(Engine(source, ParallelConfig(), dtype, engine.grid, bits=bits))
+        for bits in (4, 8)
+    }
+    times, equal = alternate({**ways, "exact": by_engine(engine)}, prompts_of([16]), 32, rounds)
+    line(f"{dtype}, batch 1, --quantize", 32, times, equal)
+
+
 def by_engine(engine: Any) -> Way:
     from glm3cli.infer.requests import Request
     from glm3cli.infer.sampling import Sampling
@@ -178,6 +191,7 @@ def compare(shape: dict[str, Any], dtype: str, rounds: int, *, all_rows: bool) -
         bound = bandwidth(weights) / weights
         more = f"; {length / times['ours'] / bound:.0%} of the bound of {bound:.0f}"
         line(f"{dtype}, batch 1", length, times, equal, more)
+        few_bits(engine, shape, dtype, rounds)
         if not all_rows:
             return
         times, equal = alternate(ways, prompts_of([16] * 16), 64, rounds)
@@ -244,6 +258,7 @@ def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of one process")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--ranks", action="store_true")
     parser.add_argument("--on-rank", help=argparse.SUPPRESS)
@@ -255,7 +270,7 @@ def main() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         on_rank(given.on_rank, given.rounds)
         return
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     if given.ranks:
         ways = {"one process": {}, "tp 2": {"tp": 2}, "pp 2": {"pp": 2}}
         rates: dict[str, list[float]] = {name: [] for name in ways}
