@@ -226,6 +226,19 @@ def test_a_damaged_row_group_is_lost_alone_with_its_share(tmp_path, monkeypatch)
     assert damage.error.share == 0.25
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_column_whose_name_is_not_utf8_is_damage(tmp_path, form):
+    path, table = tmp_path / f"in.{form}", pa.table({"text": ["one"]})
+    if form == "parquet":
+        pq.write_table(table, path, store_schema=False)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    good, bad, [damage] = read(path, path.read_bytes().replace(b"text", b"te\x80t"))
+    assert (good, bad, damage.error.share) == ([], [], 1.0)
+    assert "damaged or cut short: 'utf-8' codec" in damage.error.message
+
+
 def test_a_text_of_a_table_that_is_not_utf8_is_one_bad_row(tmp_path):
     array = pa.array([b"one", GBK, b"last"]).cast(pa.string(), safe=False)
     try:

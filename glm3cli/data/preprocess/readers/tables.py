@@ -36,10 +36,15 @@ def read_tables(path: Path, file_format: str, choose: ColumnChooser) -> Iterator
     Raises:
         DamageError: The file, or the rest of it, is damaged, or it lacks columns.
     """
+    with damage_as_data_error(path, *_damages(), share=lambda: 1.0):
+        yield from _parquet(path, choose) if file_format == "parquet" else _arrow(path, choose)
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """Returns what pyarrow raises for damage; the name of a column may be no UTF-8, too."""
     import pyarrow  # a fifth of a second that only these formats pay
 
-    with damage_as_data_error(path, pyarrow.ArrowException, share=lambda: 1.0):
-        yield from _parquet(path, choose) if file_format == "parquet" else _arrow(path, choose)
+    return (pyarrow.ArrowException, UnicodeDecodeError)
 
 
 def _parquet(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
@@ -70,10 +75,8 @@ def _share(metadata: Any, index: int) -> float:
 
 def _or_damage(path: Path, parts: Iterator[Chunk], share: float) -> Iterator[Chunk]:
     """Yields chunks, and a `Damage`, of a share of the file, for what can't be read of them."""
-    import pyarrow
-
     try:
-        with damage_as_data_error(path, pyarrow.ArrowException, share=lambda: share):
+        with damage_as_data_error(path, *_damages(), share=lambda: share):
             yield from parts
     except DamageError as error:
         yield Damage(str(path), 1, "row", [], 0, error)
@@ -97,11 +100,11 @@ def read_group(source: str, index: int, names: list[str]) -> list[Any]:
 
     path = Path(source)
     with (
-        damage_as_data_error(path, pyarrow.ArrowException, share=lambda: 1.0),
+        damage_as_data_error(path, *_damages(), share=lambda: 1.0),
         pyarrow.parquet.ParquetFile(path) as file,
     ):
         share = _share(file.metadata, index)
-        with damage_as_data_error(path, pyarrow.ArrowException, share=lambda: share):
+        with damage_as_data_error(path, *_damages(), share=lambda: share):
             return _rows(file.read_row_group(index, names, use_threads=False))
 
 
