@@ -18,9 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 select("cpu").activate()  # before any test module imports a part of the model
 
-# Drawn inputs may take long where the machine does much else.
-settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any speed")
+# Drawn inputs may take long where the machine does much else. They are the same in every run, so
+# that a change is judged by itself; `--hypothesis-profile=anew` draws others.
+_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **_ANY_SPEED)
+settings.register_profile("anew", **_ANY_SPEED)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,8 @@ def write_bad_task(prefix: Path, num_rows: int = 40) -> Path:
 @pytest.mark.slow
 @pytest.mark.dist
 def test_the_error_of_any_rank_reaches_the_user_once(project: Project, tmp_path: Path) -> None:
-    data = write_bad_task(tmp_path / "bad")
+    # So many that the look at some of them, before the first step, misses the bad one.
+    data = write_bad_task(tmp_path / "bad", num_rows=3000)
     changes = {"data": data, "split": "1,0,0", "micro_batch_size": 1, "global_batch_size": 2}
     arguments = options(project, tmp_path / "run", "finetune", nproc=2, **changes)
     ended = glm3(tmp_path / "log", *arguments)

@@ -160,7 +160,7 @@ def parse_line(kind: Literal["json", "text"], line: bytes) -> Any:
     text = line.decode("utf-8")
     if kind == "text":
         return {"text": text.removesuffix("\n").removesuffix("\r")}
-    return json_value(text) if not text.isspace() else None
+    return json_value(text) if text.strip() else None
 
 
 _UNPACK = {".gz": gunzipped, ".zst": unzstd}
