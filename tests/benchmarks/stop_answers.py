@@ -22,9 +22,16 @@ from tests.support.project import environment
 
 LONGEST = 64
 ENOUGH = 0.98
-TRAINED = {
-    "weights": {"lr": 5e-3, "min-lr": 5e-4},
-    "LoRA": {"lr": 2e-2, "min-lr": 2e-3, "lora-rank": 16, "lora-alpha": 32, "weight-decay": 0.0},
+TRAINED: dict[str, dict[str, Any]] = {
+    "weights": {"lr": 5e-3, "min-lr": 5e-4, "train-iters": 240},
+    # The embedding of the chat's roles stays as random as it was: the rest takes longer to learn.
+    "LoRA": {
+        "lr": 3e-3,
+        "min-lr": 3e-4,
+        "train-iters": 700,
+        "lora-rank": 32,
+        "weight-decay": 0.0,
+    },
 }
 BATCHES: dict[str, dict[str, Any]] = {"padded": {}, "packed": {"packing": True}}
 SIZES = {"tp1 pp1": {}, "tp2 pp2": {"nproc": 4, "tp": 2, "pp": 2}}
@@ -120,7 +127,6 @@ def main() -> None:
     """Prints a table, and ends with 1 if a way is not good enough."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--trained", nargs="+", default=list(TRAINED), choices=TRAINED)
     given = parser.parse_args()
     is_enough = True
@@ -147,7 +153,6 @@ def main() -> None:
                         "data": folder / "chat.jsonl",
                         "data-cache": folder / "cache",
                         "save": run,
-                        "train-iters": given.steps,
                         "micro-batch-size": batch // 2,
                         "global-batch-size": batch,
                     }
