@@ -22,7 +22,7 @@ from glm3cli.forecast.recorder import Operator, recording
 from glm3cli.model.build import unwrap
 from glm3cli.model.rotary import rotation_of_sequence
 from glm3cli.parallel.groups import Grid, open_grid
-from glm3cli.train.objective import NextTokenLoss
+from glm3cli.train.objective import NextTokenLoss, run_batch
 from glm3cli.train.setup import build_train_step
 from glm3cli.train.step import TrainStep
 
@@ -118,9 +118,10 @@ class _Step:
         if not is_first:
             unwrap(chunk).set_input_tensor(self._hidden().requires_grad_())
         with recording() as forth:
-            result, losses = self.train_step.objective.forward(iter([self._batch()]), chunk)
+            batch = self._batch()
+            result = run_batch(chunk, batch)
             if is_last:
-                result = losses(result)[0]
+                result = self.train_step.objective.losses(batch, result)[0]
         grad = None if is_last else self._hidden()
         with chunk.no_sync(), recording() as back:  # type: ignore[operator]
             torch.autograd.backward(result, grad)

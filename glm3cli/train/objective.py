@@ -1,13 +1,12 @@
-"""What a training minimises: how a micro-batch goes through the model, and the loss of its outputs.
+"""What a training minimises: the losses of a micro-batch, made of those of its tokens.
 
 The train step knows only the interface `Objective`. Pretraining and finetuning have the same one,
 `NextTokenLoss`, and differ in their loss masks; another method of training is another class here.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,15 +21,25 @@ from glm3cli.train.progress.totals import Totals
 # for each of the objective's `metrics` it has a sum and a weight, which the train step adds up;
 # `tokens` may have the number of trained tokens in both places, where it isn't the weight.
 Losses = tuple[Tensor, Tensor, dict[str, Tensor]]
-LossFunction = Callable[[Tensor], Losses]
-Forward = Callable[[Iterator[Batch], torch.nn.Module], tuple[Tensor, LossFunction]]
+# Makes them for a micro-batch from the loss of each of its tokens, [b, s].
+LossFunction = Callable[[Batch, Tensor], Losses]
 # Runs a global batch of a loader, whose position is given, through the model without training on
-# it; the losses of the function `Forward` report the named metrics, whose totals are returned.
-Score = Callable[[Forward, tuple[str, ...], Loader, int], Totals]
+# it; what the function makes of it reports the named metrics, whose totals are returned.
+Score = Callable[[LossFunction, tuple[str, ...], Loader, int], Totals]
+
+
+def run_batch(chunk: torch.nn.Module, batch: Batch) -> Tensor:
+    """Runs a micro-batch through a model chunk.
+
+    Returns:
+        The loss of each token on the last stage, [b, s], and hidden states before it.
+    """
+    output: Tensor = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
+    return output
 
 
 class Objective(Protocol):
-    """The forward pass and the loss of a micro-batch, as the train step uses them."""
+    """The losses of a micro-batch, as the train step uses them."""
 
     @property
     def loss_divisor(self) -> float:
@@ -54,17 +63,12 @@ class Objective(Protocol):
             score: Runs samples through the model without training on them.
         """
 
-    def forward(
-        self, batches: Iterator[Batch], chunk: torch.nn.Module
-    ) -> tuple[Tensor, LossFunction]:
-        """Runs the next micro-batch through a model chunk.
+    def losses(self, batch: Batch, of_tokens: Tensor) -> Losses:
+        """Makes the losses of a micro-batch on the last stage.
 
         Args:
-            batches: The micro-batches of the global batch that are left for this chunk.
-            chunk: One of this rank's model chunks.
-
-        Returns:
-            The chunk's output, and the function that makes the losses of it on the last stage.
+            batch: The micro-batch.
+            of_tokens: The loss of each of its tokens, [b, s].
         """
 
 
@@ -99,45 +103,28 @@ class NextTokenLoss:
     def begin(self, loader: Loader, consumed: int, score: Score) -> None:
         """Does nothing: the loss of a token needs to know no other."""
 
-    def forward(
-        self, batches: Iterator[Batch], chunk: torch.nn.Module
-    ) -> tuple[Tensor, LossFunction]:
-        """Runs the next micro-batch, with tokens [b, s], through a model chunk.
-
-        Args:
-            batches: The micro-batches of the global batch that are left for this chunk.
-            chunk: One of this rank's model chunks.
-
-        Returns:
-            The chunk's output, losses [b, s] on the last stage and hidden states before it; and the
-            function that sums the losses.
-        """
-        batch = next(batches)
-        output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-        return output, partial(self._losses, batch.loss_mask, batch.sources)
-
-    def _losses(self, mask: Tensor, sources: tuple[str, ...], losses: Tensor) -> Losses:
+    def losses(self, batch: Batch, of_tokens: Tensor) -> Losses:
         """Sums the losses by the weights of the tokens.
 
         Megatron-core divides the gradient by the sum of the weights of the whole global batch
         (calculate_per_token_loss), so that a token weighs the same at all parallel sizes.
 
         Args:
-            mask: The weight of each token, 0 for those that aren't trained; [b, s].
-            sources: The name of the data set of each sample; empty where there is one.
-            losses: The loss of each token, [b, s].
+            batch: The micro-batch, whose loss mask has the weight of each token.
+            of_tokens: The loss of each token, [b, s].
 
         Returns:
             The sum, divided by `loss_divisor`; the sum of the weights; and a report of the
             undivided sum, also by data set.
         """
-        rows, weights = (losses.float() * mask).sum(dim=1), mask.sum(dim=1)
+        mask = batch.loss_mask
+        rows, weights = (of_tokens.float() * mask).sum(dim=1), mask.sum(dim=1)
         pairs = torch.stack([rows.detach(), weights], dim=1)  # [b, 2]
         num_tokens = mask.count_nonzero().to(pairs.dtype)
         report = {"loss": pairs.sum(dim=0), "tokens": num_tokens.expand(2)}
         if self.metrics:
-            for name in dict.fromkeys(sources):
-                chosen = [row for row, source in enumerate(sources) if source == name]
+            for name in dict.fromkeys(batch.sources):
+                chosen = [row for row, source in enumerate(batch.sources) if source == name]
                 report[_metric(name)] = pairs[chosen].sum(dim=0)
         return rows.sum() / self.loss_divisor, weights.sum(), report
 

@@ -1,7 +1,7 @@
 """`TrainStep`: one optimizer step through megatron-core's pipeline schedule, and validation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from glm3cli.device import require_active
 from glm3cli.model.dropout import AdapterDropout
 from glm3cli.model.noise import EmbeddingNoise
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.objective import Forward, Losses, LossFunction, Objective
+from glm3cli.train.objective import Losses, LossFunction, Objective, run_batch
 from glm3cli.train.pipeline import run_pipeline
 from glm3cli.train.progress.phases import Phases
 from glm3cli.train.progress.state import StepOutcome
@@ -31,7 +31,7 @@ class TrainStep:
     All ranks must call the same methods with the same arguments.
 
     Attributes:
-        objective: The forward pass and the loss of a micro-batch.
+        objective: Makes the losses of a micro-batch.
         chunks: This rank's model chunks, each wrapped in megatron-core's DDP.
         optimizer: Megatron-core's optimizer of all chunks.
         scheduler: Megatron-core's schedule of the learning rate, counted in optimizer steps.
@@ -202,24 +202,24 @@ class TrainStep:
             What the objective reports of the global batch.
         """
         self.objective.begin(loader, consumed, self.score)
-        reports = self._run(self.objective.forward, loader, consumed, forward_only=forward_only)
+        reports = self._run(self.objective.losses, loader, consumed, forward_only=forward_only)
         return self._totals(reports, self.objective.metrics)
 
     def score(
-        self, forward: Forward, metrics: tuple[str, ...], loader: Loader, consumed: int
+        self, losses: LossFunction, metrics: tuple[str, ...], loader: Loader, consumed: int
     ) -> Totals:
         """Runs a global batch through the model without training on it; every rank must call it.
 
         Args:
-            forward: Runs a micro-batch, as `Objective.forward` does.
-            metrics: The names of what its losses report.
+            losses: Makes the losses of a micro-batch, as `Objective.losses` does.
+            metrics: The names of what they report.
             loader: Cuts the samples into this rank's micro-batches.
             consumed: The position in the samples at which the global batch begins.
         """
-        return self._totals(self.run_forward(forward, loader, consumed), metrics)
+        return self._totals(self.run_forward(losses, loader, consumed), metrics)
 
     def run_forward(
-        self, forward: Forward, loader: Loader, consumed: int
+        self, losses: LossFunction, loader: Loader, consumed: int
     ) -> list[dict[str, Tensor]]:
         """Runs a global batch forward as `score` does; every rank must call it.
 
@@ -230,20 +230,20 @@ class TrainStep:
         for chunk in self.chunks:
             chunk.eval()
         with torch.no_grad():
-            reports = self._run(forward, loader, consumed, forward_only=True)
+            reports = self._run(losses, loader, consumed, forward_only=True)
         for chunk, mode in zip(self.chunks, modes, strict=True):
             chunk.train(mode)
         return reports
 
     def _run(
-        self, forward: Forward, loader: Loader, consumed: int, *, forward_only: bool
+        self, losses: LossFunction, loader: Loader, consumed: int, *, forward_only: bool
     ) -> list[dict[str, Tensor]]:
         """Returns the reports of this rank's micro-batches of a global batch."""
         self._weights.clear()
         # Every chunk reads the same micro-batches by itself: the schedule runs them out of step.
         iterators = [self.phases.waits(self._batches(loader, consumed)) for _ in self.chunks]
         reports: list[dict[str, Tensor]] = run_pipeline(
-            partial(self._forward, forward),
+            partial(self._forward, losses),
             iterators,
             self.chunks,
             micro_batch_size=loader.micro_batch_size,
@@ -262,17 +262,22 @@ class TrainStep:
             yield batch
 
     def _forward(
-        self, forward: Forward, batches: Iterator[Batch], chunk: torch.nn.Module
-    ) -> tuple[Tensor, LossFunction]:
-        """Does what the objective's `forward` does, and notes the weights of the losses."""
-        output, losses = forward(batches, chunk)
+        self, losses: LossFunction, batches: Iterator[Batch], chunk: torch.nn.Module
+    ) -> tuple[Tensor, Callable[[Tensor], Losses]]:
+        """Runs the next micro-batch through a chunk, as megatron-core's schedule asks for it.
 
-        def noting(result: Tensor) -> Losses:
-            value, weight, report = losses(result)
+        Returns:
+            The chunk's output, and the function that makes the losses of it on the last stage and
+            notes their weights.
+        """
+        batch = next(batches)
+
+        def noting(of_tokens: Tensor) -> Losses:
+            value, weight, report = losses(batch, of_tokens)
             self._weights.append(weight.float())
             return value, weight.to(torch.int), report
 
-        return output, noting
+        return run_batch(chunk, batch), noting
 
     def _totals(self, reports: list[dict[str, Tensor]], metrics: tuple[str, ...]) -> Totals:
         """Adds up the reports of the micro-batches over all ranks; all must call it.
@@ -286,9 +291,12 @@ class TrainStep:
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         # The last stage knows the losses, every tensor parallel rank of it the same ones.
         if self.grid.is_last_stage and self.grid.tp_rank == 0:
-            for report in reports:
-                for name, part in report.items():
-                    table[names.index(name)] += part.to("cpu", torch.float64)
+            parts = [item for report in reports for item in report.items()]
+            # One copy from the device, where each would wait for all that is queued there.
+            values = [value for _, value in parts]
+            copied = torch.stack(values).to("cpu", torch.float64) if values else values
+            for (name, _), value in zip(parts, copied, strict=True):
+                table[names.index(name)] += value
         table = table.to(next(self.chunks[0].parameters()).device)
         # Gathered, not reduced: not every backend reduces fp64, and fp32 can't count many tokens.
         gathered = [torch.zeros_like(table) for _ in range(self.grid.world_size)]

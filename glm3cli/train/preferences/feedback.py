@@ -1,9 +1,7 @@
 """`FeedbackLoss`: the objective of answers that were liked or not (KTO)."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.objective import Losses, LossFunction, Score
+from glm3cli.train.objective import Losses, Score
 from glm3cli.train.preferences.answers import (
     losses_of,
     sum_answers,
@@ -69,7 +67,7 @@ class FeedbackLoss:
             consumed: The position in the samples at which the global batch begins.
             score: Runs the mismatched answers through the model.
         """
-        found = score(self._forward_mismatched, (_KL,), loader.mismatched(), consumed)
+        found = score(self._sum_of_logratios, (_KL,), loader.mismatched(), consumed)
         total, count = found.by_name[_KL]
         self.kl = max(0.0, total / max(count, 1))
         liked, disliked = 0, 0
@@ -80,26 +78,14 @@ class FeedbackLoss:
         liked, disliked = sum_over_ranks([liked, disliked], loader.device)
         self.counts = liked, disliked
 
-    def forward(
-        self, batches: Iterator[Batch], chunk: torch.nn.Module
-    ) -> tuple[Tensor, LossFunction]:
-        """Runs the next micro-batch, with tokens [b, s], through a model chunk.
+    def losses(self, batch: Batch, of_tokens: Tensor) -> Losses:
+        """Makes the losses of the answers of a micro-batch.
 
         Args:
-            batches: The micro-batches of the global batch that are left for this chunk.
-            chunk: One of this rank's model chunks.
-
-        Returns:
-            The chunk's output, token losses [b, s] on the last stage and hidden states before it;
-            and the function that makes the losses of the answers of it.
+            batch: The micro-batch.
+            of_tokens: The loss of each token, [b, s].
         """
-        batch = next(batches)
-        output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-        return output, partial(self._losses, batch)
-
-    def _losses(self, batch: Batch, losses: Tensor) -> Losses:
-        """Makes the losses of the answers of a micro-batch from those of its tokens, [b, s]."""
-        sums = sum_answers(batch, losses, self.grid, None)
+        sums = sum_answers(batch, of_tokens, self.grid, None)
         liked, disliked, beta = sums.good, sums.bad, self.config.beta
         of_liked = 1 - torch.sigmoid(beta * (liked.logratios - self.kl))
         of_disliked = 1 - torch.sigmoid(beta * (self.kl - disliked.logratios))
@@ -122,17 +108,9 @@ class FeedbackLoss:
             parts["rewards/margins"] = margin, (num_good + num_bad) / sum(self.counts)
         return losses_of(total, sums, parts, num_good + num_bad, self.loss_divisor, self.grid)
 
-    def _forward_mismatched(
-        self, batches: Iterator[Batch], chunk: torch.nn.Module
-    ) -> tuple[Tensor, LossFunction]:
-        """Runs the next micro-batch of mismatched answers; see `forward`."""
-        batch = next(batches)
-        output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-        return output, partial(self._sum_of_logratios, batch)
-
-    def _sum_of_logratios(self, batch: Batch, losses: Tensor) -> Losses:
+    def _sum_of_logratios(self, batch: Batch, of_tokens: Tensor) -> Losses:
         """Sums the log-ratios of the mismatched answers of a micro-batch."""
-        sums = sum_answers(batch, losses, self.grid, None)
+        sums = sum_answers(batch, of_tokens, self.grid, None)
         total = sums.good.logratios.sum() + sums.bad.logratios.sum()
         count = len(sums.good.logps) + len(sums.bad.logps)
         return losses_of(total, sums, {_KL: (total, count)}, count, 1.0, self.grid)

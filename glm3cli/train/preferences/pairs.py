@@ -1,9 +1,7 @@
 """`PairLoss`: the objective of pairs of a chosen and a rejected answer (DPO, ORPO, SimPO)."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.samples.loader import Batch, Loader
 from glm3cli.errors import DataError
 from glm3cli.parallel.groups import Grid
-from glm3cli.train.objective import Losses, LossFunction, Score
+from glm3cli.train.objective import Losses, Score
 from glm3cli.train.preferences.answers import (
     Answers,
     losses_of,
@@ -93,35 +91,18 @@ class PairLoss:
         pairs, tokens = sum_over_ranks([pairs, tokens], loader.device)
         self.nll_scale = self.nll_weight * pairs / max(tokens, 1)
 
-    def forward(
-        self, batches: Iterator[Batch], chunk: torch.nn.Module
-    ) -> tuple[Tensor, LossFunction]:
-        """Runs the next micro-batch, with tokens [b, s], through a model chunk.
-
-        Args:
-            batches: The micro-batches of the global batch that are left for this chunk.
-            chunk: One of this rank's model chunks.
-
-        Returns:
-            The chunk's output, token losses [b, s] on the last stage and hidden states before it;
-            and the function that makes the losses of the pairs of it.
-        """
-        batch = next(batches)
-        output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-        return output, partial(self._losses, batch)
-
-    def _losses(self, batch: Batch, losses: Tensor) -> Losses:
+    def losses(self, batch: Batch, of_tokens: Tensor) -> Losses:
         """Makes the losses of the pairs of a micro-batch.
 
         Args:
             batch: The micro-batch.
-            losses: The loss of each token, [b, s].
+            of_tokens: The loss of each token, [b, s].
 
         Raises:
             DataError: An answer lacks its other one.
         """
         nll_mask = self._nll_mask(batch) if self.nll_weight else None
-        sums = sum_answers(batch, losses, self.grid, nll_mask)
+        sums = sum_answers(batch, of_tokens, self.grid, nll_mask)
         chosen, rejected = sums.good, sums.bad
         count = len(chosen.logps)
         if count != len(rejected.logps):

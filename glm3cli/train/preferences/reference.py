@@ -31,8 +31,9 @@ from glm3cli.data.samples.references import References
 from glm3cli.errors import DataError, StoppedError
 from glm3cli.model.adapters import adapters_off
 from glm3cli.model.build import unwrap
+from glm3cli.parallel.groups import Grid
 from glm3cli.parallel.storage import Storage, find_storage, tell, together
-from glm3cli.train.objective import Losses, LossFunction
+from glm3cli.train.objective import Losses
 from glm3cli.train.origin import weights_fingerprint
 from glm3cli.train.preferences.answers import sums_of_answers
 from glm3cli.train.prepare import Prepared
@@ -263,7 +264,7 @@ def _answers_of(train_step: TrainStep, loader: Loader, first: int) -> dict[int, 
     """
     grid = train_step.grid
     with adapters_off(train_step.chunks):
-        reports = train_step.run_forward(partial(_forward, train_step), loader, first)
+        reports = train_step.run_forward(partial(_answers, train_step.grid), loader, first)
     rows = [row for report in reports for row in report["answers"].tolist()]
     here = [index for indices in loader.indices(first, grid.dp_rank) for index in indices]
     found: dict[int, dict[int, float]] = {}
@@ -275,17 +276,9 @@ def _answers_of(train_step: TrainStep, loader: Loader, first: int) -> dict[int, 
     return {index: values for part in parts for index, values in part.items()}
 
 
-def _forward(
-    train_step: TrainStep, batches: Iterator[Batch], chunk: torch.nn.Module
-) -> tuple[Tensor, LossFunction]:
-    """Runs the next micro-batch through a model chunk; the report has its log-probabilities."""
-    batch = next(batches)
-    output = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
-
-    def losses(of_tokens: Tensor) -> Losses:
-        sums = sums_of_answers(batch, of_tokens, train_step.grid)
-        logps = torch.where(sums[1] > 0, sums[0], torch.nan)
-        nothing = of_tokens.new_zeros(())
-        return nothing, nothing.to(torch.int), {"answers": logps.cpu()}
-
-    return output, losses
+def _answers(grid: Grid, batch: Batch, of_tokens: Tensor) -> Losses:
+    """Returns no losses, and a report with the log-probabilities of a micro-batch's answers."""
+    sums = sums_of_answers(batch, of_tokens, grid)
+    logps = torch.where(sums[1] > 0, sums[0], torch.nan)
+    nothing = of_tokens.new_zeros(())
+    return nothing, nothing.to(torch.int), {"answers": logps.cpu()}
