@@ -9,47 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-
-def kill_at_random(
-    command: Sequence[Any], output: Path, *, kills: int, longest: float, seed: int
-) -> int:
-    """Runs a command again and again, until it ends by itself; gives how often it was killed.
-
-    Args:
-        command: What follows `glm3`; its --output must be `output`, and --resume be given.
-        output: The file to which it appends results.
-        kills: Number of times to kill it.
-        longest: Seconds from the first new result to a kill, at most.
-        seed: Of the moments.
-    """
-    moments, done = random.Random(seed), 0
-    arguments = [sys.executable, "-m", "glm3cli", *(str(word) for word in command)]
-    log = output.with_name(f"{output.name}.log")
-    while True:
-        before = _size(output)
-        with log.open("w") as stream:
-            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=stream)
-        if done < kills:
-            while process.poll() is None and _size(output) <= before:
-                time.sleep(0.002)
-            time.sleep(moments.uniform(0, longest))
-        if done < kills and process.poll() is None:
-            process.kill()
-            process.wait()
-            done += 1
-            continue
-        if process.wait():
-            raise RuntimeError(f"exit code {process.returncode}: {log.read_text()[-2000:]}")
-        return done
-
-
-def _size(output: Path) -> int:
-    return output.stat().st_size if output.exists() else 0
 
 
 def compare(root: Path, model: Path, *, kills: int, lines: int, seed: int) -> tuple[int, bool]:
@@ -62,6 +22,8 @@ def compare(root: Path, model: Path, *, kills: int, lines: int, seed: int) -> tu
         lines: Number of prompts, some of them conversations, and some of them bad.
         seed: Of the prompts and of the moments.
     """
+    from tests.support.kills import kill_at_random
+
     drawn, file = random.Random(seed), root / "prompts.jsonl"
     with file.open("w") as stream:
         for number in range(lines):

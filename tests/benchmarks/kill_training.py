@@ -5,56 +5,15 @@ python -m tests.benchmarks.kill_training --kills 10 --steps 100 --method dpo
 """
 
 import argparse
-import random
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def kill_at_random(
-    command: Sequence[Any], run: Path, *, kills: int, longest: float, seed: int
-) -> int:
-    """Runs a training command again and again; gives how often it was killed while it trained.
-
-    Args:
-        command: What follows `glm3`.
-        run: Its folder.
-        kills: Number of times to kill it, with all processes that it has started.
-        longest: Seconds of training before a kill, at most.
-        seed: Of the moments.
-    """
-    moments, done = random.Random(seed), 0
-    arguments = [sys.executable, "-m", "glm3cli", *(str(word) for word in command)]
-    log = run.with_name(f"{run.name}.log")
-    while True:
-        before = _size(run)
-        with log.open("w") as stream:
-            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=stream)
-        if done < kills:
-            while process.poll() is None and _size(run) <= before:
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, longest))
-        if done < kills and process.poll() is None:
-            process.kill()
-            process.wait()
-            done += 1
-            continue
-        if process.wait():
-            raise RuntimeError(f"exit code {process.returncode}: {log.read_text()[-2000:]}")
-        return done
-
-
-def _size(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.stat().st_size if file.exists() else 0
-
-
 def main() -> None:
     """Prints both final losses and how often the run was killed."""
+    from tests.support.kills import kill_at_random
     from tests.support.preferences import write_rows
     from tests.support.project import make_project, steps
     from tests.support.train_command import options, succeed
@@ -82,8 +41,9 @@ def main() -> None:
         # So that the run isn't over before the last kill, on a machine of any speed.
         training = sum(record["step_time"] for record in steps(root / "whole"))
         longest = 1.6 * training / given.kills
+        metrics = root / "killed/metrics.jsonl"
         kills = kill_at_random(
-            command, root / "killed", kills=given.kills, longest=longest, seed=given.seed
+            command, metrics, kills=given.kills, longest=longest, seed=given.seed
         )
         whole, killed = (steps(root / name)[-1]["loss"] for name in ("whole", "killed"))
         print(f"killed {kills} times; final loss {killed!r}, left alone {whole!r}")

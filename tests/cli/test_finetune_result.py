@@ -93,11 +93,11 @@ def test_a_run_ends_when_validations_get_no_better(
 
 @pytest.mark.slow
 def test_the_best_checkpoint_survives_kills(tuned: Path, project: Project, tmp_path: Path) -> None:
-    from tests.benchmarks.kill_training import kill_at_random
+    from tests.support.kills import kill_at_random
 
     run = tmp_path / "run"
     command = options(project, run, "finetune", keep_best=True, keep_last=1, **WORSE)
-    assert kill_at_random(command, run, kills=5, longest=0.4, seed=2) == 5
+    assert kill_at_random(command, run / "metrics.jsonl", kills=5, longest=0.4, seed=2) == 5
     assert losses(run)[-1] == losses(tuned)[-1]
     assert linked(run) == linked(tuned)
     assert checkpoints(run) == checkpoints(tuned)

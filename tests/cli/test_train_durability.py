@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.kill_training import kill_at_random
+from tests.support.kills import kill_at_random
 from tests.support.project import Ended, Project, call, end, events, start, steps
 from tests.support.train_command import checkpoints, losses, options, succeed
 
@@ -140,6 +140,6 @@ def test_kill_9_at_random_moments(
     changes = {"save_interval": 3, "train_iters": 30, "keep_last": 2, **more}
     succeed(*options(project, tmp_path / "whole", name, **changes))
     command = options(project, tmp_path / "killed", name, **changes)
-    kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=0.8, seed=1)
+    kills = kill_at_random(command, tmp_path / "killed/metrics.jsonl", kills=3, longest=0.8, seed=1)
     assert kills  # fewer than three where the machine is so quick that the run has ended
     assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]

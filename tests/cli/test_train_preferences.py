@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.benchmarks.kill_training import kill_at_random
+from tests.support.kills import kill_at_random
 from tests.support.preferences import write_rows
 from tests.support.project import Project, call, records, steps
 from tests.support.report_page import read_page
@@ -198,7 +198,7 @@ def test_kill_9_at_random_moments(
     changes |= {"save_interval": 3, "train_iters": 30}
     succeed(*options(project, tmp_path / "whole", "finetune", **changes))
     command = options(project, tmp_path / "killed", "finetune", **changes)
-    kills = kill_at_random(command, tmp_path / "killed", kills=3, longest=0.8, seed=2)
+    kills = kill_at_random(command, tmp_path / "killed/metrics.jsonl", kills=3, longest=0.8, seed=2)
     assert kills == 3
     assert losses(tmp_path / "killed")[-1] == losses(tmp_path / "whole")[-1]
 
