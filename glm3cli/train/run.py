@@ -22,6 +22,7 @@ from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, tell, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
+from glm3cli.plan.parameters import parameters_of_model
 from glm3cli.train.candidates import choose
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.loop import Trainer
@@ -113,17 +114,17 @@ def _train(
     parts = build_training(prepared, blend, grid, with_weights=resume is None, reference=reference)
     metrics.sources = parts.train.consumed_by_source
     checkpointer = Checkpointer(
-        config.save,
-        prepared.model,
-        prepared.companions,
-        parts.tokenizer.path,
-        config.keep_last,
-        checkpoint_bytes(config, prepared.model),
-        config.async_save,
-        storage,
-        prepared.origin.to_dict() if grid.rank == 0 else {},
-        adapter_config(config),
-        config.keep_best,
+        run=config.save,
+        model=prepared.model,
+        companions=prepared.companions,
+        tokenizer=parts.tokenizer.path,
+        keep_last=config.keep_last,
+        num_bytes=checkpoint_bytes(config, prepared.model),
+        in_background=config.async_save,
+        storage=storage,
+        origin=prepared.origin.to_dict() if grid.rank == 0 else {},
+        adapter=adapter_config(config),
+        keeps_best=config.keep_best,
     )
     with together():
         checkpointer.check_space()
@@ -208,6 +209,7 @@ def _report_start(
         "start",
         command=prepared.kind.command,
         parameters=prepared.model.num_parameters,
+        trained_parameters=parameters_of_model(prepared.config, prepared.model).trained,
         tp=grid.tp_size,
         pp=grid.pp_size,
         vpp=prepared.config.vpp,

@@ -1,44 +1,30 @@
-"""Any bytes and any rows: never a traceback, and nothing is lost in silence.
+"""Files of any bytes: never a traceback, and nothing is lost in silence.
 
 Each check is run on a few inputs here, and on thousands by `pytest -m slow`. What the readers
 should find is derived by Python's own parsers of whole files.
 """
 
 import csv
-import datetime
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glm3cli.config.preprocess import HANDLERS
-from glm3cli.data.kinds import WEIGHTS_KEY
-from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import choose_columns
 from glm3cli.data.preprocess.readers.bad_rows import BadRow
 from glm3cli.data.preprocess.readers.chunks import Damage, DamageError
 from glm3cli.data.preprocess.readers.sources import parse_line, read_chunks, rows_of
 from glm3cli.errors import DataError
+from tests.support.fuzz import check, templated
 from tests.support.preprocess_runs import run
-from tests.unit.test_handlers import handler
-
-
-def check(examples: int, body: Callable[..., None], **strategies: st.SearchStrategy) -> None:
-    """Runs a check on drawn inputs."""
-    options = settings(
-        max_examples=examples, suppress_health_check=list(HealthCheck), database=None
-    )
-    options(given(**strategies)(body))()
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +101,7 @@ def edited(content: bytes, edits: list[Edit]) -> bytes:
 def read(path: Path) -> tuple[list[Any], int, list[DamageError]]:
     """Returns the rows of a file, the number of bad ones, and what can't be read."""
     good, bad, damage = [], 0, []
-    for chunk in read_chunks(path, lambda names: choose_columns(handler_of("text"), names)):
+    for chunk in read_chunks(path, lambda names: choose_columns(templated("text", ""), names)):
         if isinstance(chunk, Damage):
             damage.append(chunk.error)
             continue
@@ -140,11 +126,6 @@ def read(path: Path) -> tuple[list[Any], int, list[DamageError]]:
         assert error.hint
         assert error.share is None or 0 <= error.share <= 1
     return good, bad, damage
-
-
-@cache
-def handler_of(name: str) -> Any:
-    return handler(name)
 
 
 def expected(form: str, content: bytes) -> list[Any] | None:
@@ -283,8 +264,6 @@ def check_bad_rows(folder: Path) -> Callable[..., None]:
     return body
 
 
-# A text with line breaks could be one that a stray quote before it has joined with other rows.
-PRINTED = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"])
 ROWS = {
     "form": st.sampled_from(["jsonl", "json", "csv"]),
     # A text with line breaks could be one that a stray quote before it has joined with other rows.
@@ -307,97 +286,6 @@ def test_bad_rows_among_good_ones(folder: Path) -> None:
 @pytest.mark.slow
 def test_many_bad_rows_among_good_ones(folder: Path) -> None:
     check(4000, check_bad_rows(folder), **ROWS)
-
-
-# ---- rows of any form
-
-KEYS = [
-    "text", "instruction", "input", "output", "system", "history", "tools", "functions", "messages",
-    "conversations", "chat", "prompt", "chosen", "rejected", "label", "completion", "role", "from",
-    "content", "value", "tool_calls", "function_call", "function", "name", "arguments", "args",
-    "parameters", "observation", "loss", "weight", "train", "loss_scale", "metadata", "type",
-    "turn_1", "Human", "MOSS", "code_with_problem", "code_only", "explanation_only", "title",
-    "question_body", "answer_body",
-]  # fmt: skip
-ROLES = ["system", "user", "assistant", "observation", "tool", "human", "gpt", "function_call"]
-ODD = [0, 1, 0.5, 10**30, float("nan"), "\ud800", "", " ", "[", '{"name": "f"}', b"x"]
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.sampled_from(ODD)
-    | st.sampled_from(ROLES)
-    | st.just(datetime.datetime(2020, 1, 1))
-    | st.text(max_size=8)
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
-    ),
-    max_leaves=10,
-)
-TURN = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.sampled_from(ROLES) | VALUES,
-        "from": st.sampled_from(ROLES) | VALUES,
-        "content": st.text(max_size=6) | VALUES,
-        "value": st.text(max_size=6) | VALUES,
-        "tool_calls": VALUES,
-        "function_call": VALUES,
-        "loss": SCALARS,
-        "weight": SCALARS,
-        "parameters": VALUES,
-        "observation": VALUES,
-        "name": SCALARS,
-    },
-)
-ANY_ROW = st.fixed_dictionaries(
-    {},
-    optional={
-        **dict.fromkeys(KEYS, VALUES),
-        "messages": st.lists(TURN, max_size=4) | VALUES,
-        "conversations": st.lists(TURN, max_size=4) | VALUES,
-        "instruction": st.text(max_size=6) | VALUES,
-        "output": st.text(max_size=6) | VALUES,
-    },
-)
-
-
-def check_row(name: str, template: str, row: dict[str, Any]) -> None:
-    """A handler encodes a row, or says what is wrong with it."""
-    conversational = HANDLERS[name] in ("instruction", "chat")
-    found = templated(name, template if conversational else "")
-    try:
-        document = found.encode(row)
-    except RowError:
-        return
-    weights = document.sequences.pop(WEIGHTS_KEY, [])
-    assert all(len(weight) == 1 for weight in weights)  # a number for each sample
-    for sequences in zip(*document.sequences.values(), strict=False):
-        assert len({len(ids) for ids in sequences}) == 1
-        assert len(sequences[0])
-
-
-@cache
-def templated(name: str, template: str) -> Any:
-    return handler(name, **({"template": template} if template else {}))
-
-
-ANY = {
-    "name": st.sampled_from(sorted(HANDLERS)),
-    "template": st.sampled_from(["chatglm3", "modellink"]),
-    "row": ANY_ROW,
-}
-
-
-def test_rows_of_any_form() -> None:
-    check(80, check_row, **ANY)
-
-
-@pytest.mark.slow
-def test_many_rows_of_any_form() -> None:
-    check(6000, check_row, **ANY)
 
 
 # ---- whole runs
