@@ -65,9 +65,10 @@ def content_of(form: str, texts: list[str]) -> bytes:
         return "".join(text + "\n" for text in texts).encode()
     if form == "csv":
         file = io.StringIO(newline="")
-        csv.writer(file, lineterminator="\n").writerows(
-            [["text", "id"], *([t, "1"] for t in texts)]
-        )
+        # Python 3.11 quotes only those line breaks that are its own line's end.
+        end = "\r\n" if any("\r" in text for text in texts) else "\n"
+        rows = [["text", "id"], *([text, "1"] for text in texts)]
+        csv.writer(file, lineterminator=end).writerows(rows)
         return file.getvalue().encode()
     table, out = pa.table({"text": pa.array(texts, pa.string())}), io.BytesIO()
     if form == "parquet":
