@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device import peaks
+from glm3cli.device.catalog import Chip
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.errors import DeviceError
 
@@ -77,6 +78,23 @@ class Device(ABC):
         os.environ.update({name: self.environment[name] for name in self._ours})
         self._prepare()
         _active = self
+
+    @classmethod
+    def described(cls, num_local_ranks: int) -> Chip:
+        """Returns the description to plan with for the device that is here.
+
+        The device needn't be active, and isn't afterwards.
+
+        Args:
+            num_local_ranks: Number of ranks on this machine.
+
+        Raises:
+            DeviceError: There is none, or glm3 has no description of it.
+        """
+        raise DeviceError(
+            f"--device {cls.name}: the speed and the memory of the device aren't known",
+            "give --chip with a name, or with a file that describes it (.toml)",
+        )
 
     @abstractmethod
     def _prepare(self) -> None:

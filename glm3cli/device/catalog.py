@@ -5,6 +5,7 @@ file with the same keys (`--chip FILE.toml`).
 """
 
 import functools
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -94,6 +95,17 @@ def find_chip(name: str | None) -> Chip:
     raise ConfigError(
         f"--chip {name} is not known", f"use one of {known}, or a file that describes it (.toml)"
     )
+
+
+def chip_of_driver(name: str) -> Chip | None:
+    """Returns the device that a driver calls `name`, or None if it isn't described.
+
+    As for the peak, the first table of chips.toml whose expression is found in the name counts.
+    """
+    for chip, table in tables().items():
+        if "driver_names" in table and re.search(table["driver_names"], name):
+            return find_chip(chip) if "memory_gib" in table else None
+    return None
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from glm3cli.device.base import Device, require_active
+from glm3cli.device.catalog import Chip, find_chip
 from glm3cli.device.cpu_kernels import CpuKernels
 from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
@@ -183,6 +185,11 @@ class CpuDevice(Device):
         super().__init__()
         self.kernels = CpuKernels()
         self._redirects = Redirects(REDIRECTS)
+
+    @classmethod
+    def described(cls, num_local_ranks: int) -> Chip:
+        """Returns chips.toml's CPU with a rank's share of this machine's or container's memory."""
+        return replace(find_chip("CPU"), memory_gib=total_memory() / num_local_ranks / 2**30)
 
     def _prepare(self) -> None:
         """Silences advice about GPUs, and applies the redirects.

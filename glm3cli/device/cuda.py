@@ -1,11 +1,13 @@
 """NVIDIA GPUs as a device. Megatron-core assumes CUDA, so nothing is redirected."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
 from glm3cli.device.base import Device
+from glm3cli.device.catalog import Chip, chip_of_driver
 from glm3cli.errors import DeviceError
 
 
@@ -18,6 +20,24 @@ class CudaDevice(Device):
     # Megatron's overlap of communication relies on the order of kernel launches.
     environment: ClassVar[Mapping[str, str]] = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     related: ClassVar[tuple[str, ...]] = ("NCCL_", "CUDA_", "PYTORCH_CUDA_")
+
+    @classmethod
+    def described(cls, num_local_ranks: int) -> Chip:
+        """Returns what chips.toml says about GPUs of this name, with the memory that they have.
+
+        Args:
+            num_local_ranks: Number of ranks on this machine, each of which has a GPU.
+
+        Raises:
+            DeviceError: torch finds no GPU, or chips.toml doesn't describe it.
+        """
+        if not torch.cuda.is_available():
+            return super().described(num_local_ranks)
+        about = torch.cuda.get_device_properties(0)
+        chip = chip_of_driver(about.name)
+        if chip is None:
+            return super().described(num_local_ranks)
+        return replace(chip, memory_gib=about.total_memory / 2**30)
 
     def _prepare(self) -> None:
         """Picks this rank's GPU.

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from glm3cli.device.base import Device
+from glm3cli.device.catalog import Chip, find_chip
 from glm3cli.device.doctor.cards import require_cards
 from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.machine import Machine
@@ -101,6 +102,11 @@ class NpuDevice(Device):
         super().__init__()
         self.machine = machine or Machine()
         self.kernels = NpuKernels()
+
+    @classmethod
+    def described(cls, num_local_ranks: int) -> Chip:
+        """Returns the first device of chips.toml: only torch_npu could tell an NPU's name."""
+        return find_chip(None)
 
     def _prepare(self) -> None:
         """Imports the vendor's packages in their order, and picks this rank's NPU.

@@ -47,7 +47,7 @@ def peak_tflops(device: str, dtype: str) -> float | None:
 @functools.cache
 def known_peaks() -> tuple[Peak, ...]:
     """Returns the peaks of chips.toml in its order, in which the first name that fits counts."""
-    return tuple(_peak(table) for table in tables().values())
+    return tuple(_peak(table) for table in tables().values() if "driver_names" in table)
 
 
 def _peak(table: Mapping[str, Any]) -> Peak:

@@ -19,6 +19,8 @@ def dry_run(config: TrainConfig, kind: DataKind) -> Iterator[str]:
     """
     prepared, data = dry_data(prepare(config, kind))
     config = prepared.config
+    if prepared.choice:
+        yield prepared.choice
     yield f"{describe_plan(config, prepared.model)}\n{data}"
     if config.device_memory or config.chip:
         yield f"{advise(config, prepared.model)}\n{_forecast(config, prepared.model)}"

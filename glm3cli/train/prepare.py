@@ -21,6 +21,7 @@ from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
 from glm3cli.errors import CheckpointError, ConfigError, DataError
 from glm3cli.host.files import existing_parent
+from glm3cli.plan.auto import choose
 from glm3cli.train.origin import Origin, check_goes_on, newest_noted
 from glm3cli.train.report.reporters import check_installed
 from glm3cli.train.weights.adapter import with_adapter
@@ -45,6 +46,7 @@ class Prepared:
         raw: The items that have to be preprocessed first, by their names in `named`.
         reference: Where the model of --reference is; None if the weights to start from are the
             reference, or there is none.
+        choice: The sentence about the parallel plan that --auto-layout has chosen; None without it.
     """
 
     config: TrainConfig
@@ -55,6 +57,7 @@ class Prepared:
     named: Blend
     raw: "Mapping[str, RawData]"
     reference: Location | None = None
+    choice: str | None = None
 
     @cached_property
     def origin(self) -> Origin:
@@ -165,15 +168,18 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
 
     Raises:
         ConfigError: A setting doesn't fit the model, the ranks, or the folder of the run, or that
-            folder has a run of another command, model or data.
+            folder has a run of another command, model or data; or --auto-layout finds no plan.
         CheckpointError: The model isn't there, its config.json is wrong, or --resume names no
             checkpoint.
         DataError: The tokenizer or a file of --data is missing.
+        DeviceError: --auto-layout doesn't know the speed of the device that is here.
     """
     location = None if config.model is None else locate(config.model)
     model = _shape(config, location)
     config = with_adapter(config, model)
     check_selection(config, model)
+    choice = choose(config, model) if config.auto_layout else None
+    config = choice.config if choice else config
     config.check_sizes(model)
     reference = _reference(config, model)
     tokenizer = _find_tokenizer(config, location)
@@ -182,7 +188,8 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     check_installed(config.tools)
     named = read_blend(config.data)
     raw = _raw_data(config, kind, named, tokenizer)
-    prepared = Prepared(config, kind, model, location, tokenizer, named, raw, reference)
+    why = choice.why if choice else None
+    prepared = Prepared(config, kind, model, location, tokenizer, named, raw, reference, why)
     if checkpoint := newest_noted(config):
         check_goes_on(checkpoint, prepared.origin, config.allow_changed)
     return prepared

@@ -54,6 +54,8 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
     if is_speaker():
         from glm3cli.data.samples.blend_table import table
 
+        if prepared.choice:
+            say(prepared.choice)
         say(table(prepared.data_sources(blend)))
         for line in prepared.first_look(blend):
             say(line)

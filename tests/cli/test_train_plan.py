@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glm3cli.device.cpu import CpuDevice
-from tests.support.project import Project, call
+from tests.support.project import Project, call, steps
 from tests.support.train_command import options, succeed
 
 
@@ -74,3 +75,23 @@ def test_a_device_of_ones_own_is_a_file(project: Project, tmp_path: Path) -> Non
     assert "layouts for mine with 2.00 GiB" in ended.out
     assert "step on mine, predicted from its operators: " in ended.out
     assert "npu.npu_fusion_attention" in ended.out
+
+
+def test_a_layout_is_chosen_said_and_written_down(project: Project, tmp_path: Path) -> None:
+    run, chosen = tmp_path / "run", {"auto_layout": True, "micro_batch_size": 1, "train_iters": 2}
+    given = options(project, run, **chosen, chip="CPU", global_batch_size=8)
+    ended = succeed(*given)
+    assert "--auto-layout takes --tp 1 --pp 1 --micro-batch-size 8: of 4 layouts" in ended.err
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    assert settings["micro_batch_size"] == 8
+    assert settings["auto_layout"] is False
+    assert "chip" not in settings
+    # The file alone goes on with the same plan.
+    ended = succeed("pretrain", "--config", run / "run.yaml", "--train-iters", 3)
+    assert "--auto-layout" not in ended.err
+    assert steps(run)[-1]["iteration"] == 3
+    changes = {"dry_run": True, "auto_layout": True, "chip": "910B", "world_size": 4}
+    ended = succeed(*options(project, tmp_path / "other", **changes))
+    assert ended.out.startswith("--auto-layout takes --tp ")
+    assert "4 x 910B with 64.00 GiB" in ended.out
+    assert "step on 910B, predicted from its operators: " in ended.out

@@ -54,7 +54,7 @@ def test_every_row_says_where_its_numbers_are_from():
 
 
 def test_only_what_is_described_can_be_planned_for():
-    assert [chip.name for chip in chips()] == ["910B", "910A", "A100", "H100"]
+    assert [chip.name for chip in chips()] == ["910B", "910A", "A100", "H100", "CPU"]
 
 
 def test_a_device_looks_its_chip_up(monkeypatch):

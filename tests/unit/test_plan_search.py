@@ -1,5 +1,7 @@
 """The search for parallel plans that fit into devices that aren't here, the fastest first."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ from glm3cli.config.model import PRESETS
 from glm3cli.config.training import TrainConfig
 from glm3cli.device import DEVICES
 from glm3cli.device.catalog import Chip, chips, find_chip
-from glm3cli.errors import ConfigError
+from glm3cli.errors import ConfigError, DeviceError
 from glm3cli.plan.activations import saved_by_layer
+from glm3cli.plan.auto import choose
 from glm3cli.plan.describe import advise
 from glm3cli.plan.estimate import predict
 from glm3cli.plan.fit import check_device, check_memory, saved_by_kernels
@@ -289,3 +292,61 @@ def test_a_plan_that_does_not_fit_says_so_first():
     assert first.startswith("does not fit: --tp 1 --pp 2")
     assert "; use --tp 1 --pp 2 --micro-batch-size 1 --recompute full" in first
     assert rest[0].startswith("layouts for 910B")
+
+
+# --- --auto-layout ---
+
+
+def test_the_chosen_plan_is_the_fastest_that_fits_whatever_sizes_were_given():
+    given = {"auto_layout": True, "chip": "910B"}
+    choice = choose(planned(**given), SIX_B)
+    found = search(planned(), SIX_B, NPU, None, CARD)
+    assert flags(choice.config) == flags(found.fitting[0].config)
+    assert not choice.config.auto_layout
+    assert choice.config.chip == "910B"
+    assert choice.why.startswith(f"--auto-layout takes {flags(choice.config)}: of ")
+    assert f"{len(found.fitting)} layouts that fit into 8 x 910B with 64.00 GiB" in choice.why
+    assert f"; next is {flags(found.fitting[1].config)} with " in choice.why
+    other = planned(**given, tp=2, pp=4, layers_per_stage="6,8,8,6", recompute="full")
+    assert choose(other, SIX_B).config == choice.config
+
+
+def test_a_plan_is_chosen_for_the_device_that_is_here_or_that_a_dry_run_names(monkeypatch):
+    here = train_config(auto_layout=True, device="cpu", nproc=2)
+    choice = choose(here, PRESETS["tiny"])
+    assert "layouts that fit into 2 x CPU with " in choice.why
+    assert choice.config.chip is None
+    # The ranks choose what the process that starts them has chosen.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert choose(here, PRESETS["tiny"]) == choice
+    # With a description of its own, a run keeps its kernels, and the description isn't kept.
+    mine = here.model_copy(update={"chip": "A100"})
+    choice = choose(mine, PRESETS["tiny"])
+    assert "2 x A100 with 80.00 GiB" in choice.why
+    assert choice.config.chip is None
+    elsewhere = choose(planned(auto_layout=True, device="cpu", device_memory="32GB"), SIX_B)
+    assert "8 x 910B with 29.80 GiB" in elsewhere.why
+    assert elsewhere.config.chip == "910B"
+    card = here.model_copy(update={"device": "npu"})
+    assert "2 x 910B with 64.00 GiB" in choose(card, PRESETS["tiny"]).why
+
+
+def test_if_no_plan_fits_there_is_none_to_choose():
+    with pytest.raises(ConfigError, match=r"--auto-layout: none of .* layouts fits") as caught:
+        choose(planned(auto_layout=True, device_memory="2GB"), SIX_B)
+    assert caught.value.hint.startswith("use more devices, shorter sequences")
+
+
+def test_a_gpu_is_planned_for_by_its_name_with_its_own_memory(monkeypatch):
+    gpu = DEVICES["cuda"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for name, expected in {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA A10": None, "Z": None}.items():
+        about = SimpleNamespace(name=name, total_memory=79 * 2**30)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda _, about=about: about)
+        if expected:
+            assert gpu.described(8) == replace(find_chip(expected), memory_gib=79)
+            continue
+        with pytest.raises(DeviceError, match="--device cuda: the speed and the memory") as caught:
+            gpu.described(8)
+        assert "give --chip with a name, or with a file" in caught.value.hint

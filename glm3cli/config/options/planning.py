@@ -1,6 +1,6 @@
-"""`PlanOptions`: the options of `--dry-run`, and of the devices that it plans for.
+"""`PlanOptions`: the options of `--dry-run` and `--auto-layout`, and of the devices they plan for.
 
-Those devices needn't be in this machine.
+The devices of a dry run needn't be in this machine.
 """
 
 import re
@@ -21,6 +21,11 @@ class PlanOptions(LaunchConfig):
 
     dry_run: Annotated[bool, Flag(panel=PANEL)] = Field(
         default=False, description="Check everything, print the plan, write nothing."
+    )
+    auto_layout: Annotated[bool, Flag(panel=PANEL)] = Field(
+        default=False,
+        description="Choose tp, pp, vpp, cp, micro-batch and recomputation: the fastest that fit "
+        "into the devices. Those that are given are replaced.",
     )
     device_memory: Annotated[str | None, Flag(panel=PANEL, metavar="SIZE")] = Field(
         default=None,
@@ -46,14 +51,20 @@ class PlanOptions(LaunchConfig):
             raise ValueError(
                 "--world-size is for --dry-run; ranks are started with --nproc or torchrun"
             )
-        if not self.dry_run and self.chip is not None:
-            raise ValueError("--chip is for --dry-run; training runs on --device")
+        if not (self.dry_run or self.auto_layout) and self.chip is not None:
+            raise ValueError("--chip is for --dry-run and --auto-layout; training runs on --device")
         return self
 
     @property
     def world_size(self) -> int:
         """Number of ranks: that of `--world-size`, else that of `LaunchConfig`."""
         return self.planned_world_size or super().world_size
+
+    @property
+    def plans_elsewhere(self) -> bool:
+        """Whether a dry run plans for devices other than those that it would start on."""
+        named = (self.chip, self.device_memory, self.planned_world_size)
+        return self.dry_run and any(value is not None for value in named)
 
     @property
     def device_bytes(self) -> int | None:
