@@ -132,8 +132,8 @@ what), and else has the value in brackets. --num-beams alone searches; with --te
 --top-p or --min-p its beams are drawn. An answer ends at the tokens that end a turn, at those of
 generation_config.json and --stop-id, or before a --stop text: finish_reason of --json is then stop
 or stop_text, else length. An answer to --json-schema or --regex follows it if it isn't cut at
---max-new-tokens. The same seed draws the same tokens at any --tp, --pp and batch
-size, unless two are so nearly alike that a rounding decides.
+--max-new-tokens. The same seed draws the same tokens at any --tp, --pp and batch size, unless two
+are so nearly alike that a rounding decides.
 
 --quantize int8 has a scale for each output of a layer, int4 a scale and a zero point for each group
 of up to 128 inputs; the output layer has 8 bits in both.

@@ -11,6 +11,10 @@ from glm3cli.errors import ConfigError
 
 # Of tokens that are exactly as likely as the last of top-k, so many more are kept, too.
 _TIES = 32
+# So many of the likeliest tokens are looked at before all are sorted.
+_FIRST = 1024
+# As many token ids are drawn from together: about the root of the vocabulary's size.
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,8 @@ def sample(
     """Draws a token for each row, or takes the likeliest one.
 
     Every row has a rule and a generator of its own, so that a prompt's continuation doesn't depend
-    on the other prompts of its batch. A generator gives one number between 0 and 1 for each draw,
-    on the CPU; where the device's sums of probabilities reach it stands the token. So the same
-    seed draws the same tokens on every device.
+    on the other prompts of its batch. A generator gives the noise on the CPU, so that the same seed
+    draws the same tokens on every device.
 
     Args:
         logits: The logits, [b, vocab].
@@ -94,10 +97,9 @@ def sample(
     for rule in {rule for rule in rules if not rule.greedy}:
         pairs = zip(rules, generators, strict=True)
         rows = [row for row, (other, _) in enumerate(pairs) if other == rule]
-        numbers = [torch.rand(1, generator=generators[row]) for row in rows]
         scores, ids = candidates(logits[rows], rule)
-        places = _draw(scores.softmax(dim=-1), torch.stack(numbers).to(logits.device))
-        tokens[rows] = ids.gather(1, places).squeeze(1)
+        whole = torch.full_like(logits[rows], -torch.inf, dtype=scores.dtype)
+        tokens[rows] = _draw(whole.scatter_(1, ids, scores), [generators[row] for row in rows])
     return tokens
 
 
@@ -120,13 +122,16 @@ def candidates(logits: Tensor, sampling: Sampling, keep: int = 1) -> tuple[Tenso
         count = min(count, top_k + _TIES)
     elif sampling.top_p == 1.0 and sampling.min_p == 0.0:
         return logits, torch.arange(count, device=logits.device).expand_as(logits)
+    elif keep <= _FIRST < count and _are_enough(logits, sampling):
+        count = _FIRST
     scores, ids = logits.topk(count, dim=-1)
     always = torch.arange(count, device=logits.device) < keep
     if 0 < top_k < count:
         drop = scores < scores[:, top_k - 1 : top_k]
         scores = scores.masked_fill(drop, -torch.inf)
     if sampling.top_p < 1.0:
-        shares = scores.softmax(dim=-1)
+        whole = scores if top_k else logits
+        shares = (scores - whole.logsumexp(dim=-1, keepdim=True)).exp()
         # A token stays while the mass before it is below top_p: the first one always does.
         drop = (shares.cumsum(dim=-1) - shares >= sampling.top_p) & ~always
         scores = scores.masked_fill(drop, -torch.inf)
@@ -135,6 +140,20 @@ def candidates(logits: Tensor, sampling: Sampling, keep: int = 1) -> tuple[Tenso
         drop = (shares < sampling.min_p * shares[:, :1]) & ~always
         scores = scores.masked_fill(drop, -torch.inf)
     return scores, ids
+
+
+def _are_enough(logits: Tensor, sampling: Sampling) -> bool:
+    """Returns whether top-p or min-p leaves none but the `_FIRST` likeliest tokens of each row.
+
+    Only a CPU looks: a device would have to wait for the answer, and sorts faster than that.
+    """
+    if logits.device.type != "cpu":
+        return False
+    first = logits.topk(_FIRST, dim=-1).values
+    mass = (first.logsumexp(dim=-1) - logits.logsumexp(dim=-1)).exp()
+    least = (first[:, -1] - first[:, 0]).exp()
+    # A thousandth more, so that no rounding of sums matters.
+    return bool(((mass > sampling.top_p + 1e-3) | (least < 0.999 * sampling.min_p)).all())
 
 
 def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -152,17 +171,31 @@ def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return result.scatter_(-1, ids, scores.softmax(dim=-1))
 
 
-def _draw(shares: Tensor, numbers: Tensor) -> Tensor:
-    """Returns where the sums of probabilities exceed numbers between 0 and 1.
+def _draw(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws a token of each row, first its block of token ids and then its place within.
+
+    The largest sum of a log-probability and Gumbel noise is a draw by the probabilities (Maddison
+    et al. 2014, "A* sampling"). The noise belongs to the token ids, so that logits which differ by
+    a rounding, as those of another batch or layout do, draw another token only where the two
+    largest sums are as near to each other as that. Blocks need a number for each of them and for
+    each of their places, instead of one for each token id.
 
     Args:
-        shares: The probabilities, [b, count].
-        numbers: The numbers, [b, 1].
+        scores: The logits, minus infinity for a token that isn't drawn, [b, vocab].
+        generators: The random generator of each row, on the CPU.
 
     Returns:
-        A place in each row whose probability isn't zero, [b, 1].
+        The token ids, [b].
     """
-    sums = shares.cumsum(dim=-1)
-    total = sums[:, -1:]
-    below = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(sums, torch.minimum(numbers * total, below), right=True)
+    rest = -scores.size(1) % _BLOCK
+    padded = torch.nn.functional.pad(scores, (0, rest), value=-torch.inf)
+    blocks = padded.view(len(scores), -1, _BLOCK)
+    totals = blocks.logsumexp(dim=-1)
+    count = _BLOCK + totals.size(1)
+    uniform = torch.stack(
+        [torch.rand(count, generator=generator, dtype=torch.float64) for generator in generators]
+    )
+    noise = -(-uniform.log()).log().to(scores.device, torch.float32)
+    block = (totals + noise[:, _BLOCK:]).argmax(dim=-1)
+    inside = blocks[torch.arange(len(blocks), device=block.device), block]
+    return block * _BLOCK + (inside + noise[:, :_BLOCK]).argmax(dim=-1)

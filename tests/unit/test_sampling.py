@@ -125,6 +125,21 @@ def test_the_rules_are_transformers():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_few_tokens_of_a_large_vocabulary_are_those_of_all():
+    """Steep rows, flat ones, of which all tokens must be sorted, and both together."""
+    generator = torch.Generator().manual_seed(3)
+    steep, flat = (scale * torch.randn(4, 5000, generator=generator) for scale in (4.0, 0.1))
+    for logits in (steep, flat, torch.cat((steep, flat))):
+        for rule in (Sampling(greedy=False, top_p=0.8), Sampling(greedy=False, min_p=0.05)):
+            found = filtered_probabilities(logits, rule)
+            shares = logits.softmax(dim=-1)
+            ordered, ids = shares.sort(dim=-1, descending=True)
+            stays = ordered.cumsum(dim=-1) - ordered < rule.top_p
+            stays &= ordered >= rule.min_p * ordered[:, :1]
+            kept = torch.zeros_like(shares).scatter_(1, ids, ordered * stays)
+            torch.testing.assert_close(found, kept / kept.sum(dim=-1, keepdim=True))
+
+
 def test_tokens_as_likely_as_the_last_of_top_k_stay():
     logits = torch.tensor([[3.0, 1.0, 2.0, 1.0, 1.0, 0.0]])
     found = filtered_probabilities(logits, Sampling(greedy=False, top_k=3))
@@ -132,16 +147,20 @@ def test_tokens_as_likely_as_the_last_of_top_k_stay():
 
 
 def test_draws_pass_a_chi_square_test():
-    """The 99.9th percentile of chi-square with n - 1 degrees, by Wilson and Hilferty."""
+    """The 99.9th percentile of chi-square with n - 1 degrees, by Wilson and Hilferty.
+
+    The token ids lie in blocks of the draw, of which the last one isn't full.
+    """
     generator = torch.Generator().manual_seed(5)
-    row, count = torch.randn(60, generator=generator) * 1.5, 20_000
+    row, count = torch.full((1000,), -torch.inf), 20_000
+    row[torch.randperm(1000, generator=generator)[:60]] = torch.randn(60, generator=generator) * 1.5
     for sampling in (
         Sampling(greedy=False, temperature=1.3),
         Sampling(greedy=False, temperature=0.8, top_k=25, top_p=0.95, min_p=0.01),
     ):
         shares = filtered_probabilities(row[None], sampling)[0].double()
         drawn = sample(row.repeat(count, 1), [sampling] * count, generators(*range(count)))
-        seen = torch.bincount(drawn, minlength=60).double()
+        seen = torch.bincount(drawn, minlength=1000).double()
         assert not seen[shares == 0].any()
         expected = shares[shares > 0] * count
         statistic = float(((seen[shares > 0] - expected) ** 2 / expected).sum())
@@ -205,6 +224,16 @@ def test_a_rows_draws_do_not_depend_on_the_other_rows():
         row[1] for row in batched
     ]
     assert len({row[1] for row in batched}) > 5  # it does draw
+
+
+def test_another_rounding_of_the_logits_draws_the_same_tokens():
+    """By sums of the probabilities in their order, 1 of 100 such draws would be another one."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(2000, 1000, generator=generator) * 0.05
+    other = logits + 1e-6 * torch.randn(logits.shape, generator=generator)
+    for rule in (Sampling(greedy=False), Sampling(greedy=False, top_k=900, top_p=0.9)):
+        drawn = [sample(one, [rule] * 2000, generators(*range(2000))) for one in (logits, other)]
+        assert torch.equal(*drawn)
 
 
 def test_a_generator_more_or_less_than_rows_is_a_bug():
