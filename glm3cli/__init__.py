@@ -10,6 +10,7 @@ The commands are the main way in (`glm3 --help`). Programs open a model in any l
 Importing this package imports nothing heavy; opening a model does.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +31,7 @@ def open_model(
     device: Literal["auto", "npu", "cuda", "cpu"] = "auto",
     tokenizer: str | Path | None = None,
     lora: str | Path | None = None,
+    without_kernel: Sequence[str] = (),
 ) -> "Model":
     """Opens a model for generation and scoring.
 
@@ -46,6 +48,8 @@ def open_model(
             given.
         lora: A LoRA adapter to compute with: a folder in PEFT's layout, or a run or checkpoint that
             trained it.
+        without_kernel: The operations that plain torch computes instead of the chip's kernels, as
+            `--without-kernel` names them.
 
     Returns:
         The model, a context manager; `close` it when it isn't needed any more. One can be open at
@@ -59,6 +63,7 @@ def open_model(
     from glm3cli.infer.opening import open_here
 
     settings = {"model": Path(path), "tp": tp, "pp": pp, "dtype": dtype, "device": device}
+    settings["without_kernel"] = list(without_kernel)
     places = {"tokenizer": tokenizer, "lora": lora}
     settings |= {name: Path(place) for name, place in places.items() if place is not None}
     model = open_here(InferenceConfig.parse(settings))

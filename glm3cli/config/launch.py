@@ -1,13 +1,26 @@
 """`LaunchConfig`: the options for the device on which a command runs, and for its ranks."""
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
 
 PANEL = "Device and launch"
+# The operations for which a chip may have a kernel of its own.
+KERNELS = (
+    "rms-norm",
+    "swiglu",
+    "rotary",
+    "attention",
+    "decode-attention",
+    "cross-entropy",
+    "linear",
+    "quantized-linear",
+    "mc2",
+    "adamw",
+)
 
 
 class LaunchConfig(Settings):
@@ -26,6 +39,18 @@ class LaunchConfig(Settings):
     max_restarts: Annotated[int, Flag(panel=PANEL)] = Field(
         default=0, ge=0, description="Of --nproc: how often all ranks start again if one dies."
     )
+    without_kernel: Annotated[list[str], Flag(panel=PANEL, metavar="NAME")] = Field(
+        default=[],
+        description="Compute an operation in plain torch, not by the chip's kernel; repeat for "
+        f"several: {', '.join(KERNELS)}.",
+    )
+
+    @model_validator(mode="after")
+    def _check_kernels(self) -> Self:
+        for name in self.without_kernel:
+            if name not in KERNELS:
+                raise ValueError(f"--without-kernel {name}: the names are {', '.join(KERNELS)}")
+        return self
 
     @property
     def world_size(self) -> int:

@@ -3,9 +3,10 @@
 Begin with `base.Device`, the interface, and `cpu.py`, its simplest implementation; `select` finds
 the device that `--device` names. `activate()` must be called before the first import of megatron,
 which assumes CUDA; afterwards `require_active()` returns the device, and its `kernels` compute the
-chip's fused operations (kernels.py in plain torch, npu_kernels.py on NPUs). `catalog` and `peaks`
-read chips.toml, the table of known devices; `planned` and `operations` let forecast/ plan for a
-device that isn't here. doctor/ examines the machine.
+chip's fused operations (kernels.py in plain torch, npu/kernels.py on NPUs); `choice` puts plain
+torch in the place of those that a user doesn't want. `catalog` and `peaks` read chips.toml, the
+table of known devices; `planned` and `operations` let forecast/ plan for a device that isn't here.
+npu/ is the Ascend NPU, and doctor/ examines the machine.
 
 Rooms above use what this file exports and the modules above by name; no other room may import
 torch_npu or MindSpeed, or name a chip. This room imports config/, host/ and errors of ours.
@@ -18,7 +19,7 @@ import torch
 from glm3cli.device.base import Device, require_active
 from glm3cli.device.cpu import CpuDevice
 from glm3cli.device.cuda import CudaDevice
-from glm3cli.device.npu import NpuDevice
+from glm3cli.device.npu.device import NpuDevice
 
 __all__ = ["DEVICES", "PACKAGES", "Device", "find", "require_active", "select"]
 

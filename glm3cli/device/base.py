@@ -7,7 +7,7 @@ Call `activate()` before the first import of megatron. Whoever needs the device 
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import torch
 
 from glm3cli.device import peaks
 from glm3cli.device.catalog import Chip
+from glm3cli.device.choice import saved_without, without
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.errors import DeviceError
 
@@ -33,9 +34,11 @@ class Device(ABC):
             written there next.
         fuses_gradient_accumulation: Whether a kernel adds a weight's gradient to megatron-core's
             `main_grad` while computing it.
-        fuses_adamw: Whether torch's fused AdamW exists for this chip.
-        saved_for_backward: What the chip's kernels save for the backward pass.
-        kernels: The kernels that compute the parts of a layer.
+        kernels_class: The class of the chip's kernels.
+        fuses_adamw: Whether torch's fused AdamW exists for this chip, and is used.
+        saved_for_backward: What the kernels save for the backward pass.
+        kernels: The kernels that compute the parts of a layer: the chip's own, or plain torch.
+        without_kernels: The operations that plain torch computes because a user wants it.
         remarks: Sentences about this chip that a user should know, which the log shows.
         environment: Environment variables that `activate` sets unless the user has set them.
         related: Prefixes of further variables that change what the chip and its network do; the
@@ -46,17 +49,21 @@ class Device(ABC):
     backend: ClassVar[str]
     stream_ordered: ClassVar[bool] = True
     fuses_gradient_accumulation: ClassVar[bool] = False
-    fuses_adamw: ClassVar[bool] = False
-    saved_for_backward: ClassVar[SavedForBackward] = Kernels.saved_for_backward
+    kernels_class: ClassVar[type[Kernels]] = Kernels
+    fuses_adamw: bool = False
+    saved_for_backward: SavedForBackward = Kernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = {}
     related: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        self.kernels = Kernels()
         self.remarks: tuple[str, ...] = ()
+        self.leave_out(())
 
-    def activate(self) -> None:
-        """Prepares torch and megatron-core for this chip; a second call does nothing.
+    def activate(self, without_kernels: Collection[str] = ()) -> None:
+        """Prepares torch and megatron-core for this chip; a second call changes the kernels alone.
+
+        Args:
+            without_kernels: The operations that are computed in plain torch.
 
         Raises:
             DeviceError: The chip isn't usable here, or another one is active.
@@ -68,12 +75,14 @@ class Device(ABC):
                     f"--device {self.name}: this process already runs on {_active.name}",
                     "start a new process",
                 )
+            self.leave_out(without_kernels)
             return
         if any(name.split(".")[0] == "megatron" for name in sys.modules):
             raise DeviceError(
                 "megatron was imported before the device was activated",
                 "call device.select(...).activate() before importing any part of the model",
             )
+        self.leave_out(without_kernels)
         self._ours = {name for name in self.environment if name not in os.environ}
         os.environ.update({name: self.environment[name] for name in self._ours})
         self._prepare()
@@ -95,6 +104,13 @@ class Device(ABC):
             f"--device {cls.name}: the speed and the memory of the device aren't known",
             "give --chip with a name, or with a file that describes it (.toml)",
         )
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Uses plain torch for the named operations, and the chip's kernels for all others."""
+        self.without_kernels = tuple(dict.fromkeys(names))
+        self.kernels = without(self.kernels_class(), names)
+        self.saved_for_backward = saved_without(type(self).saved_for_backward, names)
+        self.fuses_adamw = type(self).fuses_adamw and "adamw" not in names
 
     @abstractmethod
     def _prepare(self) -> None:

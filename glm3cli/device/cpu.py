@@ -25,6 +25,7 @@ from glm3cli.device.base import Device, require_active
 from glm3cli.device.catalog import Chip, find_chip
 from glm3cli.device.cpu_kernels import CpuKernels
 from glm3cli.device.gloo import EXCHANGES
+from glm3cli.device.kernels import Kernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.host.memory import total_memory
 
@@ -178,12 +179,12 @@ class CpuDevice(Device):
     backend: ClassVar[str] = "gloo"
     stream_ordered: ClassVar[bool] = False
     fuses_gradient_accumulation: ClassVar[bool] = True
-    fuses_adamw: ClassVar[bool] = True
+    kernels_class: ClassVar[type[Kernels]] = CpuKernels
+    fuses_adamw: bool = True
     related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels = CpuKernels()
         self._redirects = Redirects(REDIRECTS)
 
     @classmethod

@@ -16,7 +16,7 @@ class CudaDevice(Device):
 
     name: ClassVar[str] = "cuda"
     backend: ClassVar[str] = "nccl"
-    fuses_adamw: ClassVar[bool] = True
+    fuses_adamw: bool = True
     # Megatron's overlap of communication relies on the order of kernel launches.
     environment: ClassVar[Mapping[str, str]] = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     related: ClassVar[tuple[str, ...]] = ("NCCL_", "CUDA_", "PYTORCH_CUDA_")

@@ -2,7 +2,7 @@
 
 The model calls them as methods of `require_active().kernels` and nothing else that depends on the
 chip. `Kernels` computes them with torch alone, runs on every chip, and defines the results that
-`NpuKernels` (npu_kernels.py), which overrides most of its methods, must agree with.
+`NpuKernels` (npu/kernels.py), which overrides most of its methods, must agree with.
 
 Shapes are written with s: positions of a sequence, b: sequences (rows of a batch), heads: query
 heads, groups: key and value heads (grouped-query attention, Ainslie et al. 2023), d: size of a
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from torch.utils.weak import WeakIdKeyDictionary
 
+from glm3cli.device import functions
 from glm3cli.device.dtypes import Quantized
 
 # Cosines and sines of the rotary angles, in the form that `Kernels.rotate` takes.
@@ -39,11 +40,13 @@ class SavedForBackward:
             and query head.
         copies_values: Whether attention saves a contiguous copy of the values; if not, it saves
             them as a view, which keeps the whole QKV tensor in memory.
+        scores: Whether attention makes and saves the scores of all heads.
     """
 
     norm_copies: int
     statistics: int
     copies_values: bool
+    scores: bool = False
 
 
 class Kernels:
@@ -78,7 +81,7 @@ class Kernels:
         if not torch.is_grad_enabled():
             gate, up = gate_and_up.chunk(2, dim=-1)
             return silu(gate).mul_(up)
-        return _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
+        return functions.swiglu(gate_and_up)
 
     def rotation(self, angles: Tensor, dtype: torch.dtype) -> Rotation:
         """Returns cosines and sines in the form that `rotate` takes.
@@ -99,7 +102,7 @@ class Kernels:
         Returns:
             The rotated heads, [s, b, heads, d].
         """
-        return _Rotate.apply(heads, *rotation)  # type: ignore[no-untyped-call]
+        return functions.rotate(heads, *rotation)
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
@@ -120,7 +123,40 @@ class Kernels:
         """
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask = None if segment_ids is None else self._within_samples(segment_ids, query.dtype)
-        return _attention(query, key, value, mask, scale).permute(2, 0, 1, 3)
+        is_causal = mask is None and query.size(2) > 1
+        return self.attend(query, key, value, mask, scale, is_causal).permute(2, 0, 1, 3)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Calls torch's attention, which the attention of training and that of inference share.
+
+        Args:
+            query: The queries, [b, heads, s, d].
+            key: The keys, [b, groups, keys, d].
+            value: The values, [b, groups, keys, d].
+            mask: The numbers that are added to the scores; None hides nothing.
+            scale: Factor on the scores before the softmax.
+            is_causal: Whether a query sees its own position and those before it alone.
+
+        Returns:
+            The context, [b, heads, s, d].
+        """
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=query.size(1) != key.size(1),
+        )
 
     def _within_samples(self, segment_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the mask of packed sequences, which is added to the scores, [b, 1, s, s].
@@ -226,9 +262,7 @@ class Kernels:
         longest, mask = seen
         # The heads of a group stand where positions would: they share its keys and values, and
         # nothing is repeated or masked for each of them.
-        return scaled_dot_product_attention(
-            query, keys[:, :, :longest], values[:, :, :longest], attn_mask=mask, scale=scale
-        )
+        return self.attend(query, keys[:, :, :longest], values[:, :, :longest], mask, scale)
 
     def attend_chunk(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, start: int
@@ -248,8 +282,9 @@ class Kernels:
         length, end = query.size(0), start + query.size(0)
         mask = None if start == 0 or length == 1 else _seen_by_chunk(start, length, query)
         query = query.transpose(0, 1).unsqueeze(0)
-        context = _attention(query, keys[None, :, :end], values[None, :, :end], mask, scale)
-        return context[0].transpose(0, 1)
+        seen = keys[None, :, :end], values[None, :, :end]
+        is_causal = mask is None and length > 1
+        return self.attend(query, *seen, mask, scale, is_causal)[0].transpose(0, 1)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the token losses, -log softmax(logits)[label], computed in fp32.
@@ -261,7 +296,7 @@ class Kernels:
         Returns:
             The losses in fp32, [...].
         """
-        return _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
+        return functions.cross_entropy(logits, labels)
 
     def gather_matmul(self, rows: Tensor, matrix: Tensor, group: Any) -> tuple[Tensor, Tensor]:
         """Gathers the rows of all ranks of a group, and multiplies them by a matrix.
@@ -295,21 +330,6 @@ class Kernels:
         return sums
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
-    """Calls torch's attention on tensors [b, heads or groups, s, d]; causal without a mask."""
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None and query.size(2) > 1,
-        scale=scale,
-        enable_gqa=query.size(1) != key.size(1),
-    )
-
-
 def _later(segment_ids: Tensor) -> Tensor:
     """Returns whether the position of a column comes after that of a row, [s, s]."""
     length = segment_ids.size(1)
@@ -329,70 +349,3 @@ def _mask_of_chunk(start: int, length: int, dtype: torch.dtype, device: torch.de
     """Makes the mask once for all layers; of two masks, one is in use and one may come again."""
     mask = torch.full((length, start + length), -torch.inf, dtype=dtype, device=device)
     return mask.triu_(diagonal=start + 1)
-
-
-class _SwiGLU(torch.autograd.Function):
-    """SwiGLU that saves its input alone and writes both halves of its gradient into one tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_and_up)
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        return silu(gate).mul_(up)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Tensor:
-        [grad], [gate_and_up] = grads, ctx.saved_tensors
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        result = torch.empty_like(gate_and_up)
-        of_gate, of_up = result.chunk(2, dim=-1)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=of_gate)
-        torch.mul(silu(gate), grad, out=of_up)
-        return result
-
-
-class _Rotate(torch.autograd.Function):
-    """Rotary positions, written into the result once; the gradient is the inverse rotation."""
-
-    @staticmethod
-    def forward(ctx: Any, heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        ctx.rotation = cosines, sines
-        return _rotated(heads, cosines, sines, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        cosines, sines = ctx.rotation
-        return _rotated(grads[0], cosines, sines, -1), None, None
-
-
-def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor, sign: int) -> Tensor:
-    """Returns the heads turned by the angles (`sign` 1) or by their negatives (-1)."""
-    half = heads.size(-1) // 2
-    result = torch.empty(heads.shape, dtype=heads.dtype, device=heads.device)
-    result[..., half:] = heads[..., half:]
-    (even, odd), (new_even, new_odd) = (
-        (tensor[..., 0:half:2], tensor[..., 1:half:2]) for tensor in (heads, result)
-    )
-    torch.mul(even, cosines, out=new_even).addcmul_(odd, sines, value=-sign)
-    torch.mul(odd, cosines, out=new_odd).addcmul_(even, sines, value=sign)
-    return result
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy that saves log-probabilities and turns them into the gradient in place."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        ctx.save_for_backward(log_probabilities, labels)
-        ctx.dtype = logits.dtype
-        return -log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
-        [grad], (log_probabilities, labels) = grads, ctx.saved_tensors
-        # The graph is run once, as every schedule of megatron-core does it.
-        result = log_probabilities.exp_()
-        ones = torch.ones_like(labels, dtype=result.dtype).unsqueeze(-1)
-        result.scatter_add_(-1, labels.unsqueeze(-1), -ones)
-        return result.mul_(grad.unsqueeze(-1)).to(ctx.dtype), None

@@ -6,7 +6,7 @@ megatron-core do without CUDA.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from glm3cli.device.base import Device, standing_in
+from glm3cli.device.choice import without
 from glm3cli.device.kernels import Kernels
-from glm3cli.device.npu import NpuDevice
-from glm3cli.device.npu_kernels import NpuKernels
-from glm3cli.device.npu_operators import define
+from glm3cli.device.npu.device import NpuDevice
+from glm3cli.device.npu.kernels import NpuKernels
+from glm3cli.device.npu.operators import define
 from glm3cli.device.redirects import Redirect, Redirects
 
 _TABLE = (
@@ -31,8 +32,12 @@ _TABLE = (
 
 
 @contextmanager
-def planned(kind: type[Device]) -> Iterator[None]:
+def planned(kind: type[Device], without_kernels: Collection[str] = ()) -> Iterator[None]:
     """Within the block a device of the given kind, with meta tensors, is the active one.
+
+    Args:
+        kind: The kind of device.
+        without_kernels: The operations that are computed in plain torch.
 
     Raises:
         DeviceError: No device is active: the CPU must be.
@@ -40,7 +45,9 @@ def planned(kind: type[Device]) -> Iterator[None]:
     redirects = Redirects(_TABLE)
     redirects.apply()
     try:
-        with standing_in(PlannedDevice(kind)):
+        device = PlannedDevice(kind)
+        device.leave_out(without_kernels)
+        with standing_in(device):
             yield
     finally:
         redirects.undo()
@@ -84,17 +91,19 @@ class PlannedDevice(Device):
     backend: ClassVar[str] = "fake"
 
     def __init__(self, kind: type[Device]) -> None:
-        super().__init__()
         self._kind = kind
         if issubclass(kind, NpuDevice):
             define()
-            self.kernels = _PlannedNpuKernels()
-        else:
-            self.kernels = _PlainKernels()
+        super().__init__()
         # The abilities of the planned kind decide how the model is built.
         self.stream_ordered = kind.stream_ordered  # type: ignore[misc]
         self.fuses_gradient_accumulation = kind.fuses_gradient_accumulation  # type: ignore[misc]
-        self.fuses_adamw = kind.fuses_adamw  # type: ignore[misc]
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Uses plain torch for the named operations, and the planned kind's kernels for others."""
+        is_npu = issubclass(self._kind, NpuDevice)
+        self.kernels = without(_PlannedNpuKernels() if is_npu else _PlainKernels(), names)
+        self.fuses_adamw = self._kind.fuses_adamw and "adamw" not in names
 
     def _prepare(self) -> None:
         """Does nothing, since the CPU that it stands in for is prepared."""

@@ -93,7 +93,7 @@ def _alone(config: TrainConfig, kind: str, pp_rank: int) -> Iterator[Grid]:
 
     rank = pp_rank * (config.world_size // config.pp)
     with ExitStack() as stack:
-        stack.enter_context(planned(DEVICES[kind]))
+        stack.enter_context(planned(DEVICES[kind], config.without_kernel))
         # Its cache holds what the kernels of another device have made.
         rotation_of_sequence.cache_clear()
         stack.callback(rotation_of_sequence.cache_clear)

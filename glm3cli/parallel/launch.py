@@ -66,6 +66,7 @@ from glm3cli.host.imports import large_imports
 from glm3cli.host.limits import allow_open_files
 from glm3cli.parallel.interrupts import interrupts_passed_on
 
+_log = logging.getLogger(__name__)
 # Files that a rank opens, measured with gloo: one alone and each further one; and the usual limit,
 # which holds for ranks on many machines, too.
 _FILES, _FILES_OF_A_RANK, _FILES_AT_MOST = 96, 16, 1024
@@ -113,7 +114,9 @@ def run_here(config: LaunchConfig, *, answers_interrupts: bool = False) -> bool:
     with large_imports():
         from glm3cli.device import select
 
-        select(config.device).activate()
+        select(config.device).activate(config.without_kernel)
+    if config.without_kernel and is_speaker():
+        _log.warning("plain torch computes %s (--without-kernel)", ", ".join(config.without_kernel))
     return True
 
 

@@ -114,6 +114,12 @@ def _changed_by_adapters(config: TrainConfig, model: ModelConfig, sizes: Sizes) 
     return changed
 
 
+def bytes_of_scores(config: TrainConfig, model: ModelConfig) -> float:
+    """Returns the bytes of the scores of one layer in fp32, [b, heads, s, s], on one rank."""
+    tokens = config.micro_batch_size * config.row_length
+    return tokens * config.row_length * model.num_attention_heads / config.tp / config.cp * 4
+
+
 def _saved_by_attention(
     config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward"
 ) -> dict[str, float]:
@@ -135,6 +141,9 @@ def _saved_by_attention(
         "softmax statistics": sizes.tokens * model.num_attention_heads / tp * kernels.statistics,
         "context": each * query,
     }
+    if kernels.scores:  # in fp32, with the groups repeated for the heads
+        saved["scores"] = bytes_of_scores(config, model)
+        saved["scaled queries, keys and values"] = 3 * sizes.tokens * query * 4
     if cp > 1:
         return {**saved, "exchanged values": shared, "exchanged context": each * query}
     if kernels.copies_values:

@@ -26,10 +26,13 @@ def saved_by_kernels(config: TrainConfig) -> "SavedForBackward":
     """
     from glm3cli.device import DEVICES, find  # imports torch: only those wait who ask
     from glm3cli.device.catalog import find_chip
+    from glm3cli.device.choice import saved_without
 
     if config.dry_run and (config.chip or config.device_memory):
-        return DEVICES[find_chip(config.chip).kind].saved_for_backward
-    return DEVICES[find() if config.device == "auto" else config.device].saved_for_backward
+        kind = find_chip(config.chip).kind
+    else:
+        kind = find() if config.device == "auto" else config.device
+    return saved_without(DEVICES[kind].saved_for_backward, config.without_kernel)
 
 
 def check_memory(config: TrainConfig, model: ModelConfig) -> None:

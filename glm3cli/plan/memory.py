@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from glm3cli.checkpoint.names import WEIGHTS, Stage
 from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
-from glm3cli.plan.activations import Sizes, saved_by_layer
+from glm3cli.plan.activations import Sizes, bytes_of_scores, saved_by_layer
 from glm3cli.plan.parameters import parameters_of_rank
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def _work(
 ) -> float:
     """Returns the most bytes that are held for a moment beside the saved activations."""
     layer = _work_of_layer(config, model, kernels, pp_rank)
+    if kernels.scores:  # the softmax and its gradient, beside the scores that are saved
+        layer = max(layer, 2 * bytes_of_scores(config, model))
     if pp_rank < config.pp - 1:
         return layer
     return max(layer, _work_of_loss(config, model, kernels))

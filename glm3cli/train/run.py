@@ -216,6 +216,7 @@ def _report_start(
         dp=grid.dp_size,
         cp=grid.cp_size,
         environment=require_active().settings(),
+        without_kernels=", ".join(require_active().without_kernels) or "none",
         **versions(*PACKAGES),
         unsaid={"sources": [asdict(source) for source in prepared.data_sources(blend)]},
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from glm3cli.config.launch import KERNELS
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from tests.cli.test_generate import LENGTH, PROMPTS, asked, generate_on_a_rank, results
 from tests.support.project import Project, call
@@ -108,6 +109,17 @@ def test_lookup_says_what_it_has_found(
     ended = call(*command, *options)
     assert json.loads(ended.out)["results"] == greedy
     assert "guessed tokens accepted" in caplog.text
+
+
+def test_plain_torch_gives_the_same_answers(
+    project: Project, greedy: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    left_out = [part for name in KERNELS for part in ("--without-kernel", name)]
+    assert results(project, *asked(*PROMPTS), "--greedy", *left_out) == greedy
+    assert f"plain torch computes {', '.join(KERNELS)} (--without-kernel)" in caplog.text
+    refused = call("generate", "--model", project.model, *asked(*PROMPTS), *left_out[:1], "norm")
+    assert refused.code == 2
+    assert "--without-kernel norm: the names are rms-norm, swiglu" in refused.err
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(

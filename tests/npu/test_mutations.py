@@ -76,9 +76,9 @@ def tasks() -> list[Task]:
 
 
 def is_noticed(operators: Operators, task: Task, expected: list[torch.Tensor], sends: bool) -> bool:
-    from glm3cli.device import npu_kernels
+    from glm3cli.device.npu import kernels
 
-    original, npu_kernels.npu = npu_kernels.npu, operators
+    original, kernels.npu = kernels.npu, operators
     try:
         for ours, plain in zip(task(), expected, strict=True):
             assert ours.dtype == plain.dtype
@@ -87,7 +87,7 @@ def is_noticed(operators: Operators, task: Task, expected: list[torch.Tensor], s
     except (RuntimeError, AssertionError):
         return True
     finally:
-        npu_kernels.npu = original
+        kernels.npu = original
     return False
 
 

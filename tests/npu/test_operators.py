@@ -202,6 +202,42 @@ def test_every_emulated_operator_is_called(npu_ranks: RankPool) -> None:
     assert called == set(KERNELS) - MC2
 
 
+OPERATORS = {
+    "rms-norm": {"npu_rms_norm", "npu_rms_norm_backward"},
+    "swiglu": {"npu_swiglu", "npu_swiglu_backward"},
+    "rotary": {"npu_rotary_mul"},
+    "attention": {"npu_fusion_attention", "npu_fusion_attention_grad"},
+    "decode-attention": {"npu_fused_infer_attention_score"},
+    "cross-entropy": {"npu_cross_entropy_loss", "npu_cross_entropy_loss_backward"},
+}
+
+
+def left_out(name: Any, dtype: torch.dtype) -> tuple[set[str], list[list[torch.Tensor]]]:
+    """Returns the operators that are called without one, and all results."""
+    from glm3cli.device import require_active
+
+    device = require_active()
+    device.leave_out([name])
+    try:
+        called = count_calls(dtype)
+        results = [run(case, dtype) for case in CASES]
+        return called, [*results, *([decode(one, dtype)] for one in PASSES)]
+    finally:
+        device.leave_out([])
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_what_is_left_out_is_plain_torch(npu_ranks: RankPool, name: str) -> None:
+    [(called, found)] = npu_ranks.run(1, left_out, name, torch.bfloat16)
+    assert called == set(KERNELS) - MC2 - OPERATORS[name]
+    expected = [run(case, torch.bfloat16) for case in CASES]
+    expected += [[decode(one, torch.bfloat16)] for one in PASSES]
+    for ours, plain in zip(found, expected, strict=True):
+        for one, other in zip(ours, plain, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, **TOLERANCE[torch.bfloat16])
+
+
 def refusals() -> dict[str, str]:
     """Returns the errors of the real schemas for calls that a card would refuse, too."""
     npu = torch.ops.npu

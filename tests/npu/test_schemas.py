@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glm3cli.device.doctor.versions import ASCEND
-from glm3cli.device.npu_operators import SCHEMAS
+from glm3cli.device.npu.operators import SCHEMAS
 from tests.npu.test_operators import CASES, PASSES, decode, run
 from tests.support.mc2 import block
 from tests.support.npu.operators import KERNELS

@@ -5,15 +5,17 @@ from itertools import pairwise
 import pytest
 import torch
 
+from glm3cli.config.launch import KERNELS
 from glm3cli.device import select
 
 select("cpu").activate()
 
+from glm3cli.device.choice import METHODS, without  # noqa: E402
 from glm3cli.device.cpu_kernels import CpuKernels  # noqa: E402
 from glm3cli.device.kernels import Kernels  # noqa: E402
 from glm3cli.model.rotary import angles_at, rotation_of_sequence  # noqa: E402
 
-KERNELS = Kernels()
+PLAIN = Kernels()
 
 
 def leaf(*shape: int) -> torch.Tensor:
@@ -24,8 +26,8 @@ def test_swiglu_and_its_gradient() -> None:
     torch.manual_seed(0)
     values = leaf(3, 2, 10)
     gate, up = values.detach().chunk(2, dim=-1)
-    torch.testing.assert_close(KERNELS.swiglu(values).detach(), gate * gate.sigmoid() * up)
-    assert torch.autograd.gradcheck(KERNELS.swiglu, values)
+    torch.testing.assert_close(PLAIN.swiglu(values).detach(), gate * gate.sigmoid() * up)
+    assert torch.autograd.gradcheck(PLAIN.swiglu, values)
 
 
 def test_rotation_and_its_gradient() -> None:
@@ -33,14 +35,14 @@ def test_rotation_and_its_gradient() -> None:
     torch.manual_seed(0)
     heads = leaf(5, 2, 3, 8)
     rotation = rotation_of_sequence(5, 8, 10_000.0, torch.float64, torch.device("cpu"))
-    found = KERNELS.rotate(heads, rotation).detach()
+    found = PLAIN.rotate(heads, rotation).detach()
     assert torch.equal(found[..., 4:], heads[..., 4:])
     pairs = torch.view_as_complex(heads.detach()[..., :4].reshape(5, 2, 3, 2, 2))
     angles = torch.arange(5).double().unsqueeze(1) * torch.tensor([1.0, 10_000.0**-0.5]).double()
     turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None, None]
     expected = torch.view_as_real(turned).reshape(5, 2, 3, 4)
     torch.testing.assert_close(found[..., :4], expected, rtol=0, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda x: KERNELS.rotate(x, rotation), heads)
+    assert torch.autograd.gradcheck(lambda x: PLAIN.rotate(x, rotation), heads)
 
 
 def test_inference_rotates_in_place_as_training_does() -> None:
@@ -51,11 +53,11 @@ def test_inference_rotates_in_place_as_training_does() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         mixed = torch.randn(3, 2, 5, 8).to(dtype)
         expected = mixed.clone()
-        rotation = KERNELS.rotation(angles[:, None, None], dtype)
-        turned = KERNELS.rotate(mixed[:, :, :4].flatten(1, 2).unsqueeze(1), rotation)
+        rotation = PLAIN.rotation(angles[:, None, None], dtype)
+        turned = PLAIN.rotate(mixed[:, :, :4].flatten(1, 2).unsqueeze(1), rotation)
         expected[:, :, :4] = turned.view(3, 2, 4, 8)
         with torch.no_grad():
-            KERNELS.turn(mixed[:, :, :4], KERNELS.turns(angles, dtype))
+            PLAIN.turn(mixed[:, :, :4], PLAIN.turns(angles, dtype))
         torch.testing.assert_close(mixed, expected, rtol=0, atol=1e-6)
 
 
@@ -82,7 +84,7 @@ def test_cross_entropy_and_its_gradient() -> None:
         theirs.copy_(ours)
         ours[0, 0, 0] = theirs[0, 0, 0] = 200.0  # whose others' probability is 0 in fp32
     weights = torch.randn(4, 3)
-    losses = KERNELS.cross_entropy(ours, labels)
+    losses = PLAIN.cross_entropy(ours, labels)
     expected = torch.nn.functional.cross_entropy(
         theirs.flatten(0, 1), labels.flatten(), reduction="none"
     ).view(4, 3)
@@ -96,7 +98,7 @@ def test_cross_entropy_of_16_bit_logits_is_computed_in_fp32() -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 11, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.randint(0, 11, (5,))
-    losses = KERNELS.cross_entropy(logits, labels)
+    losses = PLAIN.cross_entropy(logits, labels)
     assert losses.dtype == torch.float32
     expected = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
     torch.testing.assert_close(losses, expected)
@@ -118,10 +120,26 @@ def test_packs_are_their_samples_alone_and_all_layers_share_a_mask() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for _ in range(3):
             heads = [torch.randn(6, 2, n, 8, requires_grad=True) for n in (4, 2, 2)]
-            found = KERNELS.attention(*heads, 0.3, numbers)
+            found = PLAIN.attention(*heads, 0.3, numbers)
             for row, starts in enumerate([(0, 3, 5, 6), (0, 1, 6)]):
                 for start, end in pairwise(starts):
                     own = [tensor[start:end, row : row + 1] for tensor in heads]
-                    alone = KERNELS.attention(*own, 0.3, None)
+                    alone = PLAIN.attention(*own, 0.3, None)
                     torch.testing.assert_close(found[start:end, row : row + 1], alone)
     assert len(kept) == 1
+
+
+def test_what_is_left_out_is_computed_in_single_steps() -> None:
+    """No operator fuses attention any more; its results and gradients stay."""
+    query, keys = leaf(5, 2, 4, 8).float(), leaf(5, 2, 2, 8).float()
+    segments = torch.tensor([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]])
+    plain = without(CpuKernels(), KERNELS)
+    assert set(KERNELS) == set(METHODS)
+    for numbers in (None, segments):
+        found, expected = (
+            kernels.attention(query, keys, keys, 0.3, numbers) for kernels in (plain, CpuKernels())
+        )
+        torch.testing.assert_close(found, expected)
+        assert "Flash" in str(expected.grad_fn.next_functions[0][0])
+        assert "Flash" not in str(found.grad_fn.next_functions[0][0])
+    assert plain.pack(keys) is keys

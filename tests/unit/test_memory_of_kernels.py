@@ -12,6 +12,7 @@ import pytest
 
 from glm3cli.config.model import PRESETS
 from glm3cli.device import DEVICES
+from glm3cli.device.choice import saved_without
 from glm3cli.forecast.record import record_stage
 from glm3cli.plan.activations import saved_by_layer
 from glm3cli.plan.memory import memory_of_stage
@@ -33,7 +34,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp4, more ranks than groups": {"tp": 4},
     "cp2": {"cp": 2},
     "pp2": {"pp": 2},
+    "without the norm's kernel": {"without_kernel": ["rms-norm"]},
+    "without attention's kernel": {"without_kernel": ["attention"]},
 }
+# Without its kernel, attention's work is counted beside what the layer's MLP has freed by then.
+TOLERANCES = {"without attention's kernel": 0.05}
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +57,11 @@ def test_the_plan_has_what_the_operators_save(layout: str, device: str) -> None:
     last = config.pp - 1
     with LiveMemory("meta") as memory:
         record_stage(config, SIX_B, device, last)
-    told = memory_of_stage(config, SIX_B, DEVICES[device].saved_for_backward, last)
+    saved = saved_without(DEVICES[device].saved_for_backward, config.without_kernel)
+    told = memory_of_stage(config, SIX_B, saved, last)
     # Not `step`: AdamW is fused there, and holds nothing beside its state.
-    assert told.persistent + told.activations + told.work == pytest.approx(memory.peak, rel=0.01)
+    told_peak = told.persistent + told.activations + told.work
+    assert told_peak == pytest.approx(memory.peak, rel=TOLERANCES.get(layout, 0.01))
 
 
 def test_an_npu_saves_a_third_less_than_plain_torch() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.versions import LOST
-from glm3cli.device.npu import MINDSPEED_ARGUMENTS
+from glm3cli.device.npu.device import MINDSPEED_ARGUMENTS
 from tests.support.stand_ins import run, stand_in
 
 RECORDER = """
@@ -24,7 +24,7 @@ MADE_UP = """
     from dataclasses import replace
     from glm3cli import device as devices
     from glm3cli.device import require_active, select
-    from glm3cli.device.npu import NpuDevice
+    from glm3cli.device.npu.device import NpuDevice
     from glm3cli.errors import DeviceError
     from tests.support.machines import server
     machine = server(Path(os.environ["MACHINE"]))

@@ -93,7 +93,7 @@ def test_recomputation_runs_the_layers_forward_once_more() -> None:
 
 def test_samples_of_a_pack_see_themselves_alone() -> None:
     """Pairs of different samples, which the operator leaves out, are not counted."""
-    from glm3cli.device.npu_operators import define
+    from glm3cli.device.npu.operators import define
 
     define()
     query, key = (torch.empty(96, heads, 16, device="meta") for heads in (4, 2))

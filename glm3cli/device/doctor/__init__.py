@@ -7,6 +7,6 @@ of `glm3 doctor`. A start on NPUs runs the same checks (`require_cards`, `requir
 `codes.explain` turns an error text of an accelerator into a cause and a remedy, and `environment`
 lists the variables that glm3 sets for NPUs.
 
-No package of a vendor is imported here. device/npu.py and cli/ use this room; of ours it imports
+No package of a vendor is imported here. device/npu/ and cli/ use this room; of ours it imports
 only errors.
 """

@@ -15,9 +15,8 @@ import torch
 
 from glm3cli import device
 from glm3cli.device.cpu import REDIRECTS
-from glm3cli.device.doctor.machine import Machine
-from glm3cli.device.npu import NpuDevice
-from glm3cli.device.npu_kernels import NpuKernels
+from glm3cli.device.npu.device import NpuDevice
+from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.redirects import Redirects
 from tests.support.machines import install, server
 from tests.support.npu.operators import KERNELS, with_defaults
@@ -34,11 +33,8 @@ class EmulatedNpu(NpuDevice):
     """`NpuDevice` as it is, except that tensors are on the CPU and gloo is the network."""
 
     backend: ClassVar[str] = "gloo"
+    kernels_class = EmulatedKernels
     stream_ordered: ClassVar[bool] = False
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__(machine)
-        self.kernels = EmulatedKernels()
 
     def _import(self, name: str) -> Any:
         with _triton() if name.startswith("mindspeed") else nullcontext():

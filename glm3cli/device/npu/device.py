@@ -23,8 +23,8 @@ from glm3cli.device.doctor.cards import require_cards
 from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.doctor.versions import LOST, has_mindspeed, require_versions
-from glm3cli.device.kernels import SavedForBackward
-from glm3cli.device.npu_kernels import NpuKernels
+from glm3cli.device.kernels import Kernels, SavedForBackward
+from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.errors import DeviceError
 
@@ -93,7 +93,8 @@ class NpuDevice(Device):
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
-    saved_for_backward: ClassVar[SavedForBackward] = NpuKernels.saved_for_backward
+    kernels_class: ClassVar[type[Kernels]] = NpuKernels
+    saved_for_backward: SavedForBackward = NpuKernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
     _npu: Any  # torch_npu's counterpart of torch.cuda
@@ -101,7 +102,6 @@ class NpuDevice(Device):
     def __init__(self, machine: Machine | None = None) -> None:
         super().__init__()
         self.machine = machine or Machine()
-        self.kernels = NpuKernels()
 
     @classmethod
     def described(cls, num_local_ranks: int) -> Chip:

@@ -25,7 +25,7 @@ moves activations to the host, is not here: it takes its settings from the globa
 megatron.training, which glm3 doesn't use; `--recompute` frees that memory instead.
 
 The operators are called as `torch.ops.npu.NAME`, each with its own backward operator. This needs no
-import of torch_npu, so that shapes and speeds can be planned on other machines (npu_operators.py).
+import of torch_npu, so that shapes and speeds can be planned on other machines (operators.py).
 Every argument exists in torch_npu 2.7.1. The limits named below are from its documentation
 (torch_npu/_op_plugin_docs.py).
 """
@@ -39,6 +39,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from glm3cli.device.choice import attend_stepwise
 from glm3cli.device.kernels import Kernels, Rotation, SavedForBackward
 
 npu = torch.ops.npu
@@ -126,6 +127,18 @@ class NpuKernels(Kernels):
             ends = (changes.flatten().nonzero().flatten() + 1).tolist()
             self._lengths[segment_ids] = ends
         return list(self._lengths[segment_ids])
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Computes in single operations what the operators here have no types for."""
+        return attend_stepwise(query, key, value, mask, scale, is_causal)
 
     def turns(self, angles: Tensor, dtype: torch.dtype) -> Any:
         """Returns cosines and sines for whole heads in every type."""

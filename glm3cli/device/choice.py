@@ -1,0 +1,98 @@
+"""`without`: kernels that compute some operations in plain torch (`--without-kernel`).
+
+An operator of a chip may be wrong, or fail, with some version of its library. A command then works
+without that one alone. Plain torch means single steps here: attention makes its scores, which the
+operators of no chip are asked to fuse.
+"""
+
+from collections.abc import Collection, Mapping
+from copy import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from glm3cli.device.kernels import Kernels, SavedForBackward
+
+# The methods of `Kernels` behind each name that --without-kernel takes. AdamW isn't one of them: a
+# device says whether the optimizer's operator is used (`Device.fuses_adamw`).
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "rms-norm": ("rms_norm",),
+    "swiglu": ("swiglu",),
+    "rotary": ("rotation", "rotate"),
+    "attention": ("attention",),
+    "decode-attention": ("seen", "attend_one", "attend_chunk"),
+    "cross-entropy": ("cross_entropy",),
+    "linear": ("pack", "linear"),
+    "quantized-linear": ("pack_quantized", "linear_quantized"),
+    "mc2": ("gather_matmul", "matmul_scatter"),
+    "adamw": (),
+}
+
+
+class StepwiseKernels(Kernels):
+    """Plain torch, with attention in single operations on every chip."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Makes the scores, their softmax and the context one after the other.
+
+        torch's own attention would call a fused operator where a chip has one, whatever its
+        settings say (op-plugin, FusedSdpChoiceKernelNpuOpApi.cpp).
+        """
+        return attend_stepwise(query, key, value, mask, scale, is_causal)
+
+
+def attend_stepwise(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    is_causal: bool,
+) -> Tensor:
+    """Computes what `Kernels.attend` does, with torch's own composition of matrix products."""
+    context, _ = torch.ops.aten._scaled_dot_product_attention_math(
+        query,
+        key,
+        value,
+        mask,
+        0.0,
+        is_causal,
+        scale=scale,
+        enable_gqa=query.size(1) != key.size(1),
+    )
+    return context
+
+
+def without(kernels: Kernels, names: Collection[str]) -> Kernels:
+    """Returns kernels that compute the named operations in plain torch, and the others as before.
+
+    Args:
+        kernels: The kernels of the device.
+        names: The operations, as --without-kernel names them.
+    """
+    plain, chosen = StepwiseKernels(), copy(kernels)
+    for name in names:
+        for method in METHODS[name]:
+            setattr(chosen, method, getattr(plain, method))
+    return chosen
+
+
+def saved_without(saved: SavedForBackward, names: Collection[str]) -> SavedForBackward:
+    """Returns what kernels save for the backward pass without the named operations."""
+    plain = Kernels.saved_for_backward
+    if "rms-norm" in names:
+        saved = replace(saved, norm_copies=plain.norm_copies)
+    if "attention" in names:
+        saved = replace(
+            saved, statistics=plain.statistics, copies_values=plain.copies_values, scores=True
+        )
+    return saved
