@@ -32,9 +32,12 @@ def run_batch(chunk: torch.nn.Module, batch: Batch) -> Tensor:
     """Runs a micro-batch through a model chunk.
 
     Returns:
-        The loss of each token on the last stage, [b, s], and hidden states before it.
+        The loss of each token on the last stage, [b, s], 0 where it isn't needed; hidden states
+        before it.
     """
-    output: Tensor = chunk(batch.tokens, None, batch.segment_ids, labels=batch.labels)
+    output: Tensor = chunk(
+        batch.tokens, None, batch.segment_ids, labels=batch.labels, loss_mask=batch.needed
+    )
     return output
 
 

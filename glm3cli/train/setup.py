@@ -170,6 +170,7 @@ def make_loader(
         ),
         noise=_noise_of_a_token(config, model),
         has_places=config.lora_dropout > 0,
+        needs_all=config.needs_all_losses,
     )
 
 

@@ -233,7 +233,8 @@ def trained(options: dict[str, Any], methods: dict[str, Any], samples: Any) -> I
             for chunk in step.chunks:
                 chunk.config.finalize_model_grads_func = step.finalize
             length = config.row_length * (2 if samples is PackedPairs else 1)
-            read = replace(loader, dataset=dataset, seq_length=length)
+            needs_all = config.needs_all_losses
+            read = replace(loader, dataset=dataset, seq_length=length, needs_all=needs_all)
             return config, step, step.forward_backward(read, 0)
 
         yield run

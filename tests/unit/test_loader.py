@@ -113,3 +113,35 @@ def test_a_token_id_beyond_the_vocabulary_is_refused(vocab_size, token):
 
 def test_the_last_id_of_the_vocabulary_is_fine():
     assert len(list(loader(vocab_size=25).microbatches(16))) == 4
+
+
+@pytest.mark.parametrize(("cp_size", "trained"), [(1, 20), (2, 20), (2, 0), (1, 59)])
+def test_only_places_that_are_trained_are_needed(cp_size: int, trained: int) -> None:
+    """Two samples of 40 positions, whose last ones are trained."""
+
+    class Answers:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            tokens, mask = np.arange(40), np.zeros(40, dtype=np.float32)
+            mask[len(mask) - trained // 2 - trained % 2 * index :] = 0.5 if trained else 0
+            return {"tokens": tokens, "labels": tokens, "loss_mask": mask}
+
+    whole = loader(Answers(), batch=2, seq_length=40)
+    for cp_rank in range(cp_size):
+        [batch] = replace(whole, cp_rank=cp_rank, cp_size=cp_size).microbatches(0)
+        assert batch.needed is not None
+        chosen = torch.zeros(batch.tokens.numel())
+        chosen[batch.needed] = 1
+        assert batch.needed.tolist() == chosen.nonzero().flatten().tolist()  # each once, rising
+        assert len(batch.needed) % 16 == 0
+        assert len(batch.needed) - int(batch.loss_mask.count_nonzero()) <= 16
+        left_out = chosen.view(-1, 2).T == 0
+        assert not batch.loss_mask[left_out].any()
+        [batch] = replace(whole, cp_rank=cp_rank, cp_size=cp_size, needs_all=True).microbatches(0)
+        assert batch.needed is None
+
+
+def test_all_places_are_needed_where_nearly_all_are_trained():
+    assert next(iter(loader().microbatches(0))).needed is None

@@ -86,6 +86,11 @@ class PreferenceOptions(Settings):
         """Whether the loss compares the model with a reference."""
         return self.method in COMPARING
 
+    @property
+    def needs_all_losses(self) -> bool:
+        """Whether losses count of tokens outside the loss mask: of ORPO's prompts they do."""
+        return self.method == "orpo"
+
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         for name, methods in _USES.items():

@@ -19,6 +19,11 @@ from glm3cli.data.samples.preferences import MismatchedSamples
 from glm3cli.data.samples.spec import Dataset, Sample, VariedDataset
 from glm3cli.errors import DataError
 
+# Losses are computed of a multiple of so many places: matrix units take blocks of 16 rows.
+_MULTIPLE = 16
+# Above this share all are computed: choosing rows costs a pass over the hidden states.
+_MOST_NEEDED = 0.9
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -41,6 +46,8 @@ class Batch:
         scales: The largest size of each position's noise, 0 for padding, float32 [b, s].
         reference: For answers that are compared with a reference: its log-probability of an answer
             at one of the answer's positions, else 0, float32 [b, s]; None where none is known.
+        needed: The places in a tensor of [s, b], counted from 0 in rising order, whose losses are
+            needed, int64 [n]; the others' `loss_mask` is 0. None needs all.
     """
 
     tokens: Tensor
@@ -51,6 +58,7 @@ class Batch:
     places: Tensor | None = None
     scales: Tensor | None = None
     reference: Tensor | None = None
+    needed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ class Loader:
         padding: How samples of different lengths become one micro-batch.
         noise: The size of the noise on the embeddings of a sample of one token; None for no noise.
         has_places: Whether the batches have places; with noise they always do.
+        needs_all: Whether all losses are needed, also those of tokens that aren't trained.
     """
 
     dataset: Dataset
@@ -119,6 +128,7 @@ class Loader:
     padding: Padding = field(default_factory=Padding)
     noise: float | None = None
     has_places: bool = False
+    needs_all: bool = False
     _tally: Tally = field(default_factory=Tally)
 
     def consumed_by_source(self, consumed: int) -> dict[str, dict[str, int]]:
@@ -240,6 +250,9 @@ class Loader:
             )
         for key in cut:
             tensors[key] = tensors[key].chunk(self.cp_size, dim=1)[self.cp_rank].contiguous()
+        needed = None if self.needs_all else needed_places(tensors["loss_mask"])
+        if needed is not None:
+            tensors["needed"] = needed
         on_device = {key: tensor.to(self.device) for key, tensor in tensors.items()}
         return Batch(**on_device, sources=self._sources_of(indices))
 
@@ -265,6 +278,26 @@ class Loader:
         names = source_names(self.sources)
         index = source_index(self.dataset)
         return tuple(names[index[place]] for place in indices)
+
+
+def needed_places(loss_mask: Tensor) -> Tensor | None:
+    """Returns the places whose losses are needed, as `Batch.needed` has them.
+
+    Their number is a multiple of `_MULTIPLE`, with some places of weight 0 among them.
+
+    Args:
+        loss_mask: The weight of each position in the loss, [b, s].
+
+    Returns:
+        The places, [n]; None if nearly all are needed.
+    """
+    is_trained = loss_mask.T.flatten() != 0
+    count = max(1, -(-int(is_trained.count_nonzero()) // _MULTIPLE)) * _MULTIPLE
+    if count > _MOST_NEEDED * len(is_trained):
+        return None
+    # The trained ones come first, and others fill up.
+    order = torch.sort(is_trained.to(torch.uint8), descending=True, stable=True).indices
+    return order[:count].sort().values
 
 
 def source_names(prefixes: Sequence[str]) -> list[str]:
