@@ -29,6 +29,11 @@ dropped, skipped or lost.
 --pack puts several samples into a sequence by best fit, the longest first. attention_mask then
 numbers the samples of a sequence from 1, and in training no sample sees another.
 
+--part I/N does the I-th of N parts, cut at equal numbers of bytes, into the folder
+PREFIX-part-I-of-N; machines may have their own copies of the input. With all folders in one place,
+`--merge PREFIX-part-*-of-N --output-prefix PREFIX` joins them: texts, packs and statistics become
+what one machine would have written, byte for byte.
+
 --build-index builds the sample indices of a pretraining beforehand; the training finds them if it
 has the same data, --seq-length, --train-iters, --global-batch-size, --split and --seed.
 

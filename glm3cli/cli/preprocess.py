@@ -13,7 +13,8 @@ from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.errors import DataError
 
 if TYPE_CHECKING:
-    from glm3cli.data.preprocess.run import PreviewSample, Summary
+    from glm3cli.data.preprocess.run import PreviewSample
+    from glm3cli.data.preprocess.writing.write import Summary
 
 _SHOWN_FILES = 5  # of the input files that could not be read whole
 
@@ -35,12 +36,19 @@ def register(app: typer.Typer) -> None:
             return
         with progress_lines(config.log_interval) as report:
             summary = core.preprocess(config, report)
-        errors = config.output_prefix.with_name(f"{config.output_prefix.name}.errors.jsonl")
-        if config.on_error == "skip" and errors.exists():
+        errors = config.prefix.with_name(f"{config.prefix.name}.errors.jsonl")
+        if (config.on_error == "skip" or config.merge) and errors.exists():
             typer.echo(f"bad rows are listed in {errors}", err=True)
         if config.build_index:
             _build_indices(config, summary)
         _print_summary(summary, config.as_json)
+        if config.part:
+            _, count = config.part_numbers
+            typer.echo(
+                f"this is part {config.part}; with all {count} here: glm3 preprocess --merge "
+                f"{config.output_prefix}-part-*-of-{count} --output-prefix {config.output_prefix}",
+                err=True,
+            )
         _check_nothing_lost(summary)
 
 
@@ -59,7 +67,7 @@ def _build_indices(config: PreprocessConfig, summary: "Summary") -> None:
         if file.endswith(".idx"):
             blend = Blend((str(Path(file).with_suffix("")),), None)
             spec = DataSpec.of(config, blend, config.seq_length, config.train_iters)
-            folder = build_index(spec, Tokenizer.load(config.tokenizer))
+            folder = build_index(spec, Tokenizer.load(config.tokenizer_path))
             typer.echo(f"sample indices are in {folder}", err=True)
 
 

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
-    from glm3cli.data.preprocess.run import PreprocessProgress
+    from glm3cli.data.preprocess.writing.write import PreprocessProgress
 
 State = TypeVar("State")
 Unit = Literal["share", "count", "bytes"]

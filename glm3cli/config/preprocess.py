@@ -1,6 +1,7 @@
 """`PreprocessConfig`: the options of `glm3 preprocess`."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,6 +12,7 @@ from glm3cli.config.split import Split
 
 PIPE = Path("-")  # the input that stands for stdin
 TEXT, PACKED, INDEX = "Text", "Conversations and preferences", "Sample indices"
+PARTS = "Several machines"
 
 # The kind of each handler, by its name: it makes one text of a row, one conversation, a pair of a
 # chosen and a rejected answer, or an answer that was liked or not.
@@ -31,6 +33,8 @@ HANDLERS: dict[str, Kind] = {
     "LeetcodePythonInstructionHandler": "instruction",
     "MOSSMultiTurnHandler": "chat",
 }
+# The options that a merge takes notice of.
+_OF_MERGE = {"merge", "more_input", "output_prefix", "force", "log_interval", "as_json"}
 # ModelLink's names for handlers of ours.
 _SAME = {"GeneralPretrainHandler": "text", "GeneralInstructionHandler": "instruction"}
 
@@ -45,8 +49,8 @@ class PreprocessConfig(Settings):
     more_input: Annotated[list[Path], Flag(positional=True, metavar="PATH")] = Field(
         default=[], description="Further inputs, so that --input takes several paths."
     )
-    tokenizer: Annotated[Path, Flag(("--tokenizer-name-or-path",), metavar="PATH")] = Field(
-        description="Model folder that has a tokenizer.model, or that file."
+    tokenizer: Annotated[Path | None, Flag(("--tokenizer-name-or-path",), metavar="PATH")] = Field(
+        default=None, description="Model folder that has a tokenizer.model, or that file."
     )
     output_prefix: Annotated[Path, Flag(metavar="PREFIX")] = Field(
         description="Start of the output files' names."
@@ -95,6 +99,15 @@ class PreprocessConfig(Settings):
         "twice that; attention_mask counts them.",
     )
 
+    part: Annotated[str | None, Flag(panel=PARTS, metavar="I/N")] = Field(
+        default=None,
+        description="Do the I-th of N parts alone, into the folder PREFIX-part-I-of-N.",
+    )
+    merge: Annotated[list[Path], Flag(panel=PARTS, metavar="FOLDER")] = Field(
+        default=[],
+        description="Join the N parts in these folders; their settings are those of the parts.",
+    )
+
     build_index: Annotated[bool, Flag(panel=INDEX)] = Field(
         default=False,
         description="Then build the sample indices of a pretraining that is given the same "
@@ -137,14 +150,52 @@ class PreprocessConfig(Settings):
             raise ValueError("give each column once, separated by commas, none empty or with a /")
         return names
 
+    @field_validator("part")
+    @classmethod
+    def _check_part(cls, part: str | None) -> str | None:
+        if part is not None:
+            match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
+            if not match or not 1 <= int(match[1]) <= int(match[2]):
+                raise ValueError("give I/N, such as 1/4 for the first of four parts")
+        return part
+
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if not self.inputs:
-            raise ValueError("--input is missing: give a file, a folder or a quoted glob")
-        if self.output_prefix.name in ("", "..") or self.output_prefix.is_dir():
+    def _check_prefix(self) -> Self:
+        if self.prefix.name in ("", "..") or self.prefix.is_dir():
             raise ValueError(
                 f"--output-prefix {self.output_prefix} is a folder: add the start of a file name"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.merge:
+            self._check_merge()
+            return self
+        if self.tokenizer is None:
+            raise ValueError("--tokenizer is missing")
+        if self.part and PIPE in self.inputs:
+            raise ValueError("--part needs files: a pipe can't be cut into parts")
+        if self.part and self.build_index:
+            raise ValueError("--build-index goes with all data: leave it out until --merge is done")
+        return self
+
+    def _check_merge(self) -> None:
+        """Refuses options of which a merge takes no notice."""
+        fields = type(self).model_fields
+        for name in self.model_fields_set - _OF_MERGE:
+            if getattr(self, name) != fields[name].get_default():
+                flag = str(self.flag_of(name).name).replace("_", "-")
+                raise ValueError(
+                    f"--{flag} doesn't go with --merge, which takes the settings of the parts"
+                )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.merge:
+            return self
+        if not self.inputs:
+            raise ValueError("--input is missing: give a file, a folder or a quoted glob")
         if self.build_index and (self.kind != "text" or not (self.seq_length and self.train_iters)):
             raise ValueError(
                 "--build-index goes with texts, and needs --seq-length and --train-iters"
@@ -167,6 +218,34 @@ class PreprocessConfig(Settings):
     def inputs(self) -> list[Path]:
         """The inputs of the options and of the positional arguments, in the order given."""
         return [*self.input, *self.more_input]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The value of --tokenizer, which every run but a merge has."""
+        assert self.tokenizer is not None
+        return self.tokenizer
+
+    @property
+    def part_numbers(self) -> tuple[int, int]:
+        """The number of the part, from 1, and that of all parts."""
+        number, _, count = (self.part or "1/1").partition("/")
+        return int(number), int(count)
+
+    @property
+    def prefix(self) -> Path:
+        """The start of the names of the files that this run writes.
+
+        Those of a part are in a folder of its own, beside the files that a merge will write. The
+        folder has the name of --output-prefix if that says already which part it is.
+        """
+        if self.part is None:
+            return self.output_prefix
+        number, count = self.part_numbers
+        named = re.fullmatch(f"(.+)-part-0*{number}(-of-0*{count})?", self.output_prefix.name)
+        if named:
+            return self.output_prefix / named[1]
+        name = self.output_prefix.name
+        return self.output_prefix.with_name(f"{name}-part-{number}-of-{count}") / name
 
     @property
     def kind(self) -> Kind:

@@ -81,7 +81,7 @@ def _matching(pattern: Path) -> list[Path]:
     Raises:
         DataError: No file matches, or a link that does leads nowhere.
     """
-    found = sorted(_found_by(pattern))
+    found = sorted(matching_paths(pattern))
     for path in found:
         check_link(path)
     files = [path for path in found if path.is_file()]
@@ -96,7 +96,7 @@ def _matching(pattern: Path) -> list[Path]:
     return files
 
 
-def _found_by(pattern: Path) -> Iterable[Path]:
+def matching_paths(pattern: Path) -> Iterable[Path]:
     """Returns the paths that match a pattern; a hidden one only where the pattern asks for it.
 
     Links to folders are followed. Path.glob does that in `*`, but not in `**`.
@@ -106,7 +106,7 @@ def _found_by(pattern: Path) -> Iterable[Path]:
         base, rest = Path(*pattern.parts[:place]), pattern.parts[place + 1 :]
         return [
             path
-            for folder in (_found_by(base) if _is_pattern(base) else [base])
+            for folder in (matching_paths(base) if _is_pattern(base) else [base])
             if folder.is_dir()
             for path in visible_files(folder)
             if _fits(path.relative_to(folder).parts, rest)

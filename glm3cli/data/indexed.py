@@ -137,12 +137,48 @@ class IndexedWriter:
             file.close()
 
 
+class IndexedDocuments:
+    """The documents of a finished pair of files, memory-mapped."""
+
+    def __init__(self, prefix: Path, named: str) -> None:
+        """Opens a pair of files.
+
+        Args:
+            prefix: The path of the files without `.bin` and `.idx`.
+            named: What the user gave, such as `--merge FOLDER`, for the error message.
+
+        Raises:
+            DataError: The index is damaged, or the tokens are fewer than it says.
+        """
+        self._lengths = read_lengths(str(prefix), named)
+        self._tokens = read_tokens(str(prefix), named)
+        at = len(_MAGIC) + _HEADER.size + len(self._lengths) * (_INT32_SIZE + _INT64_SIZE)
+        self._bounds = np.memmap(prefix.with_name(f"{prefix.name}.idx"), np.int64, "r", offset=at)
+        self._taken, self._tokens_taken = 0, 0
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def take(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the next documents, as `IndexedWriter.add` takes them.
+
+        Args:
+            count: The number of documents, of which fewer may be left.
+        """
+        bounds = self._bounds[self._taken : self._taken + count + 1]
+        lengths = self._lengths[bounds[0] : bounds[-1]]
+        start = self._tokens_taken
+        self._taken += len(bounds) - 1
+        self._tokens_taken += int(lengths.sum(dtype=np.int64))
+        return self._tokens[start : self._tokens_taken], lengths, np.diff(bounds)
+
+
 def read_lengths(prefix: str, named: str) -> np.ndarray:
     """Returns the number of tokens of every sequence of a pair of files, memory-mapped.
 
     Args:
         prefix: The path of the files without `.bin` and `.idx`.
-        named: The item of `--data` that the files belong to, for the error message.
+        named: What the user gave, such as `--data PREFIX`, for the error message.
 
     Returns:
         int32 [number of sequences].
@@ -158,7 +194,7 @@ def read_tokens(prefix: str, named: str) -> np.ndarray:
 
     Args:
         prefix: The path of the files without `.bin` and `.idx`.
-        named: The item of `--data` that the files belong to, for the error message.
+        named: What the user gave, such as `--data PREFIX`, for the error message.
 
     Returns:
         Integers of the files' type [number of tokens].
@@ -171,7 +207,7 @@ def read_tokens(prefix: str, named: str) -> np.ndarray:
     found, needed = path.stat().st_size, tokens * np.dtype(kind).itemsize
     if found < needed:
         raise DataError(
-            f"--data {named}: {path} is damaged ({found:,} bytes instead of {needed:,})",
+            f"{named}: {path} is damaged ({found:,} bytes instead of {needed:,})",
             "run `glm3 preprocess` again",
         )
     return np.memmap(path, kind, "r", shape=(tokens,)) if tokens else np.empty(0, dtype=kind)
@@ -186,7 +222,7 @@ def _read_index(prefix: str, named: str) -> tuple[np.ndarray, type[np.integer]]:
     _, code, sequences, _ = _HEADER.unpack(head[len(_MAGIC) :]) if is_ours else (0, 0, 0, 0)
     size = len(head) + sequences * (_INT32_SIZE + _INT64_SIZE)
     if code not in _TYPES or path.stat().st_size < size:
-        raise DataError(f"--data {named}: {path} is damaged", "run `glm3 preprocess` again")
+        raise DataError(f"{named}: {path} is damaged", "run `glm3 preprocess` again")
     if not sequences:
         return np.empty(0, dtype=np.int32), _TYPES[code]
     return np.memmap(path, np.int32, "r", offset=len(head), shape=(sequences,)), _TYPES[code]

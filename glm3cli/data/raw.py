@@ -20,13 +20,8 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
 from glm3cli.data.kinds import DataKind
 from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.run import (
-    PreprocessProgress,
-    Summary,
-    finished_before,
-    preprocess,
-    preview,
-)
+from glm3cli.data.preprocess.run import finished_before, preprocess, preview
+from glm3cli.data.preprocess.writing.write import PreprocessProgress, Summary
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.fingerprints import fingerprint
@@ -85,7 +80,7 @@ class RawData:
         files are.
         """
         files = find_files(self.config.inputs)
-        return fingerprint([*files, self.config.tokenizer])
+        return fingerprint([*files, self.config.tokenizer_path])
 
     def look(self) -> Summary | None:
         """Returns the result of preprocess if an earlier start has run it, else None."""

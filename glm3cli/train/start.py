@@ -13,7 +13,7 @@ from glm3cli.plan.fit import check_memory
 from glm3cli.train.prepare import Prepared, prepare
 
 if TYPE_CHECKING:
-    from glm3cli.data.preprocess.run import PreprocessProgress
+    from glm3cli.data.preprocess.writing.write import PreprocessProgress
     from glm3cli.data.raw import RawData
 
 # Opens a display of preprocess's progress, and yields the function that updates it.

@@ -13,7 +13,7 @@ from glm3cli.cli import progress
 from glm3cli.cli.progress import Progress, bar_or_lines, byte_progress, progress_lines
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.data.preprocess.counts import Counts
-from glm3cli.data.preprocess.run import PreprocessProgress
+from glm3cli.data.preprocess.writing.write import PreprocessProgress
 from tests.support.checkpoints import SMALL, write_hf
 
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess.run import Summary, preprocess
+from glm3cli.data.preprocess.run import preprocess
+from glm3cli.data.preprocess.writing.write import Summary
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess import output
 from glm3cli.data.preprocess.readers import chunks
 from glm3cli.data.preprocess.run import preprocess
+from glm3cli.data.preprocess.writing import output
 from glm3cli.errors import Glm3Error
 
 

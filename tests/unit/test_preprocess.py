@@ -22,8 +22,9 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.data.files import find_files
 from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess.readers import tables
-from glm3cli.data.preprocess.run import PreprocessProgress, preview
-from glm3cli.data.preprocess.statistics import histogram
+from glm3cli.data.preprocess.run import preview
+from glm3cli.data.preprocess.writing.statistics import histogram
+from glm3cli.data.preprocess.writing.write import PreprocessProgress
 from glm3cli.errors import DataError
 from tests.support.preprocess_runs import outputs, run, write_lines
 from tests.support.shared import GOLDEN, SHARED, needs_shared

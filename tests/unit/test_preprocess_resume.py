@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from glm3cli.config.preprocess import PreprocessConfig
-from glm3cli.data.preprocess import output as output_module
 from glm3cli.data.preprocess.readers import chunks
-from glm3cli.data.preprocess.run import PreprocessProgress, preprocess
+from glm3cli.data.preprocess.run import preprocess
+from glm3cli.data.preprocess.writing import output as output_module
+from glm3cli.data.preprocess.writing.write import PreprocessProgress
 from glm3cli.errors import DataError
 from tests.support import preprocessing
 from tests.support.preprocess_runs import outputs
@@ -209,7 +210,7 @@ def test_a_disk_that_is_full_while_packing(inputs, tmp_path, monkeypatch):
 
     options = {"handler": "chat", "seq_length": 64, "pack": True}
     with monkeypatch.context() as patched:
-        patched.setattr("glm3cli.data.preprocess.run.pack_files", full)
+        patched.setattr("glm3cli.data.preprocess.writing.write.pack_files", full)
         with pytest.raises(DataError, match=r"can't write .*: No space left on device"):
             run(inputs[0], tmp_path / "out", **options)
     assert run(inputs[0], tmp_path / "out", **options).fill_rate > 0.5

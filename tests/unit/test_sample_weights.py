@@ -10,7 +10,8 @@ import pytest
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.kinds import ANSWERS
 from glm3cli.data.prefixes import Blend, data_fingerprint
-from glm3cli.data.preprocess.run import Summary, preprocess
+from glm3cli.data.preprocess.run import preprocess
+from glm3cli.data.preprocess.writing.write import Summary
 from glm3cli.data.samples.instructions import build_instruction
 from glm3cli.data.samples.spec import Dataset, DataSpec
 from glm3cli.errors import DataError

@@ -7,10 +7,11 @@ Begin with `run`: `preprocess` is a whole run. The data passes these modules in 
   turns a row into texts or messages, and encode the result with `tokens` as a `document`. `turns`
   reads the turns of a conversation in all their spellings, `trained` which of them are trained, and
   `fields` any field. The room `preferences` does so with chosen and rejected answers.
-- `output` appends the documents to files and saves a `note`, with which a killed run is resumed.
-- `packing` puts several samples into one sequence.
-- `statistics` describes the result by its `counts` and its `job`: the inputs and the settings.
+- `writing` appends the documents to files and can go on with a killed run. It describes the result
+  by its `counts` and its `job`: the inputs and the settings.
 
-Outside of this folder, the command line and `data.raw` import `run` (and `data.raw` also `job`).
-Nothing here imports torch, megatron or `data.samples`.
+`merge` joins the parts of a run that several machines have made.
+
+Outside of this folder, the command line and training import `run` and `job`, and the types of what
+a run returns from `writing.write`. Nothing here imports torch, megatron or `data.samples`.
 """

@@ -35,6 +35,7 @@ class Job:
     @classmethod
     def of(cls, config: PreprocessConfig, files: list[Path], tokenizer: Tokenizer) -> "Job":
         """Returns the job of a run that reads these input files with this tokenizer."""
+        settings = _SETTINGS | {"part"} if config.part else _SETTINGS
         stats = [path.stat() for path in files if path.is_file()]
         inputs = [
             [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
@@ -47,7 +48,7 @@ class Job:
             settings=config.model_dump(
                 mode="json",
                 # The sequence length of texts is only for --build-index: it cuts nothing.
-                include=_SETTINGS - {"seq_length"} if config.kind == "text" else _SETTINGS,
+                include=settings - {"seq_length"} if config.kind == "text" else settings,
             ),
         )
 

@@ -6,30 +6,22 @@
 
 import contextlib
 import itertools
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.files import find_files
-from glm3cli.data.kinds import WEIGHTS_KEY
-from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
-from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.note import Place
-from glm3cli.data.preprocess.output import Output, finished, stats_path, write_stats
-from glm3cli.data.preprocess.packing import pack_files
-from glm3cli.data.preprocess.readers.chunks import Chunk
-from glm3cli.data.preprocess.readers.sources import read_chunks, rows_of
-from glm3cli.data.preprocess.statistics import statistics
+from glm3cli.data.preprocess.merge import merge, part_record
+from glm3cli.data.preprocess.readers.inputs import Inputs, Place
+from glm3cli.data.preprocess.readers.sources import rows_of
 from glm3cli.data.preprocess.workers import (
     SHOWN_PROBLEMS,
     Encoded,
@@ -39,75 +31,28 @@ from glm3cli.data.preprocess.workers import (
     encode_all,
     problem_of,
 )
+from glm3cli.data.preprocess.writing.output import Output, finished
+from glm3cli.data.preprocess.writing.write import (
+    Plan,
+    PreprocessProgress,
+    Summary,
+    done_before,
+    summary_of,
+    write,
+)
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import CheckpointError, DataError
-from glm3cli.host.signals import stopped_by_sigterm
 
 # In how many more chunks bad rows are searched after the first one, to show several at once.
 _MORE_CHUNKS = 8
-_SAMPLES = "samples"  # beginning of the names of files with samples that are still to be packed
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class PreprocessProgress:
-    """The progress of a run.
-
-    Attributes:
-        counts: What was read and written, earlier runs that this run resumes included.
-        before: The counts of those earlier runs.
-        seconds: The time since the run began, in seconds.
-        done: The share of the input that was read, 0 to 1; always 0 for a pipe.
-        begun: The share of the input that earlier runs had read, 0 to 1.
-        packed: The share of the samples that are packed, 0 to 1; None before all input is read.
-    """
-
-    counts: Counts
-    before: Counts
-    seconds: float = 0.0
-    done: float = 0.0
-    begun: float = 0.0
-    packed: float | None = None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The result of a run; `--json` prints these fields.
-
-    Attributes:
-        documents: The number of rows that became a document.
-        tokens: The number of tokens written, without labels and masks.
-        bytes: The size of the encoded text, in bytes of UTF-8.
-        seconds: The wall time of the run, in seconds.
-        skipped: The number of rows and samples that were left out.
-        truncated: The number of samples that --seq-length cut.
-        equal: The number of pairs that were left out because their answers are the same.
-        fill_rate: The share of the packs' positions that hold a token, 0 to 1; None without packs.
-        stats: The path of PREFIX.stats.json.
-        lost: For every input file that could not be read whole, the share of it that is lost, 0 to
-            1, or None if that can't be told.
-        repeated: Whether an earlier run had written all files already.
-        files: The paths of the files that were written.
-    """
-
-    documents: int
-    tokens: int
-    bytes: int
-    seconds: float
-    skipped: int
-    truncated: int
-    equal: int
-    fill_rate: float | None
-    stats: str
-    lost: dict[str, float | None] = field(default_factory=dict)
-    repeated: bool = False
-    files: list[str] = field(default_factory=list)
 
 
 def preprocess(
     config: PreprocessConfig, report: Callable[[PreprocessProgress], None] = lambda progress: None
 ) -> Summary:
     """Turns raw data into token files; does nothing if the files exist, made by an equal run.
+
+    With `config.merge`, the token files of parts are joined instead.
 
     Args:
         config: The options of the run.
@@ -117,54 +62,22 @@ def preprocess(
         DataError: The input is missing or bad, or the output can't be written.
         StoppedError: The process received SIGTERM.
     """
+    if config.merge:
+        return merge(config, report)
     start = time.perf_counter()
-    tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer = Tokenizer.load(config.tokenizer_path)
     handler = build_handler(config, tokenizer)
-    files = find_files(config.inputs)
-    _check_vocabulary(config, tokenizer)
-    job = Job.of(config, files, tokenizer)
-    names = _names(config, handler)
-    skips_bad = config.on_error == "skip"
-    if not config.force:
-        stats = finished(config.output_prefix, names, job, skips_bad=skips_bad)
-        if stats is not None:
-            _log.warning("%s is there already, of the same input", config.output_prefix)
-            # A run of another handler may have overwritten PREFIX.stats.json.
-            write_stats(config.output_prefix, stats)
-            return _summary(config, stats, time.perf_counter() - start, repeated=True)
-    samples = {key: f"{_SAMPLES}.{key}" for key in names} if config.pack else {}
-    with (
-        stopped_by_sigterm("preprocess", "run the same again to go on"),
-        Output(config.output_prefix, names, samples or names, job, skips_bad=skips_bad) as output,
-    ):
-        if not output.is_finished:
-            progress = PreprocessProgress(output.counts, output.counts.copy())
-            _encode(config, tokenizer, files, handler, output, progress, report, start)
-            if not output.counts.documents:
-                raise DataError(
-                    f"the input has no document to write ({output.counts.skipped} rows skipped)",
-                    "check --input, --handler and --seq-length",
-                )
-            paths = output.finish()
-            kept = dict(names)
-            if WEIGHTS_KEY in paths and _all_ones(paths[WEIGHTS_KEY]):
-                del kept[WEIGHTS_KEY]
-            pack_length = config.pack_length
-            with output.disk_errors_as_data_error():
-                if pack_length:
-                    packed = pack_files(output.folder, paths, pack_length, kept, handler.stride)
-                    for progress.packed in packed:
-                        report(progress)
-                stats = statistics(job, output.counts, paths, kept, output.folder, pack_length)
-                stats["lost"] = output.lost
-            output.complete(stats)
-        stats = output.publish()
-    return _summary(config, stats, time.perf_counter() - start)
+    plan = Plan.of(config, tokenizer, handler)
+    _check_vocabulary(config.tokenizer_path, tokenizer)
+    if not config.force and (done := done_before(plan, start)):
+        return done
 
+    def encode(output: Output, progress: PreprocessProgress) -> dict[str, Any] | None:
+        inputs = Inputs(find_files(config.inputs), config.part_numbers)
+        _encode(config, tokenizer, inputs, handler, output, progress, report, start)
+        return part_record(config, handler, output.begin, inputs) if plan.is_part else None
 
-def _all_ones(weights: Path) -> bool:
-    """Returns whether all samples weigh 1, so that no file need say so."""
-    return bool((np.fromfile(weights, np.float32) == 1).all())
+    return write(plan, encode, report, start)
 
 
 def finished_before(config: PreprocessConfig) -> Summary | None:
@@ -177,25 +90,24 @@ def finished_before(config: PreprocessConfig) -> Summary | None:
         DataError: The input is missing.
     """
     start = time.perf_counter()
-    tokenizer = Tokenizer.load(config.tokenizer)
-    names = _names(config, build_handler(config, tokenizer))
-    job = Job.of(config, find_files(config.inputs), tokenizer)
-    stats = finished(config.output_prefix, names, job, skips_bad=config.on_error == "skip")
+    tokenizer = Tokenizer.load(config.tokenizer_path)
+    plan = Plan.of(config, tokenizer, build_handler(config, tokenizer))
+    stats = finished(plan.prefix, plan.names, plan.job, skips_bad=plan.skips_bad)
     if stats is None:
         return None
-    return _summary(config, stats, time.perf_counter() - start, repeated=True)
+    return summary_of(plan.prefix, stats, time.perf_counter() - start, repeated=True)
 
 
-def _check_vocabulary(config: PreprocessConfig, tokenizer: Tokenizer) -> None:
-    """Checks that a model in the tokenizer's folder has an embedding for every id.
+def _check_vocabulary(place: Path, tokenizer: Tokenizer) -> None:
+    """Checks that a model in the tokenizer's place has an embedding for every id.
 
     Raises:
         DataError: The model's vocabulary is smaller than the tokenizer's.
     """
-    if not (config.tokenizer / "config.json").is_file():
+    if not (place / "config.json").is_file():
         return
     try:
-        model = ModelConfig.from_file(config.tokenizer)
+        model = ModelConfig.from_file(place)
     except CheckpointError:  # preprocess only needs the folder's tokenizer
         return
     if tokenizer.vocab_size > model.padded_vocab_size:
@@ -209,7 +121,7 @@ def _check_vocabulary(config: PreprocessConfig, tokenizer: Tokenizer) -> None:
 def _encode(
     config: PreprocessConfig,
     tokenizer: Tokenizer,
-    files: list[Path],
+    inputs: Inputs,
     handler: Handler,
     output: Output,
     progress: PreprocessProgress,
@@ -217,9 +129,8 @@ def _encode(
     start: float,
 ) -> None:
     """Encodes the input that isn't in the output yet, and appends it."""
-    sizes = _Sizes(files)
     after: deque[Place] = deque()  # the position after each chunk that was read but not yet added
-    chunks = _read_from(files, handler, output.place, after)
+    chunks = inputs.chunks(partial(choose_columns, handler), output.place, after)
     with contextlib.closing(encode_all(config, tokenizer, chunks)) as encoded_chunks:
         for encoded in encoded_chunks:
             if config.on_error == "stop":
@@ -231,12 +142,14 @@ def _encode(
                 encoded.problems.append(RowProblem(encoded.source, "", encoded.damage.message, ""))
                 output.lose(encoded.source, encoded.damage.share)
             encoded.counts.bad_rows = len(encoded.problems)
+            output.begin = output.begin or inputs.begin
             output.add(encoded, after.popleft())
             progress.seconds = time.perf_counter() - start
-            progress.done = max(progress.done, sizes.share(encoded))
+            progress.done = max(progress.done, inputs.share(encoded.source, encoded.position))
             if not progress.begun and progress.before.documents:
                 progress.begun = progress.done
             report(progress)
+    output.begin = output.begin or inputs.begin
 
 
 def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[RowProblem]:
@@ -248,30 +161,6 @@ def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[RowP
                 break
             problems += more.problems
     return problems
-
-
-def _names(config: PreprocessConfig, handler: Handler) -> dict[str, str]:
-    """Returns the names of the output files without their endings, by output key."""
-    name = f"{config.output_prefix.name}{handler.marker}"
-    return {key: f"{name}_{key}_document" for key in handler.keys}
-
-
-def _summary(
-    config: PreprocessConfig, stats: dict, seconds: float, repeated: bool = False
-) -> Summary:
-    """Makes the result of a run out of its statistics and its wall time in seconds."""
-    prefix = config.output_prefix
-    counts = {name: stats[name] for name in ("documents", "tokens", "bytes", "truncated", "equal")}
-    return Summary(
-        **counts,
-        seconds=seconds,
-        skipped=stats["bad_rows"] + stats["dropped"] + stats["equal"],
-        fill_rate=stats["fill_rate"],
-        stats=str(stats_path(prefix)),
-        lost=stats.get("lost", {}),
-        repeated=repeated,
-        files=[str(prefix.with_name(name)) for name in stats["files"]],
-    )
 
 
 @dataclass(frozen=True)
@@ -294,10 +183,11 @@ def preview(config: PreprocessConfig) -> Iterator[PreviewSample]:
     Raises:
         DataError: The input is missing or bad.
     """
-    tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer = Tokenizer.load(config.tokenizer_path)
     encoder = Encoder(config, tokenizer)
-    left = config.preview
-    for chunk in _read_from(find_files(config.inputs), encoder.handler, Place(), deque()):
+    left, inputs = config.preview, Inputs(find_files(config.inputs), config.part_numbers)
+    choose = partial(choose_columns, encoder.handler)
+    for chunk in inputs.chunks(choose, Place(), deque()):
         for index, row in enumerate(rows_of(chunk)):
             try:
                 document = encoder.document(chunk, row)
@@ -316,33 +206,3 @@ def preview(config: PreprocessConfig) -> Iterator[PreviewSample]:
                     chunk.where(index), list(zip(spelled, numbers, trained, strict=True))
                 )
                 left -= 1
-
-
-def _read_from(
-    files: list[Path], handler: Handler, place: Place, after: deque[Place]
-) -> Iterator[Chunk]:
-    """Yields the chunks from `place` on, and appends the position after each one to `after`."""
-    skipped = place.chunk
-    for i, path in enumerate(files[place.file :], start=place.file):
-        chunks = read_chunks(path, partial(choose_columns, handler))
-        for number, chunk in enumerate(chunks, start=1):
-            if number > skipped:
-                after.append(Place(i, number))
-                yield chunk
-        skipped = 0
-
-
-class _Sizes:
-    """Computes the share of all input that was read from a position in a file."""
-
-    def __init__(self, files: list[Path]) -> None:
-        self._before: dict[str, int] = {}
-        self._total = 0
-        for path in files:
-            self._before.setdefault(str(path), self._total)
-            self._total += path.stat().st_size if path.is_file() else 0
-
-    def share(self, encoded: Encoded) -> float:
-        if not self._total:
-            return 0.0
-        return min(1.0, (self._before[encoded.source] + encoded.position) / self._total)

@@ -70,7 +70,7 @@ def data_sources(
     """
     counts, sizes = [], []
     for prefix in blend.prefixes:
-        lengths = read_lengths(kind.main_file(prefix), prefix)
+        lengths = read_lengths(kind.main_file(prefix), f"--data {prefix}")
         train, valid = document_ranges(len(lengths), split, prefix, needs_valid=False)
         cut = empty = 0
         in_training = lengths[train.start : train.stop]

@@ -78,7 +78,7 @@ class FirstLook:
 
     def _about(self, prefix: str) -> Iterator[str]:
         """Yields the lines about one data set."""
-        lengths = read_lengths(self.kind.main_file(prefix), prefix)
+        lengths = read_lengths(self.kind.main_file(prefix), f"--data {prefix}")
         train, _ = document_ranges(len(lengths), self.split, prefix, needs_valid=False)
         found = fitting(prefix, train, self.seq_length, self.kind)
         places = np.linspace(0, len(found.kept) - 1, min(_READ, len(found.kept))).astype(np.int64)
@@ -102,7 +102,7 @@ class FirstLook:
         """Reads documents, cut to the sequence length."""
         ends = np.cumsum(lengths, dtype=np.int64)
         files = {
-            key: read_tokens(self.kind.key_file(prefix, key), prefix)
+            key: read_tokens(self.kind.key_file(prefix, key), f"--data {prefix}")
             for key in ("input_ids", "labels", "attention_mask")
         }
         for number in numbers.tolist():

@@ -45,7 +45,8 @@ def fitting(prefix: str, documents: range, seq_length: int, kind: DataKind = ANS
         DataError: A file is damaged.
     """
     name = kind.key_file(prefix, "labels")
-    lengths, labels = read_lengths(name, prefix), read_tokens(name, prefix)
+    named = f"--data {prefix}"
+    lengths, labels = read_lengths(name, named), read_tokens(name, named)
     ends = np.cumsum(lengths, dtype=np.int64)[documents.start : documents.stop]
     lengths = lengths[documents.start : documents.stop].astype(np.int64)
     starts = ends - lengths

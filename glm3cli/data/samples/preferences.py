@@ -56,7 +56,7 @@ def _check_lengths(spec: DataSpec) -> None:
         DataError: One is.
     """
     for prefix in spec.blend.prefixes:
-        lengths = read_lengths(PAIRS.main_file(prefix), prefix)
+        lengths = read_lengths(PAIRS.main_file(prefix), f"--data {prefix}")
         if (longer := int((lengths > spec.seq_length + 1).sum())) > 0:
             raise DataError(
                 f"--data {prefix}: {longer:,} of {len(lengths):,} samples are longer than the "

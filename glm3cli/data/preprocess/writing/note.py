@@ -7,20 +7,8 @@ from typing import Any
 
 from glm3cli.data.indexed import Mark
 from glm3cli.data.preprocess.counts import Counts
+from glm3cli.data.preprocess.readers.inputs import Place
 from glm3cli.host.files import write_json
-
-
-@dataclass
-class Place:
-    """A position in the input, up to which the output holds everything.
-
-    Attributes:
-        file: The number of input files that are done.
-        chunk: The number of chunks of the next input file that are done.
-    """
-
-    file: int = 0
-    chunk: int = 0
 
 
 @dataclass
@@ -30,6 +18,7 @@ class Note:
     Attributes:
         job: The fields of the run's `Job`.
         place: The position in the input.
+        begin: The position in the input at which the run began; None before its first chunk.
         counts: The counts up to that position.
         marks: The positions of the writers, by output key.
         lost: For every input file that can't be read whole, the share of it that is lost, 0 to 1,
@@ -40,6 +29,7 @@ class Note:
 
     job: dict[str, Any]
     place: Place = field(default_factory=Place)
+    begin: Place | None = None
     counts: Counts = field(default_factory=Counts)
     marks: dict[str, Mark] = field(default_factory=dict)
     lost: dict[str, float | None] = field(default_factory=dict)
@@ -52,6 +42,7 @@ class Note:
         try:
             values = json.loads(path.read_text("utf-8"))
             values["place"] = Place(**values["place"])
+            values["begin"] = Place(**values["begin"]) if values.get("begin") else None
             values["counts"] = Counts(**values["counts"])
             values["marks"] = {name: Mark(**mark) for name, mark in values["marks"].items()}
             return cls(**values)

@@ -24,8 +24,9 @@ from glm3cli.data.index_cache import indices_of
 from glm3cli.data.indexed import IndexedWriter, Mark
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.note import Note, Place
+from glm3cli.data.preprocess.readers.inputs import Place
 from glm3cli.data.preprocess.workers import Encoded, RowProblem
+from glm3cli.data.preprocess.writing.note import Note
 from glm3cli.errors import DataError
 from glm3cli.host.files import write_json
 
@@ -69,7 +70,7 @@ class Output:
         self._errors: TextIO | None = None
         self._noted = time.monotonic()
         self._note = Note(asdict(job))
-        self._errors_path = prefix.with_name(f"{prefix.name}.{_ERRORS}")
+        self._errors_path = errors_path(prefix)
 
     @property
     def counts(self) -> Counts:
@@ -80,6 +81,15 @@ class Output:
     def place(self) -> Place:
         """The position in the input of the next chunk."""
         return self._note.place
+
+    @property
+    def begin(self) -> Place | None:
+        """The position in the input at which the run began; None before its first chunk."""
+        return self._note.begin
+
+    @begin.setter
+    def begin(self, place: Place | None) -> None:
+        self._note.begin = place
 
     @property
     def lost(self) -> dict[str, float | None]:
@@ -371,6 +381,26 @@ def write_stats(prefix: Path, stats: dict[str, Any]) -> None:
 def stats_path(prefix: Path) -> Path:
     """Returns the path of PREFIX.stats.json."""
     return prefix.with_name(f"{prefix.name}.stats.json")
+
+
+def errors_path(prefix: Path) -> Path:
+    """Returns the path of PREFIX.errors.jsonl, which lists the bad rows that were left out."""
+    return prefix.with_name(f"{prefix.name}.{_ERRORS}")
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Returns the statistics of all runs whose files are in a folder, as their records have them.
+
+    Raises:
+        DataError: A record is damaged.
+    """
+    found = []
+    for path in sorted(folder.glob(f".*.{_RECORD}")):
+        try:
+            found.append(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged: {error}", "copy or make it again") from None
+    return found
 
 
 def _work_folder(prefix: Path, names: Mapping[str, str]) -> Path:
