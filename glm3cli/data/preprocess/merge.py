@@ -22,7 +22,8 @@ from glm3cli.data.preprocess.handlers import Handler
 from glm3cli.data.preprocess.job import Job
 from glm3cli.data.preprocess.readers.inputs import Inputs, Place
 from glm3cli.data.preprocess.workers import Encoded, KeyDocuments, RowProblem
-from glm3cli.data.preprocess.writing.output import Output, errors_path, records
+from glm3cli.data.preprocess.writing.output import Output
+from glm3cli.data.preprocess.writing.records import errors_path, records
 from glm3cli.data.preprocess.writing.write import (
     Plan,
     PreprocessProgress,

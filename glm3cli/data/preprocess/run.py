@@ -142,14 +142,14 @@ def _encode(
                 encoded.problems.append(RowProblem(encoded.source, "", encoded.damage.message, ""))
                 output.lose(encoded.source, encoded.damage.share)
             encoded.counts.bad_rows = len(encoded.problems)
-            output.begin = output.begin or inputs.begin
+            output.note_begin(inputs.begin)
             output.add(encoded, after.popleft())
             progress.seconds = time.perf_counter() - start
             progress.done = max(progress.done, inputs.share(encoded.source, encoded.position))
             if not progress.begun and progress.before.documents:
                 progress.begun = progress.done
             report(progress)
-    output.begin = output.begin or inputs.begin
+    output.note_begin(inputs.begin)
 
 
 def _first_problems(encoded: Encoded, following: Iterator[Encoded]) -> list[RowProblem]:

@@ -27,13 +27,19 @@ from glm3cli.data.preprocess.job import Job
 from glm3cli.data.preprocess.readers.inputs import Place
 from glm3cli.data.preprocess.workers import Encoded, RowProblem
 from glm3cli.data.preprocess.writing.note import Note
+from glm3cli.data.preprocess.writing.records import (
+    ERRORS,
+    RECORD,
+    errors_path,
+    record_path,
+    write_stats,
+)
 from glm3cli.errors import DataError
 from glm3cli.host.files import write_json
 
 _SECONDS_BETWEEN_NOTES = 10.0
-# Names of files in the hidden folder: the bad rows, the note, the statistics of the finished run,
-# and an empty file that the run keeps locked.
-_ERRORS, _NOTE, _RECORD, _LOCK = "errors.jsonl", "note.json", "record.json", "lock"
+# Names of further files in the hidden folder: the note, and an empty file that the run keeps locked.
+_NOTE, _LOCK = "note.json", "lock"
 _log = logging.getLogger(__name__)
 
 
@@ -87,9 +93,9 @@ class Output:
         """The position in the input at which the run began; None before its first chunk."""
         return self._note.begin
 
-    @begin.setter
-    def begin(self, place: Place | None) -> None:
-        self._note.begin = place
+    def note_begin(self, place: Place | None) -> None:
+        """Notes where in the input the run began, unless an earlier run has."""
+        self._note.begin = self._note.begin or place
 
     @property
     def lost(self) -> dict[str, float | None]:
@@ -146,7 +152,7 @@ class Output:
     def _is_whole(self) -> bool:
         """Returns whether every finished file is in the folder or at its destination."""
         try:
-            sizes = json.loads((self.folder / _RECORD).read_text())["files"]
+            sizes = json.loads((self.folder / RECORD).read_text())["files"]
         except (OSError, ValueError, KeyError):
             return False
         places = {name: (self.folder / name, self._prefix.with_name(name)) for name in sizes}
@@ -163,7 +169,7 @@ class Output:
         for key, name in self._growing.items():
             mark = note.marks.get(key, Mark())
             self._writers[key] = IndexedWriter(self.folder / name, mark)
-        path = self.folder / _ERRORS
+        path = self.folder / ERRORS
         self._errors = path.open("r+" if note.error_bytes else "w", encoding="utf-8")
         self._errors.truncate(note.error_bytes)
         self._errors.seek(0, os.SEEK_END)
@@ -258,7 +264,7 @@ class Output:
             DataError: The disk is full or failing.
         """
         with self.disk_errors_as_data_error():
-            write_json(self.folder / _RECORD, stats)
+            write_json(self.folder / RECORD, stats)
             self._note.is_finished = True
             self._note.write(self.folder / _NOTE)
 
@@ -274,7 +280,7 @@ class Output:
         with self.disk_errors_as_data_error():
             self._move()
             shutil.rmtree(self.folder)
-            stats: dict[str, Any] = json.loads(_record(self._prefix, self._names).read_text())
+            stats: dict[str, Any] = json.loads(record_path(self._prefix, self._names).read_text())
             return stats
 
     def _move(self) -> None:
@@ -282,7 +288,7 @@ class Output:
 
         Those that the record doesn't have are removed there: they are of an earlier run.
         """
-        record = self.folder / _RECORD
+        record = self.folder / RECORD
         finished = json.loads(record.read_text())["files"] if record.exists() else None
         for name in (f"{n}.{ending}" for ending in ("bin", "idx") for n in self._names.values()):
             source, target = self.folder / name, self._prefix.with_name(name)
@@ -295,13 +301,13 @@ class Output:
                 target.with_suffix(".idx").unlink(missing_ok=True)
                 shutil.rmtree(indices_of(target.with_suffix("")), ignore_errors=True)
             source.replace(target)
-        if self._note.counts.bad_rows and (self.folder / _ERRORS).exists():
-            (self.folder / _ERRORS).replace(self._errors_path)
+        if self._note.counts.bad_rows and (self.folder / ERRORS).exists():
+            (self.folder / ERRORS).replace(self._errors_path)
         elif not self._note.counts.bad_rows:
             self._errors_path.unlink(missing_ok=True)  # an earlier run's
         if record.exists():
             write_stats(self._prefix, json.loads(record.read_text()))
-            record.replace(_record(self._prefix, self._names))
+            record.replace(record_path(self._prefix, self._names))
 
     @contextlib.contextmanager
     def disk_errors_as_data_error(self) -> Iterator[None]:
@@ -348,7 +354,7 @@ def finished(
         The statistics, or None if there was no such run, or a file is missing or has another size.
     """
     try:
-        stats: dict[str, Any] = json.loads(_record(prefix, names).read_text())
+        stats: dict[str, Any] = json.loads(record_path(prefix, names).read_text())
         sizes = {name: prefix.with_name(name).stat().st_size for name in stats["files"]}
         is_same = job.equals(stats["job"]) and sizes == stats["files"]
         is_same = is_same and (skips_bad or not stats["bad_rows"])
@@ -369,45 +375,6 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def write_stats(prefix: Path, stats: dict[str, Any]) -> None:
-    """Writes PREFIX.stats.json, unless it holds exactly these statistics already."""
-    path = stats_path(prefix)
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(path.read_text("utf-8")) == stats:
-            return
-    write_json(path, stats)
-
-
-def stats_path(prefix: Path) -> Path:
-    """Returns the path of PREFIX.stats.json."""
-    return prefix.with_name(f"{prefix.name}.stats.json")
-
-
-def errors_path(prefix: Path) -> Path:
-    """Returns the path of PREFIX.errors.jsonl, which lists the bad rows that were left out."""
-    return prefix.with_name(f"{prefix.name}.{_ERRORS}")
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Returns the statistics of all runs whose files are in a folder, as their records have them.
-
-    Raises:
-        DataError: A record is damaged.
-    """
-    found = []
-    for path in sorted(folder.glob(f".*.{_RECORD}")):
-        try:
-            found.append(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}", "copy or make it again") from None
-    return found
-
-
 def _work_folder(prefix: Path, names: Mapping[str, str]) -> Path:
     """Returns the path of the hidden folder in which the files of a run grow."""
     return prefix.with_name(f".{next(iter(names.values()))}.unfinished")
-
-
-def _record(prefix: Path, names: Mapping[str, str]) -> Path:
-    """Returns the path of the hidden record: the statistics of the run that wrote the files."""
-    return prefix.with_name(f".{next(iter(names.values()))}.{_RECORD}")

@@ -19,8 +19,9 @@ from glm3cli.data.kinds import WEIGHTS_KEY
 from glm3cli.data.preprocess.counts import Counts
 from glm3cli.data.preprocess.handlers import Handler
 from glm3cli.data.preprocess.job import Job
-from glm3cli.data.preprocess.writing.output import Output, finished, stats_path, write_stats
+from glm3cli.data.preprocess.writing.output import Output, finished
 from glm3cli.data.preprocess.writing.packing import pack_files
+from glm3cli.data.preprocess.writing.records import stats_path, write_stats
 from glm3cli.data.preprocess.writing.statistics import statistics
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
