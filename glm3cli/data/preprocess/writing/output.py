@@ -38,7 +38,7 @@ from glm3cli.errors import DataError
 from glm3cli.host.files import write_json
 
 _SECONDS_BETWEEN_NOTES = 10.0
-# Names of further files in the hidden folder: the note, and an empty file that the run keeps locked.
+# Further files in the hidden folder: the note, and an empty file that the run keeps locked.
 _NOTE, _LOCK = "note.json", "lock"
 _log = logging.getLogger(__name__)
 
