@@ -20,7 +20,7 @@ from glm3cli.checkpoint.convert import adapter as adapter_conversion
 from glm3cli.checkpoint.convert import convert as conversion
 from glm3cli.checkpoint.convert import inspect as inspection
 from glm3cli.cli.app import app
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.demo import chain
 from glm3cli.demo.content import training_rows
 from glm3cli.device.doctor import diagnose

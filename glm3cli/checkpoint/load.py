@@ -4,7 +4,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 
 from glm3cli.checkpoint.cuts import cut
-from glm3cli.checkpoint.names import WEIGHTS, Stage
+from glm3cli.checkpoint.names import Stage, weights_of
 from glm3cli.checkpoint.source import WeightSource
 from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.model.adapters import is_adapter
@@ -31,7 +31,7 @@ def load_weights(
         }
         layers = parallel.layers_of(source.model.num_layers, grid.pp_rank, chunk_index)
         with torch.no_grad():
-            for weight in WEIGHTS:
+            for weight in weights_of(source.model):
                 places = enumerate(layers) if weight.stage is Stage.LAYER else [(None, None)]
                 for local, layer in places:
                     name = weight.name("mcore", local)

@@ -8,8 +8,9 @@ A layout is how files name and cut the weights of a model. There are five:
 - mcore: per-rank files of megatron-core models;
 - dist: megatron-core's distributed checkpoints, which any parallel sizes can load.
 
-Readers, writers, training and tests all use the ten rows of the table. A new layout is one more
-column here, one reader and one writer. A `/` in a legacy name separates levels of nested
+Readers, writers, training and tests all use the rows of the table. A model has ten of them, one
+less without a bias of Q, K and V, and two more with the norms of GLM-4-0414. A new layout is one
+more column here, one reader and one writer. A `/` in a legacy name separates levels of nested
 dictionaries (the names themselves contain dots). A `+` in a glm name separates the names of the
 tensors whose rows, one below another, make up the weight.
 """
@@ -68,6 +69,8 @@ class Weight:
         extra_state: Whether Megatron saves an (empty) `_extra_state` entry after the weight.
         glm_rows: The names of the numbers of rows of its tensors in the glm layout, if there are
             several.
+        trait: The field of `ModelConfig` that says whether a model has the weight; None if all
+            have it.
     """
 
     logical: str
@@ -82,6 +85,11 @@ class Weight:
     transformer_engine: str | None = None
     extra_state: bool = False
     glm_rows: tuple[str, ...] = ()
+    trait: str | None = None
+
+    def is_in(self, model: ModelConfig) -> bool:
+        """Returns whether a model has the weight."""
+        return self.trait is None or bool(getattr(model, self.trait))
 
     def name(self, layout: Layout, layer: int | None = None) -> str:
         """Returns the weight's name in a layout.
@@ -124,6 +132,13 @@ class Weight:
         rows = self._sizes(model, self.glm_rows) if layout == "glm" else ()
         names = self.name(layout, layer).split("+")
         return {n: (r, *shape[1:]) for n, r in zip(names, rows or shape[:1], strict=True)}
+
+    def has_extra_state(self, model: ModelConfig) -> bool:
+        """Returns whether Megatron saves an `_extra_state` entry after the weight.
+
+        There is one for each linear layer, after its last weight.
+        """
+        return self.extra_state or (self.logical == "qkv_weight" and not model.add_qkv_bias)
 
     def extra_state_name(self, layout: Layout, layer: int | None = None) -> str:
         """Returns the name of the `_extra_state` entry that goes with the weight's module."""
@@ -196,6 +211,7 @@ WEIGHTS: tuple[Weight, ...] = (
         sizes=("qkv",),
         glm_rows=("query", "kv", "kv"),
         extra_state=True,
+        trait="add_qkv_bias",
     ),
     Weight(
         logical="attention_out",
@@ -268,6 +284,33 @@ WEIGHTS: tuple[Weight, ...] = (
         sizes=("vocab", "hidden"),
         extra_state=True,
     ),
+    # The norms that GLM-4-0414 has more. They stand last, since random weights depend on the place.
+    # Neither the original remote code nor ModelLink has them; what is there is slime's spelling
+    # (github.com/THUDM/slime, its GLM-4 layer of megatron-core).
+    Weight(
+        logical="attention_out_norm",
+        chatglm="transformer.encoder.layers.{}.post_self_attn_layernorm.weight",
+        glm="model.layers.{}.post_self_attn_layernorm.weight",
+        legacy="language_model/encoder/layers.{}.post_self_attn_norm.weight",
+        mcore="decoder.layers.{}.post_self_attn_layernorm.weight",
+        dist="decoder.layers.post_self_attn_layernorm.weight",
+        cut=Cut.WHOLE,
+        stage=Stage.LAYER,
+        sizes=("hidden",),
+        trait="sandwich_norms",
+    ),
+    Weight(
+        logical="mlp_out_norm",
+        chatglm="transformer.encoder.layers.{}.post_mlp_layernorm.weight",
+        glm="model.layers.{}.post_mlp_layernorm.weight",
+        legacy="language_model/encoder/layers.{}.post_mlp_norm.weight",
+        mcore="decoder.layers.{}.post_mlp_layernorm.weight",
+        dist="decoder.layers.post_mlp_layernorm.weight",
+        cut=Cut.WHOLE,
+        stage=Stage.LAYER,
+        sizes=("hidden",),
+        trait="sandwich_norms",
+    ),
 )
 
 # How the names of entries end that hold no weight: rotary frequencies are computed, and the extra
@@ -283,11 +326,22 @@ def is_ignored(name: str) -> bool:
     return name.endswith(IGNORED)
 
 
-def slots(num_layers: int) -> Iterator[Slot]:
-    """Yields every weight of a model with its layer, in the order in which the model uses them."""
+def weights_of(model: ModelConfig) -> tuple[Weight, ...]:
+    """Returns the rows of the table that a model has."""
+    return tuple(weight for weight in WEIGHTS if weight.is_in(model))
+
+
+def slots(model: ModelConfig, num_layers: int | None = None) -> Iterator[Slot]:
+    """Yields every weight of a model with its layer: the first stage's, layer by layer, the last's.
+
+    Args:
+        model: The model's shape.
+        num_layers: The number of layers, if it is that of a part of the model.
+    """
+    layers = range(model.num_layers if num_layers is None else num_layers)
     for stage in Stage:
-        for layer in range(num_layers) if stage is Stage.LAYER else (None,):
-            for weight in WEIGHTS:
+        for layer in layers if stage is Stage.LAYER else (None,):
+            for weight in weights_of(model):
                 if weight.stage is stage:
                     yield weight, layer
 

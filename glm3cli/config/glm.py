@@ -1,17 +1,25 @@
-"""Reads and writes the config.json of transformers' own GlmForCausalLM.
+"""Reads and writes the config.json of transformers' own GlmForCausalLM and Glm4ForCausalLM.
 
-That class computes what ChatGLM3 computes. GLM-4 and other models use it with other settings; a
-config.json that can't be that of a ChatGLM3 model is refused.
+The first computes what ChatGLM3 and GLM-4-9B compute; the second, that of GLM-4-0414, has two norms
+more in each layer. Other models use them with other settings; a config.json that can't be of the
+family is refused.
 """
 
+import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from glm3cli.errors import CheckpointError
 
-MODEL_TYPE = "glm"
+# The classes by their model types, and whether their layers have the two norms more.
+CLASSES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
+_SANDWICHED = "glm4"
 _BASE = 10_000.0
+# The vocabulary of GLM-4-9B, and the positions of its models for long texts with their bases.
+_GLM4_VOCABULARY, _LONG = 151_552, {131_072: 5e6, 1_048_576: 1e8}
+_log = logging.getLogger(__name__)
 # The fields of `ModelConfig`, and what a GLM config.json calls them.
 _FIELDS = {
     "num_layers": "num_hidden_layers",
@@ -24,11 +32,10 @@ _FIELDS = {
     "seq_length": "max_position_embeddings",
     "layernorm_epsilon": "rms_norm_eps",
 }
-# Fields that have the same value in every ChatGLM3 model. Where a file leaves them out, GlmConfig
-# (transformers 5.23, configuration_glm.py) takes these values, too.
+# Fields that have the same value in every model of the family. Where a file leaves them out,
+# GlmConfig (transformers 5.23, configuration_glm.py) takes these values, too.
 _FIXED: dict[str, object] = {
     "hidden_act": "silu",
-    "attention_bias": True,
     "tie_word_embeddings": False,
     "partial_rotary_factor": 0.5,
 }
@@ -48,7 +55,7 @@ def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         The values of a `ModelConfig`, without `torch_dtype`.
 
     Raises:
-        CheckpointError: A field is missing, or ChatGLM3 models have another value in it.
+        CheckpointError: A field is missing, or the models of the family have another value in it.
     """
     missing = [name for name in _FIELDS.values() if name not in raw]
     if missing:
@@ -61,13 +68,36 @@ def from_glm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         if found.get(name, value) != value:
             raise CheckpointError(
                 f"{path} has {name} {found[name]!r}",
-                f"glm3 takes GLM models with {name} {value!r}; others don't compute as ChatGLM3",
+                f"glm3 takes GLM models with {name} {value!r}; others compute something else",
             )
     theta = found.get("rope_theta", _BASE)
     if isinstance(theta, bool) or not isinstance(theta, int | float):
         raise CheckpointError(f"{path} has rope_theta {theta!r}", "it must be a number")
     values = {ours: raw[name] for ours, name in _FIELDS.items()}
-    return values | {"rope_ratio": theta / _BASE, "rope_factor": _factor(found, path)}
+    _check_base(theta, raw, path)
+    return values | {
+        "rope_ratio": theta / _BASE,
+        "rope_factor": _factor(found, path),
+        "add_qkv_bias": raw.get("attention_bias", True),
+        "sandwich_norms": raw["model_type"] == _SANDWICHED,
+    }
+
+
+def _check_base(theta: float, raw: Mapping[str, Any], path: Path) -> None:
+    """Warns of a rotary base that an early conversion of GLM-4-9B's long models has lost.
+
+    Their published -hf folders had 10,000 at first, and failed on long texts.
+    """
+    right = _LONG.get(raw["max_position_embeddings"])
+    is_chat = raw["model_type"] != _SANDWICHED and raw["vocab_size"] == _GLM4_VOCABULARY
+    if is_chat and right and theta == _BASE:
+        _warn(f"{path} has rope_theta {theta:g}: for so many positions GLM-4-9B has {right:g}")
+
+
+@functools.lru_cache(maxsize=16)
+def _warn(sentence: str) -> None:
+    """Logs a warning, once for all that read the file."""
+    _log.warning("%s; set it, or long texts come out wrong", sentence)
 
 
 def _factor(found: Mapping[str, Any], path: Path) -> float:
@@ -122,11 +152,13 @@ def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     if shape["rope_factor"] != 1:
         scaling = {"rope_type": "linear", "factor": shape["rope_factor"]}
     rope = {"rope_theta": _BASE * shape["rope_ratio"], _PARTIAL: _FIXED[_PARTIAL], **scaling}
+    kind = _SANDWICHED if shape["sandwich_norms"] else "glm"
     return {
-        "model_type": MODEL_TYPE,
-        "architectures": ["GlmForCausalLM"],
+        "model_type": kind,
+        "architectures": [CLASSES[kind]],
         **{name: shape[ours] for ours, name in _FIELDS.items()},
         **{name: value for name, value in _FIXED.items() if name != _PARTIAL},
+        "attention_bias": shape["add_qkv_bias"],
         "attention_dropout": 0.0,
         "rope_parameters": rope,
         # transformers 4 looks for these at the top.

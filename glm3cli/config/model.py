@@ -1,6 +1,7 @@
-"""`ModelConfig`: the shape of a ChatGLM2 or ChatGLM3 model, which is read from its config.json.
+"""`ModelConfig`: the shape of a model of the family, which is read from its config.json.
 
-The file is that of the original remote code, or that of transformers' own GlmForCausalLM (`glm`).
+The file is that of the original remote code, or that of transformers' own GlmForCausalLM or
+Glm4ForCausalLM (`glm`).
 """
 
 from pathlib import Path
@@ -10,13 +11,14 @@ from pydantic import Field, model_validator
 
 from glm3cli.config import glm
 from glm3cli.config.base import Settings
+from glm3cli.config.family.recognise import rope_kind, rope_kind_by_values
+from glm3cli.config.family.refused import refused
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.host.parsing import read_json
 
 # Fields with the same value in all models of the family; another value means another family.
 _FIXED: dict[str, object] = {
     "add_bias_linear": False,
-    "add_qkv_bias": True,
     "rmsnorm": True,
     "post_layer_norm": True,
     "apply_residual_connection_post_layernorm": False,
@@ -29,6 +31,7 @@ _DEFAULTS: dict[str, object] = {
     "layernorm_epsilon": 1e-5,
     "rope_ratio": 1.0,
     "rope_factor": 1.0,
+    "add_qkv_bias": True,
 }
 _NEEDED = (
     "num_layers",
@@ -59,9 +62,14 @@ class ModelConfig(Settings):
         padded_vocab_size: Number of rows of the embedding and of the output layer.
         seq_length: Length of the longest sequence that the model was trained on, in tokens.
         layernorm_epsilon: The number that RMSNorm adds to the mean of the squares.
-        rope_ratio: Factor on the rotary base of 10,000 (above 1 in 32k and 128k models).
-        rope_factor: Divisor of the positions (transformers' linear RoPE scaling); the original
-            remote code has none.
+        rope_ratio: Factor on the rotary base of 10,000 (above 1 in models for long texts).
+        rope_factor: Divisor of the positions (transformers' linear RoPE scaling, Chen et al. 2023,
+            "Extending context window of large language models via positional interpolation");
+            chatglm2-6b-32k, whose config.json calls it rope_ratio, has 16.
+        add_qkv_bias: Whether the projections of queries, keys and values have a bias; all have but
+            GLM-4-32B-0414.
+        sandwich_norms: Whether the outputs of attention and MLP are normalised, too, before they
+            are added (Glm4ForCausalLM; Ding et al. 2021, "CogView", section 2.4).
         torch_dtype: Type of the weights in the checkpoint.
     """
 
@@ -76,6 +84,8 @@ class ModelConfig(Settings):
     layernorm_epsilon: float = Field(default=1e-5, gt=0)
     rope_ratio: float = Field(default=1.0, gt=0)
     rope_factor: float = Field(default=1.0, ge=1)
+    add_qkv_bias: bool = True
+    sandwich_norms: bool = False
     torch_dtype: DType = "fp16"
 
     @model_validator(mode="after")
@@ -106,13 +116,14 @@ class ModelConfig(Settings):
     def num_parameters(self) -> int:
         """Number of parameters of the whole model."""
         h = self.hidden_size
-        qkv = (self.query_size + 2 * self.kv_size) * (h + 1)
-        layer = 2 * h + qkv + self.query_size * h + 3 * self.ffn_hidden_size * h
+        qkv = (self.query_size + 2 * self.kv_size) * (h + self.add_qkv_bias)
+        norms = (4 if self.sandwich_norms else 2) * h
+        layer = norms + qkv + self.query_size * h + 3 * self.ffn_hidden_size * h
         return self.num_layers * layer + h + 2 * self.padded_vocab_size * h
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Reads the shape from a config.json, of the original model or of GlmForCausalLM.
+        """Reads the shape from a config.json, of the original model or of transformers' own.
 
         Args:
             path: The file, or its folder.
@@ -140,9 +151,21 @@ class ModelConfig(Settings):
             ) from None
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the content of a config.json for the original remote code (layout chatglm)."""
-        unscaled = {"rope_factor"} if self.rope_factor == 1 else set[str]()
-        shape = self.model_dump(exclude={"num_query_groups", "torch_dtype", *unscaled})
+        """Returns the content of a config.json for the original remote code (layout chatglm).
+
+        A model whose positions are divided has the divisor as chatglm2-6b-32k has it, in
+        rope_ratio. Where rope_ratio could be misread, `rope_kind`, which glm3 alone reads, says
+        what it does.
+        """
+        shape = self.model_dump(
+            exclude={"num_query_groups", "torch_dtype", "rope_factor", "sandwich_norms"}
+        )
+        if self.rope_factor != 1 and self.rope_ratio == 1:
+            shape |= {"rope_ratio": self.rope_factor, "rope_kind": "positions"}
+        elif self.rope_factor != 1:
+            shape |= {"rope_factor": self.rope_factor}
+        elif rope_kind_by_values(shape) != "base":
+            shape |= {"rope_kind": "base"}
         return {
             "model_type": "chatglm",
             "architectures": ["ChatGLMModel"],
@@ -163,8 +186,15 @@ class ModelConfig(Settings):
         }
 
     def to_glm(self) -> dict[str, Any]:
-        """Returns the content of a config.json for transformers' GlmForCausalLM (layout glm)."""
+        """Returns the content of a config.json for transformers' own classes (layout glm)."""
         return glm.to_glm(self.model_dump(), self._long_dtype)
+
+    def to_config(self) -> dict[str, Any]:
+        """Returns the content of the config.json beside weights in Megatron's layouts.
+
+        It is that of the layout chatglm, unless the original remote code has no such model.
+        """
+        return self.to_glm() if self.sandwich_norms else self.to_hf()
 
     @property
     def _long_dtype(self) -> str:
@@ -172,7 +202,7 @@ class ModelConfig(Settings):
 
 
 def is_glm(config: dict[str, Any] | Path) -> bool:
-    """Returns whether a config.json is that of transformers' own GlmForCausalLM.
+    """Returns whether a config.json is that of transformers' own Glm or Glm4ForCausalLM.
 
     Args:
         config: The file, or its content.
@@ -181,7 +211,7 @@ def is_glm(config: dict[str, Any] | Path) -> bool:
         CheckpointError: The file is missing or isn't a JSON object.
     """
     raw = _read(config) if isinstance(config, Path) else config
-    return raw.get("model_type") == glm.MODEL_TYPE
+    return raw.get("model_type") in tuple(glm.CLASSES)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -200,6 +230,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check_kind(raw: dict[str, Any], path: Path) -> None:
     """Refuses checkpoints that hold something other than the model's weights in full precision."""
+    relative = refused(raw)
+    if relative:
+        raise CheckpointError(
+            f"{path} is of {relative.name}: {relative.reason}",
+            "glm3 takes ChatGLM2, ChatGLM3, GLM-4-9B and GLM-4-0414 models, and those made of them",
+        )
     bits, quantised = raw.get("quantization_bit"), raw.get("quantization_config")
     if bits or quantised:
         found = f"quantization_bit {bits}" if bits else "a quantization_config"
@@ -229,44 +265,21 @@ def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     values["num_query_groups"] = (
         raw.get("multi_query_group_num", 1) if grouped else raw["num_attention_heads"]
     )
+    if rope_kind(raw, path) == "positions":
+        values |= {"rope_ratio": 1.0, "rope_factor": values["rope_ratio"]}
     return values
 
 
 def _check_family(raw: dict[str, Any], path: Path) -> None:
-    if raw.get("model_type") != "chatglm" or "position_encoding_2d" in raw:
+    if raw.get("model_type") != "chatglm":
         raise CheckpointError(
             f"{path} is of the family {raw.get('model_type')!r}",
-            "glm3 takes ChatGLM2 and ChatGLM3 models (model_type 'chatglm' or 'glm')",
+            "glm3 takes models of ChatGLM2, ChatGLM3 and GLM-4 (model_type 'chatglm', 'glm' or "
+            "'glm4')",
         )
     for name, value in _FIXED.items():
         if raw.get(name, value) != value:
             raise CheckpointError(
                 f"{path} has {name} {raw[name]!r}",
-                f"ChatGLM2 and ChatGLM3 models have {name} {value!r}; other families don't fit",
+                f"the models of the family have {name} {value!r}; others don't fit",
             )
-
-
-# The shapes that --model-config knows by name: ChatGLM3-6B's, and a small one for trials.
-PRESETS: dict[str, ModelConfig] = {
-    "6b": ModelConfig(
-        num_layers=28,
-        hidden_size=4096,
-        ffn_hidden_size=13696,
-        num_attention_heads=32,
-        num_query_groups=2,
-        kv_channels=128,
-        padded_vocab_size=65024,
-        seq_length=8192,
-    ),
-    "tiny": ModelConfig(
-        num_layers=4,
-        hidden_size=128,
-        ffn_hidden_size=256,
-        num_attention_heads=8,
-        num_query_groups=2,
-        kv_channels=16,
-        padded_vocab_size=65024,
-        seq_length=512,
-        torch_dtype="fp32",
-    ),
-}

@@ -238,7 +238,7 @@ class Chain:
 
         self._glm3("convert", "mg2hf", self._path("finetune"), self._path("export"))
         trained, exported = (open_source(self.folder / name) for name in ("finetune", "export"))
-        places = list(slots(content.MODEL.num_layers))
+        places = list(slots(content.MODEL))
         same = sum(torch.equal(trained.read(*slot), exported.read(*slot)) for slot in places)
         done = f"{same} of {len(places)} tensors equal to the trained ones, bit for bit"
         return done, same == len(places)

@@ -28,6 +28,7 @@ from glm3cli.model.attention import CoreAttention
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.layers import RMSNorm, SwiGLU
 from glm3cli.model.mc2 import GatheringLinear, ScatteringLinear
+from glm3cli.model.sandwich import SandwichLayer
 
 
 def transformer_config(
@@ -61,7 +62,7 @@ def transformer_config(
         activation_func=torch.nn.functional.silu,
         use_te_activation_func=True,  # takes the activation from the layer spec, which has ours
         add_bias_linear=False,
-        add_qkv_bias=True,
+        add_qkv_bias=model.add_qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -153,7 +154,7 @@ def linear_layers(
 
 
 def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
-    """Returns the specification of a ChatGLM3 layer, from which megatron-core builds it.
+    """Returns the specification of a layer, from which megatron-core builds it.
 
     The layer is made of megatron-core's own modules, those without Transformer Engine, and of ours.
 
@@ -162,7 +163,7 @@ def layer_spec(model: ModelConfig, linears: LinearLayers = PLAIN) -> ModuleSpec:
         linears: The classes of the linear layers.
     """
     return ModuleSpec(
-        module=TransformerLayer,
+        module=SandwichLayer if model.sandwich_norms else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(

@@ -134,11 +134,21 @@ class Decoder:
         return _Layer(
             input_norm=layer.input_layernorm.weight,
             qkv=self._column(layer.self_attention.linear_qkv),
-            proj=self._row(layer.self_attention.linear_proj),
+            proj=self._normed(
+                self._row(layer.self_attention.linear_proj), layer, "post_self_attn_layernorm"
+            ),
             mlp_norm=layer.pre_mlp_layernorm.weight,
             fc1=self._column(layer.mlp.linear_fc1),
-            fc2=self._row(layer.mlp.linear_fc2),
+            fc2=self._normed(self._row(layer.mlp.linear_fc2), layer, "post_mlp_layernorm"),
         )
+
+    def _normed(self, multiply: Multiply, layer: Any, name: str) -> Multiply:
+        """Returns a product whose output is normalised if the layer has a norm of this name."""
+        norm = getattr(layer, name, None)
+        if norm is None:
+            return multiply
+        weight = norm.weight
+        return lambda hidden: self._kernels.rms_norm(multiply(hidden), weight, self._eps)
 
     def _column(self, linear: Any) -> Multiply:
         """Returns what a layer computes whose output is cut: [n, in] -> [n, out / tp]."""

@@ -1,4 +1,4 @@
-"""ChatGLM3's forward pass in plain torch, without megatron-core and without a process group.
+"""The family's forward pass in plain torch, without megatron-core and without a process group.
 
 It checks converted weights of any layout by the logits that they give; training and inference use
 the model of `build`. Only one weight is in memory at a time, so that it runs for models that are
@@ -36,12 +36,18 @@ def plain_logits(model: ModelConfig, read: Read, tokens: Tensor) -> Tensor:
             return read(name, layer).float()
 
         normed = _norm(model, hidden, weight("input_norm"))
-        qkv = functional.linear(normed, weight("qkv_weight"), weight("qkv_bias"))
-        context = _attend(model, qkv, rotation)
-        hidden = hidden + functional.linear(context, weight("attention_out"))
+        bias = weight("qkv_bias") if model.add_qkv_bias else None
+        qkv = functional.linear(normed, weight("qkv_weight"), bias)
+        output = functional.linear(_attend(model, qkv, rotation), weight("attention_out"))
+        if model.sandwich_norms:
+            output = _norm(model, output, weight("attention_out_norm"))
+        hidden = hidden + output
         normed = _norm(model, hidden, weight("mlp_norm"))
         gate, up = functional.linear(normed, weight("mlp_up")).chunk(2, dim=-1)
-        hidden = hidden + functional.linear(functional.silu(gate) * up, weight("mlp_down"))
+        output = functional.linear(functional.silu(gate) * up, weight("mlp_down"))
+        if model.sandwich_norms:
+            output = _norm(model, output, weight("mlp_out_norm"))
+        hidden = hidden + output
     hidden = _norm(model, hidden, read("final_norm", None).float())
     return functional.linear(hidden, read("output", None).float())
 

@@ -80,7 +80,7 @@ def saved_by_layer(
     sizes = Sizes.of(config, model, kernels)
     ffn = sizes.tokens * model.ffn_hidden_size / config.tp * sizes.element
     saved = {
-        "norms": 2 * sizes.norm,
+        "norms": (4 if model.sandwich_norms else 2) * sizes.norm,
         "norm outputs": 2 * sizes.hidden,
         **_saved_by_attention(config, model, kernels),
         "fc1 output": 2 * ffn,

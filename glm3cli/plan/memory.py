@@ -12,7 +12,7 @@ devices whose kernels need one.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.names import WEIGHTS, Stage
+from glm3cli.checkpoint.names import WEIGHTS, Stage, weights_of
 from glm3cli.config.model import DTYPE_BYTES, ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.plan.activations import Sizes, bytes_of_scores, saved_by_layer
@@ -117,7 +117,7 @@ def _layers_with_gradients(config: TrainConfig, model: ModelConfig, pp_rank: int
     is_first = pp_rank == 0 and config.vpp == 1 and config.recompute != "full"
     if not is_first or config.is_adapted or config.trains(_EMBEDDING.name("chatglm")):
         return len(layers)
-    of_layers = [weight for weight in WEIGHTS if weight.stage is Stage.LAYER]
+    of_layers = [weight for weight in weights_of(model) if weight.stage is Stage.LAYER]
     frozen = 0
     for layer in layers:
         if any(config.trains(weight.name("chatglm", layer)) for weight in of_layers):

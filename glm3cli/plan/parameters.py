@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from glm3cli.checkpoint.names import WEIGHTS, Cut, Stage, Weight
+from glm3cli.checkpoint.names import Cut, Stage, Weight, weights_of
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.options.lora import TARGETS
 from glm3cli.config.training import TrainConfig
@@ -60,7 +60,7 @@ def _count(
     """
     total = trained = 0
     adapted = {TARGETS[target] for target in config.lora_targets}
-    for weight in WEIGHTS:
+    for weight in weights_of(model):
         layers, size = places[weight.stage], _piece_size(weight, model, tp)
         total += len(layers) * size
         trained += size * sum(config.trains(weight.name("chatglm", layer)) for layer in layers)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.checkpoint.layouts.opening import shape_at
 from glm3cli.checkpoint.locate import Location, locate
-from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend

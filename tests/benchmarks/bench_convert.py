@@ -139,7 +139,7 @@ def make_source(folder: Path, model: ModelConfig, kind: str) -> None:
     """A Hugging Face folder of random weights, one shard in memory at a time."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(model.to_hf()))
-    every = list(slots(model.num_layers))
+    every = list(slots(model))
     size = -(-len(every) // SHARDS)
     stem = {"bin": "pytorch_model", "safetensors": "model"}[kind]
     places = {}

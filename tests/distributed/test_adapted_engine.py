@@ -31,7 +31,7 @@ def random_adapter() -> Adapter:
     """An adapter of other ranks and scales in every layer, which leaves some modules out."""
     generator = torch.Generator().manual_seed(5)
     found = {}
-    for number, (weight, layer) in enumerate(slots(TINY.num_layers)):
+    for number, (weight, layer) in enumerate(slots(TINY)):
         if weight.logical not in TARGETS.values() or (weight.logical, layer) == ("mlp_up", 2):
             continue
         outputs, inputs = weight.shape(TINY)

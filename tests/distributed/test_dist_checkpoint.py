@@ -63,7 +63,7 @@ def load(dist: Path, hf: Path, tp: int, pp: int) -> list[str]:
         model.load_state_dict({name: loaded[name] for name in wanted})
         parameters = dict(model.named_parameters())
         source = open_source(hf)
-        for weight, layer in slots(SMALL.num_layers):
+        for weight, layer in slots(SMALL):
             per_stage = SMALL.num_layers // pp
             local = None if layer is None else layer - stage * per_stage
             name = weight.name("mcore", local)

@@ -55,7 +55,7 @@ def test_transformers(tmp_path):
     generator = torch.Generator().manual_seed(2)
     weights = {
         weight.name("chatglm", layer): torch.randn(weight.shape(model), generator=generator) / 4
-        for weight, layer in slots(model.num_layers)
+        for weight, layer in slots(model)
     }
     folder = write_hf(tmp_path / "hf", model=model, weights=weights)
     source = open_source(folder)

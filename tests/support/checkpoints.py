@@ -33,7 +33,7 @@ def random_weights(model: ModelConfig = SMALL, dtype: torch.dtype = torch.float1
         weight.name("chatglm", layer): torch.randn(weight.shape(model), generator=generator).to(
             dtype
         )
-        for weight, layer in slots(model.num_layers)
+        for weight, layer in slots(model)
     }
 
 
@@ -56,7 +56,7 @@ def write_hf(
     """
     folder.mkdir(parents=True)
     weights = random_weights(model) if weights is None else weights
-    (folder / "config.json").write_text(json.dumps(model.to_hf()))
+    (folder / "config.json").write_text(json.dumps(model.to_config()))
     (folder / "tokenizer.model").write_bytes(b"pieces")
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "tokenization_chatglm.py").write_text("# code\n")

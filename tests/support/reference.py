@@ -1,11 +1,11 @@
-"""The reference: transformers' native GlmForCausalLM with the weights of a ChatGLM3 checkpoint."""
+"""The reference: transformers' own classes with the weights of a checkpoint of the family."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.names import WEIGHTS, Weight
+from glm3cli.checkpoint.names import Weight, weights_of
 from glm3cli.config import glm
 from glm3cli.config.model import ModelConfig
 
@@ -21,6 +21,8 @@ _GLM = {
     "mlp_down": ["model.layers.{}.mlp.down_proj.weight"],
     "final_norm": ["model.norm.weight"],
     "output": ["lm_head.weight"],
+    "attention_out_norm": ["model.layers.{}.post_self_attn_layernorm.weight"],
+    "mlp_out_norm": ["model.layers.{}.post_mlp_layernorm.weight"],
 }
 
 
@@ -33,17 +35,18 @@ def all_slots(model: ModelConfig) -> list[tuple[Weight, int | None]]:
     """Every weight with its layer."""
     return [
         (weight, layer)
-        for weight in WEIGHTS
+        for weight in weights_of(model)
         for layer in (range(model.num_layers) if "{}" in weight.mcore else (None,))
     ]
 
 
 def build(model: ModelConfig, source: Any) -> Any:
-    """GlmForCausalLM in fp32 with the weights of `source`."""
-    from transformers import GlmConfig, GlmForCausalLM
+    """GlmForCausalLM, or Glm4ForCausalLM with sandwich norms, in fp32 with `source`'s weights."""
+    from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 
-    native = GlmForCausalLM(
-        GlmConfig(
+    classes = (Glm4ForCausalLM, Glm4Config) if model.sandwich_norms else (GlmForCausalLM, GlmConfig)
+    native = classes[0](
+        classes[1](
             vocab_size=model.padded_vocab_size,
             hidden_size=model.hidden_size,
             intermediate_size=model.ffn_hidden_size,
@@ -52,7 +55,7 @@ def build(model: ModelConfig, source: Any) -> Any:
             num_key_value_heads=model.num_query_groups,
             head_dim=model.kv_channels,
             partial_rotary_factor=0.5,
-            attention_bias=True,
+            attention_bias=model.add_qkv_bias,
             rms_norm_eps=model.layernorm_epsilon,
             tie_word_embeddings=False,
             max_position_embeddings=model.seq_length,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from tests.support.preferences import LikedOrNot, Pairs
 from tests.support.tiny import TINY, Samples, train_config
@@ -25,17 +26,20 @@ class Trained:
     pieces: Pieces
 
 
-def first_source() -> Any:
+def first_source(model: ModelConfig = TINY) -> Any:
     """Returns the weights that every run begins with."""
     from glm3cli.checkpoint.random import RandomSource
 
-    return RandomSource(TINY, seed=7, std=train_config().init_method_std)
+    return RandomSource(model, seed=7, std=train_config().init_method_std)
 
 
 def build(
-    options: dict[str, Any], grid: Any, samples: type[Samples] | None = None
+    options: dict[str, Any],
+    grid: Any,
+    samples: type[Samples] | None = None,
+    model: ModelConfig = TINY,
 ) -> tuple[Any, Any, Any]:
-    """Builds the config, the train step, and the loader of the tiny model on this rank.
+    """Builds the config, the train step, and the loader of a model on this rank.
 
     Without `samples` they are those that the method of the options needs.
     """
@@ -46,14 +50,14 @@ def build(
     from glm3cli.train.weights.adapter import first_adapter
 
     config = train_config(**options)
-    train_step = build_train_step(config, TINY, grid)
+    train_step = build_train_step(config, model, grid)
     gpts = [unwrap(chunk) for chunk in train_step.chunks]
-    load_weights(gpts, first_source(), config, grid)
+    load_weights(gpts, first_source(model), config, grid)
     if config.is_adapted:
-        load_adapter(gpts, first_adapter(config, first_source()), TINY, grid)
+        load_adapter(gpts, first_adapter(config, first_source(model)), model, grid)
     train_step.optimizer.reload_model_params()
-    dataset = (samples or _samples_of(config))(config.row_length, TINY.padded_vocab_size)
-    loader = make_loader(config, TINY, grid, dataset)
+    dataset = (samples or _samples_of(config))(config.row_length, model.padded_vocab_size)
+    loader = make_loader(config, model, grid, dataset)
     return config, train_step, loader
 
 

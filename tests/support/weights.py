@@ -66,7 +66,7 @@ def whole_weights(ranks: Sequence[Pieces], model: ModelConfig) -> Weights:
             copy = found.setdefault(name, {}).setdefault(place, piece)
             assert np.array_equal(copy, piece), f"ranks hold different copies of {name}"
     weights = {}
-    for weight, layer in slots(model.num_layers):
+    for weight, layer in slots(model):
         name = weight.name("chatglm", layer)
         by_place = [torch.from_numpy(piece) for _, piece in sorted(found.pop(name).items())]
         weights[name] = join(by_place, weight.cut, model)
@@ -79,7 +79,7 @@ def weights_of(source: WeightSource) -> Weights:
     """Returns all weights of a source, by their names in the chatglm layout."""
     return {
         weight.name("chatglm", layer): source.read(weight, layer)
-        for weight, layer in slots(source.model.num_layers)
+        for weight, layer in slots(source.model)
     }
 
 

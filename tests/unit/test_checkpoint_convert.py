@@ -69,6 +69,31 @@ def test_dist_round_trip_and_recut(hf, tmp_path):
     assert_same(read_all(tmp_path / "back"), random_weights())
 
 
+@pytest.mark.parametrize(
+    ("name", "traits", "back"),
+    [
+        ("chatglm2-6b-32k", {"rope_factor": 16.0}, "chatglm"),
+        ("GLM-4-9B-0414", {"sandwich_norms": True}, "glm"),
+        ("GLM-4-32B-0414", {"sandwich_norms": True, "add_qkv_bias": False}, "glm"),
+    ],
+)
+def test_members_of_other_traits_come_back_from_every_layout(tmp_path, name, traits, back):
+    model = SMALL.model_copy(update=traits)
+    weights = random_weights(model)
+    source = write_hf(tmp_path / "hf", model=model, weights=weights)
+    (source / "tokenizer.model").unlink()
+    content = {"_name_or_path": f"THUDM/{name}"} | model.to_config()
+    (source / "config.json").write_text(json.dumps(content))
+    chain = [options("glm"), options("dist"), options("mcore", tp=4), options("mcore", tp=2, pp=2)]
+    chain += [options("legacy", tp=2), options(back)]
+    for number, step in enumerate(chain):
+        convert(source, tmp_path / str(number), step)
+        source = tmp_path / str(number)
+        assert open_source(source).model == model
+        assert_same(read_all(source), weights)
+        assert json.loads((source / "config.json").read_text())["_name_or_path"] == f"THUDM/{name}"
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_hugging_face_files_of_either_kind(tmp_path, kind, shards):

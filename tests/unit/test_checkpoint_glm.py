@@ -222,7 +222,13 @@ _BIAS = "transformer.encoder.layers.0.self_attention.query_key_value.bias"
     ("values", "sentence"),
     [
         ({"tie_word_embeddings": True}, "has tie_word_embeddings True"),
-        ({"attention_bias": False}, "has attention_bias False"),
+        ({"attention_bias": False}, "unknown source key model.layers.0.self_attn.k_proj.bias"),
+        ({"attention_bias": "no"}, "add_qkv_bias no: "),
+        (
+            {"attention_bias": False, "partial_rotary_factor": 1.0},
+            "is of GLM-Edge: it rotates whole heads, and its queries and keys have no bias",
+        ),
+        ({"model_type": "glm4"}, "missing tensor model.layers.0.post_self_attn_layernorm.weight"),
         ({"hidden_act": "gelu"}, "has hidden_act 'gelu'"),
         ({"partial_rotary_factor": 1.0, "rope_parameters": None}, "has partial_rotary_factor 1.0"),
         (

@@ -1,11 +1,15 @@
-from glm3cli.checkpoint.names import WEIGHTS, Stage, is_ignored, slots
-from glm3cli.config.model import PRESETS
+import math
+
+from glm3cli.checkpoint.names import WEIGHTS, Stage, is_ignored, slots, weights_of
+from glm3cli.config.presets import PRESETS
 
 
-def test_ten_rows_with_names_of_their_own():
-    assert len(WEIGHTS) == 10
+def test_rows_have_names_of_their_own_and_a_model_the_rows_of_its_traits():
+    assert len(WEIGHTS) == 12
     for layout in ("logical", "chatglm", "glm", "legacy", "mcore", "dist"):
-        assert len({getattr(weight, layout) for weight in WEIGHTS}) == 10
+        assert len({getattr(weight, layout) for weight in WEIGHTS}) == 12
+    counts = {name: len(weights_of(model)) for name, model in PRESETS.items()}
+    assert counts == {"6b": 10, "9b": 10, "9b-0414": 12, "32b-0414": 11, "tiny": 10}
 
 
 def test_layer_names_have_a_place_for_the_layer():
@@ -15,26 +19,25 @@ def test_layer_names_have_a_place_for_the_layer():
 
 
 def test_slots_are_the_199_tensors_of_the_6b_model():
-    names = [weight.name("chatglm", layer) for weight, layer in slots(28)]
+    names = [weight.name("chatglm", layer) for weight, layer in slots(PRESETS["6b"])]
     assert len(names) == len(set(names)) == 199
     assert names[0] == "transformer.embedding.word_embeddings.weight"
     assert names[-1] == "transformer.output_layer.weight"
 
 
 def test_shapes_add_up_to_the_number_of_parameters():
-    model = PRESETS["6b"]
-    total = 0
-    for weight, _ in slots(model.num_layers):
-        size = 1
-        for extent in weight.shape(model):
-            size *= extent
-        total += size
-    assert total == model.num_parameters == 6_243_584_000
+    found = {}
+    for name, model in PRESETS.items():
+        found[name] = sum(math.prod(weight.shape(model)) for weight, _ in slots(model))
+        assert found[name] == model.num_parameters
+    assert found["6b"] == 6_243_584_000
+    assert found["9b"] == 9_399_951_360
+    assert found["32b-0414"] == 32_566_081_536
 
 
 def test_the_parts_of_a_weight_have_its_rows_together():
     model = PRESETS["6b"]
-    for weight, layer in slots(2):
+    for weight, layer in slots(model, 2):
         parts = weight.parts("glm", model, layer)
         assert sum(shape[0] for shape in parts.values()) == weight.shape(model)[0]
         assert weight.parts("chatglm", model, layer) == {
@@ -59,7 +62,7 @@ def test_norms_are_found_under_their_transformer_engine_names():
 
 
 def test_extra_state_stands_beside_the_weight():
-    output = WEIGHTS[-1]
+    output = next(weight for weight in WEIGHTS if weight.logical == "output")
     assert output.extra_state_name("legacy") == "language_model/output_layer/_extra_state"
     assert is_ignored(output.extra_state_name("mcore"))
     assert is_ignored("transformer.rotary_pos_emb.inv_freq")

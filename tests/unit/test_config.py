@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.config.launch import LaunchConfig
-from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from tests.support.config_file import read
@@ -113,7 +114,10 @@ def test_the_type_of_the_weights_has_two_spellings(fields, expected, tmp_path):
     [
         ({"dtype": "int8"}, "has dtype 'int8'"),
         ({"model_type": "llama"}, "is of the family 'llama'"),
-        ({"position_encoding_2d": True}, "is of the family 'chatglm'"),
+        ({"position_encoding_2d": True}, "is of ChatGLM-6B, the first one"),
+        ({"vision_config": {}}, "is of GLM-4V-9B: it has a tower that sees images"),
+        ({"original_rope": False}, "is of CogAgent-9B: it sees images, and has another rotation"),
+        ({"model_type": "glm4_moe"}, "is of GLM-4.5 or later: its MLPs are mixtures of experts"),
         ({"rmsnorm": False}, "has rmsnorm False"),
         ({"add_bias_linear": True}, "has add_bias_linear True"),
         ({"num_layers": "28"}, "num_layers 28: "),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.device.catalog import Chip, chips, find_chip
 from glm3cli.errors import ConfigError
 from glm3cli.forecast.forecast import Forecast, describe, forecast

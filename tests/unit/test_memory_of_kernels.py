@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.device import DEVICES
 from glm3cli.device.choice import saved_without
 from glm3cli.forecast.record import record_stage

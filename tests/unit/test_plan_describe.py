@@ -3,7 +3,8 @@
 import pytest
 
 from glm3cli.checkpoint.names import slots
-from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
 from glm3cli.device import DEVICES
 from glm3cli.device.catalog import find_chip
@@ -42,7 +43,7 @@ def test_stages_hold_the_whole_model_and_a_copy_of_the_norms_per_rank(model, tp,
 
 def test_the_number_of_parameters_is_that_of_the_table_of_weights():
     total = 0
-    for weight, _ in slots(SIX_B.num_layers):
+    for weight, _ in slots(SIX_B):
         size = 1
         for extent in weight.shape(SIX_B):
             size *= extent

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
 from glm3cli.device import DEVICES
 from glm3cli.device.catalog import Chip, chips, find_chip

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from glm3cli.config.model import PRESETS, ModelConfig
+from glm3cli.config.model import ModelConfig
+from glm3cli.config.presets import PRESETS
 from glm3cli.forecast.record import StageWork, record_stage
 from glm3cli.forecast.recorder import Operator, recording
 from tests.support.tiny import TINY, train_config

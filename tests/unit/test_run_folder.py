@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glm3cli.checkpoint.run.resume import schedule_position
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.data.samples.loader import StepSize
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage

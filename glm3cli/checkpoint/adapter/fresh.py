@@ -51,7 +51,7 @@ class FreshAdapter:
         model = source.model
         wanted = range(model.num_layers) if layers is None else set(layers)
         pairs: dict[Slot, list[Pair]] = {}
-        for slot in slots(model.num_layers):
+        for slot in slots(model):
             if slot[0].logical in self.weights and slot[1] in wanted:
                 pairs[slot] = [self._pair(slot, source)]
         return Adapter(pairs)

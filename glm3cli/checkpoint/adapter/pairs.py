@@ -103,7 +103,7 @@ class Adapter:
         is_dora = any(pair.magnitude is not None for pair in pairs.values())
         weights = {weight for weight, _ in pairs}
         found: dict[Slot, list[Pair]] = {}
-        for slot in slots(model.num_layers):
+        for slot in slots(model):
             if slot[0] not in weights:
                 continue
             outputs, inputs = slot[0].shape(model)

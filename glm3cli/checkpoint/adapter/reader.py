@@ -98,7 +98,7 @@ def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, Modul
 def modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, Module]:
     """Returns the modules of a model that an adapter may change, by their names in a layout."""
     modules = {}
-    for weight, layer in slots(model.num_layers):
+    for weight, layer in slots(model):
         if weight.logical not in _TARGETS:
             continue
         start = 0

@@ -157,7 +157,7 @@ def _plan(source: StoredSource, options: ConvertOptions) -> WritePlan:
     if options.layout == "legacy":
         check_legacy(options.parallel, model)
     cast = None if options.dtype == "keep" else TORCH_DTYPES[options.dtype]
-    dtypes = {slot: cast or source.dtype(*slot) for slot in slots(model.num_layers)}
+    dtypes = {slot: cast or source.dtype(*slot) for slot in slots(model)}
     plan = WritePlan(model, options.parallel, dtypes, options.shard_bytes)
     return WritePlan(_with_dtype(model, plan.main_dtype), plan.parallel, dtypes, plan.shard_bytes)
 

@@ -9,7 +9,7 @@ import torch
 from glm3cli.checkpoint.files.manifest import find_manifest
 from glm3cli.checkpoint.layouts.opening import open_at
 from glm3cli.checkpoint.locate import locate
-from glm3cli.checkpoint.names import WEIGHTS, Layout, Stage, Weight
+from glm3cli.checkpoint.names import Layout, Stage, Weight, weights_of
 from glm3cli.checkpoint.source import StoredSource
 
 
@@ -114,7 +114,7 @@ def _noted(path: Path, weights: Path) -> dict[str, Any] | None:
 def _kinds(source: StoredSource) -> list[TensorKind]:
     """Returns the rows of the table of weights, as the source holds them."""
     kinds = []
-    for weight in WEIGHTS:
+    for weight in weights_of(source.model):
         layers = range(source.model.num_layers) if weight.stage is Stage.LAYER else [None]
         dtypes = [dtype for layer in layers if (dtype := _dtype(source, weight, layer))]
         kinds.append(

@@ -6,6 +6,7 @@ from glm3cli.checkpoint.adapter.config import read_adapter_config
 from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.locate import locate, locate_adapter
 from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.family.recognise import known
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.errors import ConfigError
@@ -34,16 +35,38 @@ def check_request(source: Path, target: Path, options: ConvertOptions) -> None:
     if location.config is None and location.kind == "ranks":
         return  # the shape is in the rank files, which only torch can read
     model = ModelConfig.from_file(location.config or location.folder)
-    if options.layout == "chatglm" and model.rope_factor != 1:
+    if options.layout == "chatglm":
+        _check_original(model, location.companions)
+    if options.layout in ("mcore", "legacy"):
+        options.parallel.check_fits(model)
+    if options.layout == "legacy":
+        check_legacy(options.parallel, model)
+
+
+def _check_original(model: ModelConfig, folder: Path) -> None:
+    """Checks that the original remote code, which the layout chatglm is for, computes a model.
+
+    Args:
+        model: The model's shape.
+        folder: The folder of its config.json.
+
+    Raises:
+        ConfigError: The code can't compute it.
+    """
+    member = known(folder)
+    has_own_code = member is not None and member.rope == "positions" and model.rope_ratio == 1
+    if model.rope_factor != 1 and not has_own_code:
         raise ConfigError(
             f"the model divides its positions by {model.rope_factor} (linear RoPE scaling), which "
             "the original remote code of the layout chatglm can't",
             "use --layout glm",
         )
-    if options.layout in ("mcore", "legacy"):
-        options.parallel.check_fits(model)
-    if options.layout == "legacy":
-        check_legacy(options.parallel, model)
+    if model.sandwich_norms:
+        raise ConfigError(
+            "the model has norms after attention and MLP, which the original remote code of the "
+            "layout chatglm doesn't have",
+            "use --layout glm",
+        )
 
 
 def _check_tokenizer(source: Path) -> None:

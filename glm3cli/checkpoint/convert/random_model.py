@@ -29,7 +29,7 @@ def write_random_model(
         CheckpointError: The disk is full or failing.
         ConfigError: The folder exists.
     """
-    dtypes = dict.fromkeys(slots(source.model.num_layers), dtype)
+    dtypes = dict.fromkeys(slots(source.model), dtype)
     plan = WritePlan(source.model, ModelParallelConfig(), dtypes, shard_bytes=2**30)
 
     def produce(weight: Weight, layer: int | None) -> Tensor:

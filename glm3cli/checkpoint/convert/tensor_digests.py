@@ -41,7 +41,7 @@ def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
 
     pool = started_pool(2)
     try:
-        yield from pool.map(measure, reversed(list(slots(source.model.num_layers))))
+        yield from pool.map(measure, reversed(list(slots(source.model))))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -59,7 +59,7 @@ def all_digests(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot
     source.cat = Scratch().cat
     pace = Pace(source.reading_order(), lambda path, _start, end: files.advance(path, end))
     with started_pool() as pool:
-        for weight, layer in slots(source.model.num_layers):
+        for weight, layer in slots(source.model):
             tensor = source.read(weight, layer)
             hashing = pool.submit(pace.advance, tensor.nbytes)
             value = digest(tensor)

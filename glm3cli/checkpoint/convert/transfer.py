@@ -70,7 +70,7 @@ class Transfer:
         self.memory = PrivateMemory()
         source.cat = Scratch(2).cat  # for the tensor that is written, and the next
         self._report, self._handed_over = report, 0
-        self._order = slots(plan.model.num_layers)
+        self._order = slots(plan.model)
         self._pool = started_pool()
         self._coming: tuple[Slot, Future[_Prepared]] | None = None
 

@@ -99,6 +99,8 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
         "layernorm_epsilon": given.get("norm_epsilon", given.get("layernorm_epsilon")),
         "rope_ratio": given.get("rope_ratio"),
         "rope_factor": given.get("rope_factor"),
+        "add_qkv_bias": given.get("add_qkv_bias"),
+        "sandwich_norms": given.get("sandwich_norms"),
         "torch_dtype": dtype_name(dtype) if dtype in TORCH_DTYPES.values() else None,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -136,7 +138,8 @@ def arguments_of(
         rope_ratio=model.rope_ratio,
         **({} if model.rope_factor == 1 else {"rope_factor": model.rope_factor}),
         add_bias_linear=False,
-        add_qkv_bias=True,
+        add_qkv_bias=model.add_qkv_bias,
+        **({"sandwich_norms": True} if model.sandwich_norms else {}),
         swiglu=True,
         untie_embeddings_and_output_weights=True,
         apply_layernorm_1p=False,

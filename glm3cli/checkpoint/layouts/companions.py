@@ -2,7 +2,8 @@
 
 A folder in the chatglm layout has the files of the original remote code, which are copied. A folder
 in the glm layout has files of its own, which are made from the model's shape and its tokenizer:
-with them transformers needs no remote code. Per-rank files and `dist` get the chatglm files.
+with them transformers needs no remote code. Per-rank files and `dist` get the chatglm files, but
+for models that the original remote code doesn't know, which have a config.json of the glm layout.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
+from glm3cli.config.family.recognise import known
 from glm3cli.config.model import ModelConfig, is_glm
 from glm3cli.data.tokens.fast_tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
@@ -55,7 +57,7 @@ def copy_companions(
         DataError: The layout is glm, and transformers can't do what the tokenizer does.
     """
     if layout == "glm":
-        _write_glm_files(target, model, find_companion(source, FILE_NAME))
+        _write_glm_files(target, model, source)
         return
     places = _places(source)
     config = _find(places, "config.json")
@@ -69,7 +71,8 @@ def copy_companions(
     if config is not None and ModelConfig.from_file(config) == model:
         shutil.copyfile(config, target / "config.json")
         return
-    _write(target / "config.json", model.to_hf() if config is None else _updated(config, model))
+    content = _name(source) | model.to_config() if config is None else _updated(config, model)
+    _write(target / "config.json", content)
 
 
 def find_companion(source: Path, name: str) -> Path | None:
@@ -95,12 +98,19 @@ def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {"eos_token_id": [Tokenizer.eos_id, *ends], "pad_token_id": Tokenizer.pad_id}
 
 
-def _write_glm_files(folder: Path, model: ModelConfig, tokenizer_file: Path | None) -> None:
-    """Writes what transformers' GlmForCausalLM needs: config, generation config and tokenizer.
+def _name(source: Path) -> dict[str, Any]:
+    """Returns the name of the model as a config.json holds it; nothing if it isn't known."""
+    config = find_companion(source, "config.json")
+    member = known(config.parent) if config else None
+    return {"_name_or_path": member.repository} if member else {}
+
+
+def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
+    """Writes what transformers' own class needs: config, generation config and tokenizer.
 
     tokenizer.model is copied as well, which glm3 itself reads.
     """
-    tokenizer = None
+    tokenizer, tokenizer_file = None, find_companion(source, FILE_NAME)
     if tokenizer_file is None:
         _log.warning("there is no %s, so the new folder has no tokenizer", FILE_NAME)
     else:
@@ -109,7 +119,7 @@ def _write_glm_files(folder: Path, model: ModelConfig, tokenizer_file: Path | No
         _write(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
         shutil.copyfile(tokenizer_file, folder / FILE_NAME)
     stops = stop_tokens(tokenizer)
-    _write(folder / "config.json", model.to_glm() | stops)
+    _write(folder / "config.json", _name(source) | model.to_glm() | stops)
     _write(folder / "generation_config.json", stops)
 
 

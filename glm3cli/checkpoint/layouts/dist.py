@@ -23,7 +23,7 @@ from glm3cli.checkpoint.files.manifest import find_manifest
 from glm3cli.checkpoint.headers import Header, TensorProblem, compare, in_fp32, kept_dtype
 from glm3cli.checkpoint.layouts.embedded import MappedFile
 from glm3cli.checkpoint.locate import Location
-from glm3cli.checkpoint.names import WEIGHTS, Stage, Weight, is_ignored
+from glm3cli.checkpoint.names import Stage, Weight, is_ignored, weights_of
 from glm3cli.checkpoint.pickles import enum_member
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.errors import CheckpointError, StoppedError
@@ -136,7 +136,7 @@ class DistSource(StoredSource):
         """Returns the problems with the checkpoint's files and with the tensors they hold."""
         expected: dict[str, tuple[int, ...]] = {}
         layers = self.model.num_layers
-        for weight in WEIGHTS:
+        for weight in weights_of(self.model):
             shape = weight.shape(self.model)
             if weight.stage is not Stage.LAYER:
                 expected[weight.name("dist")] = shape

@@ -102,10 +102,10 @@ class _Planner(DefaultSavePlanner):
         """Returns the writes of this process, which is the only one."""
         items: list[WriteItem] = []
         layers = self._plan.model.num_layers
-        for slot in slots(layers):
+        for slot in slots(self._plan.model):
             items.append(self._item(slot))
             weight, layer = slot
-            if weight.extra_state and weight.stage is Stage.LAYER:
+            if weight.has_extra_state(self._plan.model) and weight.stage is Stage.LAYER:
                 name = f"{weight.extra_state_name('dist')}/shard_{layer}_{layers}"
                 items.append(WriteItem(index=MetadataIndex(name), type=WriteItemType.BYTE_IO))
         self.plan = SavePlan(items)

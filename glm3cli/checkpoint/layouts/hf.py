@@ -147,7 +147,7 @@ class HfSource(StoredSource):
     def _expected(self, layout: HfLayout) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all tensors that the model has in a layout, by name."""
         expected: dict[str, tuple[int, ...]] = {}
-        for weight, layer in slots(self.model.num_layers):
+        for weight, layer in slots(self.model):
             expected |= weight.parts(layout, self.model, layer)
         return expected
 

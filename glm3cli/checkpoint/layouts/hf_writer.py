@@ -53,7 +53,7 @@ def _shards(plan: WritePlan) -> Iterator[list[Slot]]:
     """Yields the weights of every shard; one that is larger than a shard gets a file of its own."""
     shard: list[Slot] = []
     size = 0
-    for slot in slots(plan.model.num_layers):
+    for slot in slots(plan.model):
         if shard and size + plan.num_bytes(slot) > plan.shard_bytes:
             yield shard
             shard, size = [], 0

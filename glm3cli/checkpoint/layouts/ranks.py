@@ -19,7 +19,7 @@ from glm3cli.checkpoint.cuts import join, piece_shape
 from glm3cli.checkpoint.headers import Header, TensorProblem, compare, in_fp32
 from glm3cli.checkpoint.layouts.arguments import model_of, run_of
 from glm3cli.checkpoint.locate import Location
-from glm3cli.checkpoint.names import Cut, Layout, Stage, Weight, slots
+from glm3cli.checkpoint.names import WEIGHTS, Cut, Layout, Stage, Weight, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
@@ -119,7 +119,7 @@ class RanksSource(StoredSource):
         expected = {}
         is_first = (p, v) == (0, 0)
         is_last = (p, v) == (self._pp - 1, self._vpp - 1)
-        for weight, layer in slots(self._sizes[p, v]):
+        for weight, layer in slots(self.model, self._sizes[p, v]):
             if (weight.stage is Stage.FIRST and not is_first) or (
                 weight.stage is Stage.LAST and not is_last
             ):
@@ -271,5 +271,5 @@ def _spelling(weight: Weight, layer: int | None, layout: Layout, chunk: Chunk) -
 
 def _find(chunk: Chunk, layout: Layout, logical: str) -> Tensor | None:
     """Returns a weight outside the layers by its logical name; None if the chunk lacks it."""
-    weight = next(weight for weight, _ in slots(1) if weight.logical == logical)
+    weight = next(weight for weight in WEIGHTS if weight.logical == logical)
     return chunk.get(weight.name(layout))

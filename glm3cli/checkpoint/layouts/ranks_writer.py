@@ -52,7 +52,7 @@ def write_ranks(
                 path = folder / iteration_folder(_ITERATION) / name / FILE
                 path.parent.mkdir(parents=True)
                 archives[t, p] = files.enter_context(Archive(path, content))
-        for weight, layer in slots(plan.model.num_layers):
+        for weight, layer in slots(plan.model):
             p, number = numbers[weight, layer]
             tensor = produce(weight, layer)
             pieces = pieces_of(tensor, weight.cut, parallel.tp, plan.model, scratch.cat)
@@ -102,7 +102,7 @@ def _chunk(layout: Layout, plan: WritePlan, p: int, v: int, order: list[Slot]) -
     parallel = plan.parallel
     layers = parallel.layers_of(plan.model.num_layers, p, v)
     is_first, is_last = p == v == 0, (p, v) == (parallel.pp - 1, parallel.vpp - 1)
-    for weight, local in slots(len(layers)):
+    for weight, local in slots(plan.model, len(layers)):
         if (weight.stage is Stage.FIRST and not is_first) or (
             weight.stage is Stage.LAST and not is_last
         ):
@@ -113,7 +113,7 @@ def _chunk(layout: Layout, plan: WritePlan, p: int, v: int, order: list[Slot]) -
         # Never touched, so never in real memory.
         empty = torch.empty(shape, dtype=plan.dtypes[slot])
         _put(chunk, weight.name(layout, local), empty)
-        if weight.extra_state:
+        if weight.has_extra_state(plan.model):
             _put(chunk, weight.extra_state_name(layout, local), None)
     return chunk
 

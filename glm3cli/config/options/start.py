@@ -21,7 +21,7 @@ class StartOptions(Settings):
         default=False, description="Start from random weights of the shape --model-config."
     )
     shape: Annotated[
-        str | None, Flag(name="model_config", panel=MODEL, metavar="6b|tiny|FILE", is_path=True)
+        str | None, Flag(name="model_config", panel=MODEL, metavar="6b|9b|tiny|FILE", is_path=True)
     ] = Field(default=None, description="Shape for --from-scratch: a preset or a config.json.")
     init_method_std: Annotated[float, Flag(panel=MODEL)] = Field(
         default=0.01, gt=0, description="Standard deviation of random weights."

@@ -24,7 +24,7 @@ def check_selection(config: TrainConfig, model: ModelConfig) -> None:
     """
     if not config.is_partial:
         return
-    names = [weight.name("chatglm", layer) for weight, layer in slots(model.num_layers)]
+    names = [weight.name("chatglm", layer) for weight, layer in slots(model)]
     trained = [name for name in names if config.selects(name)]
     flag, pattern = "--train-only", config.train_only
     if pattern is None:
@@ -85,7 +85,7 @@ def _add_bias_apart(linear: Any) -> None:
     Megatron-core's product with a frozen weight has no gradient for the bias
     (tensor_parallel/layers.py 0.16.1, LinearWithFrozenWeight).
     """
-    if linear.bias.requires_grad and not linear.weight.requires_grad:
+    if linear.bias is not None and linear.bias.requires_grad and not linear.weight.requires_grad:
         linear._forward_impl = partial(_biased, linear._forward_impl)
 
 
