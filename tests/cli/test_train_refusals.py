@@ -376,6 +376,16 @@ def test_a_split_without_documents_is_refused(project: Project, tmp_path: Path) 
     assert not checkpoints(tmp_path / "run")
 
 
+def test_a_folder_that_one_may_not_write_to_is_refused(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not by its permissions: root, as whom the tests may run, writes anywhere.
+    monkeypatch.setattr("glm3cli.train.prepare.os.access", lambda path, mode: path != tmp_path)
+    ended = call(*options(project, tmp_path / "run"))
+    assert ended.code == 2
+    assert f"{tmp_path} is not writable" in ended.err
+
+
 def test_links_that_lead_nowhere_are_named(project: Project, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "not there")
     for save in (tmp_path / "link", tmp_path / "link/run"):

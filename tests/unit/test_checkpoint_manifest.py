@@ -164,6 +164,14 @@ def test_a_damaged_manifest(hf, tmp_path, text):
         check(tmp_path / "new")
 
 
+def test_a_manifest_of_another_format(hf, tmp_path):
+    convert(hf, tmp_path / "new", OPTIONS["dist"])
+    path = tmp_path / "new" / MANIFEST
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(CheckpointError, match="has the format 3, but this glm3 knows 2"):
+        check(tmp_path / "new")
+
+
 def test_inspect_shows_it(hf, tmp_path):
     convert(hf, tmp_path / "new", OPTIONS["mcore"])
     for path in (tmp_path / "new", tmp_path / "new/iter_0000001"):

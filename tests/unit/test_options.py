@@ -337,6 +337,14 @@ def test_a_text_that_is_no_utf8_is_refused_where_it_breaks_a_rule():
         GenerateConfig.parse({"model": Path("m"), "prompt": ["a"], "logit_bias": ["\udcff"]})
 
 
+@pytest.mark.parametrize(
+    ("size", "num_bytes"), [("5", 5), ("1kb", 1000), ("0.5GB", 5 * 10**8), ("3M", 3 * 10**6)]
+)
+def test_units_of_shards_are_powers_of_1000(size, num_bytes):
+    config = ToHfConfig.parse({"source": Path("a"), "target": Path("b"), "shard_size": size})
+    assert config.options.shard_bytes == num_bytes
+
+
 @pytest.mark.parametrize("size", ["9" * 400 + "GB", "9" * 16, "1." + "9" * 16])
 def test_sizes_have_a_length(size):
     with pytest.raises(ConfigError, match="--device-memory"):

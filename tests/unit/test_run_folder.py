@@ -366,6 +366,11 @@ def test_a_validation_and_an_event_are_lines_of_their_own(record):
     assert log[2].endswith("] stop")
 
 
+def test_a_validation_without_anything_to_train_has_no_perplexity(record):
+    _, log = record(lambda metrics: metrics.validation(10, math.nan, {}))
+    assert log[0].endswith("| loss NAN | ppl NAN")
+
+
 def test_further_means_are_in_the_lines_of_steps_and_validations(record):
     def report(metrics: Metrics) -> None:
         means = {"rewards/chosen": 0.5, "rewards/rejected": -0.25}
