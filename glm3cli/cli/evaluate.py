@@ -62,7 +62,7 @@ def harness(config: HarnessConfig) -> None:
 
     glm3 eval harness --model MODEL --tasks gsm8k,boolq
     """
-    from glm3cli.evals.harness import run_harness
+    from glm3cli.evals.harness.run import run_harness
 
     found = run_harness(config, quiet=not (sys.stderr.isatty() and is_speaker()))
     if found is not None:

@@ -20,7 +20,7 @@ class EvalOutputOptions(InferenceConfig):
         default=None, ge=1, description="Only the first N questions of each; not a score then."
     )
     batch_size: Annotated[int, Flag(panel=BENCHMARK)] = Field(
-        default=8, ge=1, description="Prompts that one model copy runs at once."
+        default=32, ge=1, description="Most prompts that one model copy runs at once."
     )
     output: Annotated[Path, Flag(panel=OUTPUT, metavar="FILE")] = Field(
         default=Path("results.json"), description="File for the result."

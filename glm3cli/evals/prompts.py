@@ -1,6 +1,6 @@
 """Builds the prompts of a benchmark: token ids that fit into the model's sequences.
 
-Also finds the tokens that stand for the letters A to D after a prompt.
+Also finds the tokens that stand for the letters after a prompt.
 """
 
 import hashlib
@@ -15,6 +15,9 @@ from glm3cli.evals.suite import LETTERS, Question, Suite
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
 
+# From so many questions on, the fast encoder saves more time than it takes to load.
+_MANY = 2000
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -22,8 +25,8 @@ class Prompt:
 
     Attributes:
         question: The question that is asked.
-        text: The prompt's text: header, shots, question, and cue.
-        token_ids: `[gMASK] sop` and the tokens of the text.
+        text: The prompt's text: header, shots, question, and cue; see `Suite.prompt` for a chat.
+        token_ids: `[gMASK] sop`, and the tokens of the text or of the turns of a chat.
         num_shots: The number of shots that fit into the prompt.
         over_length: Whether the prompt is longer than the model's sequences even without shots.
     """
@@ -36,13 +39,15 @@ class Prompt:
 
 
 def build_prompts(
-    suite: Suite, subjects: Iterable[Subject], tokenizer: "Tokenizer", max_tokens: int
+    suite: Suite, subjects: Sequence[Subject], tokenizer: "Tokenizer", max_tokens: int
 ) -> list[Prompt]:
     """Builds one prompt per question, in the order of the subjects and of their questions.
 
     A prompt of more than `max_tokens` tokens loses its last shot until it fits, as in Hendrycks'
     code; the question itself is never cut.
     """
+    if sum(len(subject.questions) for subject in subjects) >= _MANY:
+        tokenizer.use_fast_encoder()
     return [
         _fitted(suite, question, subject.shots, tokenizer, max_tokens)
         for subject in subjects
@@ -59,12 +64,24 @@ def _fitted(
 ) -> Prompt:
     num_shots = len(shots)
     while True:
-        text = suite.prompt(question, shots[:num_shots])
-        token_ids = (*tokenizer.prefix, *tokenizer.encode(text))
+        token_ids = _encoded(suite, question, shots[:num_shots], tokenizer)
         fits = len(token_ids) <= max_tokens
         if fits or num_shots == 0:
-            return Prompt(question, text, token_ids, num_shots, not fits)
+            text = suite.prompt(question, shots[:num_shots])
+            return Prompt(question, text, tuple(token_ids), num_shots, not fits)
         num_shots -= 1
+
+
+def _encoded(
+    suite: Suite, question: Question, shots: Sequence[Question], tokenizer: "Tokenizer"
+) -> list[int]:
+    """Returns the token ids of a prompt."""
+    if not suite.is_chat:
+        return [*tokenizer.prefix, *tokenizer.encode(suite.prompt(question, shots))]
+    from glm3cli.data.tokens.chat import Message, begin_turn
+
+    turns = [Message(role, text) for role, text in suite.turns(question, shots)]
+    return begin_turn(tokenizer, turns)
 
 
 def hash_texts(texts: Iterable[str]) -> str:
@@ -75,15 +92,20 @@ def hash_texts(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def answer_tokens(suite: Suite, tokenizer: "Tokenizer") -> list[int]:
-    """Returns the ids of the tokens that continue the suite's cue as A, B, C, D.
+def answer_tokens(suite: Suite, tokenizer: "Tokenizer", count: int = 4) -> list[int]:
+    """Returns the ids of the tokens that continue the suite's cue as the first letters.
+
+    Args:
+        suite: The benchmark.
+        tokenizer: The model's tokenizer.
+        count: The number of letters, from A on.
 
     Raises:
         DataError: The tokenizer doesn't encode a letter after the cue as one token of its own.
     """
     cue = tokenizer.encode(suite.cue)
     tokens = []
-    for letter in LETTERS:
+    for letter in LETTERS[:count]:
         continued = tokenizer.encode(suite.cue + suite.gap + letter)
         if continued[:-1] != cue:
             raise DataError(

@@ -7,13 +7,14 @@ import csv
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.suite import LETTERS, Question, Suite
 
 _SHOTS = "dev"  # the split that shots come from, in every suite
-_COLUMNS = 1 + len(LETTERS) + 1
+_FEWEST_COLUMNS = 4  # a question, two options, and the answer
 
 
 @dataclass(frozen=True)
@@ -124,26 +125,45 @@ def _first_shots(
 
 
 def _rows(path: Path, subject: str, suite: Suite) -> Iterator[Question]:
-    """Yields the questions of one CSV file."""
+    """Yields the questions of one CSV file, which all have as many options."""
     rows = _cells(path)
-    places: Sequence[int] = range(_COLUMNS)
-    width = _COLUMNS
+    places: Sequence[int] = ()
+    width = 0
     if suite.columns is not None:
         line, header = next(rows, (1, []))
         places, width = _places(header, suite.columns, f"{path}:{line}"), len(header)
     for index, (line, cells) in enumerate(rows):
+        if not width:
+            width = _width(cells, f"{path}:{line}")
+            places = range(width)
         if len(cells) != width:
             raise DataError(
                 f"{path}:{line} has {len(cells)} columns instead of {width}",
                 "put quotes around cells that have commas in them",
             )
-        text, a, b, c, d, answer = (cells[place] for place in places)
+        text, *choices, answer = (cells[place] for place in places)
         letter = answer.strip()
-        if letter not in LETTERS:
+        if letter not in LETTERS[: len(choices)]:
             raise DataError(
-                f"{path}:{line} has the answer {answer!r}", "it must be one of A, B, C, D"
+                f"{path}:{line} has the answer {answer!r}",
+                f"it must be one of {', '.join(LETTERS[: len(choices)])}",
             )
-        yield Question(subject, index, text, (a, b, c, d), letter)
+        yield Question(subject, index, text, tuple(choices), letter)
+
+
+def _width(cells: Sequence[str], where: str) -> int:
+    """Returns the number of columns of a file without a header line, by its first row.
+
+    Raises:
+        DataError: There can't be a question with options and an answer in it.
+    """
+    most = len(LETTERS) + 2
+    if not _FEWEST_COLUMNS <= len(cells) <= most:
+        raise DataError(
+            f"{where} has {len(cells)} columns, and must have {_FEWEST_COLUMNS} to {most}",
+            "a row has a question, its options, and the letter of the right one",
+        )
+    return len(cells)
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -163,7 +183,13 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _places(header: list[str], columns: Sequence[str], where: str) -> list[int]:
-    """Returns the position of each of `columns` in the header line of a file."""
+    """Returns the position of each of `columns` in the header line of a file.
+
+    Columns of further options, named by the letters that come next, stand before the last one.
+
+    Raises:
+        DataError: A column is missing.
+    """
     names = [name.strip().lower() for name in header]
     missing = [name for name in columns if name.lower() not in names]
     if missing:
@@ -171,4 +197,5 @@ def _places(header: list[str], columns: Sequence[str], where: str) -> list[int]:
             f"{where} has no column {', '.join(missing)}",
             f"the first line must name the columns {', '.join(columns)}",
         )
-    return [names.index(name.lower()) for name in columns]
+    further = takewhile(lambda letter: letter.lower() in names, LETTERS[len(columns) - 2 :])
+    return [names.index(name.lower()) for name in (*columns[:-1], *further, columns[-1])]

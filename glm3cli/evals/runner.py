@@ -32,6 +32,7 @@ from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
+    from glm3cli.evals.spread import Batch
     from glm3cli.infer.engine import Engine
 
 
@@ -183,7 +184,7 @@ def answer_all(
         suite: The benchmark.
         ledger: The prompts; receives the answers.
         known: The answers of an earlier run. Those of rank 0 count on every rank.
-        batch_size: Prompts that one model copy runs at once.
+        batch_size: Most prompts that one model copy runs at once.
 
     Raises:
         CheckpointError: The model's log-probabilities are NaN.
@@ -192,33 +193,32 @@ def answer_all(
     from glm3cli.evals.judge import Judge
     from glm3cli.evals.spread import from_first_rank, spread
 
-    judge = Judge(engine, tokenizer, suite)
+    num_letters = max((len(one.question.choices) for one in ledger.prompts), default=0)
+    judge = Judge(engine, tokenizer, suite, num_letters)
     # Only the first rank's machine need have the file of the earlier run.
     todo = ledger.begin(from_first_rank(engine.grid, dict(known)))
 
-    def run(batch: list[int]) -> dict[Key, Answer]:
-        prompts = [ledger.prompts[i] for i in batch]
-        answers = judge.answer(prompts)
-        return {key_of(p): answer for p, answer in zip(prompts, answers, strict=True)}
+    def begin(members: Sequence[int]) -> Callable[[], list[Answer]]:
+        return judge.ask([ledger.prompts[i] for i in members])
 
-    for results in spread(engine.grid, _batches(ledger.prompts, todo, batch_size), run):
-        ledger.add({key: answer for result in results for key, answer in result.items()})
+    for found in spread(engine.grid, _batches(ledger.prompts, todo, batch_size), begin):
+        ledger.add({key_of(ledger.prompts[i]): answer for i, answer in found.items()})
 
 
-def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Returns the positions of `todo` in batches, each of prompts of one subject.
+def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) -> "list[Batch]":
+    """Returns the positions of `todo` in batches.
 
-    The subjects come one after the other, so that each finishes early and is reported. The longest
-    prompts of a subject come first, and so does the subject with the longest prompt: a lack of
-    memory shows in the first batch.
+    The subjects come one after the other, so that what their prompts begin with is read once, and
+    so that each finishes early and is reported. The longest prompts of a subject come first, and
+    so does the subject with the longest prompt: a lack of memory shows in the first batch.
     """
-    from glm3cli.evals.spread import batches_by_length
+    from glm3cli.evals.spread import batches_in_order
 
-    lengths = [len(prompt.token_ids) for prompt in prompts]
+    rows = [prompt.token_ids for prompt in prompts]
     by_subject = groupby(todo, key=lambda i: prompts[i].question.subject)
-    batched = [batches_by_length(list(group), lengths, batch_size) for _, group in by_subject]
-    batched.sort(key=lambda batches: -lengths[batches[0][0]])
-    return [batch for batches in batched for batch in batches]
+    subjects = [sorted(group, key=lambda i: -len(rows[i])) for _, group in by_subject]
+    subjects.sort(key=lambda members: -len(rows[members[0]]))
+    return batches_in_order([i for members in subjects for i in members], rows, batch_size)
 
 
 def question_results(

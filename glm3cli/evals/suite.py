@@ -4,10 +4,12 @@ A `Suite` is plain data, without tokens or models; `mmlu`, `ceval` and `cmmlu` d
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import Literal
 
-LETTERS = ("A", "B", "C", "D")
+# The letters of options, of which a question has as many as it has options.
+LETTERS = tuple(ascii_uppercase)
 
 
 def titled(table: str) -> dict[str, str]:
@@ -21,38 +23,55 @@ def titled(table: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question: a row of a benchmark's CSV file, with unchanged strings.
+    """One multiple-choice question: a row of a benchmark's file, with unchanged strings.
 
     Attributes:
         subject: The subject whose file has the row.
         index: The row's position in its file, counted from 0.
         text: The question itself.
-        choices: The four options, A to D.
+        choices: The options: A, B, and so on.
         answer: The letter of the right option.
+        rotation: By how many places the options have moved up from where they stand in the file.
     """
 
     subject: str
     index: int
     text: str
-    choices: tuple[str, str, str, str]
+    choices: tuple[str, ...]
     answer: str
+    rotation: int = 0
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of the options."""
+        return LETTERS[: len(self.choices)]
+
+    def rotated(self, places: int) -> "Question":
+        """Returns the question with every option so many letters further up; A follows Z."""
+        count = len(self.choices)
+        choices = (*self.choices[places:], *self.choices[:places])
+        answer = LETTERS[(LETTERS.index(self.answer) - places) % count]
+        return replace(self, choices=choices, answer=answer, rotation=places)
 
 
 @dataclass(frozen=True)
 class Suite:
     """A multiple-choice benchmark: where its files lie, and the text of its prompts.
 
-    A prompt is `header`, then each shot (a solved question: question, cue, gap, letter) followed by
-    `shot_end`, then the question that is asked, up to the cue.
+    A prompt is `header`, then each shot (a solved question: question, options, cue, gap, letter)
+    followed by `shot_end`, then the question that is asked, up to the cue. As a chat, the questions
+    are the turns of a user, the first of which begins with the header, and the cues begin the turns
+    of the assistant.
 
     Attributes:
         name: The benchmark's name in results.json and on the command line.
         protocol: The name of the way in which it asks, as results.json has it.
         split: The folder of the questions; the shots are in the folder `dev`.
-        columns: The names of the columns for the question, A to D, and the answer; None if the
-            files have no header line and the columns stand in this order.
+        columns: The names of the columns that must be there, for the question, A to D, and the
+            answer; None if the files have no header line and the columns stand in this order.
         header: The prompt's beginning, with `{subject}` where the subject's title goes.
-        question: The form of a question, with `{text}`, and `{A}` to `{D}` for the options.
+        question: The form of a question, with `{text}`.
+        option: The form of each option below it, with `{letter}` and `{option}`.
         cue: The text that asks for the answer.
         gap: The text between the cue and the letter.
         titles: The title of a subject in the header; a subject without one is named by its file,
@@ -62,8 +81,9 @@ class Suite:
         shot_end: The text after each shot.
         last_shot_end: The text after the last shot in place of `shot_end`, or after the header if
             there are no shots; None if nothing differs.
-        judge: How the model's choice is found: `letters` takes the likeliest of the four letters'
+        judge: How the model's choice is found: `letters` takes the likeliest of the letters'
             tokens, `text` looks for a letter in the likeliest token of the whole vocabulary.
+        is_chat: Whether the model is asked by the turns of a chat.
     """
 
     name: str
@@ -80,6 +100,8 @@ class Suite:
     shot_end: str = "\n\n"
     last_shot_end: str | None = None
     judge: Literal["letters", "text"] = "letters"
+    option: str = "{letter}. {option}\n"
+    is_chat: bool = False
 
     def title(self, subject: str) -> str:
         """Returns the title of `subject` in the prompt's header."""
@@ -95,15 +117,41 @@ class Suite:
         return any(subject in subjects for subjects in self.categories.values())
 
     def prompt(self, question: Question, shots: Sequence[Question]) -> str:
-        """Returns the prompt's text for `question`, after the solved questions `shots`."""
-        solved = [self._asked(shot) + self.gap + shot.answer for shot in shots]
-        text = self.header.format(subject=self.title(question.subject)) + self.shot_end.join(solved)
+        """Returns the prompt's text for `question`, after the solved questions `shots`.
+
+        Turns of a chat stand behind the names of ChatGLM3's role tokens.
+        """
+        if self.is_chat:
+            turns = self.turns(question, shots)
+            return "".join(f"<|{role}|>\n{text}" for role, text in turns)
+        solved = [self._asked(shot) + self._solution(shot) for shot in shots]
+        text = self._header(question) + self.shot_end.join(solved)
         if self.last_shot_end is not None:
             text += self.last_shot_end
         elif solved:
             text += self.shot_end
-        return text + self._asked(question)
+        return text + self._asked(question) + self.cue
+
+    def turns(
+        self, question: Question, shots: Sequence[Question]
+    ) -> list[tuple[Literal["user", "assistant"], str]]:
+        """Returns the prompt as the turns of a chat, of which the assistant's last one is begun."""
+        turns: list[tuple[Literal["user", "assistant"], str]] = []
+        for index, one in enumerate([*shots, question]):
+            is_shot = index < len(shots)
+            header = "" if index else self._header(question)
+            turns.append(("user", header + self._asked(one).rstrip("\n")))
+            turns.append(("assistant", self._solution(one) if is_shot else self.cue))
+        return turns
+
+    def _header(self, question: Question) -> str:
+        return self.header.format(subject=self.title(question.subject))
 
     def _asked(self, question: Question) -> str:
-        choices = dict(zip(LETTERS, question.choices, strict=True))
-        return self.question.format(text=question.text, **choices) + self.cue
+        options = zip(question.letters, question.choices, strict=True)
+        return self.question.format(text=question.text) + "".join(
+            self.option.format(letter=letter, option=option) for letter, option in options
+        )
+
+    def _solution(self, shot: Question) -> str:
+        return self.cue + self.gap + shot.answer

@@ -21,7 +21,7 @@ from glm3cli.infer.decoding.choice import Chooser
 from glm3cli.infer.pipeline import Pipeline
 from glm3cli.infer.requests import Generation, Request, Timing
 from glm3cli.infer.sampling import Sampling
-from glm3cli.infer.scoring import Scoring
+from glm3cli.infer.scoring import NextToken, Scoring
 from glm3cli.parallel.groups import Grid
 
 # Gets the new tokens of each prompt after a step; none where a prompt waits or has ended.
@@ -256,7 +256,24 @@ class Engine:
         Returns:
             The log-probabilities (natural logarithms) of the candidates for each prompt.
         """
-        return self.scoring.next_logprobs(prompts, candidates)
+        return [found.logprobs for found in self.ask_next(prompts, candidates)()]
+
+    def ask_next(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
+    ) -> Callable[[], list[NextToken]]:
+        """Begins to compute what the model expects after each prompt.
+
+        A caller prepares the next prompts, or asks them, while the device and the other stages
+        work. The ranks that share the model must wait in the order in which they ask.
+
+        Args:
+            prompts: The token ids of each prompt; at least one each.
+            candidates: The token ids to score.
+
+        Returns:
+            A function that waits, and returns what was found for each prompt.
+        """
+        return self.scoring.ask_next(prompts, candidates)
 
     def continuation_logprobs(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
@@ -275,7 +292,17 @@ class Engine:
         Raises:
             CheckpointError: The logits are NaN.
         """
-        return self.scoring.continuation_logprobs(contexts, continuations)
+        return self.ask_continuations(contexts, continuations)()
+
+    def ask_continuations(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> Callable[[], list[tuple[float, bool]]]:
+        """Begins to compute what `continuation_logprobs` returns, as `ask_next` does.
+
+        Returns:
+            A function that waits, and returns it; it raises CheckpointError if the logits are NaN.
+        """
+        return self.scoring.ask_continuations(contexts, continuations)
 
     def all_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """Returns the logits at every position of the prompts; None before the last stage.

@@ -219,12 +219,23 @@ def _reusable(prompt: Sequence[int], tokens: Sequence[int]) -> int:
 
     The last token of a prompt is always read: the next one is chosen by its logits.
     """
-    low, high = 0, min(len(prompt) - 1, len(tokens))
-    if high <= 0 or prompt[0] != tokens[0]:
+    return shared_length(prompt, tokens, len(prompt) - 1)
+
+
+def shared_length(first: Sequence[int], second: Sequence[int], most: int) -> int:
+    """Returns how many tokens two texts begin with alike; 0 if they aren't worth a copy.
+
+    Args:
+        first: The token ids of a text.
+        second: The token ids of the other one, in the same kind of sequence.
+        most: The most tokens that count.
+    """
+    low, high = 0, min(most, len(first), len(second))
+    if high <= 0 or first[0] != second[0]:
         return 0
     while low < high:  # halves the part in which the first difference is
         middle = (low + high + 1) // 2
-        if prompt[low:middle] == tokens[low:middle]:
+        if first[low:middle] == second[low:middle]:
             low = middle
         else:
             high = middle - 1

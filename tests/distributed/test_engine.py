@@ -317,6 +317,75 @@ def run_requests() -> dict[str, Any]:
         }
 
 
+def contexts_of_reuse() -> list[list[int]]:
+    """Texts that begin alike."""
+    shots, question = list(range(20, 44)), list(range(44, 62))
+    return [
+        *([*shots, *question[:-1], last] for last in (1, 2, 3)),  # the same question, changed
+        *([*shots, last, 5] for last in (7, 8)),  # other questions
+        [*shots, *question],
+        [9, *shots],  # begins otherwise
+        [*shots, *question],
+    ]
+
+
+def score_with_reuse(options: dict[str, int]) -> tuple[list[int], list[Any], list[Any]]:
+    """Scores texts that begin alike, together and alone; returns the tokens read, and both."""
+    from glm3cli.infer.engine import Engine
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig(**options)
+    contexts = contexts_of_reuse()
+    endings = [[1, 2], [3], [4], [5, 6, 7], [8], [9, 9], [10], [11]]
+    read: list[int] = []
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(MODEL), parallel, "fp32", grid)
+        pipeline = engine.scoring._pipeline
+        forward = pipeline.forward
+
+        def counted(runs: Any, *more: Any) -> Any:
+            read.append(sum(len(run.tokens) for run in runs))
+            return forward(runs, *more)
+
+        pipeline.forward = counted
+        together = engine.continuation_logprobs(contexts, endings)
+        read.append(0)
+        waits = [engine.ask_next(contexts[start : start + 3], CANDIDATES) for start in (0, 3, 6)]
+        next_ones = [one for wait in waits for one in wait()]
+        read.append(0)
+        alone: list[Any] = []
+        alone_next: list[Any] = []
+        for context, ending in zip(contexts, endings, strict=True):
+            engine.scoring.forget()
+            alone += engine.continuation_logprobs([context], [ending])
+            engine.scoring.forget()
+            alone_next += engine.ask_next([context], CANDIDATES)()
+    return read, [together, next_ones], [alone, alone_next]
+
+
+@pytest.mark.parametrize("sizes", ["1x1", "tp2 pp2"])
+def test_what_texts_begin_with_is_read_once_and_changes_nothing(
+    sizes: str, ranks: RankPool
+) -> None:
+    world_size, options = PARALLEL_SIZES[sizes]
+    for read, (together, next_ones), (alone, alone_next) in ranks.run(
+        world_size, score_with_reuse, options
+    ):
+        for (ours, is_greedy), (theirs, was_greedy) in zip(together, alone, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+            assert is_greedy == was_greedy
+        for found, expected in zip(next_ones, alone_next, strict=True):
+            assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+            assert found.likeliest == expected.likeliest
+        first = read.index(0)
+        second = read.index(0, first + 1)
+        # The shots once; the question once, with its four ends, of which one is read twice; the
+        # others; what begins otherwise; and all but the last token of each ending.
+        assert sum(read[:first]) == 24 + (17 + 4 + 1) + 2 * 2 + 25 + (1 + 2 + 1)
+        # The next calls read the last token of each text: its logits are wanted.
+        assert sum(read[first:second]) == len(contexts_of_reuse())
+
+
 def ask_nan(options: dict[str, int]) -> list[str]:
     """Returns what this rank hears from a model with one weight that is NaN."""
     from glm3cli.errors import CheckpointError

@@ -22,6 +22,7 @@ from glm3cli.evals.mmlu import suite_of
 from glm3cli.evals.results import EvalResult
 from glm3cli.evals.runner import run_benchmark
 from glm3cli.infer.requests import Generation, Request
+from glm3cli.infer.scoring import NextToken
 from glm3cli.parallel.groups import Grid
 from tests.support.checkpoints import random_weights, write_hf
 
@@ -136,16 +137,23 @@ class FakeEngine:
         self.on_call: Callable[[], None] = lambda: None
         self.script: list[int] = []
 
-    def next_logprobs(
+    def limit(self, max_batch_size: int) -> None:
+        self.max_batch_size = max_batch_size
+
+    def ask_next(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]
-    ) -> list[list[float]]:
+    ) -> Callable[[], list[NextToken]]:
         self.on_call()
         self.batches.append([tuple(prompt) for prompt in prompts])
-        return [[score(prompt, candidate) for candidate in candidates] for prompt in prompts]
+        return lambda: [self._next(prompt, candidates) for prompt in prompts]
 
-    def continuation_logprobs(
+    def _next(self, prompt: Sequence[int], candidates: Sequence[int]) -> NextToken:
+        scores = [score(prompt, token) for token in candidates]
+        return NextToken(scores, likeliest(prompt, self.model.padded_vocab_size))
+
+    def ask_continuations(
         self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
-    ) -> list[tuple[float, bool]]:
+    ) -> Callable[[], list[tuple[float, bool]]]:
         self.batches.append([tuple(context) for context in contexts])
         results = []
         for context, continuation in zip(contexts, continuations, strict=True):
@@ -155,7 +163,7 @@ class FakeEngine:
                 total += score(seen, token)
                 seen.append(token)
             results.append((total, total > -8.0))
-        return results
+        return lambda: results
 
     def answer(self, requests: Sequence[Request]) -> list[Generation]:
         """Says the words of `script` to every prompt, one by one."""
@@ -191,6 +199,11 @@ def score(prompt: Sequence[int], candidate: int) -> float:
     """A made-up log-probability, exact in fp32."""
     digest = hashlib.sha256(repr((list(prompt), candidate)).encode()).digest()
     return -16.0 * struct.unpack("<H", digest[:2])[0] / 65536
+
+
+def likeliest(prompt: Sequence[int], vocab_size: int) -> int:
+    """A made-up token."""
+    return int(-score(prompt, -1) * 4096) % vocab_size
 
 
 def run_on_rank(options: dict[str, Any]) -> EvalResult:

@@ -10,7 +10,7 @@ import pytest
 
 from glm3cli.config.evaluation import HarnessConfig
 from glm3cli.errors import ConfigError
-from glm3cli.evals import harness
+from glm3cli.evals.harness import run as harness
 from tests.support.exam import FakeEngine, FakeModel, exam_tokenizer, score, write_exam_model
 from tests.support.ranks import RankPool
 

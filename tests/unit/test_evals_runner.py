@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from glm3cli.config.evaluation import MmluConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.evals.runner import Status
+from glm3cli.infer.scoring import NextToken
 from glm3cli.parallel.groups import open_grid
 from tests.support.exam import (
     FakeEngine,
     FakeModel,
     exam_tokenizer,
     exam_tokenizer_folder,
+    likeliest,
     run,
     score,
     write_exam,
@@ -99,14 +102,29 @@ def test_batch_size_changes_nothing(engine: FakeEngine, options: dict[str, Any])
     assert results[0] == results[1] == results[2]
 
 
-def test_batches_hold_one_subject_longest_first(
+def test_subjects_follow_each_other_longest_first(
     engine: FakeEngine, options: dict[str, Any]
 ) -> None:
-    run(MmluConfig.parse(options))
-    lengths = [[len(prompt) for prompt in batch] for batch in engine.batches]
-    assert all(batch == sorted(batch, reverse=True) for batch in lengths)
-    assert max(max(batch) for batch in lengths) == lengths[0][0]
-    assert [len(batch) for batch in lengths] == [4, 3, 4, 4, 1, 4, 1]
+    result = run(MmluConfig.parse(options))
+    lengths = [len(prompt) for batch in engine.batches for prompt in batch]
+    assert [len(batch) for batch in engine.batches] == [4, 4, 4, 4, 4, 1]
+    assert lengths[0] == max(lengths)
+    sizes = [len(list(same)) for _, same in groupby(_subjects_asked(engine, result))]
+    assert sorted(sizes) == sorted(SIZES.values())
+    for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
+        own = lengths[start : start + size]
+        assert own == sorted(own, reverse=True)
+
+
+def _subjects_asked(engine: FakeEngine, result: Any) -> list[str]:
+    """The subject of every prompt, in the order in which they were asked."""
+    letters = [exam_tokenizer().encode(f"Answer: {letter}")[-1] for letter in "ABCD"]
+    by_scores = {tuple(one["scores"]): one["subject"] for one in result["questions"]}
+    return [
+        by_scores[tuple(score(prompt, token) for token in letters)]
+        for batch in engine.batches
+        for prompt in batch
+    ]
 
 
 def test_limit_is_marked_as_no_score(engine: FakeEngine, options: dict[str, Any]) -> None:
@@ -140,9 +158,7 @@ def test_modellink_reads_one_greedy_token(engine: FakeEngine, options: dict[str,
     tokenizer = exam_tokenizer()
     prompts = [prompt for batch in engine.batches for prompt in batch]
     assert len(prompts) == 21
-    best = [
-        max(range(tokenizer.vocab_size), key=lambda t, p=prompt: score(p, t)) for prompt in prompts
-    ]
+    best = [likeliest(prompt, tokenizer.vocab_size) for prompt in prompts]
     said = sorted(tokenizer.decode([token]) for token in best)
     assert sorted(question["text"] for question in result["questions"]) == said
     assert result["unparsed"] == sum(q["choice"] is None for q in result["questions"]) > 0
@@ -154,7 +170,8 @@ def test_modellink_reads_one_greedy_token(engine: FakeEngine, options: dict[str,
 def test_nan_is_refused(
     engine: FakeEngine, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "next_logprobs", lambda p, c: [[math.nan] * len(c) for _ in p])
+    nan = NextToken([math.nan] * 4, 0)
+    monkeypatch.setattr(engine, "ask_next", lambda prompts, _letters: lambda: [nan] * len(prompts))
     with pytest.raises(CheckpointError, match="NaN for question"):
         run(MmluConfig.parse(options))
     assert not options["output"].exists()
@@ -171,7 +188,7 @@ def test_reports_every_round(engine: FakeEngine, options: dict[str, Any]) -> Non
 
     result = run(MmluConfig.parse(options), display=display)
     assert shown == [21]
-    assert [status.done for status in seen] == [4, 7, 11, 15, 16, 20, 21]
+    assert [status.done for status in seen] == [4, 8, 12, 16, 20, 21]
     finished = {name: counts for status in seen for name, counts in status.finished.items()}
     assert finished == result["subjects"]
 
@@ -206,7 +223,7 @@ def test_resume_asks_only_the_rest(engine: FakeEngine, options: dict[str, Any]) 
     engine.batches.clear()
     # Another batch size is no other run.
     resumed = run(MmluConfig.parse(options | {"resume": True, "batch_size": 5}))
-    assert sum(len(batch) for batch in engine.batches) == 21 - 11
+    assert sum(len(batch) for batch in engine.batches) == 21 - 8  # the third batch was under way
     assert resumed["questions"] == whole["questions"]
     assert resumed["micro"] == whole["micro"]
     assert not sidecar.exists()

@@ -1,11 +1,16 @@
 """What lm-evaluation-harness asks, answered without it: cutting, batching, stopping."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from glm3cli.evals.scorer import Scorer, sampling_of, windows
+from glm3cli.data.tokens.chat import Message, begin_turn, build_prompt
+from glm3cli.errors import ConfigError
+from glm3cli.evals.harness.options import decoding_of
+from glm3cli.evals.harness.scorer import Scorer, windows
+from glm3cli.evals.harness.template import as_text, token_ids
+from glm3cli.infer.decoding.beams import Beams
+from glm3cli.infer.decoding.rules import Decoding
 from glm3cli.infer.sampling import Sampling
 from tests.support.exam import FakeEngine, exam_tokenizer, score
 
@@ -13,8 +18,8 @@ TOKENIZER = exam_tokenizer()
 PREFIX = list(TOKENIZER.prefix)
 
 
-def _requests(*args: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=arg) for arg in args]
+def _requests(*args: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    return list(args)
 
 
 def _total(context: list[int], continuation: list[int]) -> float:
@@ -81,7 +86,6 @@ def test_rolling_loglikelihood_adds_the_windows() -> None:
     found = Scorer(engine, TOKENIZER, 4).loglikelihood_rolling(_requests(("one",), (text,)))
     expected = sum(_total(PREFIX + context, scored) for context, scored in windows(ids, 8))
     assert found == [_total(PREFIX, TOKENIZER.encode("one")), pytest.approx(expected)]
-    assert all(len(batch) == 1 for batch in engine.batches)
 
 
 def test_generates_up_to_the_first_stop_string() -> None:
@@ -103,7 +107,7 @@ def test_generates_up_to_the_first_stop_string() -> None:
         "one two",
         first,
     ]
-    assert sorted(len(batch) for batch in engine.batches) == [1, 1, 1, 2]
+    assert [len(batch) for batch in engine.batches] == [5]  # side by side, whatever their options
 
 
 def test_generation_stops_at_the_end_token() -> None:
@@ -120,10 +124,27 @@ def test_prompts_leave_room_for_the_answer() -> None:
     assert engine.batches == [[(*PREFIX, *TOKENIZER.encode(text)[-10:])]]
 
 
-def test_sampling_options_of_tasks() -> None:
-    assert sampling_of({}).greedy
-    assert sampling_of({"do_sample": False, "temperature": 0.7}).greedy
-    assert sampling_of({"do_sample": True, "temperature": 0.0}).greedy
-    options = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 4}
-    assert sampling_of(options) == Sampling(greedy=False, temperature=0.5, top_k=4, top_p=0.9)
-    assert sampling_of({"temperature": 0.5}) == Sampling(greedy=False, temperature=0.5)
+def test_generation_options_of_tasks() -> None:
+    assert decoding_of({}) == Decoding(Sampling(), 256, logprobs=None)
+    assert decoding_of({"do_sample": False, "temperature": 0.7, "top_p": 0.5}).sampling.greedy
+    assert decoding_of({"do_sample": True, "temperature": 0.0}).sampling.greedy
+    options = {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "until": "x"}
+    sampling = Sampling(greedy=False, temperature=0.5, top_k=4, top_p=0.9)
+    assert decoding_of(options) == Decoding(sampling, 256, stops=("x",), logprobs=None)
+    found = decoding_of({"num_beams": 3, "repetition_penalty": 1.5, "max_new_tokens": 9})
+    assert (found.beams, found.max_new_tokens) == (Beams(3), 9)
+    assert found.sampling == Sampling(repetition_penalty=1.5)
+    with pytest.raises(ConfigError, match="generation option 'penalty_alpha'"):
+        decoding_of({"penalty_alpha": 0.6})
+
+
+def test_turns_of_a_chat_are_read_as_they_are_trained() -> None:
+    turns = [
+        {"role": role, "content": text}
+        for role, text in [("user", "one"), ("assistant", "two"), ("user", "three")]
+    ]
+    ids = token_ids(TOKENIZER, as_text(turns, begins_answer=True))
+    messages = [Message.from_dict(turn) for turn in turns]
+    assert [*PREFIX, *ids] == [*build_prompt(TOKENIZER, messages), *TOKENIZER.encode("\n")]
+    ids = token_ids(TOKENIZER, as_text(turns[:2], begins_answer=False))
+    assert [*PREFIX, *ids] == begin_turn(TOKENIZER, messages[:2])

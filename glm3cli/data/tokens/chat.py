@@ -121,6 +121,12 @@ def build_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]
     return [*ids, tokenizer.special("<|assistant|>")]
 
 
+def begin_turn(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Returns the ids after which the model goes on with the last of the turns."""
+    turns = [_turn(tokenizer, message) for message in messages]
+    return [*tokenizer.prefix, *(token for turn in turns for token in turn)]
+
+
 def build_sample(
     tokenizer: Tokenizer,
     messages: Sequence[Message],

@@ -1,7 +1,4 @@
-"""Runs tasks of lm-evaluation-harness on our model: `glm3 eval harness`.
-
-The package lm-eval is optional. It is imported inside functions only, after `check_installed`.
-"""
+"""Runs tasks of lm-evaluation-harness on our model: `glm3 eval harness`."""
 
 import difflib
 import importlib.util
@@ -15,11 +12,11 @@ from glm3cli.evals.results import PACKAGES
 from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
 from glm3cli.infer.opening import check_model
-from glm3cli.parallel.launch import run_here
+from glm3cli.parallel.launch import is_speaker, run_here
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
-    from glm3cli.infer.engine import Engine
+    from glm3cli.evals.harness.model import Ranks
 
 # The parts of lm-evaluation-harness's result that we save; the others describe the machine.
 _PARTS = (
@@ -67,63 +64,58 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
         return None
     if quiet:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    manager = _find_tasks(config)
-    from lm_eval.utils import make_table
-
+    # Wrong tasks are reported before the model is loaded.
+    manager = _find_tasks(config) if is_speaker() else None
+    from glm3cli.evals.harness.model import Ranks
     from glm3cli.infer.load import open_model
 
     with open_model(config) as model:
-        engine = model.engine
-        found = evaluate(engine, model.tokenizer, config, manager)
-        if engine.grid.rank != 0:
+        ranks, grid = Ranks(model, config.batch_size), model.engine.grid
+        if grid.rank != 0:
+            ranks.serve()
             return None
-        assert found is not None  # lm-evaluation-harness reports on local rank 0
-        tables = [make_table(found, part) for part in ("results", "groups") if part in found]
+        with ranks.served():
+            found = evaluate(ranks, model.tokenizer, config, manager)
         result = {
             "benchmark": "harness",
             "is_score": config.limit is None,
             **_plain(found),
-            "settings": {**config.to_options(), "world_size": engine.grid.world_size},
+            "settings": {**config.to_options(), "world_size": grid.world_size},
             "versions": versions(*PACKAGES, "lm-eval"),
         }
         write_json(config.output, result)
+    from lm_eval.utils import make_table
+
+    tables = [make_table(found, part) for part in ("results", "groups") if part in found]
     return result, "\n".join(tables)
 
 
 def evaluate(
-    engine: "Engine", tokenizer: "Tokenizer", config: HarnessConfig, manager: Any
-) -> dict[str, Any] | None:
-    """Runs the tasks of `config`, with `engine` as lm-evaluation-harness's model.
+    ranks: "Ranks", tokenizer: "Tokenizer", config: HarnessConfig, manager: Any
+) -> dict[str, Any]:
+    """Runs the tasks of `config`; for rank 0.
 
     Args:
-        engine: This rank's part of the model.
+        ranks: Answer what the tasks ask the model.
         tokenizer: The model's tokenizer.
         config: The tasks, and how many examples and prompts.
         manager: The `lm_eval.tasks.TaskManager` that knows the tasks.
 
     Returns:
-        What `lm_eval.evaluator.simple_evaluate` returns: the result on the first rank of each
-        machine, None on the other ranks.
+        What `lm_eval.evaluator.simple_evaluate` returns.
     """
-    from lm_eval.api.model import LM
     from lm_eval.evaluator import simple_evaluate
 
-    from glm3cli.evals.scorer import Scorer
+    from glm3cli.evals.harness.model import model_of
 
-    class Model(Scorer, LM):
-        """The model that lm-evaluation-harness calls.
-
-        `LM` says rank 0 of 1 process unless it is overridden, so that every rank of ours receives
-        all requests.
-        """
-
-    return simple_evaluate(
-        Model(engine, tokenizer, config.batch_size),
+    found: dict[str, Any] = simple_evaluate(
+        model_of(ranks, f"chatglm3 {tokenizer.sha256}"),
         tasks=manager.match_tasks(list(config.task_names)),
         num_fewshot=config.num_fewshot,
         limit=config.limit,
         task_manager=manager,
     )
+    return found
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
