@@ -99,16 +99,40 @@ def _display(total: int) -> "Iterator[Report]":
         lines = [_line(name, tally) for name, tally in status.finished.items()]
         return Progress(status.done, status.total, lines[-1] if lines else None)
 
+    last: Status | None = None
     start = Progress(0, total, "")
     with bar_or_lines(to_bar, _report_line, "count", start=start, may_draw=is_speaker()) as report:
-        yield report
+
+        def show(status: "Status") -> None:
+            nonlocal last
+            last = status
+            report(status)
+
+        yield show
+    if last is not None:
+        typer.echo(_speed(last), err=True)
 
 
 def _report_line(status: "Status") -> None:
     """Prints a line for each subject that has just been finished."""
     for name, tally in status.finished.items():
-        done = f"{status.done:,} of {status.total:,} questions"
+        done = f"{status.done:,} of {status.total:,} questions{_left(status)}"
         typer.echo(f"{_line(name, tally)}  [{done}]", err=True)
+
+
+def _left(status: "Status") -> str:
+    """Returns the time until all questions are answered, at the speed so far."""
+    asked, left = status.done - status.known, status.total - status.done
+    return f", {left * status.seconds / asked:,.0f} s left" if asked and left else ""
+
+
+def _speed(status: "Status") -> str:
+    """Returns how fast questions were answered."""
+    asked, seconds = status.done - status.known, max(status.seconds, 1e-9)
+    return (
+        f"{asked:,} questions in {seconds:,.1f} s: {asked / seconds:,.1f} questions/s, "
+        f"{status.model_seconds / seconds:.0%} of the time in the model"
+    )
 
 
 def _line(name: str, tally: "Tally") -> str:

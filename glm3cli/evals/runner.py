@@ -4,6 +4,7 @@
 has all answers so far (`Ledger`), and rank 0 appends them to the answer file (`resume`).
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -45,11 +46,17 @@ class Status:
         total: Number of questions of the whole run.
         finished: The tally of each subject whose last question this round has answered, by the
             subject's name.
+        known: Number of questions that an earlier run has answered.
+        seconds: The time since the first question was asked.
+        model_seconds: The part of it that was spent in the model.
     """
 
     done: int
     total: int
     finished: Mapping[str, Tally]
+    known: int = 0
+    seconds: float = 0.0
+    model_seconds: float = 0.0
 
 
 Report = Callable[[Status], None]
@@ -122,14 +129,18 @@ class Ledger:
         answers: The answer of each question asked so far, by subject and index.
         answer_file: The file that saves the answers for `--resume`; set on rank 0 only.
         report: Called after each round of answers; set on rank 0 only.
+        model_seconds: The time that this rank has spent in the model so far.
     """
 
     prompts: Sequence[Prompt]
     answers: dict[Key, Answer] = field(default_factory=dict)
     answer_file: AnswerFile | None = None
     report: Report | None = None
+    model_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self._begun = time.monotonic()
+        self._num_known = 0
         self._by_subject: dict[str, list[Prompt]] = {}
         for prompt in self.prompts:
             self._by_subject.setdefault(prompt.question.subject, []).append(prompt)
@@ -141,6 +152,7 @@ class Ledger:
             The positions in `prompts` of the questions that have no answer yet.
         """
         self.answers.update(known)
+        self._num_known, self._begun = len(known), time.monotonic()
         if self.answer_file is not None:
             self.answer_file.start(known)
         return [i for i, prompt in enumerate(self.prompts) if key_of(prompt) not in known]
@@ -151,7 +163,23 @@ class Ledger:
         if self.answer_file is not None:
             self.answer_file.add(new)
         if self.report is not None:
-            self.report(Status(len(self.answers), len(self.prompts), self._finished(new)))
+            self.report(
+                Status(
+                    done=len(self.answers),
+                    total=len(self.prompts),
+                    finished=self._finished(new),
+                    known=self._num_known,
+                    seconds=time.monotonic() - self._begun,
+                    model_seconds=self.model_seconds,
+                )
+            )
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Counts the time of a block as spent in the model."""
+        begun = time.monotonic()
+        yield
+        self.model_seconds += time.monotonic() - begun
 
     def _finished(self, new: Mapping[Key, Answer]) -> dict[str, Tally]:
         """Returns the tallies of the subjects that are complete now and weren't before `new`."""
@@ -199,7 +227,14 @@ def answer_all(
     todo = ledger.begin(from_first_rank(engine.grid, dict(known)))
 
     def begin(members: Sequence[int]) -> Callable[[], list[Answer]]:
-        return judge.ask([ledger.prompts[i] for i in members])
+        with ledger.in_model():
+            wait = judge.ask([ledger.prompts[i] for i in members])
+
+        def answers() -> list[Answer]:
+            with ledger.in_model():
+                return wait()
+
+        return answers
 
     for found in spread(engine.grid, _batches(ledger.prompts, todo, batch_size), begin):
         ledger.add({key_of(ledger.prompts[i]): answer for i, answer in found.items()})
