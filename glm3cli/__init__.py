@@ -31,6 +31,7 @@ def open_model(
     device: Literal["auto", "npu", "cuda", "cpu"] = "auto",
     tokenizer: str | Path | None = None,
     lora: str | Path | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     without_kernel: Sequence[str] = (),
 ) -> "Model":
     """Opens a model for generation and scoring.
@@ -48,6 +49,7 @@ def open_model(
             given.
         lora: A LoRA adapter to compute with: a folder in PEFT's layout, or a run or checkpoint that
             trained it.
+        quantize: The type that weights are rounded to when they are loaded; None for none.
         without_kernel: The operations that plain torch computes instead of the chip's kernels, as
             `--without-kernel` names them.
 
@@ -63,7 +65,7 @@ def open_model(
     from glm3cli.infer.opening import open_here
 
     settings = {"model": Path(path), "tp": tp, "pp": pp, "dtype": dtype, "device": device}
-    settings["without_kernel"] = list(without_kernel)
+    settings |= {"quantize": quantize, "without_kernel": list(without_kernel)}
     places = {"tokenizer": tokenizer, "lora": lora}
     settings |= {name: Path(place) for name, place in places.items() if place is not None}
     model = open_here(InferenceConfig.parse(settings))
