@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, GenerateConfig, "generate", epilog=GENERATE)
     def generate(config: GenerateConfig) -> None:
-        """Continue texts, or talk with the model (--chat; then /help lists what can be typed).
+        """Continue texts, talk with the model (--chat), or answer OpenAI's API (--serve).
 
         glm3 generate --model MODEL --prompt "What is a lake?" --greedy
         """
@@ -24,6 +24,8 @@ def register(app: typer.Typer) -> None:
             _talk(config)
         elif config.prompts_file:
             continue_file(config)
+        elif config.serve:
+            _serve(config)
         else:
             _generate(config)
 
@@ -34,6 +36,13 @@ def _talk(config: GenerateConfig) -> None:
     from glm3cli.infer.chat.talk import talk
 
     talk(config, ChatTerminal())
+
+
+def _serve(config: GenerateConfig) -> None:
+    """Answers requests until a signal comes."""
+    from glm3cli.infer.serve.run import serve
+
+    serve(config, lambda url: typer.echo(f"serving at {url}; Ctrl-C ends it", err=True))
 
 
 def _write(text: str) -> None:

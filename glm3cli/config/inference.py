@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from glm3cli.config.base import Flag, Settings
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.parallel import ParallelConfig
+from glm3cli.config.serving import ServeOptions
 
 # The lowest temperature: logits divided by it are numbers in fp32, and one token has all the mass.
 COLDEST = 1e-4
@@ -197,7 +198,7 @@ class SamplingOptions(Settings):
         return self
 
 
-class GenerateConfig(SamplingOptions, InferenceConfig):
+class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
     """The options of `glm3 generate`."""
 
     prompt: list[str] = Field(default=[], description="Text to continue; repeat for several.")
@@ -253,9 +254,11 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
 
     @model_validator(mode="after")
     def _check_input(self) -> Self:
-        given = [bool(self.prompt), self.prompts_file is not None, self.chat]
+        given = [bool(self.prompt), self.prompts_file is not None, self.chat, bool(self.serve)]
         if sum(given) != 1:
-            raise ValueError("give one of --prompt TEXT, --prompts-file FILE, --chat")
+            raise ValueError(
+                "give one of --prompt TEXT, --prompts-file FILE, --chat, --serve HOST:PORT"
+            )
         if "" in self.prompt:
             raise ValueError("--prompt is empty; give it a text")
         if self.output is not None and self.prompts_file is None:
@@ -284,6 +287,8 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
             raise ValueError("--stream shows one answer as it comes, and goes without beams")
         if self.chat:
             self._check_chat()
+        if self.serve:
+            self._check_serve()
         self._check_grammar()
         return self
 
@@ -299,6 +304,24 @@ class GenerateConfig(SamplingOptions, InferenceConfig):
         for flag, is_given in given.items():
             if is_given and (self.json_schema or self.regex is not None):
                 raise ValueError(f"--json-schema and --regex don't go with {flag}")
+
+    def _check_serve(self) -> None:
+        """Checks that no option is given that each request of a server says for itself."""
+        given = {
+            "--num-beams": (self.num_beams or 1) > 1,
+            "--num-return-sequences": self.num_return_sequences > 1,
+            "--logprobs": self.logprobs,
+            "--top-logprobs": self.top_logprobs > 0,
+            "--truncate": self.truncate,
+            "--json": self.as_json,
+            "--json-schema": self.json_schema is not None,
+            "--regex": self.regex is not None,
+            "--ignore-eos": self.ignore_eos,
+            "--stop": bool(self.stop),
+        }
+        for flag, is_given in given.items():
+            if is_given:
+                raise ValueError(f"{flag} doesn't go with --serve: each request says it for itself")
 
     def _check_chat(self) -> None:
         """Checks that no option is given that a chat has no use for."""

@@ -264,11 +264,21 @@ class Batching:
 
         Returns:
             The new tokens.
+
+        Raises:
+            CheckpointError: The logits are NaN.
+            ConfigError: No token is allowed.
         """
         request, result = text.request, self.results[text.number]
         new: list[int] = []
         self.num_drafted += len(draft)
         for place, one in enumerate(chosen):
+            if one.problem is not None:
+                if request.raises:
+                    raise one.problem
+                result.problem = one.problem
+                self._leave(text.number, "error")
+                break
             if one.token in request.stop_ids:
                 self._leave(text.number, "stop")
                 break

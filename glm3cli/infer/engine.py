@@ -21,7 +21,7 @@ from glm3cli.infer.decoding.choice import Chooser
 from glm3cli.infer.pipeline import Pipeline
 from glm3cli.infer.requests import Generation, Request, Timing
 from glm3cli.infer.sampling import Sampling
-from glm3cli.infer.scoring import NextToken, Scoring
+from glm3cli.infer.scoring import NextToken, ScoredToken, Scoring
 from glm3cli.parallel.groups import Grid
 
 # Gets the new tokens of each prompt after a step; none where a prompt waits or has ended.
@@ -168,7 +168,8 @@ class Engine:
             request that gets no token in this step is left out.
 
         Raises:
-            CheckpointError: The logits are NaN.
+            CheckpointError: The logits of a request that `raises` are NaN.
+            ConfigError: No token is allowed to such a request.
         """
         return self.batching.step()
 
@@ -303,6 +304,21 @@ class Engine:
             A function that waits, and returns it; it raises CheckpointError if the logits are NaN.
         """
         return self.scoring.ask_continuations(contexts, continuations)
+
+    def token_logprobs(self, rows: Sequence[Sequence[int]], count: int) -> list[list[ScoredToken]]:
+        """Scores each token of texts but the first, as what follows on those before it.
+
+        Args:
+            rows: The token ids of each text; at least one each.
+            count: The number of likeliest tokens that are wanted beside each.
+
+        Returns:
+            The scores of each text's tokens, from the second on.
+
+        Raises:
+            CheckpointError: The logits are NaN.
+        """
+        return self.scoring.token_logprobs(rows, count)
 
     def all_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """Returns the logits at every position of the prompts; None before the last stage.

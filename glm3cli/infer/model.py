@@ -160,7 +160,7 @@ class Model:
 
         def show(tokens: list[list[int]]) -> None:
             if on_text is not None and speaks:
-                on_text(stream.push(tokens[0]))
+                on_text("".join(map(stream.push, tokens[0])))
 
         flat = [request for group in requests for request in group]
         found = iter(self.engine.answer(flat, show, timing) if flat else [])

@@ -6,6 +6,7 @@ from glm3cli.checkpoint.adapter.config import read_adapter_config
 from glm3cli.checkpoint.layouts.opening import read_shape
 from glm3cli.checkpoint.locate import locate_adapter
 from glm3cli.config.inference import InferenceConfig
+from glm3cli.parallel.interrupts import Signals
 from glm3cli.parallel.launch import run_here
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ def check_model(config: InferenceConfig) -> None:
         read_adapter_config(locate_adapter(config.lora))
 
 
-def open_here(config: InferenceConfig, *, answers_interrupts: bool = False) -> "Model | None":
+def open_here(config: InferenceConfig, *, answers: Signals = ()) -> "Model | None":
     """Checks the settings, activates the device, and opens the model.
 
     Args:
         config: The settings.
-        answers_interrupts: Whether the command answers Ctrl-C; see `parallel.launch.run_here`.
+        answers: The signals that the command answers; see `parallel.launch.run_here`.
 
     Returns:
         The model; None in a process that has started ranks by --nproc, after they have ended.
@@ -39,7 +40,7 @@ def open_here(config: InferenceConfig, *, answers_interrupts: bool = False) -> "
         Glm3Error: Any of its subclasses; message and hint say what is wrong, and what to do.
     """
     check_model(config)
-    if not run_here(config, answers_interrupts=answers_interrupts):
+    if not run_here(config, answers=answers):
         return None
     from glm3cli.infer.load import open_model
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from glm3cli.errors import Glm3Error
 from glm3cli.infer.decoding.beams import Beams, Ended
 from glm3cli.infer.decoding.grammar import Grammar
 from glm3cli.infer.sampling import Sampling
@@ -31,6 +32,8 @@ class Request:
             one; 0 guesses none. The continuation is the same, of greedy decoding alone.
         grammar: The grammar that the continuation follows; None for none. It goes without beams
             and without guesses.
+        raises: Whether trouble with the request is an error of the step in which it comes; if not,
+            the request ends alone, and its result has the error. Beams always raise.
     """
 
     prompt: Sequence[int]
@@ -43,6 +46,7 @@ class Request:
     beams: Beams | None = None
     lookup: int = 0
     grammar: Grammar | None = None
+    raises: bool = True
 
     def is_last(self, new: Sequence[int]) -> bool:
         """Returns whether a continuation ends with its last token, whatever its length."""
@@ -59,10 +63,11 @@ class Generation:
             rule changes it; empty if they aren't wanted.
         top_logprobs: The likeliest tokens at each place with their log-probabilities, if wanted.
         finish_reason: `stop` after a stop token or `Engine.end`, `stop_text` where `is_end` has
-            ended it, else `length`.
+            ended it, `error` where `problem` has, else `length`.
         score: The log-probability of all tokens after the sampling rule, divided by the length to
             the power of the length penalty; of beam searches alone.
         others: The further continuations of a beam search, the best first.
+        problem: The error that has ended it; None if none has.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -71,6 +76,7 @@ class Generation:
     finish_reason: str = "length"
     score: float | None = None
     others: list["Generation"] = field(default_factory=list)
+    problem: Glm3Error | None = None
 
     def add(self, token: int, logprob: float | None, top: list[tuple[int, float]] | None) -> None:
         """Adds a token with what is known of it."""

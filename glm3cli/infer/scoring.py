@@ -22,6 +22,23 @@ from glm3cli.parallel.groups import Grid
 
 # The most tokens that one forward pass reads: of rows that are longer, as many as fit.
 _CHUNK = 4096
+# The same where the logits of all of them are wanted, which are many for a large vocabulary.
+_SMALL_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A given token, and what the model would rather have had in its place.
+
+    Attributes:
+        token: The token id.
+        logprob: Its log-probability (natural logarithm) after the tokens before it.
+        top: The likeliest tokens there, with theirs.
+    """
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,47 @@ class Scoring:
         return wait
 
     @torch.inference_mode()
+    def token_logprobs(self, rows: Sequence[Sequence[int]], count: int) -> list[list[ScoredToken]]:
+        """Computes what `Engine.token_logprobs` does.
+
+        Raises:
+            CheckpointError: The logits are NaN.
+        """
+        targets = [list(row[1:]) for row in rows]
+        asked = [index for index, one in enumerate(targets) if one]
+        starts = [sum(map(len, targets[:index])) for index in range(len(targets))]
+        total = sum(map(len, targets))
+        scores = torch.zeros((total, 1 + count), device=self._device)
+        ids = torch.zeros((total, count), dtype=torch.int32, device=self._device)
+        read = [list(rows[index][:-1]) for index in asked]
+        for row, start, logits in self._passes(read, [0] * len(read), _SMALL_CHUNK):
+            first = starts[asked[row]] + start
+            own = slice(first, first + len(logits))
+            given = targets[asked[row]][start : start + len(logits)]
+            whole = logits.logsumexp(dim=-1, keepdim=True)
+            wanted = torch.tensor(given, device=self._device).unsqueeze(1)
+            top, likeliest = logits.topk(count, dim=-1)
+            scores[own] = torch.cat([logits.gather(1, wanted), top], dim=1) - whole
+            ids[own] = likeliest.int()
+        scores = self._pipeline.from_last_stage(scores).wait()
+        ids = self._pipeline.from_last_stage(ids).wait()
+        if scores.isnan().any():
+            raise not_numbers()
+        found = [
+            ScoredToken(token, own, list(zip(likeliest, top, strict=True)))
+            for token, (own, *top), likeliest in zip(
+                [token for target in targets for token in target],
+                scores.tolist(),
+                ids.tolist(),
+                strict=True,
+            )
+        ]
+        return [
+            found[start : start + len(target)]
+            for start, target in zip(starts, targets, strict=True)
+        ]
+
+    @torch.inference_mode()
     def all_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """Computes what `Engine.all_logits` does."""
         longest = max(len(prompt) for prompt in prompts)
@@ -134,13 +192,14 @@ class Scoring:
         return whole
 
     def _passes(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int]
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], chunk: int = _CHUNK
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Reads rows of token ids, and yields logits on the last stage.
 
         Args:
             rows: The token ids of each row; at least one each.
             firsts: The first position of each row whose logits are wanted.
+            chunk: The most tokens that one forward pass reads.
 
         Yields:
             A row's index, a position, and the logits from that position on, [positions, vocab].
@@ -154,7 +213,7 @@ class Scoring:
             for one in unread:
                 if one.source is not None:
                     self._cache.copy(self._cache, places[one.source], one.place, 0, one.start)
-            yield from self._read(unread, texts, firsts)
+            yield from self._read(unread, texts, firsts, chunk)
         self._held |= {places[row]: tokens for row, tokens in enumerate(texts)}
 
     def _plan(self, rows: Sequence[list[int]], firsts: Sequence[int]) -> list[_Unread]:
@@ -184,7 +243,11 @@ class Scoring:
         return sorted(found, key=lambda one: one.level)
 
     def _read(
-        self, unread: Sequence[_Unread], rows: Sequence[list[int]], firsts: Sequence[int]
+        self,
+        unread: Sequence[_Unread],
+        rows: Sequence[list[int]],
+        firsts: Sequence[int],
+        chunk: int,
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Reads tokens, and yields logits as `_passes` does.
 
@@ -192,8 +255,9 @@ class Scoring:
             unread: What is to be read.
             rows: The token ids of each row.
             firsts: The first position of each row whose logits are wanted.
+            chunk: The most tokens that one forward pass reads.
         """
-        for pieces in _chunks(unread, rows):
+        for pieces in _chunks(unread, rows, chunk):
             wanted: list[int] = []
             parts, count = [], 0
             for row, run in pieces:
@@ -211,11 +275,11 @@ class Scoring:
 
 
 def _chunks(
-    unread: Sequence[_Unread], rows: Sequence[list[int]]
+    unread: Sequence[_Unread], rows: Sequence[list[int]], chunk: int
 ) -> Iterator[list[tuple[int, Run]]]:
     """Yields what one pass after the other reads: runs, each with the index of its row."""
     pieces: list[tuple[int, Run]] = []
-    room = _CHUNK
+    room = chunk
     for one in unread:
         start, tokens = one.start, rows[one.row]
         while start < len(tokens):
@@ -224,6 +288,6 @@ def _chunks(
             start, room = start + len(part), room - len(part)
             if room == 0:
                 yield pieces
-                pieces, room = [], _CHUNK
+                pieces, room = [], chunk
     if pieces:
         yield pieces

@@ -1,40 +1,42 @@
-"""Passes Ctrl-C on to the ranks that this process has started, for a command that answers it.
+"""Passes signals on to the ranks that this process has started, for a command that answers them.
 
-torch's launcher ends all ranks when SIGINT comes, and starts them in sessions of their own, which
-the terminal's Ctrl-C doesn't reach.
+torch's launcher ends all ranks when SIGINT or SIGTERM comes, and starts them in sessions of their
+own, which the terminal's Ctrl-C doesn't reach.
 """
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+
+Signals = Collection[signal.Signals]
 
 
 @contextlib.contextmanager
-def interrupts_passed_on() -> Iterator[None]:
-    """Within the block, SIGINT goes to the processes that this one has started, and not to itself.
+def signals_passed_on(signals: Signals) -> Iterator[None]:
+    """Within the block, signals go to the processes that this one has started, not to itself.
 
-    They begin with SIGINT held back, until they call `accept_interrupts`.
+    They begin with these signals held back, until they call `accept`.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_pass_on, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    threading.Thread(target=_pass_on, args=(signals,), daemon=True).start()
     try:
         yield
     finally:
-        accept_interrupts()
+        accept(signals)
 
 
-def accept_interrupts() -> None:
-    """Lets SIGINT reach this process, the one that was held back included."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def accept(signals: Signals) -> None:
+    """Lets signals reach this process, those that were held back included."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
-def _pass_on() -> None:
-    """Waits for SIGINT again and again, and sends it to the processes that this one has started."""
-    import psutil  # which only a chat on several ranks needs
+def _pass_on(signals: Signals) -> None:
+    """Waits for signals again and again, and sends them to the processes that this one started."""
+    import psutil  # which only commands that answer signals on several ranks need
 
     while True:
-        signal.sigwait({signal.SIGINT})
+        number = signal.sigwait(signals)
         for process in psutil.Process().children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)

@@ -64,7 +64,7 @@ from glm3cli.config.launch import LaunchConfig
 from glm3cli.errors import Glm3Error
 from glm3cli.host.imports import large_imports
 from glm3cli.host.limits import allow_open_files
-from glm3cli.parallel.interrupts import interrupts_passed_on
+from glm3cli.parallel.interrupts import Signals, signals_passed_on
 
 _log = logging.getLogger(__name__)
 # Files that a rank opens, measured with gloo: one alone and each further one; and the usual limit,
@@ -92,7 +92,7 @@ def is_alone() -> bool:
     return _ERROR_FILE not in os.environ
 
 
-def run_here(config: LaunchConfig, *, answers_interrupts: bool = False) -> bool:
+def run_here(config: LaunchConfig, *, answers: Signals = ()) -> bool:
     """Prepares the device and tells that the command runs in this process.
 
     With --nproc, runs the command on so many local ranks instead and gives False when they are
@@ -100,15 +100,15 @@ def run_here(config: LaunchConfig, *, answers_interrupts: bool = False) -> bool:
 
     Args:
         config: The options for the device and for the ranks.
-        answers_interrupts: Whether SIGINT ends the ranks that this process starts, as it does
-            other commands, or goes to them; they must call `interrupts.accept_interrupts`.
+        answers: The signals that go to the ranks that this process starts, instead of ending
+            them, as they end other commands; the ranks must call `interrupts.accept`.
 
     Raises:
         DeviceError: The device can't be used, or this process may open too few files at once.
     """
     allow_open_files(min(_FILES + _FILES_OF_A_RANK * config.world_size, _FILES_AT_MOST))
     if config.nproc is not None and "RANK" not in os.environ:
-        with interrupts_passed_on() if answers_interrupts else nullcontext():
+        with signals_passed_on(answers) if answers else nullcontext():
             _launch(config.nproc, config.max_restarts)
         return False
     with large_imports():

@@ -1,7 +1,8 @@
 """Values that rank 0 gives to the other ranks, which wait for them as long as it takes.
 
-A collective that waits for a person would run into the time limit of its process group, so the
-values go through the store that the ranks share.
+A collective that waits for a person would run into the time limit of its process group, so such
+values go through the store that the ranks share. While all ranks work anyway, `Orders.share` is
+faster.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ class Orders:
 
     def __init__(self, grid: Grid) -> None:
         self._num_others = grid.world_size - 1
+        self._is_first = grid.rank == 0
         self._count = 0
         # Private in torch, but the only way to the store where another program made the group.
         store = dist.distributed_c10d._get_default_store()
@@ -47,6 +49,29 @@ class Orders:
             self._store.delete_key(key)
             self._store.delete_key(f"{key}/read")
         return value
+
+    def share(self, value: Any = None) -> Any:
+        """Returns the value that rank 0 has, by a collective, which all ranks call together.
+
+        None, which says that there is nothing new, costs one small message.
+
+        Args:
+            value: Rank 0's value, which can be pickled.
+        """
+        if not self._num_others:
+            return value
+        device = require_active().torch_device()
+        data = b"" if value is None else pickle.dumps(value)
+        size = torch.tensor([len(data)], device=device)
+        dist.broadcast(size, src=0)
+        count = int(size.item())
+        if not count:
+            return None
+        content = torch.zeros(count, dtype=torch.uint8, device=device)
+        if self._is_first:
+            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(content, src=0)
+        return pickle.loads(content.cpu().numpy().tobytes())
 
 
 def told_by_rank_0(grid: Grid, flag: bool) -> bool:

@@ -21,7 +21,7 @@ import re
 import textwrap
 import tokenize
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -102,20 +102,37 @@ class ReplyStream:
     What may become a tool call is held back until it is one, or can't be one any more.
 
     Attributes:
+        calls: The tool calls of the turns that are complete.
         messages: The turns that are complete: one, unless the model has begun another by the token
             `<|assistant|>`, as before a tool call after a text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        names: Collection[str] | None = None,
+        decoder: Callable[[], Any] | None = None,
+    ) -> None:
+        """Begins an answer.
+
+        Args:
+            tokenizer: The tokenizer.
+            names: The tools that may be called; a call of any other one is text. None for all.
+            decoder: Returns what decodes the tokens of a turn, with `push` and `finish` as the
+                tokenizer's stream decoder has them, which is taken unless another one is given.
+        """
         self.messages: list[Message] = []
+        self.calls: list[ToolCall] = []
         self._tokenizer = tokenizer
+        self._names = names
+        self._begin_decoder = decoder or tokenizer.stream_decoder
         self._next = tokenizer.special("<|assistant|>")
         self._has_shown = False
         self._begin()
 
     def _begin(self) -> None:
         """Begins a turn."""
-        self._decoder = self._tokenizer.stream_decoder()
+        self._decoder = self._begin_decoder()
         self._text = ""
         self._num_shown: int | None = None  # None while the turn may become a call
 
@@ -124,7 +141,7 @@ class ReplyStream:
         if token == self._next:
             return self._end()
         self._text += self._decoder.push(token)
-        if self._num_shown is None and not _may_be_call(self._text):
+        if self._num_shown is None and not self._may_be_call():
             self._num_shown = 0
         return self._unshown()
 
@@ -137,11 +154,26 @@ class ReplyStream:
         self._text += self._decoder.finish()
         message = parse_reply(self._text)
         self.messages.append(message)
-        if self._num_shown is None and not read_calls(message):
+        calls = read_calls(message) if self._is_known(message.metadata.strip()) else []
+        self.calls += calls
+        if self._num_shown is None and not calls:
             self._num_shown = 0
         rest = self._unshown()
         self._begin()
         return rest
+
+    def _may_be_call(self) -> bool:
+        """Returns whether the turn can still become a call of a tool that may be called."""
+        name, found, _ = self._text.partition("\n")
+        if self._names is not None and name.strip():
+            known = any(one.startswith(name.strip()) for one in self._names)
+            if not known or (found and name.strip() not in self._names):
+                return False
+        return _may_be_call(self._text)
+
+    def _is_known(self, name: str) -> bool:
+        """Returns whether a tool may be called."""
+        return self._names is None or name in self._names
 
     def _unshown(self) -> str:
         """Returns what hasn't been shown of a text, without the empty line of metadata."""

@@ -168,9 +168,16 @@ class Tokenizer:
         decoder = StreamDecoder(self, skip_special)
         return "".join([decoder.push(token) for token in ids]) + decoder.finish()
 
-    def stream_decoder(self, skip_special: bool = True) -> "StreamDecoder":
-        """Returns a decoder that takes one token at a time; see `decode` for the argument."""
-        return StreamDecoder(self, skip_special)
+    def stream_decoder(
+        self, skip_special: bool = True, *, goes_on: bool = False
+    ) -> "StreamDecoder":
+        """Returns a decoder that takes one token at a time.
+
+        Args:
+            skip_special: Leaves special tokens out of the text; else they appear by their names.
+            goes_on: Whether a text stands before, so that no leading space is a hidden one.
+        """
+        return StreamDecoder(self, skip_special, at_start=not goes_on)
 
     def token_name(self, token: int) -> str:
         """Returns how the vocabulary spells an id, to be shown to people."""
@@ -204,11 +211,11 @@ class StreamDecoder:
     The joined results of `push` and `finish` equal the result of `Tokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, at_start: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._pending = b""
-        self._at_start = True
+        self._at_start = at_start
 
     def push(self, token: int) -> str:
         """Takes one token and returns the text that has become certain with it."""

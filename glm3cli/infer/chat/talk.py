@@ -3,6 +3,7 @@
 Nothing here imports torch before the settings and the tools were checked.
 """
 
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from glm3cli.infer.chat.toolbox import Toolbox, read_tools
 from glm3cli.infer.decoding.grammar import read_grammar
 from glm3cli.infer.defaults import with_defaults
 from glm3cli.infer.opening import open_here
-from glm3cli.parallel.interrupts import accept_interrupts
+from glm3cli.parallel.interrupts import accept
 from glm3cli.parallel.launch import is_speaker
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def talk(config: GenerateConfig, terminal: "Terminal") -> None:
     """
     toolbox = read_tools(config.tools, may_run=False) if config.tools else Toolbox()
     if is_speaker():
-        accept_interrupts()
+        accept({signal.SIGINT})
     config = with_defaults(config)
     grammar = read_grammar(config.json_schema, config.regex)
-    model = open_here(config, answers_interrupts=True)
+    model = open_here(config, answers={signal.SIGINT})
     if model is None:
         return
     from glm3cli.infer.chat.answers import Answers

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glm3cli.errors import ConfigError
+from glm3cli.errors import ConfigError, Glm3Error
 from glm3cli.infer.decoding.beams import Candidate
 from glm3cli.infer.decoding.grammar import Matcher
 from glm3cli.infer.decoding.penalties import penalize
@@ -77,11 +77,14 @@ class Chosen:
         logprob: Its log-probability (natural logarithm) before the rule has changed the logits;
             None if it isn't wanted.
         top: The likeliest tokens with their log-probabilities.
+        problem: Why none could be chosen: the logits are NaN, or no token is allowed; None if one
+            was.
     """
 
     token: int
     logprob: float | None
     top: list[tuple[int, float]] = field(default_factory=list)
+    problem: Glm3Error | None = None
 
 
 class Chooser:
@@ -169,8 +172,7 @@ def read(
         What was chosen at each place, and the best continuations of each fork.
 
     Raises:
-        CheckpointError: The logits of a place are NaN.
-        ConfigError: No token is allowed at a place.
+        CheckpointError: The logits of a fork are NaN.
     """
     numbers, width = numbers.cpu(), _width(places)
     sizes = [width * len(places), *(4 * fork.count for fork in forks)]
@@ -184,12 +186,13 @@ def read(
 def _read_place(values: list[int], scores: list[float], place: Place) -> Chosen:
     """Reads what was chosen at a place from its numbers, taken as integers and as fp32."""
     if values[0] == _NO_TOKEN:
-        raise not_numbers()
+        return Chosen(values[0], None, problem=not_numbers())
     if values[0] == _STUCK:
-        raise ConfigError(
+        problem = ConfigError(
             "no token is allowed any more: the grammar or the forbidden n-grams leave none",
             "give a simpler --json-schema or --regex, or a larger --no-repeat-ngram-size",
         )
+        return Chosen(values[0], None, problem=problem)
     if place.logprobs is None:
         return Chosen(values[0], None)
     half, count = (len(values) - 2) // 2, place.logprobs

@@ -5,6 +5,7 @@ on with: a mask that is made on the host and added to the logits. Text that is c
 on where the grammar allows it; else a token that ends an answer is the only one left.
 """
 
+import codecs
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.parsing import parse_json
+
+# What may stand between the parts of a JSON value.
+WHITESPACE = r"[ \n]?"
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,35 +36,73 @@ def read_grammar(json_schema: Path | None, regex: str | None) -> str | None:
     """
     if json_schema is None and regex is None:
         return None
+    if json_schema is not None:
+        return from_schema(_read_schema(json_schema), f"--json-schema {json_schema}")
     from llguidance import LLMatcher
 
-    if json_schema is not None:
-        flag, grammar = f"--json-schema {json_schema}", _from_schema(json_schema)
-    else:
-        flag, grammar = f"--regex {regex}", LLMatcher.grammar_from_regex(str(regex))
+    return _checked(LLMatcher.grammar_from_regex(str(regex)), f"--regex {regex}")
+
+
+def from_schema(schema: dict[str, Any] | bool, name: str) -> str:
+    """Returns the grammar of the JSON values that a schema allows.
+
+    Args:
+        schema: The JSON schema.
+        name: What the user calls the schema, for the error message.
+
+    Raises:
+        ConfigError: The schema is wrong, or has what llguidance doesn't know.
+    """
+    from llguidance import LLMatcher
+
+    # A model may write spaces between the parts, but must come to an end.
+    overrides = {"whitespace_pattern": WHITESPACE}
+    return _checked(LLMatcher.grammar_from_json_schema(schema, overrides=overrides), name)  # type: ignore[arg-type]
+
+
+def from_lark(text: str, name: str) -> str:
+    """Returns a grammar that is written in llguidance's dialect of Lark.
+
+    Args:
+        text: The grammar.
+        name: What the user calls the grammar, for the error message.
+
+    Raises:
+        ConfigError: The grammar is wrong, or has what llguidance doesn't know.
+    """
+    from llguidance import LLMatcher
+
+    return _checked(LLMatcher.grammar_from_lark(text), name)
+
+
+def _checked(grammar: str, name: str) -> str:
+    """Returns a grammar that is right.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    from llguidance import LLMatcher
+
     is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if is_wrong:
         reason = messages[0].strip().splitlines()[0]
-        raise ConfigError(f"{flag}: {reason}", "mend it; llguidance's rules are on its home page")
+        raise ConfigError(f"{name}: {reason}", "mend it; llguidance's rules are on its home page")
     return grammar
 
 
-def _from_schema(path: Path) -> str:
-    """Returns the grammar of a JSON schema in a file.
+def _read_schema(path: Path) -> dict[str, Any] | bool:
+    """Returns the JSON schema in a file.
 
     Raises:
         DataError: The file can't be read, or holds no schema.
     """
-    from llguidance import LLMatcher
-
     try:
         schema = parse_json(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"--json-schema {path}: {error}", "give a JSON file") from None
     if not isinstance(schema, dict | bool):
         raise DataError(f"--json-schema {path} holds no JSON schema", "write a JSON object")
-    # A model may write spaces between the parts, but must come to an end.
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": r"[ \n]?"})  # type: ignore[arg-type]
+    return schema
 
 
 class Grammar:
@@ -80,6 +122,22 @@ class Grammar:
     def begin(self) -> "Matcher":
         """Returns what follows one answer."""
         return Matcher(self._vocabulary, self._grammar)
+
+
+class GrammarStream:
+    """Turns the tokens of an answer into the text that a grammar has read, one by one."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Takes one token, and returns the text that has become certain with it."""
+        return self._decoder.decode(_bytes_of(self._tokenizer, token))
+
+    def finish(self) -> str:
+        """Returns the text of the bytes that were held back."""
+        return self._decoder.decode(b"", final=True)
 
 
 def text_of(tokenizer: "Tokenizer", tokens: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Ends texts where a given string comes, wherever tokens begin and end."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
 
@@ -42,19 +43,39 @@ class StopTexts:
         return cut_at(self._stops, text)
 
 
+class Decoder(Protocol):
+    """What turns tokens into text one by one, such as a tokenizer's stream decoder."""
+
+    def push(self, token: int) -> str:
+        """Takes one token, and returns the text that has become certain with it."""
+        ...
+
+    def finish(self) -> str:
+        """Returns the rest of the text."""
+        ...
+
+
 class StopStream:
     """Decodes the tokens of a text as they come, and shows nothing that a stop text could begin."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        """Takes the texts before which the text ends."""
-        self._decoder = tokenizer.stream_decoder()
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], decoder: Decoder | None = None
+    ) -> None:
+        """Begins a text.
+
+        Args:
+            tokenizer: The tokenizer.
+            stops: The texts before which the text ends.
+            decoder: What decodes the tokens; None for the tokenizer's own stream decoder.
+        """
+        self._decoder = decoder or tokenizer.stream_decoder()
         self._stops = StopTexts(tokenizer, stops)
         self._held_back = max((len(stop) for stop in stops), default=1) - 1
         self._text, self._num_shown = "", 0
 
-    def push(self, tokens: Sequence[int]) -> str:
-        """Takes new tokens, and returns the text that has become certain with them."""
-        self._text += "".join(self._decoder.push(token) for token in tokens)
+    def push(self, token: int) -> str:
+        """Takes one token, and returns the text that has become certain with it."""
+        self._text += self._decoder.push(token)
         return self._next(len(self._text) - self._held_back)
 
     def finish(self) -> str:

@@ -1,0 +1,121 @@
+r"""The grammar of a tool call that must come, in llguidance's dialect of Lark.
+
+A call is written as ChatGLM3 writes it (see `data.tokens.calls`): the name of the tool, and a block
+of Python code with `tool_call(city='Beijing', days=3)`. The arguments follow the JSON schema of the
+tool's parameters: those that are required are there, in the order of the schema, and each value is
+one that its schema allows, written as JSON or, where that is plain text, as Python.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glm3cli.infer.decoding.grammar import WHITESPACE
+from glm3cli.infer.serve.protocol.errors import ApiError
+
+# How ChatGLM3 writes texts: as Python's repr does, on one line.
+_TEXT = r"""TEXT: /'([^'\\\x00-\x1f\x7f]|\\['"\\nrt])*'/"""
+# The names of arguments that no schema names.
+_KEY = "KEY: /[A-Za-z_][A-Za-z0-9_]*/"
+_NAME = re.compile(r"[\w.-]{1,64}")
+_ARGUMENT = re.compile(r"[\w.-]+")
+# The keys under which a schema has parts that its other parts name.
+_SHARED = ("$defs", "definitions")
+
+
+def functions_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Returns the functions that tools in OpenAI's or ChatGLM3's form are, by their names.
+
+    Raises:
+        ApiError: A tool is no function, has no name that can be called, or the name of another.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        function = tool.get("function", tool)
+        place = f"tools[{index}]"
+        if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
+            raise ApiError(f"{place}: only functions can be called", "tools")
+        name = function.get("name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ApiError(f"{place}.function.name should have 1 to 64 letters or digits", "tools")
+        if name in found:
+            raise ApiError(f"{place}: two tools are called {name}", "tools")
+        if not isinstance(function.get("parameters", {}), Mapping | None):
+            raise ApiError(f"{place}.function.parameters should be a JSON schema", "tools")
+        found[name] = function
+    return found
+
+
+def chosen_name(choice: Mapping[str, Any], functions: Mapping[str, Any]) -> str:
+    """Returns the name of the tool that `tool_choice` asks for.
+
+    Raises:
+        ApiError: It names none, or one that isn't among the tools.
+    """
+    function = choice.get("function", choice)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if name not in functions:
+        raise ApiError(
+            'tool_choice should be none, auto, required, or {"type": "function", "function": '
+            '{"name": "..."}} with the name of one of the tools',
+            "tool_choice",
+        )
+    return str(name)
+
+
+def call_grammar(functions: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the grammar of one call of one of some functions.
+
+    Raises:
+        ApiError: An argument has a name that can't be written.
+    """
+    rules, calls = [], []
+    for number, (name, function) in enumerate(functions.items()):
+        begin = json.dumps(f"{name}\n```python\ntool_call(", ensure_ascii=False)
+        end = json.dumps(")\n```")
+        calls.append(f"({begin} args_{number} {end})")
+        rules += _arguments(number, function.get("parameters") or {})
+    return "\n".join([f"start: {' | '.join(calls)}", *rules, _TEXT, _KEY])
+
+
+def _arguments(number: int, schema: Mapping[str, Any]) -> list[str]:
+    """Returns the rules for the arguments of one function.
+
+    The rule `args_N` has all arguments; `first_N_K` and `rest_N_K` have those from the K-th on, of
+    which a first one stands without a comma in front.
+    """
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or not properties:
+        value = _value({})
+        return [f'args_{number}: (KEY "=" {value} (", " KEY "=" {value})*)?']
+    asked = schema.get("required")
+    required = [one for one in asked if isinstance(one, str)] if isinstance(asked, list) else []
+    shared = {key: schema[key] for key in _SHARED if key in schema}
+    rules = [f"args_{number}: first_{number}_0"]
+    names = list(properties)
+    for place, name in enumerate(names):
+        if not _ARGUMENT.fullmatch(name):
+            raise ApiError(f"a tool has an argument {name!r}, which no call can name", "tools")
+        pair = f"{json.dumps(f'{name}=', ensure_ascii=False)} {_value(properties[name], shared)}"
+        rest = f"rest_{number}_{place + 1}"
+        first = f"first_{number}_{place}: {pair} {rest}"
+        if name in required:
+            after = f'rest_{number}_{place}: ", " {pair} {rest}'
+        else:
+            first += f" | first_{number}_{place + 1}"
+            after = f'rest_{number}_{place}: (", " {pair})? {rest}'
+        rules += [first, after]
+    return [*rules, f'first_{number}_{len(names)}: ""', f'rest_{number}_{len(names)}: ""']
+
+
+def _value(schema: Any, shared: Mapping[str, Any] | None = None) -> str:
+    """Returns the grammar of a value: JSON by its schema, or text as Python writes it."""
+    if not isinstance(schema, Mapping | bool):
+        raise ApiError("a parameter of a tool has no JSON schema", "tools")
+    if isinstance(schema, Mapping):
+        about = {"description", "title", "default", "examples", "type"}
+        if schema.get("type") == "string" and not schema.keys() - about:
+            return "TEXT"
+        schema = {**(shared or {}), **schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    return f"%json {json.dumps(schema, ensure_ascii=False)}"
