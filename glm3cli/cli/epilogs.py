@@ -158,4 +158,19 @@ OpenAI's form, or a Python file, whose public functions become tools by their si
 docstrings. A call of the model is shown, and what is typed next is taken for its result; with
 --run-tools the functions are run instead. Without it, nothing of the Python file is executed. With
 several ranks, start them by --nproc: torchrun itself ends when Ctrl-C is pressed.
+
+--serve answers /v1/completions, /v1/chat/completions and /v1/models as OpenAI's clients expect (pip
+install 'glm3[serve]'), with streams, tools, response_format, logprobs, echo, and top_k, min_p,
+repetition_penalty and ignore_eos beside OpenAI's own fields; also /health, /metrics for Prometheus,
+/openapi.json, /tokenize, /detokenize, and a page to chat at /. The address alone decides who can
+ask: a PORT, or 127.0.0.1:PORT, this machine; 0.0.0.0:PORT everybody, whom --api-key-file asks for a
+key. Each request says how its answer is made; what it doesn't say is taken from the options here
+and from generation_config.json. A chat's answer may fill the model's positions or
+--max-request-tokens, a completion has 16 tokens. --max-batch-size answers run side by side, and
+--max-queue more wait; then requests are refused with 429. SIGTERM or Ctrl-C refuses new requests
+with 503, lets running answers end within --shutdown-timeout, and exits with 0. Prompts are in no
+log. Encryption is a reverse proxy's work. lm-evaluation-harness scores it:
+
+    lm_eval --model local-completions --tasks TASK
+    --model_args model=NAME,base_url=http://127.0.0.1:8000/v1/completions
 """

@@ -1,24 +1,41 @@
 """A server on the ranks of a pool, and a scenario that asks it, which runs on rank 0."""
 
-import contextlib
+import functools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 
 from glm3cli.config.inference import GenerateConfig
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.infer.serve.run import serve
 
-# Asks the server at a URL, and returns what came of it.
-Scenario = Callable[[str], Any]
+
+class Asking:
+    """Asks a server.
+
+    Attributes:
+        url: The URL of the server.
+        tokenizer: The tokenizer of its model.
+        client: OpenAI's own client, which tries nothing twice.
+        model: The name of the model.
+    """
+
+    def __init__(self, url: str, tokenizer: Tokenizer, key: str = "none") -> None:
+        self.url, self.tokenizer = url, tokenizer
+        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    @functools.cached_property
+    def model(self) -> str:
+        return self.client.models.list().data[0].id
 
 
-def serve_for(scenario: Scenario, model: Path, options: dict[str, Any]) -> Any:
-    """Runs on a rank of a pool: serves until the scenario has ended; returns its result.
+def serve_for(scenario: Callable[[Asking], Any], model: Path, options: dict[str, Any]) -> Any:
+    """Runs on a rank of a pool: serves until a scenario on rank 0 has ended; returns its result.
 
     The server ends as it does for its users, by SIGTERM.
     """
@@ -26,8 +43,10 @@ def serve_for(scenario: Scenario, model: Path, options: dict[str, Any]) -> Any:
     errors: list[BaseException] = []
 
     def ask(url: str) -> None:
+        asking = Asking(url, Tokenizer.load(model))
         try:
-            results.append(scenario(url))
+            with asking.client:
+                results.append(scenario(asking))
         except BaseException as error:
             errors.append(error)
         finally:
@@ -41,10 +60,3 @@ def serve_for(scenario: Scenario, model: Path, options: dict[str, Any]) -> Any:
     if errors:
         raise errors[0]
     return results[0] if results else None
-
-
-@contextlib.contextmanager
-def client(url: str, key: str = "none") -> Iterator[openai.OpenAI]:
-    """OpenAI's own client of a server; it tries nothing twice."""
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60) as found:
-        yield found
