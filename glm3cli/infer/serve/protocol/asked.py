@@ -14,8 +14,8 @@ from glm3cli.errors import ConfigError
 from glm3cli.infer.decoding.grammar import from_lark, from_schema
 from glm3cli.infer.decoding.rules import Decoding, to_decoding
 from glm3cli.infer.serve.protocol.bodies import ChatBody, CompletionBody, SamplingBody
+from glm3cli.infer.serve.protocol.called import call_grammar, chosen_name, functions_of
 from glm3cli.infer.serve.protocol.errors import ApiError
-from glm3cli.infer.serve.protocol.tools import call_grammar, chosen_name, functions_of
 
 # The tokens of a completion unless its request says otherwise, as OpenAI has it.
 _SHORT = 16
