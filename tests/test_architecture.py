@@ -212,9 +212,13 @@ def test_modules_are_named_for_what_they_do():
 
 
 def test_only_the_device_layer_names_chips():
-    chips = re.compile(r"(?<![a-z])npu(?![a-z])|ascend|mindspeed|torch\.cuda|hccl|nccl", re.I)
+    # MindSpeed-LLM is a trainer, whose scripts are translated; their flags do name chips.
+    chips = re.compile(
+        r"(?<![a-z])npu(?![a-z])|ascend|mindspeed(?!-llm)|torch\.cuda|hccl|nccl", re.I
+    )
     found = {name for name, m in MODULES.items() if chips.search(m.text)}
-    assert {name for name in found if not name.startswith("device/")} == NAMES_CHIPS
+    allowed = ("device/", "config/scripts/")
+    assert {name for name in found if not name.startswith(allowed)} == NAMES_CHIPS
 
 
 def test_only_the_command_line_catches_everything():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from glm3cli.cli import script
 from glm3cli.cli.epilogs import CONVERT
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import byte_progress
@@ -82,6 +83,9 @@ def inspect(config: InspectConfig) -> None:
     _show(found)
     if checked:
         typer.echo(f"checked: {checked.files} files and {checked.tensors} tensors are as written")
+
+
+script.register(app)
 
 
 def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:

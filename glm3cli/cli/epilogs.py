@@ -127,6 +127,21 @@ comes from and the checksums of its files and tensors; `glm3 convert inspect --c
 again. DST gets config.json and the tokenizer's files, so that it can be used alone.
 """
 
+SCRIPT = """
+Reads scripts that start pretrain_gpt.py, posttrain_gpt.py, inference.py, evaluation.py,
+preprocess_data.py or convert_ckpt.py, of ModelLink 1.0 to 1.2 and MindSpeed-LLM 2.0 to 2.3, or
+written after theirs. Prints the run.yaml (for a conversion the command) with a comment for each
+flag: taken over, needless here, or not supported, and why. What a script leaves to its program's
+defaults is filled in where glm3's own differ.
+
+Nothing is executed. Variables, arrays, functions and sourced files are followed; of a condition the
+first branch, of a loop the first round; `$(...)` stays as it is. --set NAME=VALUE gives a variable
+another value, such as a path that the script leaves open:
+
+    glm3 convert script tune.sh --set CKPT_LOAD_DIR=mg --output run.yaml
+    glm3 finetune --config run.yaml --dry-run
+"""
+
 GENERATE = """
 --prompt continues a text, as a base model does; --answer asks it as a user's turn, as a chat model
 expects it. With several ranks, those that tp x pp leave over share the prompts.

@@ -109,14 +109,19 @@ class Settings(BaseModel):
         }
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
+    def parse(cls, values: Mapping[str, Any], *, strict: bool = True) -> Self:
         """Checks `values`, which are named by the fields, and builds the config.
+
+        Args:
+            values: The values.
+            strict: Whether each must have its field's own type; if not, a text may stand for a path
+                or a number.
 
         Raises:
             ConfigError: Values break rules; the message has a sentence for each of them.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(dict(values), strict=strict)
         except ValidationError as error:
             problems = [_sentence(cls, details) for details in error.errors()]
             raise ConfigError("; ".join(problems), "see --help for what is allowed") from None

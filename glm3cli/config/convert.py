@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from glm3cli.config.base import Flag, Settings
 from glm3cli.config.parallel import ModelParallelConfig
@@ -150,6 +150,42 @@ class InspectConfig(Settings):
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="Print one JSON object."
     )
+
+
+class ScriptConfig(Settings):
+    """The options of `glm3 convert script`."""
+
+    script: Annotated[Path, Flag(positional=True, metavar="SCRIPT")] = Field(
+        description="A bash script of ModelLink or MindSpeed-LLM; it is read, never executed."
+    )
+    arguments: Annotated[list[str], Flag(positional=True, metavar="ARGUMENT")] = Field(
+        default=[], description="What the script would be called with, its $1 and so on."
+    )
+    variables: Annotated[list[str], Flag(name="set", metavar="NAME=VALUE")] = Field(
+        default=[], description="Value of a variable, in place of the script's; repeat for several."
+    )
+    number: int | None = Field(
+        default=None, ge=1, description="Of several programs that it starts, translate this one."
+    )
+    output: Annotated[Path | None, Flag(metavar="FILE")] = Field(
+        default=None, description="Write the result here, not to stdout."
+    )
+    as_json: Annotated[bool, Flag(name="json")] = Field(
+        default=False, description="Print one JSON object."
+    )
+
+    @field_validator("variables")
+    @classmethod
+    def _check_variables(cls, items: list[str]) -> list[str]:
+        for item in items:
+            if not re.match(r"[A-Za-z_]\w*=", item):
+                raise ValueError(f"{item} is no NAME=VALUE")
+        return items
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The values of `--set`, by the names of the variables."""
+        return {name: value for name, _, value in (item.partition("=") for item in self.variables)}
 
 
 def _num_bytes(size: str) -> int:
