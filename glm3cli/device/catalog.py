@@ -80,8 +80,9 @@ def find_chip(name: str | None) -> Chip:
     """Returns the device that `--chip` names.
 
     Args:
-        name: A name in chips.toml, in any case, or the path of a .toml file that describes one
-            device. None stands for the first device of chips.toml.
+        name: A name in chips.toml, in any case; a driver's name for the device, such as 910B3 in
+            npu-smi's table; or the path of a .toml file that describes one device. None stands for
+            the first device of chips.toml.
 
     Raises:
         ConfigError: No device has that name, or the file doesn't describe exactly one.
@@ -91,6 +92,9 @@ def find_chip(name: str | None) -> Chip:
     for chip in chips():
         if name is None or chip.name.lower() == name.lower():
             return chip
+    found = chip_of_driver(f"{name}") or chip_of_driver(f"Ascend{name}")  # npu-smi leaves it out
+    if found is not None:
+        return found
     known = ", ".join(chip.name for chip in chips())
     raise ConfigError(
         f"--chip {name} is not known", f"use one of {known}, or a file that describes it (.toml)"

@@ -89,6 +89,11 @@ def test_what_only_plans_needs_a_dry_run(option, message):
         train_config(**option)
 
 
+def test_a_chip_has_the_names_that_its_driver_gives_it():
+    assert find_chip("910B3") == find_chip("Ascend910B4") == CARD
+    assert find_chip("NVIDIA A100-SXM4-80GB") == find_chip("a100")
+
+
 def test_an_unknown_chip_is_a_sentence_with_the_known_ones():
     with pytest.raises(ConfigError, match="--chip 910Z is not known") as caught:
         find_chip("910Z")
