@@ -74,9 +74,10 @@ by itself. A loss or gradient that is no number changes no weight: all ranks ski
 Reports: every step is a line of the log and of RUN/metrics.jsonl; RUN/report.html shows them.
 TFLOP/s count the model's operations without recomputation, by two conventions: `full`, 6N + 12 L h
 s per token (N weights of matrix products, L layers, h query size, s sequence length), by which
-fields without a name go, and `causal`, which halves the attention. MFU is over the device's dense
-peak. The times are those of rank 0's host: data_wait, forward_backward, optimizer and other add up
-to step_time. --profile 10:12 writes traces for Perfetto into RUN/profile.
+fields without a name go, and `causal`, which halves the attention; weights that aren't trained
+count 4 times instead of 6. MFU is over the device's dense peak. The times are those of rank 0's
+host: data_wait, forward_backward, optimizer and other add up to step_time. --profile 10:12 writes
+traces for Perfetto into RUN/profile.
 
 Many machines: see the head of glm3cli/parallel/launch.py.
 """

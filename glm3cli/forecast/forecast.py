@@ -16,6 +16,7 @@ from glm3cli.forecast.record import StageWork, record_stage
 from glm3cli.forecast.recorder import Operator
 from glm3cli.forecast.roofline import cost, send_seconds
 from glm3cli.forecast.schedule import StagePace, span
+from glm3cli.plan.parameters import frozen_of_model
 from glm3cli.train.progress.flops import Utilisation
 
 KINDS = ("matrix", "attention", "memory", "message")
@@ -135,7 +136,8 @@ class Forecast:
     def utilisation(self) -> dict[str, float | None]:
         """Returns TFLOP/s and MFU under the names by which a run reports them."""
         peak = self.chip.peak_tflops
-        rate = Utilisation(self.model, self.config.seq_length, peak, self.chip.name)
+        frozen = frozen_of_model(self.config, self.model)
+        rate = Utilisation(self.model, self.config.seq_length, peak, self.chip.name, frozen)
         return rate.of_rate(self.tokens_per_second)
 
     def lines(self) -> list[Line]:

@@ -47,6 +47,17 @@ def parameters_of_model(config: TrainConfig, model: ModelConfig) -> ParameterCou
     return _count(config, model, places, tp=1)
 
 
+def frozen_of_model(config: TrainConfig, model: ModelConfig) -> int:
+    """Counts the weights of the whole model, but its embedding, that aren't trained."""
+    counts = parameters_of_model(config, model)
+    embedding = sum(
+        prod(weight.shape(model))
+        for weight in weights_of(model)
+        if weight.stage is Stage.FIRST and not config.trains(weight.name("chatglm", None))
+    )
+    return counts.total - counts.trained - embedding
+
+
 def _count(
     config: TrainConfig, model: ModelConfig, places: dict[Stage, Sequence[int | None]], tp: int
 ) -> ParameterCounts:

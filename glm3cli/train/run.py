@@ -22,7 +22,7 @@ from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import Storage, find_storage, tell, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
-from glm3cli.plan.parameters import parameters_of_model
+from glm3cli.plan.parameters import frozen_of_model, parameters_of_model
 from glm3cli.train.candidates import choose
 from glm3cli.train.checkpointer import Checkpointer, claimed
 from glm3cli.train.loop import Trainer
@@ -226,7 +226,8 @@ def _utilisation(config: TrainConfig, model: ModelConfig) -> Utilisation:
     """Returns what turns tokens per second into MFU, with the device's peak or --peak-tflops."""
     device = require_active()
     peak = config.peak_tflops or device.peak_tflops(config.dtype)
-    return Utilisation(model, config.seq_length, peak, device.chip())
+    frozen = frozen_of_model(config, model)
+    return Utilisation(model, config.seq_length, peak, device.chip(), frozen)
 
 
 def write_run_file(config: TrainConfig) -> None:

@@ -11,7 +11,12 @@ from glm3cli.device.catalog import find_chip
 from glm3cli.plan.describe import checkpoint_bytes, describe
 from glm3cli.plan.estimate import predict
 from glm3cli.plan.memory import memory_of_stage
-from glm3cli.plan.parameters import ParameterCounts, parameters_of_model, parameters_of_rank
+from glm3cli.plan.parameters import (
+    ParameterCounts,
+    frozen_of_model,
+    parameters_of_model,
+    parameters_of_rank,
+)
 from glm3cli.train.progress.flops import Utilisation, flops_per_token
 from tests.support.tiny import TINY, train_config
 
@@ -156,6 +161,21 @@ def test_operations_of_the_6b_model():
     assert flops_per_token(SIX_B, 8192) == pytest.approx(
         6 * 5.977e9 + 12 * 28 * 4096 * 8192, rel=1e-4
     )
+
+
+def test_weights_that_are_not_trained_have_no_gradients_to_compute():
+    products = SIX_B.num_parameters - SIX_B.padded_vocab_size * SIX_B.hidden_size
+    for options, frozen in (
+        ({}, 0),
+        ({"lora_rank": 8}, products),
+        ({"freeze": r"\.layers\."}, products - SIX_B.hidden_size * (1 + SIX_B.padded_vocab_size)),
+    ):
+        config = train_config(**options)
+        assert frozen_of_model(config, SIX_B) == frozen
+        whole, less = flops_per_token(SIX_B, 8192), flops_per_token(SIX_B, 8192, frozen=frozen)
+        assert whole - less == 2 * frozen
+    text = Utilisation(SIX_B, 8192, 354.0, "a chip", products).describe()
+    assert "full 6N - 2*frozen + 12*L*h*s" in text
 
 
 def test_utilisation_of_a_published_run():

@@ -2,7 +2,8 @@
 
 `full` counts attention as if every token saw every other (PaLM, appendix B; MosaicML):
 6N + 12*L*h*s per token. `causal` counts half of the attention, since a token sees only those before
-it (Megatron-LM). MFU, model FLOPs utilisation, is the share of the device's peak; that of a run is
+it (Megatron-LM). Weights that aren't trained have no gradient to compute, and take 4 operations
+instead of 6. MFU, model FLOPs utilisation, is the share of the device's peak; that of a run is
 higher by `full`, so only numbers of the same convention compare.
 """
 
@@ -15,7 +16,7 @@ Convention = Literal["full", "causal"]
 
 
 def flops_per_token(
-    model: ModelConfig, seq_length: float, convention: Convention = "full"
+    model: ModelConfig, seq_length: float, convention: Convention = "full", frozen: int = 0
 ) -> float:
     """Returns the operations per trained token, forward and backward, without recomputation.
 
@@ -28,10 +29,12 @@ def flops_per_token(
         seq_length: The number of tokens of a sample. For samples of different lengths it is the
             sum of their squares over the sum of the lengths: the mean over all tokens.
         convention: Whether attention counts whole or by half.
+        frozen: The number of weights, the embedding's not among them, that aren't trained: their
+            gradients take 2 of the 6 operations.
     """
     matrices = model.num_parameters - model.padded_vocab_size * model.hidden_size
     attention = 12.0 * model.num_layers * model.query_size * seq_length
-    return 6.0 * matrices + (attention if convention == "full" else attention / 2)
+    return 6.0 * matrices - 2.0 * frozen + (attention if convention == "full" else attention / 2)
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Utilisation:
         seq_length: The largest number of tokens of a sample.
         peak_tflops: The peak of one device in TFLOP/s; None where it isn't known.
         chip: The device's name.
+        frozen: The number of weights that aren't trained, as `flops_per_token` takes it.
     """
 
     model: ModelConfig
     seq_length: int
     peak_tflops: float | None
     chip: str
+    frozen: int = 0
 
     def of_rate(
         self, tokens_per_second: float, seq_length: float | None = None
@@ -75,8 +80,8 @@ class Utilisation:
         """Returns the operations of a token by the conventions `full` and `causal`."""
         length = self.seq_length if seq_length is None else seq_length
         return (
-            flops_per_token(self.model, length, "full"),
-            flops_per_token(self.model, length, "causal"),
+            flops_per_token(self.model, length, "full", self.frozen),
+            flops_per_token(self.model, length, "causal", self.frozen),
         )
 
     def describe(self) -> str:
@@ -87,7 +92,8 @@ class Utilisation:
             else f"{self.peak_tflops:g} TFLOP/s ({self.chip})"
         )
         full, causal = self._per_token(None)
+        products = "6N - 2*frozen" if self.frozen else "6N"
         return (
-            f"FLOPs per token: full 6N + 12*L*h*s = {full:.4e} (TFLOP/s and MFU go by it), "
-            f"causal 6N + 6*L*h*s = {causal:.4e} | peak {peak}"
+            f"FLOPs per token: full {products} + 12*L*h*s = {full:.4e} (TFLOP/s and MFU go by it), "
+            f"causal {products} + 6*L*h*s = {causal:.4e} | peak {peak}"
         )
