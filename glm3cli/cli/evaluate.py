@@ -4,18 +4,27 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from glm3cli.cli.options import command
 from glm3cli.cli.progress import Progress, bar_or_lines
-from glm3cli.config.evaluation import EvalConfig, HarnessConfig, MmluConfig
+from glm3cli.config.evaluation import (
+    CompareConfig,
+    CustomConfig,
+    EvalConfig,
+    HarnessConfig,
+    MmluConfig,
+    QuestionOptions,
+)
 from glm3cli.parallel.launch import is_speaker
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from glm3cli.evals.compare import Comparison
     from glm3cli.evals.results import EvalResult, Tally
     from glm3cli.evals.runner import Report, Status
     from glm3cli.evals.suite import Suite
@@ -56,6 +65,35 @@ def cmmlu(config: EvalConfig) -> None:
     _evaluate(config, CMMLU)
 
 
+@command(app, CustomConfig, "custom")
+def custom(config: CustomConfig) -> None:
+    """Score a model on questions of your own, with choices or with an answer to match.
+
+    glm3 eval custom questions.jsonl --model MODEL
+    """
+    from glm3cli.evals.custom import run_custom
+
+    found = run_custom(config, _display)
+    if found is not None:
+        _print_result(config, *found)
+
+
+@command(app, CompareConfig, "compare")
+def compare(config: CompareConfig) -> None:
+    """Compare two results of the same questions: is the difference more than chance?
+
+    glm3 eval compare base.json tuned.json
+    """
+    from glm3cli.evals.compare import run_compare
+
+    found = run_compare(config)
+    if config.as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_comparison(found)
+        _echo_files(config.output)
+
+
 @command(app, HarnessConfig, "harness")
 def harness(config: HarnessConfig) -> None:
     """Score a model on tasks of lm-evaluation-harness (pip install 'glm3[eval]').
@@ -75,13 +113,26 @@ def _evaluate(config: EvalConfig, suite: "Suite") -> None:
     from glm3cli.evals.runner import run_benchmark
 
     result = run_benchmark(config, suite, _display)
-    if result is None or not is_speaker():
+    if result is not None:
+        _print_result(config, result, suite)
+
+
+def _print_result(config: QuestionOptions, result: "EvalResult", suite: "Suite") -> None:
+    """Prints the result of a benchmark on rank 0."""
+    if not is_speaker():
         return
     if config.as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
     _print_tables(result, suite)
-    typer.echo(f"written to {config.output}", err=True)
+    _echo_files(config.output)
+
+
+def _echo_files(output: Path) -> None:
+    """Says where a result is."""
+    from glm3cli.evals.page.write import page_of
+
+    typer.echo(f"written to {output} and {page_of(output)}", err=True)
 
 
 @contextmanager
@@ -145,6 +196,8 @@ def _print_tables(result: "EvalResult", suite: "Suite") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from glm3cli.evals.runner import notes_of
+
     title = f"{result['benchmark']}, {result['protocol']} protocol, {result['shots']}-shot"
     table = Table("", "correct", "of", "accuracy", "± stderr", title=title)
     for column in table.columns[1:]:
@@ -159,7 +212,7 @@ def _print_tables(result: "EvalResult", suite: "Suite") -> None:
     # A pipe has no width: nothing may be cut there.
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
-    for note in _notes(result, suite):
+    for note in notes_of(result, suite):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -171,18 +224,39 @@ def _add_rows(table: "Table", tallies: "Mapping[str, Tally]") -> None:
     table.add_section()
 
 
-def _notes(result: "EvalResult", suite: "Suite") -> Iterator[str]:
-    """Yields sentences about what limits the result, such as questions that were left out."""
-    if not result["is_score"]:
-        yield "Not a score: --limit left questions out."
-    known = {name for subjects in suite.categories.values() for name in subjects}
-    if missing := known - set(result["subjects"]):
-        yield f"{len(missing)} of the benchmark's {len(known)} subjects were not asked."
-    if result["unknown_subjects"]:
-        yield f"Not among the benchmark's subjects: {', '.join(result['unknown_subjects'])}."
-    if result["unparsed"]:
-        yield f"{result['unparsed']:,} answers have no letter and count as wrong."
-    if result["shortened"]:
-        yield f"{result['shortened']:,} prompts lost shots to fit the model's sequence length."
-    if result["over_length"]:
-        yield f"{result['over_length']:,} prompts are longer than it even without shots."
+def _print_comparison(found: "Comparison") -> None:
+    """Prints the difference of two results, by subject."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{found['of']}: {found['first']['file']} and {found['second']['file']}"
+    table = Table("", "of", "first", "second", "difference", "gained", "lost", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, one in found["subjects"].items():
+        shares = (f"{one['first']:.2%}", f"{one['second']:.2%}", f"{one['difference']:+.2%}")
+        counts = (f"{one['only_second']:,}", f"{one['only_first']:,}")
+        table.add_row(name, f"{one['total']:,}", *shares, *counts)
+    table.add_section()
+    first, second, split = found["first"]["micro"], found["second"]["micro"], found["mcnemar"]
+    shares = (f"{first:.2%}", f"{second:.2%}", f"{found['difference']:+.2%}")
+    counts = (f"{split['only_second']:,}", f"{split['only_first']:,}")
+    table.add_row("all", f"{found['total']:,}", *shares, *counts, style="bold")
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table)
+    for line in _verdict(found):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _verdict(found: "Comparison") -> Iterator[str]:
+    """Yields sentences on what a difference is worth."""
+    low, high = found["interval"]
+    yield (
+        f"difference {found['difference']:+.2%} ± {found['stderr']:.2%}, 95 % interval {low:+.2%} "
+        f"to {high:+.2%}; paired t test p = {found['p_value']:.3g}; McNemar p = "
+        f"{found['mcnemar']['p_value']:.3g}"
+    )
+    if found["interval_clustered"] is not None:
+        low, high = found["interval_clustered"]
+        yield f"over subjects: 95 % interval {low:+.2%} to {high:+.2%}"
+    yield f"{found['choices_changed']:,} of {found['total']:,} choices changed"

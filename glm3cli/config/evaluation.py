@@ -1,16 +1,32 @@
-"""The options of the `glm3 eval` commands: benchmarks on CSV files, and lm-evaluation-harness."""
+"""The options of the `glm3 eval` commands."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from glm3cli.config.base import Flag
+from glm3cli.config.base import Flag, Settings
 from glm3cli.config.inference import OUTPUT, InferenceConfig
 
 BENCHMARK = "Benchmark"
 
 Protocol = Literal["logits", "modellink"]
+
+
+def writable(path: Path) -> Path:
+    """Returns the path of a result, if a file can be there; found out before the evaluation.
+
+    Raises:
+        ValueError: It is a folder, has the ending of the page beside it, or its folder isn't there.
+    """
+    if path.is_dir():
+        raise ValueError("is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"the folder {path.parent} does not exist")
+    if path.suffix == ".html":
+        raise ValueError("is the name of the page; give that of the JSON file beside it")
+    return path
 
 
 class EvalOutputOptions(InferenceConfig):
@@ -32,25 +48,27 @@ class EvalOutputOptions(InferenceConfig):
     @field_validator("output")
     @classmethod
     def _check_output(cls, path: Path) -> Path:
-        # Found out now, not after hours of evaluation.
-        if path.is_dir():
-            raise ValueError("is a folder; give the name of a file")
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"the folder {path.parent} does not exist")
-        return path
+        return writable(path)
 
 
-class EvalConfig(EvalOutputOptions):
-    """The options of a multiple-choice benchmark on a folder of CSV files."""
+class QuestionOptions(EvalOutputOptions):
+    """The options of all benchmarks that ask questions one by one."""
 
-    data_dir: Annotated[Path, Flag(panel=BENCHMARK, metavar="DIR")] = Field(
-        description="Folder of the benchmark: one folder of CSV files per split."
-    )
     shots: Annotated[int, Flag(panel=BENCHMARK)] = Field(
         default=5, ge=0, description="Solved questions of the dev split in front of each question."
     )
     subjects: Annotated[str | None, Flag(panel=BENCHMARK, metavar="NAME,...")] = Field(
         default=None, description="Only these subjects; all unless given."
+    )
+    chat_template: Annotated[bool, Flag(panel=BENCHMARK)] = Field(
+        default=False,
+        description="Ask by the turns of a chat: shots and question are a user's, the model "
+        "answers after the cue.",
+    )
+    rotate_choices: Annotated[bool, Flag(panel=BENCHMARK)] = Field(
+        default=False,
+        description="Ask each question once more for each letter, with its options moved up: "
+        "shows what their places do.",
     )
     resume: Annotated[bool, Flag(panel=OUTPUT)] = Field(
         default=False, description="Go on where a run that was cut off left its --output."
@@ -62,6 +80,14 @@ class EvalConfig(EvalOutputOptions):
         return _names(self.subjects)
 
 
+class EvalConfig(QuestionOptions):
+    """The options of a multiple-choice benchmark on a folder of CSV files."""
+
+    data_dir: Annotated[Path, Flag(panel=BENCHMARK, metavar="DIR")] = Field(
+        description="Folder of the benchmark: one folder of CSV files per split."
+    )
+
+
 class MmluConfig(EvalConfig):
     """The options of `glm3 eval mmlu`, which has two protocols."""
 
@@ -70,6 +96,77 @@ class MmluConfig(EvalConfig):
         description="logits: likeliest of the four letters, prompts as in Hendrycks' code; "
         "modellink: first generated token, prompts as in ModelLink 1.1.",
     )
+
+
+class CustomConfig(QuestionOptions):
+    """The options of `glm3 eval custom`, whose questions are one's own."""
+
+    file: Annotated[Path, Flag(positional=True, metavar="FILE.jsonl")] = Field(
+        description="JSON Lines with a question, its choices if it has any, and the answer."
+    )
+    shots: Annotated[int, Flag(panel=BENCHMARK)] = Field(
+        default=0, ge=0, description="Solved questions of --shots-file in front of each question."
+    )
+    shots_file: Annotated[Path | None, Flag(panel=BENCHMARK, metavar="FILE.jsonl")] = Field(
+        default=None, description="Solved questions, in the same form."
+    )
+    header: Annotated[str, Flag(panel=BENCHMARK)] = Field(
+        default="", description="Text in front of all; {subject} becomes the subject's name."
+    )
+    cue: Annotated[str, Flag(panel=BENCHMARK)] = Field(
+        default="Answer:", description="Text that asks for the answer."
+    )
+    max_new_tokens: Annotated[int, Flag(panel=BENCHMARK)] = Field(
+        default=256, ge=1, description="Longest answer to a question without choices, in tokens."
+    )
+    stop: Annotated[list[str], Flag(panel=BENCHMARK, metavar="TEXT")] = Field(
+        default=[],
+        description="End such an answer before this text; repeat for several. [a line break]",
+    )
+    answer_pattern: Annotated[str | None, Flag(panel=BENCHMARK, metavar="REGEX")] = Field(
+        default=None, description="Take what the group of its last match holds for the answer."
+    )
+    ignore_case: Annotated[bool, Flag(panel=BENCHMARK)] = Field(
+        default=False, description="Count an answer as right if only its capitals differ."
+    )
+
+    @model_validator(mode="after")
+    def _check_custom(self) -> Self:
+        if self.shots and self.shots_file is None:
+            raise ValueError("--shots goes with --shots-file, from which they come")
+        if self.answer_pattern is not None:
+            try:
+                groups = re.compile(self.answer_pattern).groups
+            except re.error as error:
+                raise ValueError(f"--answer-pattern {self.answer_pattern!r}: {error}") from None
+            if groups != 1:
+                raise ValueError(
+                    f"--answer-pattern {self.answer_pattern!r} has {groups} groups, and needs one: "
+                    "the answer"
+                )
+        return self
+
+
+class CompareConfig(Settings):
+    """The options of `glm3 eval compare`."""
+
+    first: Annotated[Path, Flag(positional=True, metavar="A.json")] = Field(
+        description="Result of one model."
+    )
+    second: Annotated[Path, Flag(positional=True, metavar="B.json")] = Field(
+        description="Result of the other model on the same questions."
+    )
+    output: Annotated[Path, Flag(panel=OUTPUT, metavar="FILE")] = Field(
+        default=Path("compare.json"), description="File for the comparison."
+    )
+    as_json: Annotated[bool, Flag(name="json", panel=OUTPUT)] = Field(
+        default=False, description="Print the comparison as one JSON object instead of a table."
+    )
+
+    @field_validator("output")
+    @classmethod
+    def _check_output(cls, path: Path) -> Path:
+        return writable(path)
 
 
 class HarnessConfig(EvalOutputOptions):

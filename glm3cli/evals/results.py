@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-from glm3cli.evals.suite import Suite
+from glm3cli.evals.statistics import Interval, wilson
+from glm3cli.evals.suite import LETTERS, Suite
 
 # Packages on which a score may depend; the result has their versions.
 PACKAGES = ("torch", "megatron-core", "numpy", "sentencepiece")
@@ -16,14 +17,17 @@ class Answer:
     """The model's answer to one question.
 
     Attributes:
-        scores: Log-probabilities (in nats) of the tokens for A to D after the cue.
-        choice: The letter that the model chose; None if its text has no letter.
+        scores: Log-probabilities (in nats) of the letters' tokens after the cue; empty if the
+            answer is a text.
+        choice: The letter that the model chose, None if its text has no letter; or its text.
         text: The text of the likeliest token, if the choice was read from it; None otherwise.
+        is_right: Whether a text counts as right; None where the answer is a letter.
     """
 
     scores: tuple[float, ...]
     choice: str | None
     text: str | None = None
+    is_right: bool | None = None
 
 
 class Tally(TypedDict):
@@ -34,12 +38,14 @@ class Tally(TypedDict):
         total: Number of questions asked.
         accuracy: `correct / total`, from 0 to 1.
         stderr: Standard error of the accuracy p over n questions: sqrt(p (1 - p) / n).
+        interval: The 95 % interval of the accuracy (Wilson's).
     """
 
     correct: int
     total: int
     accuracy: float
     stderr: float
+    interval: Interval
 
 
 class CategoryTally(Tally):
@@ -58,11 +64,16 @@ class QuestionResult(TypedDict):
     Attributes:
         subject: The question's subject.
         index: The question's position in the subject's file, counted from 0.
-        scores: Log-probabilities (in nats) of the tokens for A to D after the cue.
-        choice: The letter that the model chose; null if its text has no letter.
-        answer: The right letter.
+        scores: Log-probabilities (in nats) of the letters' tokens after the cue; empty if the
+            answer is a text.
+        choice: The letter that the model chose, null if its text has no letter; or the text that
+            it gave.
+        answer: The right letter, or the right text.
         shots: Number of shots that fit into the prompt.
         text: The text of the model's likeliest token; present only if the choice was read from it.
+        is_right: Whether a text counts as right; present only if the answer is a text.
+        rotation: By how many places the options had moved up; present only among
+            `rotated_questions`.
     """
 
     subject: str
@@ -72,6 +83,22 @@ class QuestionResult(TypedDict):
     answer: str
     shots: int
     text: NotRequired[str]
+    is_right: NotRequired[bool]
+    rotation: NotRequired[int]
+
+
+class Rotations(TypedDict):
+    """What changes when the options of every question move up by one letter, and so on.
+
+    Attributes:
+        accuracies: The share of right answers by the number of places.
+        consistent: Share of the questions at which the model chose the same option at all places.
+        always_right: Share of the questions that it had right at all places.
+    """
+
+    accuracies: list[float]
+    consistent: float
+    always_right: float
 
 
 class EvalResult(TypedDict):
@@ -85,6 +112,12 @@ class EvalResult(TypedDict):
         micro: Share of right answers over all questions, from 0 to 1.
         macro: Mean of the subjects' accuracies, from 0 to 1.
         stderr: Standard error of `micro`: sqrt(p (1 - p) / n) over n questions.
+        interval: The 95 % interval of `micro` (Wilson's), if the questions are the sample.
+        stderr_clustered: The cluster-robust standard error of `micro`, if the subjects are; null
+            with one subject.
+        interval_clustered: The 95 % interval by it; null with one subject.
+        smallest_difference: The smallest difference of `micro` to another model's that so many
+            questions can show; see `statistics.smallest_difference`.
         unparsed: Number of answers without a letter; they count as wrong.
         shortened: Number of prompts that lost shots to fit into the model's sequences.
         over_length: Number of prompts that are longer than these even without shots.
@@ -93,6 +126,8 @@ class EvalResult(TypedDict):
         subjects: The tally of each subject.
         categories: The tally of each category that has any of the subjects.
         questions: The entry of each question, in the order of the prompts.
+        rotations: What `--rotate-choices` has found; present only with it.
+        rotated_questions: The entries of the questions whose options had moved; as above.
         prompt_sha256: `hash_texts` of the text of all prompts, in their order.
         settings: The options of the run by their names, its device, and its number of ranks.
         versions: The versions of glm3 and of the packages on which a score may depend.
@@ -105,6 +140,10 @@ class EvalResult(TypedDict):
     micro: float
     macro: float
     stderr: float
+    interval: Interval
+    stderr_clustered: float | None
+    interval_clustered: Interval | None
+    smallest_difference: float
     unparsed: int
     shortened: int
     over_length: int
@@ -115,6 +154,13 @@ class EvalResult(TypedDict):
     prompt_sha256: str
     settings: dict[str, Any]
     versions: dict[str, str]
+    rotations: NotRequired[Rotations]
+    rotated_questions: NotRequired[list[QuestionResult]]
+
+
+def is_right(question: QuestionResult) -> bool:
+    """Returns whether a question was answered right."""
+    return question.get("is_right", question["choice"] == question["answer"])
 
 
 def tally(right: Sequence[bool]) -> Tally:
@@ -122,15 +168,26 @@ def tally(right: Sequence[bool]) -> Tally:
     total, correct = len(right), sum(right)
     accuracy = correct / total
     stderr = math.sqrt(accuracy * (1 - accuracy) / total)
-    return Tally(correct=correct, total=total, accuracy=accuracy, stderr=stderr)
+    return Tally(
+        correct=correct,
+        total=total,
+        accuracy=accuracy,
+        stderr=stderr,
+        interval=wilson(correct, total),
+    )
 
 
 def tally_subjects(questions: Iterable[QuestionResult]) -> dict[str, Tally]:
     """Returns the tally of each subject, in the questions' order."""
+    return {subject: tally(values) for subject, values in right_by_subject(questions).items()}
+
+
+def right_by_subject(questions: Iterable[QuestionResult]) -> dict[str, list[bool]]:
+    """Returns whether each question of a subject was answered right, in the questions' order."""
     right: dict[str, list[bool]] = {}
     for question in questions:
-        right.setdefault(question["subject"], []).append(question["choice"] == question["answer"])
-    return {subject: tally(values) for subject, values in right.items()}
+        right.setdefault(question["subject"], []).append(is_right(question))
+    return right
 
 
 def tally_categories(suite: Suite, subjects: dict[str, Tally]) -> dict[str, CategoryTally]:
@@ -138,7 +195,7 @@ def tally_categories(suite: Suite, subjects: dict[str, Tally]) -> dict[str, Cate
     members: dict[str, list[Tally]] = {name: [] for name in suite.categories}
     for subject, counts in subjects.items():
         for name in suite.categories_of(subject):
-            members[name].append(counts)
+            members.setdefault(name, []).append(counts)
     result = {}
     for name, tallies in members.items():
         if tallies:
@@ -151,3 +208,31 @@ def mean_accuracy(tallies: Iterable[Tally]) -> float:
     """Returns the mean of the accuracies, each of the same weight."""
     accuracies = [one["accuracy"] for one in tallies]
     return math.fsum(accuracies) / len(accuracies)
+
+
+def rotations_of(asked: Sequence[QuestionResult], rotated: Sequence[QuestionResult]) -> Rotations:
+    """Returns what has changed with the places of the options.
+
+    Args:
+        asked: The entries of the questions as they stand in their files.
+        rotated: Those of the same questions, whose options have moved up.
+    """
+    of_each: dict[tuple[str, int], list[QuestionResult]] = {}
+    at_place: dict[int, list[bool]] = {}
+    for one in (*asked, *rotated):
+        of_each.setdefault((one["subject"], one["index"]), []).append(one)
+        at_place.setdefault(one.get("rotation", 0), []).append(is_right(one))
+    picked = [{_option(one) for one in group} for group in of_each.values()]
+    right = [all(is_right(one) for one in group) for group in of_each.values()]
+    return Rotations(
+        accuracies=[sum(at_place[place]) / len(at_place[place]) for place in sorted(at_place)],
+        consistent=sum(len(options) == 1 for options in picked) / len(picked),
+        always_right=sum(right) / len(right),
+    )
+
+
+def _option(one: QuestionResult) -> int | None:
+    """Returns the place in the file of the option that the model chose."""
+    if one["choice"] is None:
+        return None
+    return (LETTERS.index(one["choice"]) + one.get("rotation", 0)) % len(one["scores"])

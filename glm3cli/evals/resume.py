@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.checkpoint.locate import weight_stamps
-from glm3cli.config.evaluation import EvalConfig
+from glm3cli.config.evaluation import QuestionOptions
 from glm3cli.errors import ConfigError
 from glm3cli.evals.results import Answer
 from glm3cli.host.files import write_text
 
 # Options that change no answer. (The data's folder changes the prompts, whose hash is in the key.)
-_IRRELEVANT = {"output", "json", "resume", "nproc", "batch_size", "data_dir"}
+_IRRELEVANT = {"output", "json", "resume", "nproc", "batch_size", "data_dir", "file", "shots_file"}
 
-Key = tuple[str, int]  # subject and index of a question
+Key = tuple[str, int, int]  # subject and index of a question, and the places of its options
 
 
-def run_key(config: EvalConfig, protocol: str, prompts_hash: str) -> str:
+def run_key(config: QuestionOptions, protocol: str, prompts_hash: str) -> str:
     """Returns a hash (SHA-256 in hex) of all that determines a run's answers.
 
     Two runs with the same key may use each other's answers. It covers the options, the prompts, and
@@ -70,7 +70,7 @@ class AnswerFile:
                 f"--resume: {self.path} is of a run with other options, prompts or weights",
                 "run it with its own options, give another --output, or drop --resume",
             )
-        return {(row["subject"], row["index"]): _answer(row) for row in rows[1:]}
+        return {(row["subject"], row["index"], row["rotation"]): _answer(row) for row in rows[1:]}
 
     def start(self, answers: Mapping[Key, Answer]) -> None:
         """Replaces the file by one with this run's key and `answers`."""
@@ -80,8 +80,9 @@ class AnswerFile:
     def add(self, answers: Mapping[Key, Answer]) -> None:
         """Appends `answers`; they are on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
-            for (subject, index), answer in answers.items():
-                row = {"subject": subject, "index": index, **asdict(answer)}
+            for (subject, index, rotation), answer in answers.items():
+                place = {"subject": subject, "index": index, "rotation": rotation}
+                row = place | asdict(answer)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -92,4 +93,4 @@ class AnswerFile:
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
-    return Answer(tuple(row["scores"]), row["choice"], row["text"])
+    return Answer(tuple(row["scores"]), row["choice"], row["text"], row["is_right"])

@@ -7,13 +7,14 @@ has all answers so far (`Ledger`), and rank 0 appends them to the answer file (`
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from glm3cli.config.evaluation import EvalConfig
+from glm3cli.config.evaluation import EvalConfig, QuestionOptions
+from glm3cli.evals.exact import ExactRule
+from glm3cli.evals.page.write import write_result
 from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
-from glm3cli.evals.questions import read_subjects
+from glm3cli.evals.questions import Subject, read_subjects
 from glm3cli.evals.results import (
     PACKAGES,
     Answer,
@@ -21,11 +22,14 @@ from glm3cli.evals.results import (
     QuestionResult,
     Tally,
     mean_accuracy,
+    right_by_subject,
+    rotations_of,
     tally,
     tally_categories,
     tally_subjects,
 )
 from glm3cli.evals.resume import AnswerFile, Key, run_key
+from glm3cli.evals.statistics import clustered_stderr, interval_of, smallest_difference
 from glm3cli.evals.suite import Suite
 from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
@@ -60,6 +64,8 @@ class Status:
 
 
 Report = Callable[[Status], None]
+# Options that say how a run is begun, and nothing about its result.
+_OF_A_START = {"resume", "json"}
 # Opens the display of a run of so many questions, and gives what is called with its progress.
 Display = Callable[[int], AbstractContextManager[Report]]
 
@@ -92,26 +98,63 @@ def run_benchmark(
     subjects = read_subjects(
         suite, config.data_dir, config.subject_names, config.shots, config.limit
     )
+    return ask_questions(config, suite, subjects, display)
+
+
+def ask_questions(
+    config: QuestionOptions,
+    suite: Suite,
+    subjects: Sequence[Subject],
+    display: Display = no_display,
+    rule: ExactRule | None = None,
+) -> EvalResult | None:
+    """Asks a model the questions of a suite, as `run_benchmark` does.
+
+    Args:
+        config: The model, the batch size, and the file for the result.
+        suite: How questions are asked.
+        subjects: The questions.
+        display: Shows the progress.
+        rule: How texts are compared, where the answers are texts.
+
+    Returns:
+        The result, on every rank; None in a process that has only started the ranks.
+    """
     model = open_here(config)
     if model is None:
         return None
+    suite = replace(suite, is_chat=config.chat_template)
     texts = [suite.prompt(q, one.shots) for one in subjects for q in one.questions]
     answer_file = AnswerFile(config.output, run_key(config, suite.protocol, hash_texts(texts)))
+    rotated = [_rotated(one) for one in subjects] if config.rotate_choices else []
     with model:
         known = answer_file.read() if config.resume else {}
         engine, tokenizer = model.engine, model.tokenizer
-        prompts = build_prompts(suite, subjects, tokenizer, engine.model.seq_length)
+        room = engine.model.seq_length - (rule.max_new_tokens if rule else 0)
+        prompts = build_prompts(suite, [*subjects, *rotated], tokenizer, room)
         ledger = Ledger(prompts)
-        with display(len(texts)) as report:
+        with display(len(prompts)) as report:
             if engine.grid.rank == 0:
                 ledger.answer_file, ledger.report = answer_file, report
-            answer_all(engine, tokenizer, suite, ledger, known, config.batch_size)
+            answer_all(engine, tokenizer, suite, ledger, known, config.batch_size, rule)
         result = build_result(config, suite, prompts, ledger.answers)
         result["settings"] |= _where(engine)
         if engine.grid.rank == 0:
+            asked = [question for one in subjects for question in one.questions]
+            write_result(config.output, result, asked, notes_of(result, suite))
             write_json(config.output, result)
             answer_file.remove()
     return result
+
+
+def _rotated(subject: Subject) -> Subject:
+    """Returns the questions of a subject with their options at all places but the first."""
+    questions = tuple(
+        question.rotated(places)
+        for question in subject.questions
+        for places in range(1, len(question.choices))
+    )
+    return replace(subject, questions=questions)
 
 
 def _where(engine: "Engine") -> dict[str, Any]:
@@ -184,16 +227,18 @@ class Ledger:
     def _finished(self, new: Mapping[Key, Answer]) -> dict[str, Tally]:
         """Returns the tallies of the subjects that are complete now and weren't before `new`."""
         finished: dict[str, Tally] = {}
-        for subject in sorted({subject for subject, _ in new}):
+        for subject in sorted({subject for subject, *_ in new}):
             prompts = self._by_subject[subject]
             if all(key_of(prompt) in self.answers for prompt in prompts):
-                finished |= tally_subjects(question_results(prompts, self.answers))
+                in_place = [prompt for prompt in prompts if not prompt.question.rotation]
+                finished |= tally_subjects(question_results(in_place, self.answers))
         return finished
 
 
 def key_of(prompt: Prompt) -> Key:
-    """Returns the key of a prompt's answer: the question's subject and its index in the file."""
-    return prompt.question.subject, prompt.question.index
+    """Returns the key of a prompt's answer: the question, and the places of its options."""
+    question = prompt.question
+    return question.subject, question.index, question.rotation
 
 
 def answer_all(
@@ -203,6 +248,7 @@ def answer_all(
     ledger: Ledger,
     known: Mapping[Key, Answer],
     batch_size: int,
+    rule: ExactRule | None = None,
 ) -> None:
     """Asks all questions of `ledger` that have no answer yet; adds the answers on every rank.
 
@@ -213,16 +259,24 @@ def answer_all(
         ledger: The prompts; receives the answers.
         known: The answers of an earlier run. Those of rank 0 count on every rank.
         batch_size: Most prompts that one model copy runs at once.
+        rule: How texts are compared, where the answers are texts.
 
     Raises:
         CheckpointError: The model's log-probabilities are NaN.
         DataError: A letter isn't one token of the tokenizer.
     """
+    from glm3cli.evals.exact import ExactJudge
     from glm3cli.evals.judge import Judge
     from glm3cli.evals.spread import from_first_rank, spread
 
     num_letters = max((len(one.question.choices) for one in ledger.prompts), default=0)
-    judge = Judge(engine, tokenizer, suite, num_letters)
+    judge: Judge | ExactJudge = (
+        Judge(engine, tokenizer, suite, num_letters)
+        if rule is None
+        else ExactJudge(engine, tokenizer, rule, batch_size)
+    )
+    if rule is not None:
+        batch_size *= 4  # of which so many run at once: the next begin where others end
     # Only the first rank's machine need have the file of the earlier run.
     todo = ledger.begin(from_first_rank(engine.grid, dict(known)))
 
@@ -250,8 +304,10 @@ def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) ->
     from glm3cli.evals.spread import batches_in_order
 
     rows = [prompt.token_ids for prompt in prompts]
-    by_subject = groupby(todo, key=lambda i: prompts[i].question.subject)
-    subjects = [sorted(group, key=lambda i: -len(rows[i])) for _, group in by_subject]
+    by_subject: dict[str, list[int]] = {}
+    for i in todo:
+        by_subject.setdefault(prompts[i].question.subject, []).append(i)
+    subjects = [sorted(group, key=lambda i: -len(rows[i])) for group in by_subject.values()]
     subjects.sort(key=lambda members: -len(rows[members[0]]))
     return batches_in_order([i for members in subjects for i in members], rows, batch_size)
 
@@ -273,12 +329,16 @@ def question_results(
         )
         if answer.text is not None:
             result["text"] = answer.text
+        if answer.is_right is not None:
+            result["is_right"] = answer.is_right
+        if prompt.question.rotation:
+            result["rotation"] = prompt.question.rotation
         results.append(result)
     return results
 
 
 def build_result(
-    config: EvalConfig, suite: Suite, prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
+    config: QuestionOptions, suite: Suite, prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
 ) -> EvalResult:
     """Builds the result of a run: counts and averages of the answers, and the run's settings.
 
@@ -288,10 +348,14 @@ def build_result(
         prompts: One prompt per question, in the order of the result.
         answers: The answer to every prompt's question.
     """
+    rotated = question_results([one for one in prompts if one.question.rotation], answers)
+    prompts = [one for one in prompts if not one.question.rotation]
     questions = question_results(prompts, answers)
-    subjects = tally_subjects(questions)
-    total = tally([question["choice"] == question["answer"] for question in questions])
-    return EvalResult(
+    right = right_by_subject(questions)
+    subjects = {name: tally(values) for name, values in right.items()}
+    total = tally([value for values in right.values() for value in values])
+    clustered = clustered_stderr([[float(value) for value in one] for one in right.values()])
+    result = EvalResult(
         benchmark=suite.name,
         protocol=suite.protocol,
         shots=config.shots,
@@ -299,6 +363,12 @@ def build_result(
         micro=total["accuracy"],
         macro=mean_accuracy(subjects.values()),
         stderr=total["stderr"],
+        interval=total["interval"],
+        stderr_clustered=clustered,
+        interval_clustered=None
+        if clustered is None
+        else interval_of(total["accuracy"], clustered, len(right) - 1),
+        smallest_difference=smallest_difference(total["stderr"]),
         unparsed=sum(question["choice"] is None for question in questions),
         shortened=sum(prompt.num_shots < config.shots for prompt in prompts),
         over_length=sum(prompt.over_length for prompt in prompts),
@@ -307,6 +377,45 @@ def build_result(
         categories=tally_categories(suite, subjects),
         questions=questions,
         prompt_sha256=hash_texts(prompt.text for prompt in prompts),
-        settings=config.to_options(),
+        settings={k: v for k, v in config.to_options().items() if k not in _OF_A_START},
         versions=versions(*PACKAGES),
     )
+    if rotated:
+        result |= EvalResult(  # type: ignore[typeddict-item]
+            rotations=rotations_of(questions, rotated), rotated_questions=rotated
+        )
+    return result
+
+
+def notes_of(result: EvalResult, suite: Suite) -> Iterator[str]:
+    """Yields sentences about what limits a result, such as questions that were left out."""
+    if not result["is_score"]:
+        yield "Not a score: --limit left questions out."
+    known = {name for subjects in suite.categories.values() for name in subjects}
+    if missing := known - set(result["subjects"]):
+        yield f"{len(missing)} of the benchmark's {len(known)} subjects were not asked."
+    if result["unknown_subjects"] and known:
+        yield f"Not among the benchmark's subjects: {', '.join(result['unknown_subjects'])}."
+    if result["unparsed"]:
+        yield f"{result['unparsed']:,} answers have no letter and count as wrong."
+    if result["shortened"]:
+        yield f"{result['shortened']:,} prompts lost shots to fit the model's sequence length."
+    if result["over_length"]:
+        yield f"{result['over_length']:,} prompts are longer than it even without shots."
+    low, high = result["interval"]
+    yield (
+        f"95 % interval over questions: {low:.2%} to {high:.2%}; so many can show a difference of "
+        f"{result['smallest_difference']:.2%} to a model that is asked others."
+    )
+    if result["interval_clustered"] is not None:
+        low, high = result["interval_clustered"]
+        yield f"95 % interval over subjects: {low:.2%} to {high:.2%}."
+    if "rotations" in result:
+        found = result["rotations"]
+        told = ", ".join(f"{accuracy:.2%}" for accuracy in found["accuracies"])
+        yield (
+            f"With the options moved up by 0, 1, ... places: {told}. The same option at all "
+            f"places: {found['consistent']:.2%}; right at all: {found['always_right']:.2%}."
+        )
+    if result["is_score"] and not missing:
+        yield from suite.published

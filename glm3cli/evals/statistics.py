@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import NormalDist, fmean
 
-Interval = tuple[float, float]
+Interval = list[float]  # its two ends
 
 # Intervals hold the true value in 95 of 100 samples.
 _TAIL = 0.025
@@ -28,7 +28,7 @@ def wilson(correct: int, total: int) -> Interval:
     share, weight = correct / total, _Z * _Z / total
     middle = (share + weight / 2) / (1 + weight)
     reach = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return [max(0.0, middle - reach), min(1.0, middle + reach)]
 
 
 def stderr_of_mean(values: Sequence[float]) -> float:
@@ -61,7 +61,7 @@ def clustered_stderr(clusters: Iterable[Sequence[float]]) -> float | None:
 def interval_of(mean: float, stderr: float, freedom: int) -> Interval:
     """Returns the 95 % interval of a mean by Student's t with so many degrees of freedom."""
     reach = student_quantile(1 - _TAIL, freedom) * stderr
-    return mean - reach, mean + reach
+    return [mean - reach, mean + reach]
 
 
 def smallest_difference(stderr: float) -> float:

@@ -1,4 +1,4 @@
-"""Describes a multiple-choice benchmark: its files, its prompts' text, its subjects and categories.
+"""Describes a benchmark: its files, its prompts' text, its subjects and categories.
 
 A `Suite` is plain data, without tokens or models; `mmlu`, `ceval` and `cmmlu` define one each.
 """
@@ -23,14 +23,15 @@ def titled(table: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question: a row of a benchmark's file, with unchanged strings.
+    """One question: a row of a benchmark's file, with unchanged strings.
 
     Attributes:
         subject: The subject whose file has the row.
         index: The row's position in its file, counted from 0.
         text: The question itself.
-        choices: The options: A, B, and so on.
-        answer: The letter of the right option.
+        choices: The options: A, B, and so on; none if the answer is a text.
+        answer: The letter of the right option, or the right text.
+        also_right: Other texts that are right, too.
         rotation: By how many places the options have moved up from where they stand in the file.
     """
 
@@ -40,6 +41,7 @@ class Question:
     choices: tuple[str, ...]
     answer: str
     rotation: int = 0
+    also_right: tuple[str, ...] = ()
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -82,7 +84,9 @@ class Suite:
         last_shot_end: The text after the last shot in place of `shot_end`, or after the header if
             there are no shots; None if nothing differs.
         judge: How the model's choice is found: `letters` takes the likeliest of the letters'
-            tokens, `text` looks for a letter in the likeliest token of the whole vocabulary.
+            tokens, `text` looks for a letter in the likeliest token of the whole vocabulary, and
+            `exact` compares the text that the model goes on with.
+        published: What others have published for a model, each with how it was asked.
         is_chat: Whether the model is asked by the turns of a chat.
     """
 
@@ -99,9 +103,10 @@ class Suite:
     rest: str
     shot_end: str = "\n\n"
     last_shot_end: str | None = None
-    judge: Literal["letters", "text"] = "letters"
+    judge: Literal["letters", "text", "exact"] = "letters"
     option: str = "{letter}. {option}\n"
     is_chat: bool = False
+    published: Sequence[str] = ()
 
     def title(self, subject: str) -> str:
         """Returns the title of `subject` in the prompt's header."""

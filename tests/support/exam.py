@@ -61,7 +61,7 @@ def exam_tokenizer_folder() -> Path:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         hard_vocab_limit=False,
-        user_defined_symbols=["▁A", "▁B", "▁C", "▁D"],
+        user_defined_symbols=[f"▁{letter}" for letter in "ABCDEF"],
         minloglevel=2,
     )
     folder = Path(tempfile.mkdtemp(prefix="glm3-tokenizer-"))

@@ -91,6 +91,7 @@ def test_result_has_counts_and_settings(engine: FakeEngine, options: dict[str, A
     assert sorted(path.name for path in options["output"].parent.iterdir()) == [
         "exam",
         "model",
+        "results.html",
         "results.json",
     ]
 
