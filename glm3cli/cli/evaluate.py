@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from glm3cli.evals.compare import Comparison
+    from glm3cli.evals.ledger import Report, Status
     from glm3cli.evals.results import EvalResult, Tally
-    from glm3cli.evals.runner import Report, Status
     from glm3cli.evals.suite import Suite
 
 app = typer.Typer(no_args_is_help=True, help="Score a model on benchmarks.")
@@ -38,7 +38,7 @@ def mmlu(config: MmluConfig) -> None:
 
     glm3 eval mmlu --model MODEL --data-dir mmlu/data
     """
-    from glm3cli.evals.mmlu import suite_of
+    from glm3cli.evals.suites.mmlu import suite_of
 
     _evaluate(config, suite_of(config.protocol))
 
@@ -49,7 +49,7 @@ def ceval(config: EvalConfig) -> None:
 
     glm3 eval ceval --model MODEL --data-dir ceval-exam
     """
-    from glm3cli.evals.ceval import CEVAL
+    from glm3cli.evals.suites.ceval import CEVAL
 
     _evaluate(config, CEVAL)
 
@@ -60,7 +60,7 @@ def cmmlu(config: EvalConfig) -> None:
 
     glm3 eval cmmlu --model MODEL --data-dir cmmlu
     """
-    from glm3cli.evals.cmmlu import CMMLU
+    from glm3cli.evals.suites.cmmlu import CMMLU
 
     _evaluate(config, CMMLU)
 
@@ -196,7 +196,7 @@ def _print_tables(result: "EvalResult", suite: "Suite") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from glm3cli.evals.runner import notes_of
+    from glm3cli.evals.summary import notes_of
 
     title = f"{result['benchmark']}, {result['protocol']} protocol, {result['shots']}-shot"
     table = Table("", "correct", "of", "accuracy", "± stderr", title=title)

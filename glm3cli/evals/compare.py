@@ -249,7 +249,14 @@ def _changed(first: QuestionResult, second: QuestionResult) -> dict[str, Any]:
 def _write(
     output: Path, found: Comparison, first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> None:
-    """Writes the page of a comparison, with both results side by side."""
+    """Writes the page of a comparison, with both results side by side.
+
+    Args:
+        output: The JSON file of the comparison.
+        found: Its content.
+        first: The first result.
+        second: The second one.
+    """
     low, high = found["interval"]
     table = found["mcnemar"]
     tiles = {

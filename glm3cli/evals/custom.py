@@ -15,9 +15,10 @@ from typing import Any
 from glm3cli.config.evaluation import CustomConfig
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.exact import ExactRule
+from glm3cli.evals.ledger import Display, no_display
 from glm3cli.evals.questions import Subject
 from glm3cli.evals.results import EvalResult
-from glm3cli.evals.runner import Display, ask_questions, no_display
+from glm3cli.evals.runner import ask_questions
 from glm3cli.evals.suite import LETTERS, Question, Suite
 
 _SUBJECT = "all"  # of rows that have none

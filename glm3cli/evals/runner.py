@@ -1,79 +1,30 @@
 """Runs a multiple-choice benchmark: asks a model all questions and writes the result.
 
 `run_benchmark` is the entry. The data parallel ranks share the batches; after each round every rank
-has all answers so far (`Ledger`), and rank 0 appends them to the answer file (`resume`).
+has all answers so far (`ledger`), and rank 0 appends them to the answer file (`resume`).
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glm3cli.config.evaluation import EvalConfig, QuestionOptions
 from glm3cli.evals.exact import ExactRule
+from glm3cli.evals.ledger import Display, Ledger, key_of, no_display
 from glm3cli.evals.page.write import write_result
 from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
 from glm3cli.evals.questions import Subject, read_subjects
-from glm3cli.evals.results import (
-    PACKAGES,
-    Answer,
-    EvalResult,
-    QuestionResult,
-    Tally,
-    mean_accuracy,
-    right_by_subject,
-    rotations_of,
-    tally,
-    tally_categories,
-    tally_subjects,
-)
+from glm3cli.evals.results import Answer, EvalResult
 from glm3cli.evals.resume import AnswerFile, Key, run_key
-from glm3cli.evals.statistics import clustered_stderr, interval_of, smallest_difference
 from glm3cli.evals.suite import Suite
+from glm3cli.evals.summary import build_result, notes_of
 from glm3cli.host.files import write_json
-from glm3cli.host.versions import versions
 from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
     from glm3cli.evals.spread import Batch
     from glm3cli.infer.engine import Engine
-
-
-@dataclass(frozen=True)
-class Status:
-    """The progress of a benchmark run after a round of batches.
-
-    Attributes:
-        done: Number of questions answered so far.
-        total: Number of questions of the whole run.
-        finished: The tally of each subject whose last question this round has answered, by the
-            subject's name.
-        known: Number of questions that an earlier run has answered.
-        seconds: The time since the first question was asked.
-        model_seconds: The part of it that was spent in the model.
-    """
-
-    done: int
-    total: int
-    finished: Mapping[str, Tally]
-    known: int = 0
-    seconds: float = 0.0
-    model_seconds: float = 0.0
-
-
-Report = Callable[[Status], None]
-# Options that say how a run is begun, and nothing about its result.
-_OF_A_START = {"resume", "json"}
-# Opens the display of a run of so many questions, and gives what is called with its progress.
-Display = Callable[[int], AbstractContextManager[Report]]
-
-
-@contextmanager
-def no_display(_total: int) -> Iterator[Report]:
-    """The display of a run that nobody watches."""
-    yield lambda _status: None
 
 
 def run_benchmark(
@@ -163,84 +114,6 @@ def _where(engine: "Engine") -> dict[str, Any]:
     return {"device": require_active().name, "world_size": engine.grid.world_size}
 
 
-@dataclass
-class Ledger:
-    """The answers of a run so far; every rank has a ledger with the same answers.
-
-    Attributes:
-        prompts: One prompt per question, in the order of the result.
-        answers: The answer of each question asked so far, by subject and index.
-        answer_file: The file that saves the answers for `--resume`; set on rank 0 only.
-        report: Called after each round of answers; set on rank 0 only.
-        model_seconds: The time that this rank has spent in the model so far.
-    """
-
-    prompts: Sequence[Prompt]
-    answers: dict[Key, Answer] = field(default_factory=dict)
-    answer_file: AnswerFile | None = None
-    report: Report | None = None
-    model_seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._begun = time.monotonic()
-        self._num_known = 0
-        self._by_subject: dict[str, list[Prompt]] = {}
-        for prompt in self.prompts:
-            self._by_subject.setdefault(prompt.question.subject, []).append(prompt)
-
-    def begin(self, known: Mapping[Key, Answer]) -> list[int]:
-        """Takes over the answers of an earlier run.
-
-        Returns:
-            The positions in `prompts` of the questions that have no answer yet.
-        """
-        self.answers.update(known)
-        self._num_known, self._begun = len(known), time.monotonic()
-        if self.answer_file is not None:
-            self.answer_file.start(known)
-        return [i for i, prompt in enumerate(self.prompts) if key_of(prompt) not in known]
-
-    def add(self, new: Mapping[Key, Answer]) -> None:
-        """Adds the answers of a round of batches, saves them, and reports the progress."""
-        self.answers.update(new)
-        if self.answer_file is not None:
-            self.answer_file.add(new)
-        if self.report is not None:
-            self.report(
-                Status(
-                    done=len(self.answers),
-                    total=len(self.prompts),
-                    finished=self._finished(new),
-                    known=self._num_known,
-                    seconds=time.monotonic() - self._begun,
-                    model_seconds=self.model_seconds,
-                )
-            )
-
-    @contextmanager
-    def in_model(self) -> Iterator[None]:
-        """Counts the time of a block as spent in the model."""
-        begun = time.monotonic()
-        yield
-        self.model_seconds += time.monotonic() - begun
-
-    def _finished(self, new: Mapping[Key, Answer]) -> dict[str, Tally]:
-        """Returns the tallies of the subjects that are complete now and weren't before `new`."""
-        finished: dict[str, Tally] = {}
-        for subject in sorted({subject for subject, *_ in new}):
-            prompts = self._by_subject[subject]
-            if all(key_of(prompt) in self.answers for prompt in prompts):
-                in_place = [prompt for prompt in prompts if not prompt.question.rotation]
-                finished |= tally_subjects(question_results(in_place, self.answers))
-        return finished
-
-
-def key_of(prompt: Prompt) -> Key:
-    """Returns the key of a prompt's answer: the question, and the places of its options."""
-    question = prompt.question
-    return question.subject, question.index, question.rotation
-
-
 def answer_all(
     engine: "Engine",
     tokenizer: "Tokenizer",
@@ -310,112 +183,3 @@ def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) ->
     subjects = [sorted(group, key=lambda i: -len(rows[i])) for group in by_subject.values()]
     subjects.sort(key=lambda members: -len(rows[members[0]]))
     return batches_in_order([i for members in subjects for i in members], rows, batch_size)
-
-
-def question_results(
-    prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
-) -> list[QuestionResult]:
-    """Returns each question's entry in the result, in the prompts' order."""
-    results = []
-    for prompt in prompts:
-        answer = answers[key_of(prompt)]
-        result = QuestionResult(
-            subject=prompt.question.subject,
-            index=prompt.question.index,
-            scores=list(answer.scores),
-            choice=answer.choice,
-            answer=prompt.question.answer,
-            shots=prompt.num_shots,
-        )
-        if answer.text is not None:
-            result["text"] = answer.text
-        if answer.is_right is not None:
-            result["is_right"] = answer.is_right
-        if prompt.question.rotation:
-            result["rotation"] = prompt.question.rotation
-        results.append(result)
-    return results
-
-
-def build_result(
-    config: QuestionOptions, suite: Suite, prompts: Sequence[Prompt], answers: Mapping[Key, Answer]
-) -> EvalResult:
-    """Builds the result of a run: counts and averages of the answers, and the run's settings.
-
-    Args:
-        config: The options of the run.
-        suite: The benchmark.
-        prompts: One prompt per question, in the order of the result.
-        answers: The answer to every prompt's question.
-    """
-    rotated = question_results([one for one in prompts if one.question.rotation], answers)
-    prompts = [one for one in prompts if not one.question.rotation]
-    questions = question_results(prompts, answers)
-    right = right_by_subject(questions)
-    subjects = {name: tally(values) for name, values in right.items()}
-    total = tally([value for values in right.values() for value in values])
-    clustered = clustered_stderr([[float(value) for value in one] for one in right.values()])
-    result = EvalResult(
-        benchmark=suite.name,
-        protocol=suite.protocol,
-        shots=config.shots,
-        is_score=config.limit is None,
-        micro=total["accuracy"],
-        macro=mean_accuracy(subjects.values()),
-        stderr=total["stderr"],
-        interval=total["interval"],
-        stderr_clustered=clustered,
-        interval_clustered=None
-        if clustered is None
-        else interval_of(total["accuracy"], clustered, len(right) - 1),
-        smallest_difference=smallest_difference(total["stderr"]),
-        unparsed=sum(question["choice"] is None for question in questions),
-        shortened=sum(prompt.num_shots < config.shots for prompt in prompts),
-        over_length=sum(prompt.over_length for prompt in prompts),
-        unknown_subjects=[name for name in subjects if not suite.knows(name)],
-        subjects=subjects,
-        categories=tally_categories(suite, subjects),
-        questions=questions,
-        prompt_sha256=hash_texts(prompt.text for prompt in prompts),
-        settings={k: v for k, v in config.to_options().items() if k not in _OF_A_START},
-        versions=versions(*PACKAGES),
-    )
-    if rotated:
-        result |= EvalResult(  # type: ignore[typeddict-item]
-            rotations=rotations_of(questions, rotated), rotated_questions=rotated
-        )
-    return result
-
-
-def notes_of(result: EvalResult, suite: Suite) -> Iterator[str]:
-    """Yields sentences about what limits a result, such as questions that were left out."""
-    if not result["is_score"]:
-        yield "Not a score: --limit left questions out."
-    known = {name for subjects in suite.categories.values() for name in subjects}
-    if missing := known - set(result["subjects"]):
-        yield f"{len(missing)} of the benchmark's {len(known)} subjects were not asked."
-    if result["unknown_subjects"] and known:
-        yield f"Not among the benchmark's subjects: {', '.join(result['unknown_subjects'])}."
-    if result["unparsed"]:
-        yield f"{result['unparsed']:,} answers have no letter and count as wrong."
-    if result["shortened"]:
-        yield f"{result['shortened']:,} prompts lost shots to fit the model's sequence length."
-    if result["over_length"]:
-        yield f"{result['over_length']:,} prompts are longer than it even without shots."
-    low, high = result["interval"]
-    yield (
-        f"95 % interval over questions: {low:.2%} to {high:.2%}; so many can show a difference of "
-        f"{result['smallest_difference']:.2%} to a model that is asked others."
-    )
-    if result["interval_clustered"] is not None:
-        low, high = result["interval_clustered"]
-        yield f"95 % interval over subjects: {low:.2%} to {high:.2%}."
-    if "rotations" in result:
-        found = result["rotations"]
-        told = ", ".join(f"{accuracy:.2%}" for accuracy in found["accuracies"])
-        yield (
-            f"With the options moved up by 0, 1, ... places: {told}. The same option at all "
-            f"places: {found['consistent']:.2%}; right at all: {found['always_right']:.2%}."
-        )
-    if result["is_score"] and not missing:
-        yield from suite.published

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.config.model import ModelConfig
-from glm3cli.evals.mmlu import MMLU
 from glm3cli.evals.questions import read_subjects
+from glm3cli.evals.suites.mmlu import MMLU
 from tests.benchmarks.bench_generate import SMALL
 
 SHAPES = {

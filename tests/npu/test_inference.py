@@ -40,10 +40,11 @@ def test_greedy_tokens_are_the_cpus(
 def answers(options: dict[str, Any]) -> dict[tuple[str, int], Any]:
     """Returns MMLU's answers as the command finds them."""
     from glm3cli.config.evaluation import MmluConfig
-    from glm3cli.evals.mmlu import suite_of
+    from glm3cli.evals.ledger import Ledger
     from glm3cli.evals.prompts import build_prompts
     from glm3cli.evals.questions import read_subjects
-    from glm3cli.evals.runner import Ledger, answer_all
+    from glm3cli.evals.runner import answer_all
+    from glm3cli.evals.suites.mmlu import suite_of
     from glm3cli.infer.load import open_model
 
     config = MmluConfig.parse(options)

@@ -18,9 +18,9 @@ import torch
 from glm3cli.config.evaluation import EvalConfig, MmluConfig
 from glm3cli.config.model import ModelConfig
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from glm3cli.evals.mmlu import suite_of
 from glm3cli.evals.results import EvalResult
 from glm3cli.evals.runner import run_benchmark
+from glm3cli.evals.suites.mmlu import suite_of
 from glm3cli.infer.requests import Generation, Request
 from glm3cli.infer.scoring import NextToken
 from glm3cli.parallel.groups import Grid

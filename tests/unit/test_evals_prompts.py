@@ -6,13 +6,13 @@ import pytest
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
-from glm3cli.evals.ceval import CEVAL
-from glm3cli.evals.cmmlu import CMMLU
 from glm3cli.evals.judge import letter_in
-from glm3cli.evals.mmlu import MMLU, MODELLINK, suite_of
 from glm3cli.evals.prompts import answer_tokens, build_prompts, hash_texts
 from glm3cli.evals.questions import Subject, read_subjects
 from glm3cli.evals.suite import Question
+from glm3cli.evals.suites.ceval import CEVAL
+from glm3cli.evals.suites.cmmlu import CMMLU
+from glm3cli.evals.suites.mmlu import MMLU, MODELLINK, suite_of
 from tests.support.exam import exam_tokenizer
 from tests.support.shared import SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer

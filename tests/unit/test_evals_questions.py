@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from glm3cli.errors import ConfigError, DataError
-from glm3cli.evals.ceval import CEVAL
-from glm3cli.evals.cmmlu import CMMLU
-from glm3cli.evals.mmlu import MMLU
 from glm3cli.evals.questions import read_subjects
+from glm3cli.evals.suites.ceval import CEVAL
+from glm3cli.evals.suites.cmmlu import CMMLU
+from glm3cli.evals.suites.mmlu import MMLU
 from tests.support.exam import write_csv, write_exam
 from tests.support.shared import SHARED, needs_shared
 

@@ -4,9 +4,6 @@ import math
 
 import pytest
 
-from glm3cli.evals.ceval import CEVAL
-from glm3cli.evals.cmmlu import CMMLU
-from glm3cli.evals.mmlu import MMLU
 from glm3cli.evals.results import (
     QuestionResult,
     mean_accuracy,
@@ -14,6 +11,9 @@ from glm3cli.evals.results import (
     tally_categories,
     tally_subjects,
 )
+from glm3cli.evals.suites.ceval import CEVAL
+from glm3cli.evals.suites.cmmlu import CMMLU
+from glm3cli.evals.suites.mmlu import MMLU
 
 
 def _questions(subject: str, choices: str) -> list[QuestionResult]:

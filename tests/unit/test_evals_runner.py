@@ -13,7 +13,7 @@ import pytest
 from glm3cli.config.evaluation import MmluConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
-from glm3cli.evals.runner import Status
+from glm3cli.evals.ledger import Status
 from glm3cli.infer.scoring import NextToken
 from glm3cli.parallel.groups import open_grid
 from tests.support.exam import (
