@@ -18,9 +18,13 @@ from glm3cli.config.convert import (
     ToHfConfig,
     ToMegatronConfig,
 )
+from glm3cli.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from glm3cli.checkpoint.convert.inspect import Inspection
+    from glm3cli.checkpoint.convert.serving import Server
     from glm3cli.config.convert import ConvertOptions
 
 app = typer.Typer(no_args_is_help=True, help="Convert a model between layouts, or look at one.")
@@ -77,12 +81,36 @@ def inspect(config: InspectConfig) -> None:
         with byte_progress() as report:
             checked = check(config.path, report)
     found = inspect(config.path)
+    served = config.server and _serving(config.path, config.server)
     if config.as_json:
-        typer.echo(json.dumps(asdict(found) | {"check": checked and asdict(checked)}))
-        return
-    _show(found)
-    if checked:
-        typer.echo(f"checked: {checked.files} files and {checked.tensors} tensors are as written")
+        values = asdict(found) | {"check": checked and asdict(checked), "for": served}
+        typer.echo(json.dumps(values))
+    else:
+        _show(found)
+        if checked:
+            typer.echo(
+                f"checked: {checked.files} files and {checked.tensors} tensors are as written"
+            )
+        if served and not served["obstacles"]:
+            typer.echo(f"{config.server} loads it as it is: {served['command']}")
+    if served and served["obstacles"]:
+        raise CheckpointError(
+            f"{config.server} doesn't load {found.path} as it is: {'; '.join(served['obstacles'])}",
+            "see `glm3 convert mg2hf --help`",
+        )
+
+
+def _serving(path: "Path", server: "Server") -> dict[str, Any]:
+    """Returns what keeps a program from loading a model, and the command with which it does."""
+    from glm3cli.checkpoint.convert.serving import how_to_use, obstacles
+    from glm3cli.checkpoint.locate import locate
+
+    location = locate(path)
+    return {
+        "server": server,
+        "obstacles": obstacles(location, server),
+        "command": how_to_use(location.folder, server),
+    }
 
 
 script.register(app)

@@ -126,6 +126,10 @@ tensor is read back and compared, and a `glm` folder is also loaded by transform
 to half a billion parameters has its logits compared. glm3-manifest.json notes where the folder
 comes from and the checksums of its files and tensors; `glm3 convert inspect --check` compares them
 again. DST gets config.json and the tokenizer's files, so that it can be used alone.
+
+vLLM and transformers load the layout glm as it is, MindIE and llama.cpp's converter the layout
+chatglm with the original code; `glm3 convert inspect FOLDER --for vllm` (mindie, llama.cpp,
+transformers) says by their rules what is in the way.
 """
 
 SCRIPT = """

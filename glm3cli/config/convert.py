@@ -147,6 +147,12 @@ class InspectConfig(Settings):
         default=False,
         description="Read everything and compare it with the folder's glm3-manifest.json.",
     )
+    server: Annotated[
+        Literal["vllm", "mindie", "llama.cpp", "transformers"] | None, Flag(name="for")
+    ] = Field(
+        default=None,
+        description="Say what keeps this program from loading the folder as it is, by its rules.",
+    )
     as_json: Annotated[bool, Flag(name="json")] = Field(
         default=False, description="Print one JSON object."
     )

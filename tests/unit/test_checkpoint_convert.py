@@ -161,7 +161,9 @@ def test_shards_of_the_given_size(hf, tmp_path):
 
 
 def test_companions_are_copied_byte_by_byte(hf, tmp_path):
-    (hf / "config.json").write_text(json.dumps(SMALL.to_hf() | {"auto_map": {"a": "b"}}, indent=7))
+    code = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
+    config = {"_name_or_path": "THUDM/chatglm3-6b", **SMALL.to_hf(), "auto_map": code}
+    (hf / "config.json").write_text(json.dumps(config, indent=7))
     convert(hf, tmp_path / "mg", options("mcore"))
     convert(tmp_path / "mg/iter_0000001", tmp_path / "back", options("chatglm"))
     for name in ("config.json", "tokenizer.model", "tokenizer_config.json"):
@@ -169,7 +171,7 @@ def test_companions_are_copied_byte_by_byte(hf, tmp_path):
     assert (tmp_path / "back/tokenization_chatglm.py").is_file()
     convert(hf, tmp_path / "cast", options("mcore", dtype="bf16"))
     config = json.loads((tmp_path / "cast/config.json").read_text())
-    assert (config["torch_dtype"], config["auto_map"]) == ("bfloat16", {"a": "b"})
+    assert (config["torch_dtype"], config["auto_map"]) == ("bfloat16", code)
 
 
 def test_result(hf, tmp_path):

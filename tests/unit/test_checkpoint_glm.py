@@ -159,10 +159,10 @@ def test_the_folder_is_complete(glm):
 
 
 def test_other_layouts_get_no_files_of_this_one(tmp_path, glm):
-    convert(glm, tmp_path / "back", CHATGLM)
-    names = {"config.json", "model.safetensors", "tokenizer.model"}
-    assert names_in(tmp_path / "back") == names
-    config = json.loads((tmp_path / "back/config.json").read_text())
+    convert(glm, tmp_path / "mg", ConvertOptions("mcore"))
+    names = {"config.json", "iter_0000001", "latest_checkpointed_iteration.txt", "tokenizer.model"}
+    assert names_in(tmp_path / "mg") == names
+    config = json.loads((tmp_path / "mg/config.json").read_text())
     assert config == SMALL.to_hf()
 
 

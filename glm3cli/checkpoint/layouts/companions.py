@@ -6,12 +6,12 @@ with them transformers needs no remote code. Per-rank files and `dist` get the c
 for models that the original remote code doesn't know, which have a config.json of the glm layout.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+from glm3cli.checkpoint.layouts.complete import complete, write_content
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.family.recognise import known
@@ -37,12 +37,13 @@ _log = logging.getLogger(__name__)
 
 
 def copy_companions(
-    source: Path, target: Path, model: ModelConfig, layout: Layout = "chatglm"
+    source: Path, target: Path, model: ModelConfig, layout: Layout = "mcore"
 ) -> None:
     """Puts the files that a model needs beside its weights into `target`.
 
-    For the glm layout they are made; for the others they are copied byte by byte. From a glm folder
-    to another layout only tokenizer.model is copied: the rest is for transformers.
+    For the glm layout they are made; for the others they are copied byte by byte, and those of the
+    chatglm layout then completed. From a glm folder to another layout only tokenizer.model is
+    copied: the rest is for transformers.
 
     config.json is rewritten only where it describes another model than `model` (after a cast, for
     instance), and made from `model` where there is none.
@@ -70,9 +71,11 @@ def copy_companions(
         config = None
     if config is not None and ModelConfig.from_file(config) == model:
         shutil.copyfile(config, target / "config.json")
-        return
-    content = _name(source) | model.to_config() if config is None else _updated(config, model)
-    _write(target / "config.json", content)
+    else:
+        content = _name(source) | model.to_config() if config is None else _updated(config, model)
+        write_content(target / "config.json", content)
+    if layout == "chatglm":
+        complete(target, stop_tokens, model.seq_length)
 
 
 def find_companion(source: Path, name: str) -> Path | None:
@@ -115,12 +118,12 @@ def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
         _log.warning("there is no %s, so the new folder has no tokenizer", FILE_NAME)
     else:
         tokenizer = Tokenizer.load(tokenizer_file)
-        _write(folder / "tokenizer.json", to_fast(tokenizer))
-        _write(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
+        write_content(folder / "tokenizer.json", to_fast(tokenizer))
+        write_content(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
         shutil.copyfile(tokenizer_file, folder / FILE_NAME)
     stops = stop_tokens(tokenizer)
-    _write(folder / "config.json", _name(source) | model.to_glm() | stops)
-    _write(folder / "generation_config.json", stops)
+    write_content(folder / "config.json", _name(source) | model.to_glm() | stops)
+    write_content(folder / "generation_config.json", stops)
 
 
 def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
@@ -149,9 +152,3 @@ def _places(source: Path) -> list[Path]:
 def _find(places: list[Path], name: str) -> Path | None:
     """Returns the path of the first file of this name in the folders, or None."""
     return next((place / name for place in places if (place / name).is_file()), None)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file as transformers formats them."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
