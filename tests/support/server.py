@@ -21,12 +21,14 @@ class Asking:
     Attributes:
         url: The URL of the server.
         tokenizer: The tokenizer of its model.
+        folder: The folder in which the model's folder stands.
         client: OpenAI's own client, which tries nothing twice.
         model: The name of the model.
     """
 
     def __init__(self, url: str, tokenizer: Tokenizer, key: str = "none") -> None:
         self.url, self.tokenizer = url, tokenizer
+        self.folder = tokenizer.path.parents[1]
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
 
     @functools.cached_property

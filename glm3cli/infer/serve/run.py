@@ -100,7 +100,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         family = socket.AF_INET6 if ":" in str(address[0]) else socket.AF_INET
-        return socket.create_server(address, family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+        # Connections inherit it: no part of a response waits until the one before has arrived.
+        # asyncio sets it where a socket's protocol has the number of TCP, which here is 0.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise ConfigError(
             f"--serve {host}:{port}: {error.strerror or error}", "give another address"
