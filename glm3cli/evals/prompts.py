@@ -78,7 +78,8 @@ def _encoded(
     """Returns the token ids of a prompt."""
     if not suite.is_chat:
         return [*tokenizer.prefix, *tokenizer.encode(suite.prompt(question, shots))]
-    from glm3cli.data.tokens.chat import Message, begin_turn
+    from glm3cli.data.tokens.chat import begin_turn
+    from glm3cli.data.tokens.messages import Message
 
     turns = [Message(role, text) for role, text in suite.turns(question, shots)]
     return begin_turn(tokenizer, turns)

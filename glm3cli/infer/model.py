@@ -11,7 +11,8 @@ from typing import Self, TypeVar
 
 import torch.distributed as dist
 
-from glm3cli.data.tokens.chat import Message, build_prompt
+from glm3cli.data.tokens.chat import build_prompt
+from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError
 from glm3cli.infer.decoding.grammar import text_of
@@ -271,5 +272,4 @@ class Model:
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Returns the ids of the tokens that end an answer: eos, and the roles that may speak next."""
-    roles = ("<|user|>", "<|observation|>")
-    return [tokenizer.eos_id, *(tokenizer.special(role) for role in roles)]
+    return list(tokenizer.ends)

@@ -85,7 +85,7 @@ def write_model(folder: Path, shape: dict[str, Any], tokenizer: Path) -> Path:
     source = RandomSource(model, seed=1, std=0.05)
     weights = {
         weight.name("chatglm", layer): source.read(weight, layer).clone()
-        for weight, layer in slots(model.num_layers)
+        for weight, layer in slots(model)
     }
     write_hf(folder / "chatglm", model=model, weights=weights)
     (folder / "chatglm" / "tokenization_chatglm.py").unlink()

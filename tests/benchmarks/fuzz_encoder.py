@@ -21,13 +21,16 @@ def main() -> None:
     options = parser.parse_args()
     plain, fast = Tokenizer.load(options.tokenizer), Tokenizer.load(options.tokenizer)
     fast.use_fast_encoder()
-    assert fast._fast is not None, "there is no fast encoder for this tokenizer"
-    pieces = [plain.pieces.id_to_piece(i) for i in range(plain.pieces.get_piece_size())]
+    assert fast.vocabulary._fast is not None, "there is no fast encoder for this tokenizer"
+    pieces = [
+        plain.vocabulary.pieces.id_to_piece(i)
+        for i in range(plain.vocabulary.pieces.get_piece_size())
+    ]
     start, count, size, left = time.monotonic(), 0, 0, 0
     differing = []
     for text in awkward_texts(pieces, options.texts, options.seed):
         count, size = count + 1, size + len(text)
-        left += fast._fast.encode(text) is None
+        left += fast.vocabulary._fast.encode(text) is None
         if fast.encode(text) != plain.encode(text):
             differing.append(text)
     print(

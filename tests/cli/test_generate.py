@@ -11,7 +11,9 @@ import torch
 from glm3cli.checkpoint.convert.random_model import write_random_model
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.random import RandomSource
-from glm3cli.data.tokens.chat import Message, build_prompt, parse_reply
+from glm3cli.data.tokens.chat import build_prompt
+from glm3cli.data.tokens.formats.base import parse_reply
+from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content
 from tests.support import reference

@@ -12,9 +12,13 @@ from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.random_model import write_random_model
 from glm3cli.checkpoint.random import RandomSource
 from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.family.members import CHATGLM3
 from glm3cli.config.model import ModelConfig
-from glm3cli.data.tokens.chat import TOOL_PROMPT, Message, build_prompt, call_text
-from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glm3cli.data.tokens.chat import build_prompt
+from glm3cli.data.tokens.formats.python_calls import call_text
+from glm3cli.data.tokens.formats.roles import TOOL_PROMPT
+from glm3cli.data.tokens.messages import Message
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from tests.support import in_transformers
 from tests.support.programs import printed
 from tests.support.shared import GOLDEN, SHARED, needs_shared
@@ -89,8 +93,8 @@ def test_the_whole_folder_is_read(exported, fast, ours):
     assert seen["eos"] == [ends, ends]
     assert seen["pad"] == [0, 0]
     assert (fast.eos_token_id, fast.pad_token_id, len(fast)) == (2, 0, ours.vocab_size)
-    assert fast.convert_tokens_to_ids([*SPECIAL_TOKENS]) == [*map(ours.special, SPECIAL_TOKENS)]
-    assert set(map(ours.special, SPECIAL_TOKENS)) <= set(fast.all_special_ids)
+    assert fast.convert_tokens_to_ids([*CHATGLM3.special]) == [*map(ours.special, CHATGLM3.special)]
+    assert set(map(ours.special, CHATGLM3.special)) <= set(fast.all_special_ids)
 
 
 def test_config_as_transformers_saves_it_again_is_read(exported, tmp_path):
@@ -121,7 +125,7 @@ def test_ids_of_real_texts_equal_ours(fast, ours):
     assert len(texts) >= NUM_TEXTS
     found = fast(texts, add_special_tokens=False)["input_ids"]
     split = fast(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    spelled = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, "</s>", "<unk>"))))
+    spelled = re.compile("|".join(map(re.escape, (*CHATGLM3.special, "</s>", "<unk>"))))
     differing = 0
     for text, plain, one in zip(texts, split, found, strict=True):
         assert plain == ours.encode(text)

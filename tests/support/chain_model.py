@@ -67,7 +67,7 @@ def write_chain_model(folder: Path, *pieces: str) -> Path:
     folder.mkdir()
     words = [piece for piece in pieces if piece not in _ROLES and not piece.startswith("<0x")]
     tokenizer = _write_tokenizer(folder / "tokens", words)
-    names = tokenizer.pieces
+    names = tokenizer.vocabulary.pieces
     ids = [tokenizer.special(p) if p in _ROLES else int(names.piece_to_id(p)) for p in pieces]
     assert names.unk_id() not in ids
     is_open = pieces[-1] in _ROLES or pieces[-1] in pieces[:-1]

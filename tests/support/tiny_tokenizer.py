@@ -9,7 +9,7 @@ import sentencepiece
 
 from glm3cli.data.tokens.tokenizer import Tokenizer
 
-_WORDS = (
+WORDS = (
     "the quick brown fox jumps over a lazy dog while seven wizards box 你好 世界 北京 天气 很 好"
 )
 
@@ -17,7 +17,7 @@ _WORDS = (
 @functools.cache
 def tiny_tokenizer_folder() -> Path:
     """Returns a folder that has a tokenizer.model of some 400 pieces."""
-    words = _WORDS.split()
+    words = WORDS.split()
     lines = [" ".join(words[i:] + words[:i]) for i in range(len(words))]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data.tokens.calls import ReplyStream, ToolCall, read_calls
-from glm3cli.data.tokens.chat import Message, call_text, parse_reply
+from glm3cli.data.tokens.calls import ReplyStream
+from glm3cli.data.tokens.formats.base import parse_reply
+from glm3cli.data.tokens.formats.python_calls import call_text, read_calls
+from glm3cli.data.tokens.messages import Message, ToolCall
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 CALL = "get_weather\n```python\ntool_call(city='北京', days=3)\n```"

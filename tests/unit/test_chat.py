@@ -7,16 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm3cli.data.preprocess import rows
-from glm3cli.data.tokens.chat import (
-    IGNORED_LABEL,
-    Message,
-    build_prompt,
-    build_sample,
-    call_text,
-    parse_reply,
-    system_turn,
-    truncate,
-)
+from glm3cli.data.tokens.chat import build_prompt, build_sample, truncate
+from glm3cli.data.tokens.formats.base import parse_reply
+from glm3cli.data.tokens.formats.python_calls import call_text
+from glm3cli.data.tokens.messages import IGNORED_LABEL, Message, system_turn
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
@@ -171,7 +165,7 @@ def test_a_cut_in_a_modellink_answer_keeps_eos():
 
 def test_system_turns_show_their_tools():
     tools = [{"name": "get_weather", "description": "天气"}]
-    text = Message("system", "Use:", tools=tools).text
+    text = tiny_tokenizer().chat.text(Message("system", "Use:", tools=tools))
     assert text == "Use:\n" + json.dumps(tools, indent=4, ensure_ascii=False)
 
 

@@ -16,10 +16,11 @@ from glm3cli.checkpoint.convert.inspect import inspect
 from glm3cli.checkpoint.convert.preflight import check_request
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.family.members import CHATGLM3
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
-from glm3cli.data.tokens.fast_tokenizer import check_fast, to_fast
-from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glm3cli.data.tokens.fast.tokenizer import check_fast, to_fast
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import CheckpointError, ConfigError, DataError
 from tests.support.checkpoints import SMALL, assert_same, random_weights, read_all, write_hf
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
@@ -340,11 +341,11 @@ def test_every_merge_makes_a_piece_and_the_special_tokens_have_their_ids():
     tokenizer = tiny_tokenizer()
     content = to_fast(tokenizer)
     vocab = content["model"]["vocab"]
-    assert len(vocab) == tokenizer.vocab_size - len(SPECIAL_TOKENS)
+    assert len(vocab) == tokenizer.vocab_size - len(CHATGLM3.special)
     made = [left + right for left, right in content["model"]["merges"]]
-    scores = [tokenizer.pieces.get_score(vocab[name]) for name in made]
+    scores = [tokenizer.vocabulary.pieces.get_score(vocab[name]) for name in made]
     assert scores == sorted(scores, reverse=True)
     added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    assert {name: added[name] for name in SPECIAL_TOKENS} == {
-        name: tokenizer.special(name) for name in SPECIAL_TOKENS
+    assert {name: added[name] for name in CHATGLM3.special} == {
+        name: tokenizer.special(name) for name in CHATGLM3.special
     }

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from glm3cli.config.evaluation import CustomConfig, MmluConfig
-from glm3cli.data.tokens.chat import Message, begin_turn
+from glm3cli.data.tokens.chat import begin_turn
+from glm3cli.data.tokens.messages import Message
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.custom import run_custom
 from glm3cli.evals.exact import ExactRule

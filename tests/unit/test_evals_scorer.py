@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from glm3cli.data.tokens.chat import Message, begin_turn, build_prompt
+from glm3cli.data.tokens.chat import begin_turn, build_prompt
+from glm3cli.data.tokens.messages import Message
 from glm3cli.errors import ConfigError
 from glm3cli.evals.harness.options import decoding_of
 from glm3cli.evals.harness.scorer import Scorer, windows

@@ -8,9 +8,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data.tokens import fast_encoder
-from glm3cli.data.tokens.fast_encoder import FastEncoder
 from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.data.tokens.vocabulary import fast_encoder
+from glm3cli.data.tokens.vocabulary.fast_encoder import FastEncoder
 from tests.support.awkward_texts import PARTS, awkward_texts
 from tests.support.shared import SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
@@ -22,7 +22,7 @@ def both(folder):
     """The same tokenizer with and without the fast encoder."""
     plain, fast = Tokenizer.load(folder), Tokenizer.load(folder)
     fast.use_fast_encoder()
-    assert fast._fast is not None
+    assert fast.vocabulary._fast is not None
     return plain, fast
 
 
@@ -37,7 +37,10 @@ def chatglm():
 
 
 def pieces_of(tokenizer):
-    return [tokenizer.pieces.id_to_piece(i) for i in range(tokenizer.pieces.get_piece_size())]
+    return [
+        tokenizer.vocabulary.pieces.id_to_piece(i)
+        for i in range(tokenizer.vocabulary.pieces.get_piece_size())
+    ]
 
 
 def assert_same(pair, text):
@@ -79,16 +82,16 @@ def test_real_texts(chatglm):
 
 def test_control_pieces_are_left_to_sentencepiece(tiny):
     _, fast = tiny
-    assert fast._fast.encode("a </s> b") is None
-    assert fast._fast.encode("a \ud800 b") is None
-    assert fast._fast.encode("a < /s> b") is not None
+    assert fast.vocabulary._fast.encode("a </s> b") is None
+    assert fast.vocabulary._fast.encode("a \ud800 b") is None
+    assert fast.vocabulary._fast.encode("a < /s> b") is not None
     assert 2 not in fast.encode("a </s> b")
     assert_same(tiny, "a </s> b")
 
 
 def test_a_renewed_memory_gives_the_same_ids(tiny, monkeypatch):
     monkeypatch.setattr(fast_encoder, "_CHARACTERS_BETWEEN_RENEWALS", 40)
-    encoder = FastEncoder.of(tiny[0].pieces)
+    encoder = FastEncoder.of(tiny[0].vocabulary.pieces)
     for text in ["the quick brown fox", "你好 世界 北京", "over a lazy dog"] * 5:
         assert encoder.encode(text).tolist() == tiny[0].encode(text)
 
@@ -116,7 +119,7 @@ def test_a_model_of_another_kind_is_left_to_sentencepiece(tmp_path, caplog, opti
     before = tokenizer.encode("new york is in")
     with caplog.at_level(logging.INFO):
         tokenizer.use_fast_encoder()
-    assert tokenizer._fast is None
+    assert tokenizer.vocabulary._fast is None
     assert "sentencepiece encodes everything" in caplog.text
     assert tokenizer.encode("new york is in") == before
 
@@ -125,7 +128,7 @@ def test_a_model_whose_ids_would_differ_is_left_to_sentencepiece(monkeypatch, ca
     real = FastEncoder.encode
     monkeypatch.setattr(FastEncoder, "encode", lambda self, text: real(self, text)[::-1])
     with caplog.at_level(logging.INFO):
-        assert FastEncoder.of(tiny_tokenizer().pieces) is None
+        assert FastEncoder.of(tiny_tokenizer().vocabulary.pieces) is None
     assert "gives other ids for this tokenizer" in caplog.text
 
 

@@ -10,7 +10,8 @@ from glm3cli.data.kinds import ANSWERS, instruction_file
 from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.first_look import FirstLook
 from glm3cli.data.samples.weighting import Weighting
-from glm3cli.data.tokens.chat import Message, build_sample
+from glm3cli.data.tokens.chat import build_sample
+from glm3cli.data.tokens.messages import Message
 from glm3cli.errors import DataError
 from tests.support.samples import write_documents, write_instructions
 from tests.support.tiny_tokenizer import tiny_tokenizer

@@ -37,12 +37,12 @@ TURNS = [("user", "the fox"), ("assistant", "jumps"), ("user", "and then"), ("as
 
 
 def spell(text):
-    return tiny_tokenizer().pieces.encode(text)
+    return tiny_tokenizer().vocabulary.pieces.encode(text)
 
 
 def special(name):
     names = "[MASK] [gMASK] [sMASK] sop eop <|system|> <|user|> <|assistant|> <|observation|>"
-    return tiny_tokenizer().pieces.get_piece_size() + names.split().index(name)
+    return tiny_tokenizer().vocabulary.pieces.get_piece_size() + names.split().index(name)
 
 
 def start():

@@ -9,7 +9,8 @@ from glm3cli.config.preprocess import HANDLERS, PreprocessConfig
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.handlers import Handler, build_handler, choose_columns
-from glm3cli.data.tokens.chat import Message, build_sample
+from glm3cli.data.tokens.chat import build_sample
+from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import ConfigError, DataError
 from tests.support.shared import SHARED, needs_shared
@@ -79,9 +80,9 @@ def test_openai_rows_with_tool_calls():
     }
     assert parsed("chat", row) == [
         [
-            Message("system", USE_TOOLS, tools=TOOLS),
+            Message("system", "", tools=TOOLS),
             Message("user", "天气"),
-            Message("assistant", CALL, "get_weather"),
+            Message("assistant", "", "get_weather", arguments=arguments),
             Message("observation", "20"),
             Message("assistant", "很 好", loss=False),
         ]
@@ -104,7 +105,7 @@ def test_share_gpt_rows_with_function_calls():
         [
             Message("system", "be kind", tools=TOOLS),
             Message("user", "天气"),
-            Message("assistant", CALL, "get_weather"),
+            Message("assistant", "", "get_weather", arguments=call["arguments"]),
             Message("observation", "20"),
             Message("assistant", "好"),
         ]

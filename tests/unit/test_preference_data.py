@@ -9,7 +9,8 @@ import pytest
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.preprocess.preferences.handlers import cut_prompts
 from glm3cli.data.preprocess.run import preprocess
-from glm3cli.data.tokens.chat import TOOL_PROMPT, Message, Sample, build_prompt, build_sample
+from glm3cli.data.tokens.chat import build_prompt, build_sample
+from glm3cli.data.tokens.messages import Message, Sample
 from glm3cli.errors import DataError
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
 
@@ -28,7 +29,7 @@ PAIRS: dict[str, tuple[dict[str, Any], list[Message]]] = {
     "messages": ({"messages": [USER], "chosen": YES, "rejected": NO}, [ASKED]),
     "messages with tools": (
         {"messages": [USER], "tools": json.dumps(TOOLS), "chosen": GOOD, "rejected": BAD},
-        [Message("system", TOOL_PROMPT, tools=TOOLS), ASKED],
+        [Message("system", "", tools=TOOLS), ASKED],
     ),
     "OpenAI": (
         {

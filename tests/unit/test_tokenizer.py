@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm3cli.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glm3cli.config.family.members import CHATGLM3
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 from tests.support.tiny_tokenizer import tiny_tokenizer, tiny_tokenizer_folder
@@ -44,7 +45,7 @@ def test_ids_and_decodings_are_the_original_ones(chatglm, case):
 @needs_shared
 def test_special_tokens_have_the_original_ids(chatglm):
     facts = json.loads((GOLDEN / "tokenizer.json").read_text("utf-8"))["facts"]
-    assert {name: chatglm.special(name) for name in SPECIAL_TOKENS} == facts["special_tokens"]
+    assert {name: chatglm.special(name) for name in CHATGLM3.special} == facts["special_tokens"]
     assert chatglm.vocab_size == facts["vocab_size"]
     assert list(chatglm.prefix) == facts["prefix_tokens"]
     assert (chatglm.eos_id, chatglm.pad_id) == (facts["eos_token_id"], facts["pad_token_id"])
@@ -64,7 +65,7 @@ def test_streaming_a_conversation_equals_the_original_decoding(chatglm):
 @given(ids=st.lists(st.integers(3, 64788), max_size=12))
 def test_decoding_equals_sentencepiece(ids):
     tokenizer = Tokenizer.load(SHARED / "chatglm3-6b")
-    assert tokenizer.decode(ids) == tokenizer._pieces.decode(ids)
+    assert tokenizer.decode(ids) == tokenizer.vocabulary.pieces.decode(ids)
 
 
 @settings(max_examples=300)
@@ -72,7 +73,7 @@ def test_decoding_equals_sentencepiece(ids):
 def test_decoding_bytes_equals_sentencepiece(ids):
     """Most of these ids are single bytes, and most of their runs are no valid UTF-8."""
     tokenizer = tiny_tokenizer()
-    assert tokenizer.decode(ids) == tokenizer._pieces.decode(ids)
+    assert tokenizer.decode(ids) == tokenizer.vocabulary.pieces.decode(ids)
 
 
 @settings(max_examples=300)
@@ -109,7 +110,7 @@ def test_ids_beyond_the_vocabulary_have_no_text():
 
 def test_text_that_looks_special_stays_text():
     tokenizer = tiny_tokenizer()
-    for name in (*SPECIAL_TOKENS, "</s>", "<unk>", "<0x0A>"):
+    for name in (*CHATGLM3.special, "</s>", "<unk>", "<0x0A>"):
         ids = tokenizer.encode(name)
         assert not any(tokenizer.is_special(token) for token in ids)
         assert tokenizer.decode(ids) == name
@@ -117,8 +118,8 @@ def test_text_that_looks_special_stays_text():
 
 def test_special_tokens_follow_a_vocabulary_of_any_size():
     tokenizer = tiny_tokenizer()
-    size = tokenizer._pieces.get_piece_size()
-    assert [tokenizer.special(name) for name in SPECIAL_TOKENS] == list(range(size, size + 9))
+    size = tokenizer.vocabulary.pieces.get_piece_size()
+    assert [tokenizer.special(name) for name in CHATGLM3.special] == list(range(size, size + 9))
     assert tokenizer.vocab_size == size + 9
 
 

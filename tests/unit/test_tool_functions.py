@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from glm3cli.data.tokens.calls import ToolCall
+from glm3cli.data.tokens.messages import ToolCall
 from glm3cli.infer.chat.functions import describe_functions
 from glm3cli.infer.chat.toolbox import read_tools
 

@@ -9,15 +9,15 @@ import pytest
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.trained import FLAGS
-from glm3cli.data.tokens.chat import Message, call_text
+from glm3cli.data.tokens.messages import Message
 from tests.support.preprocess_runs import outputs, run, write_lines
 from tests.unit.test_handlers import handler
 
 ARGUMENTS = {"city": "北京", "days": 2, "now": None}
 TEXT = json.dumps(ARGUMENTS, ensure_ascii=False)
-CALL = Message("assistant", call_text(ARGUMENTS), "weather")
+CALL = Message("assistant", "", "weather", arguments=ARGUMENTS)
 FUNCTION = {"name": "weather", "arguments": TEXT}
-BARE = Message("assistant", call_text({}), "weather")
+BARE = Message("assistant", "", "weather", arguments={})
 
 
 def read(*turns: object, column: str = "messages", **others: object) -> list[Message]:
@@ -88,9 +88,9 @@ def test_chatglm3s_turns_of_tools():
     )
     assert found[1:] == [
         Message("assistant", "I look it up"),
-        Message("assistant", call_text({"city": "北京"}), "weather"),
+        Message("assistant", "", "weather", arguments={"city": "北京"}),
         Message("observation", '{"温度": 20}'),
-        Message("assistant", call_text({}), "weather", loss=False),
+        Message("assistant", "", "weather", loss=False, arguments={}),
         Message("observation", "none"),
         Message("assistant", "done"),
     ]

@@ -71,13 +71,12 @@ def _check_original(model: ModelConfig, folder: Path) -> None:
 
 def _check_tokenizer(source: Path) -> None:
     """Checks that the model's tokenizer, if it has one, can be written as a tokenizer.json."""
-    from glm3cli.checkpoint.layouts.companions import find_companion
-    from glm3cli.data.tokens.fast_tokenizer import check_fast
-    from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
+    from glm3cli.checkpoint.layouts.companions import tokenizer_of
+    from glm3cli.data.tokens.fast.tokenizer import check_fast
 
-    file = find_companion(source, FILE_NAME)
-    if file is not None:
-        check_fast(Tokenizer.load(file))
+    tokenizer = tokenizer_of(source)
+    if tokenizer is not None:
+        check_fast(tokenizer)
 
 
 def check_legacy(parallel: ModelParallelConfig, model: ModelConfig) -> None:

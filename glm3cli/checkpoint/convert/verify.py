@@ -17,6 +17,7 @@ from glm3cli.checkpoint.convert.tensor_digests import tensor_digests
 from glm3cli.checkpoint.convert.transfer import Transfer, label
 from glm3cli.checkpoint.convert.verify_glm import verify_files, verify_logits
 from glm3cli.checkpoint.files.digests import Follower
+from glm3cli.checkpoint.layouts.companions import tokenizer_of
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.names import WEIGHTS, Layout, Weight
 from glm3cli.checkpoint.source import StoredSource
@@ -69,7 +70,7 @@ def verify(
             computes other logits than the source.
     """
     if layout == "glm":
-        verify_files(folder, target, transfer.plan.model)
+        verify_files(folder, target, transfer.plan.model, tokenizer_of(transfer.source.path))
     written = open_source(folder)
     hashed = follower.finish(written.files())
     _compare_tensors(written, target, transfer, report)

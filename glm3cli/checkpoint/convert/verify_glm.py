@@ -9,7 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor
 from glm3cli.checkpoint.layouts.companions import stop_tokens
 from glm3cli.config.glm import from_glm
 from glm3cli.config.model import ModelConfig
-from glm3cli.data.tokens.fast_tokenizer import to_fast
-from glm3cli.data.tokens.tokenizer import FILE_NAME, SPACE, Tokenizer
+from glm3cli.data.tokens.fast.tokenizer import to_fast
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device.dtypes import dtype_name
 from glm3cli.errors import CheckpointError, Glm3Error, StoppedError
 from glm3cli.host.memory import PrivateMemory
@@ -49,13 +49,14 @@ _STOPS = tuple(stop_tokens(None))  # the names of the ids that end and pad a rep
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
-def verify_files(folder: Path, target: Path, model: ModelConfig) -> None:
+def verify_files(folder: Path, target: Path, model: ModelConfig, ours: Tokenizer | None) -> None:
     """Loads config, generation config and tokenizer by transformers and compares them with ours.
 
     Args:
         folder: The new folder.
         target: The name that it is going to have, for messages.
         model: The shape of the model that was written.
+        ours: The tokenizer of the model; None without one.
 
     Raises:
         CheckpointError: transformers can't load a file, or reads something else from it.
@@ -63,8 +64,6 @@ def verify_files(folder: Path, target: Path, model: ModelConfig) -> None:
     with _sentences(target):
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-        file = folder / FILE_NAME
-        ours = Tokenizer.load(file) if file.is_file() else None
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
         _compare_shape(config.to_dict(), model, target / "config.json")
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -181,21 +180,27 @@ def _compare_shape(content: dict[str, Any], model: ModelConfig, path: Path) -> N
 def _compare_ids(found: Any, ours: Tokenizer) -> None:
     """Compares the ids of texts: some fixed ones, and the spelling of every piece.
 
-    Behind a line break, which no piece contains, every piece stands alone: the tokenizer puts a
-    space in front of a text.
+    Behind a line break, which no piece of sentencepiece contains, every piece stands alone: the
+    tokenizer puts a space in front of a text.
     """
     for text in _TEXTS:
         _same_ids(text, found(text)["input_ids"], ours)
-    pieces = ours.pieces
-    spellings = [
-        "\n" + pieces.id_to_piece(i).replace(SPACE, " ")
-        for i in range(pieces.get_piece_size())
-        if not (pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i))
-    ]
+    spellings = [f"\n{text}" for text in _spellings(ours)]
     # The spelling of a piece may contain that of a special token.
     all_ids = found(spellings, split_special_tokens=True)["input_ids"]
     for text, ids in zip(spellings, all_ids, strict=True):
         _same_ids(text, ids, ours)
+
+
+def _spellings(ours: Tokenizer) -> Iterator[str]:
+    """Yields the text of every token that has whole characters."""
+    for token in filter(ours.vocabulary.is_text, range(ours.vocabulary.size)):
+        piece = ours.piece(token)
+        if isinstance(piece, str):
+            yield piece
+        elif len(piece) > 1:
+            with suppress(UnicodeDecodeError):
+                yield piece.decode()
 
 
 def _compare_rules(found: Any, ours: Tokenizer) -> None:

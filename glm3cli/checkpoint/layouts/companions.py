@@ -16,13 +16,16 @@ from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.family.recognise import known
 from glm3cli.config.model import ModelConfig, is_glm
-from glm3cli.data.tokens.fast_tokenizer import to_fast, to_fast_config
-from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
+from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
+from glm3cli.data.tokens.tokenizer import Tokenizer
+from glm3cli.data.tokens.vocabulary.opening import FILE_NAME, JSON_NAME
+from glm3cli.data.tokens.vocabulary.ranks import has_ranks
 from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json
 
 COMPANIONS = (
     FILE_NAME,
+    JSON_NAME,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "tokenization_chatglm.py",
@@ -31,8 +34,6 @@ COMPANIONS = (
     "quantization.py",
     "generation_config.json",
 )
-# A reply also ends where somebody else's turn begins.
-_ENDS = ("<|user|>", "<|observation|>")
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +64,9 @@ def copy_companions(
     places = _places(source)
     config = _find(places, "config.json")
     is_other = config is not None and is_glm(config)
-    for name in (FILE_NAME,) if is_other else COMPANIONS:
+    has_model = _find(places, FILE_NAME) is not None
+    needed = (FILE_NAME,) if has_model else (JSON_NAME, "tokenizer_config.json")
+    for name in needed if is_other else COMPANIONS:
         found = _find(places, name)
         if found is not None:
             shutil.copyfile(found, target / name)
@@ -72,7 +75,7 @@ def copy_companions(
     if config is not None and ModelConfig.from_file(config) == model:
         shutil.copyfile(config, target / "config.json")
     else:
-        content = _name(source) | model.to_config() if config is None else _updated(config, model)
+        content = _fresh(source, model) if config is None else _updated(config, model)
         write_content(target / "config.json", content)
     if layout == "chatglm":
         complete(target, stop_tokens, model.seq_length)
@@ -91,14 +94,41 @@ def find_companion(source: Path, name: str) -> Path | None:
     return _find(_places(source), name)
 
 
+def tokenizer_of(source: Path) -> Tokenizer | None:
+    """Returns the tokenizer of a model, or of another folder with such files; None without one.
+
+    Raises:
+        DataError: The file isn't a vocabulary.
+    """
+    file = _tokenizer_file(source)
+    return Tokenizer.load(file) if file else None
+
+
+def _tokenizer_file(source: Path) -> Path | None:
+    """Returns the path of a model's vocabulary; None if there is none."""
+    found = (find_companion(source, name) for name in (FILE_NAME, JSON_NAME))
+    return next(filter(None, found), None)
+
+
 def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Returns the ids that end and pad a reply, under their names in transformers' config files.
 
     Args:
         tokenizer: The model's tokenizer; without one only the ids that ChatGLM3 fixes are known.
     """
-    ends = [] if tokenizer is None else [tokenizer.special(name) for name in _ENDS]
-    return {"eos_token_id": [Tokenizer.eos_id, *ends], "pad_token_id": Tokenizer.pad_id}
+    if tokenizer is None:
+        return {"eos_token_id": [2], "pad_token_id": 0}
+    return {"eos_token_id": list(tokenizer.ends), "pad_token_id": tokenizer.pad_id}
+
+
+def _fresh(source: Path, model: ModelConfig) -> dict[str, Any]:
+    """Returns the content of a new config.json beside weights that aren't in the layout glm."""
+    content = _name(source) | model.to_config()
+    file = _tokenizer_file(source)
+    # The original config.json of models with sentencepiece names the end token alone.
+    if file is not None and has_ranks(file):
+        content |= stop_tokens(Tokenizer.load(file))
+    return content
 
 
 def _name(source: Path) -> dict[str, Any]:
@@ -113,14 +143,14 @@ def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
 
     tokenizer.model is copied as well, which glm3 itself reads.
     """
-    tokenizer, tokenizer_file = None, find_companion(source, FILE_NAME)
-    if tokenizer_file is None:
+    tokenizer = tokenizer_of(source)
+    if tokenizer is None:
         _log.warning("there is no %s, so the new folder has no tokenizer", FILE_NAME)
     else:
-        tokenizer = Tokenizer.load(tokenizer_file)
         write_content(folder / "tokenizer.json", to_fast(tokenizer))
         write_content(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
-        shutil.copyfile(tokenizer_file, folder / FILE_NAME)
+        if tokenizer.path.name == FILE_NAME:
+            shutil.copyfile(tokenizer.path, folder / FILE_NAME)
     stops = stop_tokens(tokenizer)
     write_content(folder / "config.json", _name(source) | model.to_glm() | stops)
     write_content(folder / "generation_config.json", stops)

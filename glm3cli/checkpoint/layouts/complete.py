@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.config.family.recognise import recognise
-from glm3cli.data.tokens.fast_tokenizer import to_fast, to_fast_config
-from glm3cli.data.tokens.tokenizer import FILE_NAME, Tokenizer
+from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 from glm3cli.host.parsing import read_json
 
@@ -40,11 +40,12 @@ def complete(
         length: The longest sequence that the model was trained on, in tokens.
     """
     config = read_json(folder / "config.json")
-    named = {} if config.get(_NAME) else {_NAME: recognise(folder).repository}
-    _replace(folder / "config.json", config, named | _without_missing(config, folder))
     tokenizer = None
     with suppress(DataError):
-        tokenizer = Tokenizer.load(folder / FILE_NAME)
+        tokenizer = Tokenizer.load(folder)
+    member = tokenizer.member if tokenizer else recognise(folder)
+    named = {} if config.get(_NAME) else {_NAME: member.repository}
+    _replace(folder / "config.json", config, named | _without_missing(config, folder))
     if not (folder / "generation_config.json").exists():
         write_content(folder / "generation_config.json", stops(tokenizer))
     path = folder / "tokenizer_config.json"

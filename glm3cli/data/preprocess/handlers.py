@@ -3,7 +3,7 @@
 They run in the worker processes, so they import nothing heavy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,10 +12,11 @@ import numpy as np
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.kinds import INSTRUCTION_KEYS, WEIGHTS_KEY
 from glm3cli.data.preprocess import rows
-from glm3cli.data.preprocess.document import Document, Ids, utf8_size
+from glm3cli.data.preprocess.document import Document, Ids, utf8_size, written_sample, written_size
 from glm3cli.data.preprocess.fields import Row, RowError, text_of, weight_of
 from glm3cli.data.preprocess.preferences.handlers import PreferenceHandler
-from glm3cli.data.tokens.chat import Message, Template, build_sample, truncate
+from glm3cli.data.tokens.chat import Template, truncate
+from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
@@ -114,10 +115,9 @@ class ConversationHandler:
             RowError: The row isn't of the expected form, or has no assistant turn to train.
         """
         document, weight = Document(), weight_of(row)
-        for conversation in self.conversations(row):
-            messages = self._up_to_last_trained(conversation)
-            document.text_bytes += sum(utf8_size(message.text) for message in messages)
-            whole = build_sample(self.tokenizer, messages, self.template, self.append_eod)
+        for messages in self._samples_of(row):
+            document.text_bytes += written_size(self.tokenizer, messages)
+            whole = written_sample(self.tokenizer, messages, self.template, self.append_eod)
             sample = truncate(self.tokenizer, whole, self.seq_length) if self.seq_length else whole
             if sample is None or not weight:
                 document.num_dropped += 1
@@ -129,6 +129,21 @@ class ConversationHandler:
             for key, ids in zip(self.keys, values, strict=True):
                 document.sequences.setdefault(key, []).append(ids)
         return document
+
+    def _samples_of(self, row: Row) -> Iterator[list[Message]]:
+        """Yields the turns of each sample: a conversation's, or those up to each of its answers.
+
+        Raises:
+            RowError: The row isn't of the expected form, or has no assistant turn to train.
+        """
+        for conversation in self.conversations(row):
+            messages = self._up_to_last_trained(conversation)
+            if self.template == "modellink" or self.tokenizer.chat.trains_all:
+                yield messages
+                continue
+            for place, message in enumerate(messages):
+                if message.role == "assistant" and message.loss:
+                    yield messages[: place + 1]
 
     def _up_to_last_trained(self, messages: list[Message]) -> list[Message]:
         """Returns the turns of a conversation that a sample is made of.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from glm3cli.data.preprocess.fields import Row, RowError, list_of, shown, text_of
 from glm3cli.data.preprocess.turns import read_turns, tools_of
-from glm3cli.data.tokens.chat import Message, system_turn
+from glm3cli.data.tokens.messages import Message, system_turn
 
 
 def alpaca(row: Row, joined: bool) -> list[Message]:

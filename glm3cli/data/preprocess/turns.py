@@ -24,7 +24,7 @@ from glm3cli.data.preprocess.fields import (
     text_of,
 )
 from glm3cli.data.preprocess.trained import is_trained
-from glm3cli.data.tokens.chat import ROLES, Message, Role, call_text
+from glm3cli.data.tokens.messages import ROLES, Message, Role
 
 _SPEAKERS: dict[str, Role] = {
     **{role: role for role in ROLES},
@@ -178,7 +178,7 @@ def _call(call: Any, place: str, loss: bool) -> Message:
     arguments = (json_of(function, key, place) if key else None) or {}
     if not isinstance(arguments, Mapping):
         raise RowError(f"{place}.{key}", f"expected an object, got {shown(arguments)}")
-    return Message("assistant", call_text(arguments), function["name"], loss=loss)
+    return Message("assistant", "", function["name"], loss=loss, arguments=arguments)
 
 
 def _check_no_other_calls(turn: Row, place: str) -> None:

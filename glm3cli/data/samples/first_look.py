@@ -18,7 +18,7 @@ from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.fitting import fitting
 from glm3cli.data.samples.splits import document_ranges
 from glm3cli.data.samples.weighting import Weighting
-from glm3cli.data.tokens.chat import IGNORED_LABEL, ROLES
+from glm3cli.data.tokens.messages import IGNORED_LABEL, ROLES
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 
@@ -158,7 +158,8 @@ class FirstLook:
         """Yields what will make a bad model, as sentences."""
         several = len(documents) > 1
         ends = {self.tokenizer.eos_id}
-        ends |= {self.tokenizer.special(f"<|{role}|>") for role in ROLES}
+        roles = {f"<|{role}|>" for role in ROLES}
+        ends |= {i for name, i in self.tokenizer.special_tokens.items() if name in roles}
         if not any(document.trained[-1] and document.ids[-1] in ends for document in documents):
             yield (
                 "no sample ends with a trained end token or role, so the model won't learn to end "

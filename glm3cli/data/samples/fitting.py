@@ -10,7 +10,7 @@ import numpy as np
 
 from glm3cli.data.indexed import read_lengths, read_tokens
 from glm3cli.data.kinds import ANSWERS, DataKind
-from glm3cli.data.tokens.chat import IGNORED_LABEL
+from glm3cli.data.tokens.messages import IGNORED_LABEL
 from glm3cli.errors import DataError
 
 

@@ -19,7 +19,7 @@ from glm3cli.data.samples.spec import (
     open_tokens,
 )
 from glm3cli.data.samples.splits import document_ranges
-from glm3cli.data.tokens.chat import IGNORED_LABEL
+from glm3cli.data.tokens.messages import IGNORED_LABEL
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 

@@ -17,7 +17,7 @@ from glm3cli.data.indexed import read_lengths
 from glm3cli.data.kinds import FEEDBACK, PAIRS
 from glm3cli.data.samples.instructions import InstructionDataset, build_documents, joined
 from glm3cli.data.samples.spec import DataSpec, Sample, VariedDataset
-from glm3cli.data.tokens.chat import IGNORED_LABEL
+from glm3cli.data.tokens.messages import IGNORED_LABEL
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from glm3cli.data.tokens.chat import IGNORED_LABEL
+from glm3cli.data.tokens.messages import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

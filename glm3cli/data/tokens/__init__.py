@@ -1,10 +1,11 @@
 """Turns text and conversations into token ids and back; without torch.
 
-Begin with `tokenizer`: `Tokenizer` gives exactly the ids of ChatGLM3's own tokenizer. `chat` turns
-conversations into prompts (`build_prompt`) and training samples (`build_sample`), and replies back
-into messages (`parse_reply`). `calls` reads the tool calls of an answer, whole or token by token.
-All may be imported from everywhere above: preprocess, samples, training, generation and evaluation.
+Begin with `tokenizer`: `Tokenizer` gives exactly the ids of the model's own tokenizer, by a
+`vocabulary` of either kind. `messages` has the turns of a conversation. `chat` turns them into
+prompts (`build_prompt`) and training samples (`build_sample`) by the model's chat format, of which
+`formats` has one for each kind of member. `calls` reads the turns and tool calls of an answer,
+whole or token by token. All may be imported from everywhere above: preprocess, samples, training,
+generation and evaluation.
 
-`fast_encoder` makes encoding faster and is used by `tokenizer` only. `fast_tokenizer` writes the
-tokenizer as files for transformers and is used by the export of checkpoints.
+`fast` writes the tokenizer as files for transformers and is used by the export of checkpoints.
 """

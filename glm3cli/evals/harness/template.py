@@ -1,13 +1,14 @@
-"""ChatGLM3's chat template as a text, in which lm-evaluation-harness carries conversations.
+"""Conversations as texts, in which lm-evaluation-harness carries them.
 
 The harness knows texts alone. A turn is written as a mark with the name of its role, and its
-content; `token_ids` makes of a mark what stands before a content in ChatGLM3's template.
+content; `token_ids` makes of them what the model's chat format does.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
-from glm3cli.data.tokens.chat import ROLES
+from glm3cli.data.tokens.chat import begin_turn
+from glm3cli.data.tokens.messages import ROLES, Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
 
 # A role's name between two characters that no text for people has.
@@ -32,7 +33,8 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     if not pieces:
         return tokenizer.encode(text)
     ids = tokenizer.encode(before) if before else []
-    for role, content in zip(pieces[::2], pieces[1::2], strict=True):
-        ids += [tokenizer.special(f"<|{role}|>"), *tokenizer.encode("\n")]
-        ids += tokenizer.encode(content) if content else []
-    return ids
+    turns = [
+        Message.from_dict({"role": role, "content": content})
+        for role, content in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+    return [*ids, *begin_turn(tokenizer, turns)[len(tokenizer.prefix) :]]

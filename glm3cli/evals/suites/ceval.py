@@ -3,8 +3,6 @@
 The questions are those of the split `val`, because the answers of `test` are not public.
 """
 
-# ruff: noqa: RUF001 - the prompts are Chinese, and so is their punctuation
-
 from glm3cli.evals.suite import Suite, titled
 
 # Subjects and their titles by category, from subject_mapping.json of github.com/hkust-nlp/ceval.

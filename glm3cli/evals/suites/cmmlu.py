@@ -1,7 +1,5 @@
 """CMMLU (github.com/haonan-li/CMMLU): 67 subjects in Chinese, 15 of them specific to China."""
 
-# ruff: noqa: RUF001 - the prompts are Chinese, and so is their punctuation
-
 from glm3cli.evals.suite import Suite, titled
 
 # Subjects and their titles by category, from src/categories.py of github.com/haonan-li/CMMLU.

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
-from glm3cli.data.tokens.calls import ToolCall, read_calls
-from glm3cli.data.tokens.chat import Message, Role, system_turn
+from glm3cli.data.tokens.formats.base import ChatFormat
+from glm3cli.data.tokens.formats.table import FORMATS
+from glm3cli.data.tokens.messages import Message, Role, ToolCall, system_turn
 from glm3cli.errors import DataError
 from glm3cli.host import parsing
 from glm3cli.host.files import write_text
@@ -23,11 +24,13 @@ class Conversation:
         system: The system text; "" for none.
         tools: The tools that the model may call, as JSON values; None for none.
         turns: The turns after the system's.
+        chat: How the model's turns are written, and its calls.
     """
 
     system: str = ""
     tools: Any = None
     turns: list[Message] = field(default_factory=list)
+    chat: ChatFormat = FORMATS["chatglm3"]
 
     @property
     def messages(self) -> list[Message]:
@@ -38,7 +41,7 @@ class Conversation:
     @property
     def calls(self) -> list[ToolCall]:
         """The tool calls of the last turn; none if it is a text."""
-        return read_calls(self.turns[-1]) if self.turns else []
+        return self.chat.read_calls(self.turns[-1]) if self.turns else []
 
     def say(self, text: str) -> None:
         """Adds a turn: what a tool has returned if the last turn calls one, else the user's."""
@@ -87,7 +90,8 @@ class Conversation:
             raise DataError(f"{path}: {error}", 'write {"messages": [...]}') from None
         first = messages[0] if messages[0].role == "system" else Message("system", "")
         self.system, self.tools = first.content, first.tools
-        self.turns = messages[1:] if first is messages[0] else messages
+        turns = messages[1:] if first is messages[0] else messages
+        self.turns = [replace(one, content=self.chat.text(one), arguments=None) for one in turns]
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from glm3cli.data.tokens.calls import ReplyStream, ToolCall
-from glm3cli.data.tokens.chat import Message, build_prompt
+from glm3cli.data.tokens.calls import ReplyStream
+from glm3cli.data.tokens.chat import build_prompt
+from glm3cli.data.tokens.messages import Message, ToolCall
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import Glm3Error
 from glm3cli.infer.chat.answers import Answers

@@ -54,7 +54,7 @@ def talk(config: GenerateConfig, terminal: "Terminal") -> None:
             model.tokenizer,
             answers,
             terminal,
-            Conversation(config.system or "", toolbox.tools),
+            Conversation(config.system or "", toolbox.tools, chat=model.tokenizer.chat),
             toolbox,
             config.seed,
             config.run_tools,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glm3cli.data.tokens.calls import ToolCall
+from glm3cli.data.tokens.messages import ToolCall
 from glm3cli.errors import DataError
 from glm3cli.infer.chat.conversation import read_json
 from glm3cli.infer.chat.functions import describe_functions

@@ -193,9 +193,12 @@ class _Entries:
         special = set(self.special_token_ids)
         self.tokens = [b"<|%d|>" % i if i in special else _bytes_of(tokenizer, i) for i in ids]
         self._encode = tokenizer.encode
+        self._hides_spaces = tokenizer.hidden_spaces > 0
         self._border = tokenizer.encode("\n")
 
     def __call__(self, text: str) -> list[int]:
+        if not self._hides_spaces:
+            return self._encode(text)
         # A line break merges with nothing: what comes after it has no hidden space in front.
         return self._encode(f"\n{text}")[len(self._border) :]
 
@@ -205,4 +208,4 @@ def _bytes_of(tokenizer: "Tokenizer", token: int) -> bytes:
     if tokenizer.is_special(token):
         return b""
     piece = tokenizer.piece(token)
-    return bytes([piece]) if isinstance(piece, int) else piece.encode()
+    return piece if isinstance(piece, bytes) else piece.encode()

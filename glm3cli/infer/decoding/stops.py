@@ -34,7 +34,7 @@ class StopTexts:
         while first > 0 and size < self._longest:
             first -= 1
             piece = self._tokenizer.piece(tokens[first])
-            size += 1 if isinstance(piece, int) else len(piece.encode())
+            size += len(piece if isinstance(piece, bytes) else piece.encode())
         text = self._tokenizer.decode(tokens[max(first, 0) :])
         return any(stop in text for stop in self._stops)
 

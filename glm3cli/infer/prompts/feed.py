@@ -231,5 +231,5 @@ class Feed:
             for token in tokens:
                 stream.push(token)
             stream.finish()
-            record["message"] = to_openai(stream.messages)
+            record["message"] = to_openai(stream.messages, self._tokenizer.chat)
         return record

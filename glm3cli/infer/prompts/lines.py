@@ -1,5 +1,6 @@
 """Reads the lines of a prompts file, whose forms are described at `parse_line`."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 from glm3cli.config.inference import SamplingOptions
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
-from glm3cli.data.tokens.chat import Message
+from glm3cli.data.tokens.messages import Message
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.parsing import parse_json
 
@@ -161,10 +162,16 @@ def parse_line(line: bytes, number: int, options: SamplingOptions, seed: int) ->
         prompt = messages[-1].content
     if not prompt:
         raise LineError("has an empty prompt", _HINT)
-    said = [prompt, *(message.text for message in messages or ())]
+    said = [prompt, *(text for message in messages or () for text in _texts(message))]
     if any(0xD800 <= ord(character) < 0xE000 for text in said for character in text):
         raise LineError("has half of a character (a lone surrogate) in its prompt", "mend the line")
     return PromptLine(number, prompt, messages, _own(options, value), _seed(value, seed))
+
+
+def _texts(message: Message) -> tuple[str, ...]:
+    """Returns the texts that a turn is written of."""
+    values = json.dumps([message.tools, message.arguments], ensure_ascii=False)
+    return message.content, message.metadata, values
 
 
 def _json(line: bytes) -> Any:

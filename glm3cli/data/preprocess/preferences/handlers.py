@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.kinds import FEEDBACK, INSTRUCTION_KEYS, PAIRS, DataKind
-from glm3cli.data.preprocess.document import Document, utf8_size
+from glm3cli.data.preprocess.document import Document, written_sample, written_size
 from glm3cli.data.preprocess.fields import Row
 from glm3cli.data.preprocess.preferences import rows
-from glm3cli.data.tokens.chat import IGNORED_LABEL, Message, Sample, Template, build_sample
+from glm3cli.data.tokens.chat import Template
+from glm3cli.data.tokens.messages import IGNORED_LABEL, Message, Sample
 from glm3cli.data.tokens.tokenizer import Tokenizer
 
 
@@ -79,9 +80,10 @@ class PreferenceHandler:
     def _document(self, prompt: list[Message], answers: dict[int, list[Message]]) -> Document:
         """Encodes a prompt with each of its answers, which are given by their segment ids."""
         said = [prompt, *answers.values()]
-        document = Document(text_bytes=sum(utf8_size(turn.text) for part in said for turn in part))
+        turns = (turn for part in said for turn in part)
+        document = Document(text_bytes=written_size(self.tokenizer, turns))
         whole = [
-            build_sample(self.tokenizer, [*prompt, *answer], self.template, self.append_eod)
+            written_sample(self.tokenizer, [*prompt, *answer], self.template, self.append_eod)
             for answer in answers.values()
         ]
         if len(whole) > 1 and whole[0].input_ids == whole[1].input_ids:

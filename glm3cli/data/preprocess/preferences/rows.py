@@ -11,7 +11,7 @@ from typing import Any
 
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import Row, RowError, text_of
-from glm3cli.data.tokens.chat import Message
+from glm3cli.data.tokens.messages import Message
 
 # Columns of a prompt, in the order in which they are looked for.
 _PROMPTS = ("prompt", "messages", "conversations", "instruction")

@@ -8,9 +8,11 @@ from typing import Any
 from glm3cli.config.inference import COLDEST, SamplingOptions
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
-from glm3cli.data.tokens.chat import Message, build_prompt
+from glm3cli.data.tokens.chat import build_prompt
+from glm3cli.data.tokens.formats.base import ChatFormat
+from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from glm3cli.errors import ConfigError
+from glm3cli.errors import ConfigError, DataError
 from glm3cli.infer.decoding.grammar import from_lark, from_schema
 from glm3cli.infer.decoding.rules import Decoding, to_decoding
 from glm3cli.infer.serve.protocol.bodies import ChatBody, CompletionBody, SamplingBody
@@ -110,13 +112,13 @@ class Reader:
         is_plain = False
         if isinstance(body.tool_choice, Mapping):
             name = chosen_name(body.tool_choice, functions)
-            grammar = _grammar_of_call({name: functions[name]})
+            grammar = _grammar_of_call({name: functions[name]}, self.tokenizer.chat)
         elif body.tool_choice == "required":
-            grammar = _grammar_of_call(functions)
+            grammar = _grammar_of_call(functions, self.tokenizer.chat)
         elif (grammar := _grammar_of_format(body.response_format)) or body.tool_choice == "none":
             is_plain, tools = True, frozenset()
             # An answer that is no call has an empty line where a call has the name of its tool.
-            ids += self.tokenizer.encode("\n")
+            ids += self.tokenizer.chat.text_start(self.tokenizer)
         wanted = body.max_completion_tokens or body.max_tokens or self.max_tokens
         decoding = self._decoding(body, body.top_logprobs if body.logprobs else None)
         room = self._room(Prompt(ids), wanted, 1)
@@ -146,7 +148,10 @@ class Reader:
             turns: list[Message] = rows.openai(row)
         except RowError as error:
             raise ApiError(str(error), error.field.partition("[")[0] or None) from None
-        return build_prompt(self.tokenizer, turns)
+        try:
+            return build_prompt(self.tokenizer, turns)
+        except DataError as error:
+            raise ApiError(f"{error.message}; {error.hint}", "messages") from None
 
     def _prompt(self, given: str | list[int]) -> Prompt:
         """Returns a prompt with the prefix, of which token ids may have a part already."""
@@ -228,14 +233,14 @@ def _seed(body: SamplingBody) -> int:
     return secrets.randbits(62) if body.seed is None else body.seed % 2**62
 
 
-def _grammar_of_call(functions: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the grammar of a call of one of some functions.
+def _grammar_of_call(functions: Mapping[str, Mapping[str, Any]], chat: ChatFormat) -> str:
+    """Returns the grammar of a call of one of some functions, as a chat format writes it.
 
     Raises:
         ApiError: A parameter's schema has what llguidance doesn't know.
     """
     try:
-        return from_lark(call_grammar(functions), "tools")
+        return from_lark(call_grammar(functions, chat.calls), "tools")
     except ConfigError as error:
         raise ApiError(error.message, "tools") from None
 

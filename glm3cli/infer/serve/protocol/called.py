@@ -1,15 +1,16 @@
 r"""The grammar of a tool call that must come, in llguidance's dialect of Lark.
 
-A call is written as ChatGLM3 writes it (see `data.tokens.calls`): the name of the tool, and a block
-of Python code with `tool_call(city='Beijing', days=3)`. The arguments follow the JSON schema of the
-tool's parameters: those that are required are there, in the order of the schema, and each value is
+A call is written as the model's chat format writes it (see `data.tokens.formats`). GLM-4's is the
+name of the tool and its arguments as JSON. ChatGLM3's is the name and a block of Python code with
+`tool_call(city='Beijing', days=3)`; there the arguments follow the JSON schema of the tool's
+parameters, too: those that are required are there, in the order of the schema, and each value is
 one that its schema allows, written as JSON or, where that is plain text, as Python.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from glm3cli.infer.decoding.grammar import WHITESPACE
 from glm3cli.infer.serve.protocol.errors import ApiError
@@ -64,12 +65,22 @@ def chosen_name(choice: Mapping[str, Any], functions: Mapping[str, Any]) -> str:
     return str(name)
 
 
-def call_grammar(functions: Mapping[str, Mapping[str, Any]]) -> str:
+def call_grammar(
+    functions: Mapping[str, Mapping[str, Any]], language: Literal["python", "json"] | None
+) -> str:
     """Returns the grammar of one call of one of some functions.
 
+    Args:
+        functions: The functions, by their names.
+        language: The language in which the model writes calls; None if it knows none.
+
     Raises:
-        ApiError: An argument has a name that can't be written.
+        ApiError: An argument has a name that can't be written, or the model knows no calls.
     """
+    if language is None:
+        raise ApiError("this model knows no calls of tools", "tools")
+    if language == "json":
+        return _json_grammar(functions)
     rules, calls = [], []
     for number, (name, function) in enumerate(functions.items()):
         begin = json.dumps(f"{name}\n```python\ntool_call(", ensure_ascii=False)
@@ -77,6 +88,16 @@ def call_grammar(functions: Mapping[str, Mapping[str, Any]]) -> str:
         calls.append(f"({begin} args_{number} {end})")
         rules += _arguments(number, function.get("parameters") or {})
     return "\n".join([f"start: {' | '.join(calls)}", *rules, _TEXT, _KEY])
+
+
+def _json_grammar(functions: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the grammar of one call whose arguments are JSON."""
+    calls = []
+    for name, function in functions.items():
+        begin = json.dumps(f"{name}\n", ensure_ascii=False)
+        schema = {"type": "object", **(function.get("parameters") or {})}
+        calls.append(f"({begin} {_value(schema)})")
+    return f"start: {' | '.join(calls)}"
 
 
 def _arguments(number: int, schema: Mapping[str, Any]) -> list[str]:

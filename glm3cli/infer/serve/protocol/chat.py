@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from glm3cli.data.tokens.calls import ToolCall
+from glm3cli.data.tokens.messages import ToolCall
 from glm3cli.infer.serve.protocol.answer import Answer
 from glm3cli.infer.serve.protocol.asked import Asked, Reader
 from glm3cli.infer.serve.protocol.bodies import ChatBody

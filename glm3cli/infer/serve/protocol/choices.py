@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from glm3cli.data.tokens.calls import ReplyStream, ToolCall
+from glm3cli.data.tokens.calls import ReplyStream
+from glm3cli.data.tokens.messages import ToolCall
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.infer.decoding.grammar import GrammarStream
 from glm3cli.infer.decoding.rules import Decoding

@@ -70,17 +70,30 @@ def _shown(token: Token, count: int) -> list[tuple[int, float]]:
 def _entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
     """Returns a token of a chat with its bytes."""
     piece = tokenizer.piece(token)
-    data = bytes([piece]) if isinstance(piece, int) else piece.encode()
-    name = f"\\x{piece:02x}" if isinstance(piece, int) else piece or tokenizer.token_name(token)
+    data = piece if isinstance(piece, bytes) else piece.encode()
+    name = _text(piece) or _escaped(data) or tokenizer.token_name(token)
     return {"token": name, "logprob": _finite(logprob), "bytes": list(data)}
 
 
 def _name(tokenizer: Tokenizer, token: int) -> str:
     """Returns how a completion names a token."""
     piece = tokenizer.piece(token)
-    if isinstance(piece, int):
-        return f"bytes:\\x{piece:02x}"
-    return piece or tokenizer.token_name(token)
+    if isinstance(piece, bytes) and not _text(piece):
+        return f"bytes:{_escaped(piece)}"
+    return _text(piece) or tokenizer.token_name(token)
+
+
+def _text(piece: str | bytes) -> str:
+    """Returns the text of a token; "" for bytes that are no whole characters."""
+    try:
+        return piece if isinstance(piece, str) else piece.decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _escaped(data: bytes) -> str:
+    """Returns bytes as they are written within a text."""
+    return "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(number: float) -> float:

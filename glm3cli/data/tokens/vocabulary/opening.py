@@ -1,0 +1,36 @@
+"""Opens the vocabulary in a folder, whichever kind it is of."""
+
+from pathlib import Path
+
+from glm3cli.data.tokens.vocabulary.base import Vocabulary
+from glm3cli.data.tokens.vocabulary.pieces import Pieces
+from glm3cli.data.tokens.vocabulary.ranks import Ranks, has_ranks
+from glm3cli.errors import DataError
+
+FILE_NAME = "tokenizer.model"
+# What the folders of GLM-4-0414 and CodeGeeX4 have instead.
+JSON_NAME = "tokenizer.json"
+
+
+def find_vocabulary(folder: Path) -> Path | None:
+    """Returns the file of a folder's vocabulary; None if there is none."""
+    paths = (folder / name for name in (FILE_NAME, JSON_NAME))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def open_vocabulary(path: Path) -> Vocabulary:
+    """Reads a vocabulary.
+
+    Args:
+        path: A tokenizer.model, a tokenizer.json, or a folder that has one.
+
+    Raises:
+        DataError: The file is missing or has neither kind of vocabulary.
+    """
+    file = find_vocabulary(path) or path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer {file} does not exist",
+            f"give a model folder that has a {FILE_NAME}, or that file",
+        )
+    return Ranks(file) if has_ranks(file) else Pieces(file)
