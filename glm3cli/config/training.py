@@ -65,6 +65,17 @@ class TrainConfig(
         return self.world_size // (self.model_parallel_size * self.cp)
 
     @property
+    def num_groups(self) -> int:
+        """Number of process groups of a rank in which several ranks exchange something.
+
+        They are those of tp, pp, cp, and dp with cp; of tp with pp, which adds up the gradient's
+        norm; and of all ranks.
+        """
+        sizes = (self.tp, self.pp, self.cp, self.dp * self.cp)
+        both = (self.model_parallel_size, self.world_size)
+        return sum(size > 1 for size in (*sizes, *both))
+
+    @property
     def cache_folder(self) -> Path:
         """The folder for what is made of the data before a training."""
         return self.data_cache or self.save / "data"

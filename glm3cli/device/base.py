@@ -32,6 +32,8 @@ class Device(ABC):
         stream_ordered: Whether memory that is freed is reused only after the work that was queued
             before. On a device without streams, a send that is still under way would read what is
             written there next.
+        synchronizes_messages: Whether the host waits for the whole device after each batch of
+            messages between pipeline stages, as megatron-core does against a race of NCCL's.
         fuses_gradient_accumulation: Whether a kernel adds a weight's gradient to megatron-core's
             `main_grad` while computing it.
         kernels_class: The class of the chip's kernels.
@@ -48,6 +50,7 @@ class Device(ABC):
     name: ClassVar[str]
     backend: ClassVar[str]
     stream_ordered: ClassVar[bool] = True
+    synchronizes_messages: ClassVar[bool] = True
     fuses_gradient_accumulation: ClassVar[bool] = False
     kernels_class: ClassVar[type[Kernels]] = Kernels
     fuses_adamw: bool = False
@@ -154,6 +157,14 @@ class Device(ABC):
     @abstractmethod
     def memory(self) -> int:
         """Returns the memory of the device that this process may fill, in bytes."""
+
+    def memory_of_groups(self, count: int) -> int:
+        """Returns the bytes that the network's library takes of a device's memory.
+
+        Args:
+            count: The number of process groups that exchange anything.
+        """
+        return 0
 
     @abstractmethod
     def chip(self) -> str:

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
-from torch.utils.weak import WeakIdKeyDictionary
 
 from glm3cli.device import functions
 from glm3cli.device.dtypes import Quantized
+from glm3cli.device.segments import BySegments
 
 # Cosines and sines of the rotary angles, in the form that `Kernels.rotate` takes.
 Rotation = tuple[Tensor, Tensor]
@@ -63,7 +63,15 @@ class Kernels:
     )
 
     def __init__(self) -> None:
-        self._masks: Any = WeakIdKeyDictionary()
+        self._masks: BySegments[dict[torch.dtype, Tensor]] = BySegments()
+
+    def know_ends(self, segment_ids: Tensor, ends: Sequence[int]) -> None:
+        """Takes note of where the samples of packed sequences end, which the host knows.
+
+        Args:
+            segment_ids: The segment ids that `attention` will get, [b, s].
+            ends: Where each sample ends among their b * s positions, row after row.
+        """
 
     def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Returns hidden / rms(hidden) * weight over the last dimension, computed in fp32."""
@@ -165,15 +173,14 @@ class Kernels:
         minus infinity elsewhere. All layers share it, and save one for the backward pass: given a
         mask of booleans, torch would make such a mask in every layer.
         """
-        masks = self._masks.setdefault(segment_ids, {})
+        masks = self._masks.get(segment_ids, dict)
         if dtype not in masks:
             hidden = (segment_ids.unsqueeze(2) != segment_ids.unsqueeze(1)).logical_or_(
                 _later(segment_ids)
             )
             mask = torch.zeros(hidden.shape, dtype=dtype, device=segment_ids.device)
             masks[dtype] = mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
-        found: Tensor = masks[dtype]
-        return found
+        return masks[dtype]
 
     def pack(self, weight: Tensor) -> Tensor:
         """Returns a weight, [out, in], in the form that `linear` multiplies fastest by.

@@ -6,6 +6,7 @@ an error, so that the change is noticed.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,9 @@ class Redirects:
         try:
             for row in self._table:
                 owner, original = row.original()
-                self._undo.append((owner, row.attribute, original))
+                # As it stands there: a static method is still one when it is put back.
+                kept = inspect.getattr_static(owner, row.attribute, original)
+                self._undo.append((owner, row.attribute, kept))
                 setattr(owner, row.attribute, row.replace(original))
         except DeviceError:
             self.undo()

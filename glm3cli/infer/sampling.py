@@ -195,7 +195,7 @@ def _draw(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     uniform = torch.stack(
         [torch.rand(count, generator=generator, dtype=torch.float64) for generator in generators]
     )
-    noise = -(-uniform.log()).log().to(scores.device, torch.float32)
+    noise = -(-uniform.log()).log().float().to(scores.device)
     block = (totals + noise[:, _BLOCK:]).argmax(dim=-1)
     inside = blocks[torch.arange(len(blocks), device=block.device), block]
     return block * _BLOCK + (inside + noise[:, :_BLOCK]).argmax(dim=-1)

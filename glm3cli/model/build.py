@@ -84,10 +84,6 @@ def transformer_config(
         perform_initialization=False,
         use_cpu_initialization=True,
         calculate_per_token_loss=True,
-        # With two stages, previous and next stage are the same rank, and batched messages of the
-        # interleaved schedule would be matched in the wrong order.
-        batch_p2p_comm=parallel.vpp == 1,
-        overlap_p2p_comm=parallel.vpp > 1,
         **training,
     )
 

@@ -56,7 +56,8 @@ def run_training(prepared: Prepared, blend: Blend) -> tuple[Path, Path]:
     config, model = prepared.config, prepared.model
     find_resume(config.save, config.resume)  # a wrong --resume is reported before all else
     device = require_active()
-    warning = check_device(config, model, device.saved_for_backward, device.memory())
+    memory = device.memory() - device.memory_of_groups(config.num_groups)
+    warning = check_device(config, model, device.saved_for_backward, memory)
     utilisation = _utilisation(config, model)
     if config.deterministic:
         device.make_deterministic()

@@ -200,6 +200,11 @@ def build_train_step(
         sequence_parallel=config.sequence_parallel,
         context_parallel_size=config.cp,
         deallocate_pipeline_outputs=require_active().stream_ordered,
+        # With two stages, previous and next stage are the same rank, and batched messages of the
+        # interleaved schedule would be matched in the wrong order.
+        batch_p2p_comm=config.vpp == 1 and config.batched_messages,
+        batch_p2p_sync=require_active().synchronizes_messages,
+        overlap_p2p_comm=config.vpp > 1,
         # Micro-batches may have different lengths (see `pipeline`); megatron-core then refuses the
         # default way to send tokens to experts, which there are none of.
         variable_seq_lengths=config.pp > 1,
@@ -251,8 +256,7 @@ def _optimizer(config: TrainConfig, chunks: list[torch.nn.Module], *, distribute
         config_overrides=_overrides(config, settings),
         use_gloo_process_groups=False,
     )
-    if require_active().fuses_adamw:
-        _fuse_adamw(optimizer)
+    _fuse_adamw(optimizer)
     return optimizer
 
 
@@ -337,10 +341,14 @@ def _overrides(config: TrainConfig, settings: OptimizerConfig) -> dict[ParamKey,
 
 
 def _fuse_adamw(optimizer: Any) -> None:
-    """Makes torch's AdamW update a weight in one pass; megatron-core has no option for it."""
+    """Makes torch's AdamW update a weight in one pass, or in several if the user wants that.
+
+    Megatron-core has no option for it. An AdamW of another library stays as it is.
+    """
     for part in optimizer.chained_optimizers:
-        for group in part.optimizer.param_groups:
-            group["fused"] = True
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                group["fused"] = require_active().fuses_adamw or None
 
 
 def _connect(mcore: Any, train_step: TrainStep, ddp: DistributedDataParallelConfig) -> None:

@@ -253,8 +253,10 @@ class TrainStep:
         return reports
 
     def _batches(self, loader: Loader, consumed: int) -> Iterator[Batch]:
-        """Yields this rank's micro-batches, with noise and dropout prepared for each of them."""
+        """Yields this rank's micro-batches, with what is prepared for each of them."""
         for batch in loader.microbatches(consumed):
+            if batch.segment_ids is not None and batch.segments is not None:
+                require_active().kernels.know_ends(batch.segment_ids, batch.segments.ends)
             if self.noise is not None:
                 self.noise.places, self.noise.scales = batch.places, batch.scales
             if self.dropout is not None:
@@ -294,12 +296,13 @@ class TrainStep:
             parts = [item for report in reports for item in report.items()]
             # One copy from the device, where each would wait for all that is queued there.
             values = [value for _, value in parts]
-            copied = torch.stack(values).to("cpu", torch.float64) if values else values
+            copied = torch.stack(values).cpu().double() if values else values
             for (name, _), value in zip(parts, copied, strict=True):
                 table[names.index(name)] += value
-        table = table.to(next(self.chunks[0].parameters()).device)
-        # Gathered, not reduced: not every backend reduces fp64, and fp32 can't count many tokens.
-        gathered = [torch.zeros_like(table) for _ in range(self.grid.world_size)]
-        dist.all_gather(gathered, table)
-        rows = torch.stack(gathered).sum(dim=0).tolist()
+        # fp32 can't count many tokens, and not every chip computes in fp64, or its network reduces
+        # it: the bits are gathered as whole numbers, and the host adds up.
+        bits = table.view(torch.int64).to(require_active().torch_device())
+        gathered = bits.new_empty(self.grid.world_size, *bits.shape)
+        dist.all_gather(list(gathered.unbind()), bits)
+        rows = gathered.cpu().view(torch.float64).sum(dim=0).tolist()
         return Totals({name: (row[0], row[1]) for name, row in zip(names, rows, strict=True)})

@@ -174,6 +174,55 @@ def test_decoding_is_that_of_plain_torch(
     torch.testing.assert_close(found, decode(name, dtype), **TOLERANCE[dtype])
 
 
+def many(kernels: Kernels, case: str, put: Callable[..., Any] = id) -> list[torch.Tensor]:
+    """Returns results and gradients beyond what one call of an operator takes.
+
+    Args:
+        kernels: The kernels.
+        case: What there is more of.
+        put: Puts a tensor on a card.
+    """
+    dtype = torch.float32
+    if case == "rows x heads":
+        rotation = kernels.rotation(torch.arange(4.0).view(4, 1, 1, 1) * torch.ones(2), dtype)
+        leaves = [leaf(4, 32, 32, WIDTH, dtype=dtype)]
+        put(leaves[0])
+        result = kernels.rotate(leaves[0], rotation)
+    else:
+        length, each = (1100, 1) if case == "samples" else (40, 7)
+        numbers = torch.arange(length).unsqueeze(0) // each + 1
+        leaves = [leaf(length, 1, heads, WIDTH, dtype=dtype) for heads in (2, 1, 1)]
+        put(leaves[0])
+        result = kernels.attention(*leaves, SCALE, numbers)
+    result.square().sum().backward()
+    return [result.detach(), *(one.grad for one in leaves if one.grad is not None)]
+
+
+def many_on_card(case: str) -> tuple[list[torch.Tensor], int]:
+    """Returns the results, and the number of calls of attention."""
+    from glm3cli.device import require_active
+    from glm3cli.device.npu import packed
+    from tests.support.npu import operators
+
+    device: Any = require_active()
+    limits = packed._MOST_TOKENS, operators.MOST_TOKENS
+    if case == "tokens":  # a million take too long here
+        packed._MOST_TOKENS = operators.MOST_TOKENS = 16
+    try:
+        with device.card.counting() as (launches, _):
+            return many(device.kernels, case, device.card.put), launches["npu_fusion_attention"]
+    finally:
+        packed._MOST_TOKENS, operators.MOST_TOKENS = limits
+
+
+@pytest.mark.parametrize(("case", "calls"), [("samples", 2), ("tokens", 3), ("rows x heads", 0)])
+def test_what_is_more_than_one_call_takes(npu_ranks: RankPool, case: str, calls: int) -> None:
+    [(found, count)] = npu_ranks.run(1, many_on_card, case)
+    assert count == calls
+    for ours, plain in zip(found, many(Kernels(), case), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)  # gradients of squares
+
+
 MC2 = {"npu_all_gather_base_mm", "npu_mm_reduce_scatter_base"}
 
 

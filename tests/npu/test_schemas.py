@@ -96,6 +96,12 @@ def test_the_emulated_schemas_begin_as_those_of_cards(
         assert {key: ours[key] for key in theirs} == theirs, name
 
 
+def test_torchs_adamw_has_a_kernel_on_cards(wheels: Path) -> None:
+    """Without MindSpeed the optimizer runs as one operator for each weight."""
+    library = unpacked(ASCEND["torch_npu"], wheels) / "torch_npu/lib/libtorch_npu.so"
+    assert b"wrapper_NPU___fused_adamw_\0" in library.read_bytes()
+
+
 def test_a_schema_is_taken_apart() -> None:
     text = "npu_x(Tensor input, int[2] size=[1, 2], *, Tensor? mask=None) -> (Tensor, Tensor)"
     assert arguments(text) == {"input": "Tensor", "size": "int[2]", "mask": "Tensor?"}

@@ -30,12 +30,16 @@ def assert_alike(found: Trained, expected: Trained, first: int = 0, loss: float 
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_20_steps_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, sizes: str) -> None:
+def test_20_steps_have_the_cpus_losses(
+    ranks: RankPool, npu_ranks: RankPool, tmp_path: Path, sizes: str
+) -> None:
+    """A checkpoint is saved after the last of them."""
     options = SIZES[sizes]
     size = world_size(options)
     [*_, expected] = ranks.run(size, train_steps, options, 0, STEPS)
-    for found in npu_ranks.run(size, train_steps, options, 0, STEPS):
+    for found in npu_ranks.run(size, train_steps, options, 0, STEPS, tmp_path):
         assert_alike(found, expected)
+    assert (tmp_path / "metadata.json").is_file()
 
 
 @pytest.mark.parametrize("sizes", ["tp1 pp1", "tp2 pp1"])
@@ -67,6 +71,7 @@ MORE: dict[str, tuple[int, dict[str, Any]]] = {
     "recompute selective": (1, {"recompute": "selective"}),
     "cp2": (2, {"cp": 2, "micro_batch_size": 4}),
     "pp2 vpp2": (2, {"pp": 2, "vpp": 2}),
+    "pp2, messages one by one": (2, {"pp": 2, "batched_messages": False}),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.versions import LOST
-from glm3cli.device.npu.device import MINDSPEED_ARGUMENTS
+from glm3cli.device.npu.device import MINDSPEED_ARGUMENTS, WITHOUT_ADAMW
 from tests.support.stand_ins import run, stand_in
 
 RECORDER = """
@@ -32,20 +32,22 @@ MADE_UP = """
     devices._devices["npu"] = NpuDevice(machine)
 """
 TORCH_NPU = """
-    from types import SimpleNamespace
     import torch
     import recorder
     recorder.note("torch_npu")
+    log = recorder.log
     torch.utils.rename_privateuse1_backend("npu")
     class npu:
         available, devices = True, []
         is_available = classmethod(lambda cls: cls.available)
         set_compile_mode = classmethod(lambda cls, jit_compile: cls.devices.append(jit_compile))
         set_device = classmethod(lambda cls, device: cls.devices.append(str(device)))
+        current_device = classmethod(lambda cls: log.append("opened " + str(cls.devices[:1])))
+        mem_get_info = classmethod(lambda cls, device: (7, 9))
+        memory_reserved = classmethod(lambda cls, device: 1)
         synchronize = classmethod(lambda cls: cls.devices.append("synchronized"))
         max_memory_allocated = classmethod(lambda cls: 7)
         get_device_name = classmethod(lambda cls: "Ascend910B3")
-        get_device_properties = classmethod(lambda cls, device: SimpleNamespace(total_memory=9))
 """
 PROFILER = """
     class ProfilerActivity:
@@ -81,8 +83,9 @@ def ascend(tmp_path):
         torch_npu__contrib__transfer_to_npu="import recorder; recorder.note('transfer_to_npu')",
         torch_npu=TORCH_NPU,
         mindspeed__megatron_adaptor="""
-            import logging, recorder, sys
+            import logging, recorder, sys, torch_npu
             recorder.note('megatron_adaptor')
+            torch_npu.npu.current_device()
             logging.basicConfig(stream=sys.stdout, force=True)
         """,
     )
@@ -102,11 +105,23 @@ def test_the_npus_packages_come_in_order_and_do_not_see_our_arguments(ascend):
         ["torch_npu", theirs, False],
         ["transfer_to_npu", theirs, False],
         ["megatron_adaptor", theirs, False],
+        # CANN opens the NPU that is current when something first touches it.
+        "opened ['npu:3']",
     ]
     # Operators are not compiled for each shape.
     assert said[:3] == ["npu", 7, ["npu:3", False, "synchronized"]]
-    assert said[3:] == [9, "Ascend910B3", 354.0, ["host", "chip"]]
+    assert said[3:] == [8, "Ascend910B3", 354.0, ["host", "chip"]]
     assert {name: variables[name] for name in ENVIRONMENT} == ENVIRONMENT
+
+
+def test_torchs_adamw_stands_in_for_mindspeeds(ascend):
+    code = """
+    select("npu").activate(["adamw"])
+    print(json.dumps(recorder.log))
+    """
+    done = run(MADE_UP + code, ascend, MACHINE=str(ascend))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[2] == ["megatron_adaptor", list(WITHOUT_ADAMW), False]
 
 
 def test_the_npus_environment_is_the_users_where_it_is_set(ascend):

@@ -23,6 +23,11 @@ class MegatronOptions(Settings):
     overlap_param_gather: Annotated[bool, Flag(panel=PARALLEL)] = Field(
         default=False, description="Gather weights while the forward pass runs."
     )
+    batched_messages: Annotated[bool, Flag(panel=PARALLEL)] = Field(
+        default=True,
+        description="Send between stages in batches, in the pipeline's own group; one by one, each "
+        "pair of stages has a group with buffers of its own.",
+    )
     recompute: Annotated[Literal["none", "selective", "full"], Flag(panel=PARALLEL)] = Field(
         default="none", description="Recompute attention, or whole layers, in the backward pass."
     )

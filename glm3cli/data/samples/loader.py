@@ -16,6 +16,7 @@ from torch import Tensor
 from glm3cli.data.samples.order import consumed_by_part, source_index
 from glm3cli.data.samples.padding import Padding
 from glm3cli.data.samples.preferences import MismatchedSamples
+from glm3cli.data.samples.segments import Segments
 from glm3cli.data.samples.spec import Dataset, Sample, VariedDataset
 from glm3cli.errors import DataError
 
@@ -48,6 +49,8 @@ class Batch:
             at one of the answer's positions, else 0, float32 [b, s]; None where none is known.
         needed: The places in a tensor of [s, b], counted from 0 in rising order, whose losses are
             needed, int64 [n]; the others' `loss_mask` is 0. None needs all.
+        segments: What the host knows of the segments, so that nobody need read it from the device;
+            None where the samples have none.
     """
 
     tokens: Tensor
@@ -59,6 +62,7 @@ class Batch:
     scales: Tensor | None = None
     reference: Tensor | None = None
     needed: Tensor | None = None
+    segments: Segments | None = None
 
 
 @dataclass(frozen=True)
@@ -248,13 +252,17 @@ class Loader:
                 f"{self.vocab_size} entries",
                 "preprocess the data with this model's tokenizer",
             )
+        loss_mask = tensors["loss_mask"].numpy()
         for key in cut:
             tensors[key] = tensors[key].chunk(self.cp_size, dim=1)[self.cp_rank].contiguous()
         needed = None if self.needs_all else needed_places(tensors["loss_mask"])
         if needed is not None:
             tensors["needed"] = needed
         on_device = {key: tensor.to(self.device) for key, tensor in tensors.items()}
-        return Batch(**on_device, sources=self._sources_of(indices))
+        segments = None
+        if "segment_ids" in samples[0]:
+            segments = Segments.of(self.padding.rows(samples, "segment_ids", length), loss_mask)
+        return Batch(**on_device, sources=self._sources_of(indices), segments=segments)
 
     def _with_places(self, index: int, sample: Sample) -> Sample:
         """Adds to a sample its places, and the scales of noise on the embeddings, if asked for.

@@ -26,8 +26,8 @@ ASCEND = {
 }
 # The consequences of a missing MindSpeed, as a user reads them.
 LOST = (
-    "MindSpeed is not installed: its one-pass AdamW and its fixes of megatron-core for NPUs are "
-    "missing, and plain torch_npu is used"
+    "MindSpeed is not installed: its fixes of megatron-core for NPUs are missing, and plain "
+    "torch_npu is used"
 )
 TORCH_RANGE = ((2, 7, 1), (2, 14))  # on every device: from the first, and below the second
 # torch_npu 2.7.1.postN -> the CANN that it is built for, from that N on.

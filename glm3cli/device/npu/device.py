@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.doctor.versions import LOST, has_mindspeed, require_versions
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.device.npu.kernels import NpuKernels
+from glm3cli.device.npu.redirects import REDIRECTS
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.errors import DeviceError
 
@@ -33,6 +34,8 @@ _DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}
 # What MindSpeed is to do: only what megatron-core needs to run on NPUs, and its AdamW. Its fused
 # operators and its parallelism are for the models of megatron.training; ours has its own.
 MINDSPEED_ARGUMENTS = ("--optimization-level", "0", "--optimizer-selection", "fused_adamw")
+# The same with torch's AdamW, for --without-kernel adamw.
+WITHOUT_ADAMW = (*MINDSPEED_ARGUMENTS[:-1], "fused_torch_adamw")
 _INSTALL = "`glm3 doctor` says what is missing"
 
 
@@ -67,10 +70,10 @@ _WITHOUT_MINDSPEED = (
 
 
 @contextmanager
-def _mindspeed_argv() -> Iterator[None]:
+def _mindspeed_argv(arguments: Sequence[str]) -> Iterator[None]:
     """Within the block `sys.argv` holds MindSpeed's arguments instead of ours."""
     argv = sys.argv
-    sys.argv = [argv[0], *MINDSPEED_ARGUMENTS]
+    sys.argv = [argv[0], *arguments]
     try:
         yield
     finally:
@@ -93,7 +96,10 @@ class NpuDevice(Device):
 
     name: ClassVar[str] = "npu"
     backend: ClassVar[str] = "hccl"
+    # HCCL's batched messages are in the order of the streams that wait for them.
+    synchronizes_messages: ClassVar[bool] = False
     kernels_class: ClassVar[type[Kernels]] = NpuKernels
+    fuses_adamw: bool = True
     saved_for_backward: SavedForBackward = NpuKernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
@@ -116,8 +122,13 @@ class NpuDevice(Device):
         """
         require_cards(self.machine)
         require_versions(self.machine)
-        with _mindspeed_argv():
-            torch_npu = self._import("torch_npu")
+        with _mindspeed_argv(MINDSPEED_ARGUMENTS if self.fuses_adamw else WITHOUT_ADAMW):
+            self._npu = self._import("torch_npu").npu
+            if not self._npu.is_available():
+                raise DeviceError("--device npu: torch_npu finds no NPU", "see `npu-smi info`")
+            # Before all else: whatever touches the NPU earlier, as an import of MindSpeed may,
+            # opens the first one for all ranks.
+            self._npu.set_device(self.torch_device())
             self._import("torch_npu.contrib.transfer_to_npu")
             if has_mindspeed(self.machine):
                 self._import("mindspeed.megatron_adaptor")
@@ -125,10 +136,7 @@ class NpuDevice(Device):
             else:
                 self.remarks = (LOST,)
                 Redirects(_WITHOUT_MINDSPEED).apply()
-        if not torch_npu.npu.is_available():
-            raise DeviceError("--device npu: torch_npu finds no NPU", "see `npu-smi info`")
-        self._npu = torch_npu.npu
-        self._npu.set_device(self.torch_device())
+        Redirects(REDIRECTS).apply()
         # Compiled operators (aclnn) instead of a compilation for every new shape.
         self._npu.set_compile_mode(jit_compile=False)
 
@@ -158,8 +166,20 @@ class NpuDevice(Device):
         return int(self._npu.max_memory_allocated())
 
     def memory(self) -> int:
-        """Returns the memory of this rank's NPU, in bytes."""
-        return int(self._npu.get_device_properties(self.torch_device()).total_memory)
+        """Returns the memory of this rank's NPU that this process may fill, in bytes.
+
+        It is what the driver, some 3 GB, and other processes have left, and what this one holds.
+        """
+        device = self.torch_device()
+        free, _ = self._npu.mem_get_info(device)
+        return int(free + self._npu.memory_reserved(device))
+
+    def memory_of_groups(self, count: int) -> int:
+        """Returns the bytes of HCCL's buffers: of each group one to send and one to receive.
+
+        HCCL_BUFFSIZE is the size of one in MB; 200 is HCCL's default.
+        """
+        return count * 2 * int(os.environ.get("HCCL_BUFFSIZE", "200")) * 2**20
 
     def chip(self) -> str:
         """Returns the NPU's name, such as Ascend910B3."""

@@ -37,15 +37,18 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from glm3cli.device.choice import attend_stepwise
 from glm3cli.device.kernels import Kernels, Rotation, SavedForBackward
+from glm3cli.device.npu.packed import calls_for, ends_of_samples
+from glm3cli.device.segments import BySegments
 
 npu = torch.ops.npu
 
 # The compressed mask of a causal sparse_mode has this size at any sequence length.
 _MASK_SIZE = 2048
+# The product of rows and heads that npu_rotary_mul, interleaved, stays below.
+_ROTATED_HEADS = 1000
 _CAUSAL = 2  # sparse_mode: the diagonal begins in the upper left corner
 _CAUSAL_TO_THE_END = 3  # sparse_mode: the diagonal ends in the lower right corner
 
@@ -64,7 +67,11 @@ class NpuKernels(Kernels):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lengths: Any = WeakIdKeyDictionary()
+        self._ends: BySegments[list[int]] = BySegments()
+
+    def know_ends(self, segment_ids: Tensor, ends: Sequence[int]) -> None:
+        """Keeps the ends, which would otherwise be found on the NPU, for all layers of a pass."""
+        self._ends.put(segment_ids, list(ends))
 
     def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Calls npu_rms_norm; its input and 1 / rms in fp32 are saved for the backward pass."""
@@ -112,21 +119,15 @@ class NpuKernels(Kernels):
         parts = [
             tensor.transpose(0, 1).flatten(0, 1).contiguous() for tensor in (query, key, value)
         ]
-        ends = self._ends_of_samples(segment_ids)
-        context = _FusionAttention.apply(*parts, "TND", ends, settings)  # type: ignore[no-untyped-call]
+        ends = self._ends.get(segment_ids, lambda: ends_of_samples(segment_ids))
+        contexts, start = [], 0
+        for part in calls_for(ends):
+            own = [tensor[start : part[-1]] for tensor in parts]
+            within = [end - start for end in part]
+            contexts.append(_FusionAttention.apply(*own, "TND", within, settings))  # type: ignore[no-untyped-call]
+            start = part[-1]
+        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         return context.unflatten(0, segment_ids.shape).transpose(0, 1)
-
-    def _ends_of_samples(self, segment_ids: Tensor) -> list[int]:
-        """Returns where each sample ends among the b * s positions of segment ids [b, s].
-
-        The ends are found once for all layers: reading them waits for the device.
-        """
-        if segment_ids not in self._lengths:
-            changes = torch.ones_like(segment_ids, dtype=torch.bool)
-            changes[:, :-1] = segment_ids[:, 1:] != segment_ids[:, :-1]
-            ends = (changes.flatten().nonzero().flatten() + 1).tolist()
-            self._lengths[segment_ids] = ends
-        return list(self._lengths[segment_ids])
 
     def attend(
         self,
@@ -294,13 +295,16 @@ class _Rotate(torch.autograd.Function):
 def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotates heads [s, b, heads, d] by angles [s, b or 1, 1, d].
 
-    The interleaved mode takes heads as SBND with angles of the shape S11D only. Where each row of
-    the batch has angles of its own, positions and rows are therefore flattened into one dimension.
+    The interleaved mode takes heads as SBND with angles of the shape S11D only, and less than a
+    thousand rows x heads. Where each row of the batch has angles of its own, or there are too many,
+    positions and rows are therefore flattened into one dimension.
     """
-    if cosines.size(1) == 1:
+    rows, count = heads.size(1), heads.size(2)
+    if cosines.size(1) == 1 and (rows == 1 or rows * count < _ROTATED_HEADS):
         return npu.npu_rotary_mul(heads, cosines, sines, rotary_mode="interleave")
     flat = heads.flatten(0, 1).unsqueeze(1)  # [s * b, 1, heads, d]
-    angles = [tensor.flatten(0, 1).unsqueeze(1) for tensor in (cosines, sines)]
+    shape = (-1, rows, -1, -1)
+    angles = [tensor.expand(shape).flatten(0, 1).unsqueeze(1) for tensor in (cosines, sines)]
     return npu.npu_rotary_mul(flat, *angles, rotary_mode="interleave").view(heads.shape)
 
 

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from glm3cli.data.samples.loader import Batch
+from glm3cli.data.samples.segments import Segments
 from glm3cli.parallel.groups import Grid
 from glm3cli.train.objective import Losses
 
@@ -100,7 +101,7 @@ def sum_answers(batch: Batch, losses: Tensor, grid: Grid, nll_mask: Tensor | Non
             none.
     """
     sums, nll = _all_sums(batch, losses, grid, nll_mask)
-    return AnswerSums(_present(sums[:, :, 0::2]), _present(sums[:, :, 1::2]), nll)
+    return AnswerSums(_present(sums, batch, 1), _present(sums, batch, 2), nll)
 
 
 def _all_sums(
@@ -108,7 +109,7 @@ def _all_sums(
 ) -> tuple[Tensor, Tensor]:
     """Returns what `sums_of_answers` does, and the sum of the losses where the mask is 1."""
     segment_ids = whole_segment_ids(batch, grid)
-    last = int(segment_ids.max())
+    last = max(1, _segments(batch).last)
     numbers = torch.arange(1, last + last % 2 + 1, device=segment_ids.device)
     # A product with the members instead of index_add: that adds in no fixed order on some chips.
     members = own_part(segment_ids, grid).unsqueeze(1) == numbers.view(1, -1, 1)  # [b, ids, s]
@@ -124,12 +125,27 @@ def _all_sums(
     return sums, nll
 
 
-def _present(sums: Tensor) -> Answers:
-    """Returns the answers that have a trained token, of sums [2 or 3, b, ids]."""
-    sums = sums.flatten(1)
-    sums = sums[:, sums[1] > 0]
+def _present(sums: Tensor, batch: Batch, first: int) -> Answers:
+    """Returns the answers that have a trained token.
+
+    Args:
+        sums: The sums over segments, [2 or 3, b, ids].
+        batch: The micro-batch.
+        first: The first of their segment ids: 1 for the odd ones, or 2 for the even ones.
+    """
+    count = sums.size(2)
+    trained = [(row, number) for row, number in _segments(batch).trained if number % 2 == first % 2]
+    places = [row * count + number - 1 for row, number in trained]
+    # By numbers, since the host would wait for those that a comparison picks.
+    sums = sums.flatten(1)[:, torch.tensor(places, dtype=torch.int64, device=sums.device)]
     references = sums[2] if len(sums) > 2 else torch.zeros_like(sums[0])
     return Answers(logps=sums[0], references=references.detach(), counts=sums[1].detach())
+
+
+def _segments(batch: Batch) -> Segments:
+    """Returns what the host knows of the segments of a micro-batch of answers."""
+    assert batch.segments is not None, "only texts have no segments"
+    return batch.segments
 
 
 def losses_of(

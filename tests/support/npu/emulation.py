@@ -19,6 +19,7 @@ from glm3cli.device.npu.device import NpuDevice
 from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.redirects import Redirects
 from tests.support.machines import install, server
+from tests.support.npu.card import ON_CARD, Card, follow
 from tests.support.npu.operators import KERNELS, with_defaults
 
 
@@ -35,6 +36,7 @@ class EmulatedNpu(NpuDevice):
     backend: ClassVar[str] = "gloo"
     kernels_class = EmulatedKernels
     stream_ordered: ClassVar[bool] = False
+    card = Card()
 
     def _import(self, name: str) -> Any:
         with _triton() if name.startswith("mindspeed") else nullcontext():
@@ -54,9 +56,10 @@ class EmulatedNpu(NpuDevice):
             del torch.nn.Parameter.type
         # What transfer_to_npu sends to an NPU stays here.
         Redirects(REDIRECTS).apply()
+        follow(self.card)
 
     def torch_device(self) -> torch.device:
-        return torch.device("cpu")
+        return ON_CARD
 
 
 @contextmanager

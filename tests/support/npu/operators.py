@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 KERNELS: dict[str, Callable[..., Any]] = {}
+MOST_SAMPLES, MOST_TOKENS = 1024, 2**20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -221,6 +222,8 @@ def _samples(
     require(bool(lengths), "TND wants actual_seq_qlen and actual_seq_kvlen")
     assert lengths is not None
     require(lengths[-1] == tensor.size(0), "TND: the lengths don't sum up to T")
+    require(len(lengths) <= MOST_SAMPLES, f"TND: more than {MOST_SAMPLES} samples")
+    require(tensor.size(0) <= MOST_TOKENS, f"TND: T is above {MOST_TOKENS}")
     starts = [0, *lengths[:-1]]
     return [tensor[start:end] for start, end in zip(starts, lengths, strict=True)]
 
