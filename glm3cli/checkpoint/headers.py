@@ -1,5 +1,8 @@
 """Compares the tensors that a checkpoint's headers list with those that the model must have."""
 
+import functools
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,35 @@ from glm3cli.errors import CheckpointError
 
 Shape = tuple[int, ...]
 _SHOWN = 5
+# What tensors that the model doesn't have tell about a checkpoint, and what to do.
+_KINDS: list[tuple[str, str, str]] = [
+    (
+        r"prefix_encoder\.",
+        "it has the prefix encoder of P-Tuning v2, which glm3 doesn't run",
+        "take the model that was tuned, without the prefix; or tune it anew with --lora-rank",
+    ),
+    (
+        r"(weight_scale|qweight|qzeros|scales|g_idx|absmax|quant_map|weight_offset)$",
+        "its weights are quantised, and glm3 reads unquantised ones",
+        "take the model's fp16, bf16 or fp32 files; --quantize rounds them when they are loaded",
+    ),
+    (
+        r"(lora_[AB]\.|lora_embedding_|\.base_layer\.)",
+        "it has an adapter beside the weights",
+        "merge it by the program that has trained it, or save it in PEFT's layout and give --lora",
+    ),
+    (
+        r"(^|\.)(score|v_head|rm_head|q_head|classification_head|summary)\.",
+        "it has a head that scores or classifies, in place of the output layer or beside it",
+        "take a model that predicts tokens",
+    ),
+    (
+        r"(^|\.)(vision|visual|image)",
+        "it has a tower that sees images, which glm3 doesn't run",
+        "take a model of texts alone",
+    ),
+]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +110,40 @@ def compare(
     return problems
 
 
+def without_padding(
+    path: Path, rows: int, found: Mapping[str, Header], names: Iterable[str], tp: int = 1
+) -> dict[str, Header]:
+    """Returns headers in which embedding and output layer have no rows beyond the vocabulary.
+
+    Megatron pads both to a round number, with rows that stand for no token.
+
+    Args:
+        path: The checkpoint, for the log.
+        rows: The size of the model's vocabulary.
+        found: The headers of all tensors, by name.
+        names: The names of those that have a row for each token.
+        tp: The number of ranks over which the rows are cut.
+    """
+    headers = dict(found)
+    for name in names:
+        header = found.get(name)
+        if header is not None and header.shape and header.shape[0] * tp > rows:
+            headers[name] = Header((rows // tp, *header.shape[1:]), header.dtype)
+            _warn_of_padding(path, header.shape[0] * tp, rows)
+    return headers
+
+
+@functools.lru_cache(maxsize=16)
+def _warn_of_padding(path: Path, found: int, rows: int) -> None:
+    """Logs that rows are left out, once for all tensors and files of a checkpoint."""
+    _log.warning(
+        "%s has embeddings of %s tokens, of which the %s of the model's vocabulary are read",
+        path,
+        f"{found:,}",
+        f"{rows:,}",
+    )
+
+
 def kept_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns the type in which tensors of a stored type are read: fp32 for fp64, else the same."""
     return torch.float32 if dtype is torch.float64 else dtype
@@ -99,9 +165,14 @@ def refuse(path: Path, problems: Iterable[TensorProblem]) -> None:
         CheckpointError: There are problems; the message has the first ones and the number of the
             others.
     """
-    sentences = [problem.sentence for problem in problems]
+    found = list(problems)
+    sentences = [problem.sentence for problem in found]
     if not sentences:
         return
+    for pattern, reason, way_out in _KINDS:
+        names = [p.name for p in found if p.kind == "unknown" and re.search(pattern, p.name)]
+        if names:
+            raise CheckpointError(f"{path}: {reason} ({names[0]})", way_out)
     more = f"; and {len(sentences) - _SHOWN} more" if len(sentences) > _SHOWN else ""
     raise CheckpointError(
         f"{path}: {'; '.join(sentences[:_SHOWN])}{more}",

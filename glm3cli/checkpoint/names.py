@@ -66,6 +66,7 @@ class Weight:
         sizes: The names of its dimensions, which `shape` turns into numbers.
         transformer_engine: The name in the mcore layout of models with a Transformer Engine layer
             spec, if that has another name for the weight; else None.
+        others: Further names in the mcore layout, which other trainers give the weight.
         extra_state: Whether Megatron saves an (empty) `_extra_state` entry after the weight.
         glm_rows: The names of the numbers of rows of its tensors in the glm layout, if there are
             several.
@@ -83,6 +84,7 @@ class Weight:
     stage: Stage
     sizes: tuple[str, ...]
     transformer_engine: str | None = None
+    others: tuple[str, ...] = ()
     extra_state: bool = False
     glm_rows: tuple[str, ...] = ()
     trait: str | None = None
@@ -110,8 +112,9 @@ class Weight:
             layer: The layer as the layout counts layers; None for weights outside the layers.
         """
         others: tuple[str, ...] = ()
-        if layout == "mcore" and self.transformer_engine:
-            others = (self.transformer_engine.format(layer),)
+        if layout == "mcore":
+            further = (self.transformer_engine, *self.others)
+            others = tuple(name.format(layer) for name in further if name)
         if layout == "dist":
             # One entry per layer is what megatron-core writes for "non-homogeneous" models.
             inner = [n for n in (self.mcore, self.transformer_engine) if n and "{}" in n]
@@ -286,13 +289,15 @@ WEIGHTS: tuple[Weight, ...] = (
     ),
     # The norms that GLM-4-0414 has more. They stand last, since random weights depend on the place.
     # Neither the original remote code nor ModelLink has them; what is there is slime's spelling
-    # (github.com/THUDM/slime, its GLM-4 layer of megatron-core).
+    # (github.com/THUDM/slime, its GLM-4 layer of megatron-core). MindSpeed-LLM calls the first one
+    # otherwise (tasks/models/spec/gemma2_spec.py of its 2.3.0).
     Weight(
         logical="attention_out_norm",
         chatglm="transformer.encoder.layers.{}.post_self_attn_layernorm.weight",
         glm="model.layers.{}.post_self_attn_layernorm.weight",
         legacy="language_model/encoder/layers.{}.post_self_attn_norm.weight",
         mcore="decoder.layers.{}.post_self_attn_layernorm.weight",
+        others=("decoder.layers.{}.post_attn_norm.weight",),
         dist="decoder.layers.post_self_attn_layernorm.weight",
         cut=Cut.WHOLE,
         stage=Stage.LAYER,

@@ -6,11 +6,12 @@ Megatron's enums. Every other class is refused, and the message names it.
 """
 
 import argparse
+import contextlib
 import enum
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,12 @@ import torch
 
 from glm3cli.errors import CheckpointError, StoppedError
 
-# Enums that the saved arguments of Megatron and ModelLink contain. They are replaced by stand-ins,
-# so that neither program is imported.
-_FOREIGN_ENUMS = (
-    "megatron.core.enums.ModelType",
-    "megatron.core.transformer.enums.AttnBackend",
-    "megatron.core.transformer.enums.AttnMaskType",
-    "megatron.core.transformer.enums.AttnType",
-    "megatron.core.transformer.enums.LayerType",
+# Enums that the saved arguments and states of Megatron and the trainers made of it contain. They
+# are replaced by stand-ins, so that no other program is imported. Their modules and names change
+# from release to release; all are enums of these packages.
+_FOREIGN = re.compile(
+    r"(megatron|modellink|mindspeed|mindspeed_llm|transformer_engine)(\.\w+)*\.[A-Z]\w*|"
+    r"signal\.Signals"
 )
 
 
@@ -62,21 +61,49 @@ def enum_member(kind: Any, name: Any) -> Any:
     raise pickle.UnpicklingError("Trying to call builtins.getattr")
 
 
-def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Returns the classes that files may build, in the form that torch's `safe_globals` takes."""
+def _allowed(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Returns the classes that a file may build, in the form that torch's `safe_globals` takes."""
     # What builds an array; numpy 1 and 2 have it in modules of different names.
     build: Any = numpy.empty(0).__reduce__()[0]
     names = [(build, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     numbers = [type(numpy.dtype(kind)) for kind in ("u1", "u4", "u8", "i4", "i8", "f4", "f8")]
     return [
         argparse.Namespace,
-        *((ForeignEnum, name) for name in _FOREIGN_ENUMS),
+        *((ForeignEnum, name) for name in _foreign(path)),
         (enum_member, "builtins.getattr"),
         *names,
         numpy.ndarray,
         numpy.dtype,
         *numbers,
     ]
+
+
+@contextlib.contextmanager
+def _allowing_only(path: Path) -> Iterator[None]:
+    """Lets torch's loader build what a file of weights may have, and nothing that others allow.
+
+    Megatron-core allows its own enums once it is imported, whose values differ from release to
+    release: stand-ins take any.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals(_allowed(path))
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _foreign(path: Path) -> list[str]:
+    """Returns the names of the other programs' classes that a file wants, for stand-ins."""
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged file, of which the loader says so
+        return []
+    return [name for name in wanted if _FOREIGN.fullmatch(name)]
 
 
 def load(path: Path) -> Any:
@@ -89,9 +116,8 @@ def load(path: Path) -> Any:
         CheckpointError: The file is damaged or wants a class that isn't allowed.
         StoppedError: The process received SIGTERM.
     """
-    allowed = _allowed()
     try:
-        with torch.serialization.safe_globals(allowed):
+        with _allowing_only(path):
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )

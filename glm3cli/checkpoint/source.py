@@ -46,6 +46,7 @@ class StoredSource(ABC):
         config: The config.json that the shape was read from; None if it was found from the weights.
         iteration: The training iteration, if the folder or its files name one, else None.
         parallel: The parallel sizes that the files are cut for.
+        unused: What the files hold beside the weights, such as the optimizer's state.
         problems: The tensors that are missing, unknown, or of a wrong shape or type, as found in
             the files' headers.
         cat: The function that joins the parts of a tensor. If it uses its memory again (see
@@ -60,6 +61,7 @@ class StoredSource(ABC):
         self.iteration = location.iteration
         self.model = model
         self.parallel = ModelParallelConfig()
+        self.unused: list[str] = []
         self.problems: list[TensorProblem] = []
         self.cat: Cat = torch.cat
 

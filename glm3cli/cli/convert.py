@@ -178,5 +178,7 @@ def _show(found: "Inspection") -> None:
         console.print(f"with the adapter {adapter}", markup=False, highlight=False, soft_wrap=True)
     if found.manifest:
         console.print(_origin(found.manifest), markup=False, highlight=False, soft_wrap=True)
+    if found.unused:
+        console.print(f"without use for glm3: {', '.join(found.unused)}", highlight=False)
     for problem in found.problems:
         console.print(problem, style="red", markup=False)

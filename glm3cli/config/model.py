@@ -43,6 +43,18 @@ _NEEDED = (
     "seq_length",
 )
 
+# The names that transformers has for fields of the original config.json; some programs that tune
+# or save a model write these alone.
+_RENAMED = {
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "ffn_hidden_size",
+    "head_dim": "kv_channels",
+    "vocab_size": "padded_vocab_size",
+    "max_position_embeddings": "seq_length",
+    "num_key_value_heads": "multi_query_group_num",
+    "rms_norm_eps": "layernorm_epsilon",
+}
+
 DType = Literal["fp32", "bf16", "fp16"]
 # Size of one number of each type, in bytes.
 DTYPE_BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -254,6 +266,7 @@ def _check_kind(raw: dict[str, Any], path: Path) -> None:
 def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """Reads the original config.json: the values of a `ModelConfig`, without `torch_dtype`."""
     _check_family(raw, path)
+    raw = {**{ours: raw[theirs] for theirs, ours in _RENAMED.items() if theirs in raw}, **raw}
     missing = [name for name in _NEEDED if name not in raw]
     if missing:
         raise CheckpointError(
@@ -261,7 +274,7 @@ def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
             "take the config.json that belongs to these weights",
         )
     values = {**_DEFAULTS, **{k: raw[k] for k in (*_NEEDED, *_DEFAULTS) if k in raw}}
-    grouped = raw.get("multi_query_attention", False)
+    grouped = raw.get("multi_query_attention", "num_key_value_heads" in raw)
     values["num_query_groups"] = (
         raw.get("multi_query_group_num", 1) if grouped else raw["num_attention_heads"]
     )

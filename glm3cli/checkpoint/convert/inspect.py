@@ -48,6 +48,7 @@ class Inspection:
         kinds: The rows of the table of weights, as the folder holds them.
         missing: The names of tensors that should be there but aren't.
         extra: The names of tensors that shouldn't be there.
+        unused: What the files hold beside the weights, such as the optimizer's state.
         problems: Sentences about everything that is wrong.
         manifest: The content of the folder's manifest, with the number of its files, its tensors,
             and each machine's files in place of their names; None without a manifest.
@@ -66,6 +67,7 @@ class Inspection:
     kinds: list[TensorKind]
     missing: list[str]
     extra: list[str]
+    unused: list[str]
     problems: list[str]
     manifest: dict[str, Any] | None
     adapters: list[str]
@@ -95,6 +97,7 @@ def inspect(path: Path) -> Inspection:
         kinds=_kinds(source),
         missing=[problem.name for problem in source.problems if problem.kind == "missing"],
         extra=[problem.name for problem in source.problems if problem.kind == "unknown"],
+        unused=source.unused,
         problems=[problem.sentence for problem in source.problems],
         manifest=_noted(path, source.path),
         adapters=[str(folder) for folder in location.adapters],

@@ -4,6 +4,7 @@ Only the arguments that Megatron-LM core_r0.6.0 and ModelLink 1.1 read back are 
 (load_args_from_checkpoint and check_checkpoint_args in megatron/training/checkpointing.py).
 """
 
+import logging
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.device.dtypes import TORCH_DTYPES, dtype_name
 from glm3cli.errors import CheckpointError, ConfigError
 
+_BASE = 10_000.0  # of the rotary frequencies, where rope_ratio is 1
+_ROTARY_SHARE = 0.5  # of each head that the family rotates
+_log = logging.getLogger(__name__)
 # The arguments that are the same on all ranks of a run; others, such as the rank, differ.
 _OF_THE_RUN = (
     "num_layers",
@@ -51,8 +55,8 @@ def run_of(saved: Mapping[str, Any]) -> dict[str, object]:
 def model_of(arguments: object, vocabulary: int | None, path: Path) -> ModelConfig:
     """Returns the model's shape that saved arguments describe.
 
-    They don't contain the rotary base (ModelLink leaves it empty), so rope_ratio is 1 unless glm3
-    wrote the file.
+    ModelLink leaves the rotary base empty, so that rope_ratio is 1 there; MindSpeed-LLM notes the
+    one that its script gave, and glm3 rope_ratio itself.
 
     Args:
         arguments: What the rank file has under `args`.
@@ -69,6 +73,15 @@ def model_of(arguments: object, vocabulary: int | None, path: Path) -> ModelConf
             "put the model's config.json into the folder",
         )
     given = vars(arguments)
+    share = given.get("rotary_percent")
+    if given.get("use_glm_rope") and isinstance(share, float) and share != _ROTARY_SHARE:
+        _log.warning(
+            "%s was trained with rotary_percent %s, where the family rotates %s of each head: "
+            "glm3 computes as the family does",
+            path,
+            share,
+            _ROTARY_SHARE,
+        )
     try:
         return ModelConfig.parse(_values(given, vocabulary))
     except ConfigError as error:
@@ -97,13 +110,19 @@ def _values(given: dict[str, Any], vocabulary: int | None) -> dict[str, Any]:
         "padded_vocab_size": given.get("padded_vocab_size") or vocabulary,
         "seq_length": given.get("seq_length"),
         "layernorm_epsilon": given.get("norm_epsilon", given.get("layernorm_epsilon")),
-        "rope_ratio": given.get("rope_ratio"),
+        "rope_ratio": given.get("rope_ratio") or _ratio_of(given.get("rotary_base")),
         "rope_factor": given.get("rope_factor"),
         "add_qkv_bias": given.get("add_qkv_bias"),
-        "sandwich_norms": given.get("sandwich_norms"),
+        "sandwich_norms": given.get("sandwich_norms") or given.get("post_norm"),
         "torch_dtype": dtype_name(dtype) if dtype in TORCH_DTYPES.values() else None,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _ratio_of(base: object) -> float | None:
+    """Returns the rope_ratio that belongs to a rotary base; None if there is no base."""
+    has = isinstance(base, int | float) and not isinstance(base, bool) and base > 0
+    return float(base) / _BASE if has and isinstance(base, int | float) else None
 
 
 def arguments_of(

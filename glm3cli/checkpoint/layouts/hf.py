@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from glm3cli.checkpoint import pickles
-from glm3cli.checkpoint.headers import Header, compare, in_fp32, kept_dtype
+from glm3cli.checkpoint.headers import Header, compare, in_fp32, kept_dtype, without_padding
 from glm3cli.checkpoint.locate import Location, hf_files, index_of
-from glm3cli.checkpoint.names import HfLayout, Weight, is_ignored, slots
+from glm3cli.checkpoint.names import Cut, HfLayout, Weight, is_ignored, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.config.model import is_glm
 from glm3cli.errors import CheckpointError
@@ -140,6 +140,9 @@ class HfSource(StoredSource):
         self.layout = max(
             expected, key=lambda name: (len(expected[name].keys() & headers), name == usual)
         )
+        vocabulary = [w.name(self.layout) for w, _ in slots(self.model) if w.cut is Cut.VOCAB]
+        rows = self.model.padded_vocab_size
+        headers = without_padding(self.path, rows, headers, vocabulary)
         self.problems = compare(expected[self.layout], headers)
         if any(header.dtype is torch.float64 for header in headers.values()):
             _log.warning("%s is in fp64, and is read as fp32", self.path)
@@ -154,19 +157,22 @@ class HfSource(StoredSource):
     def _places(self) -> dict[str, tuple[_Shard, str]]:
         """Returns the shard that holds each tensor and its name there, by the tensor's name.
 
-        The names differ where all of them have the prefix of a wrapper around the model.
+        The names differ where all of them have the prefix of a wrapper around the model, or where
+        the model inside ChatGLMForConditionalGeneration was saved without its own prefix.
 
         Raises:
             CheckpointError: A tensor is in two files.
         """
         place: dict[str, tuple[_Shard, str]] = {}
         file_of: dict[str, Path] = {}
-        wrapper = wrapper_of([name for shard in self._shards for name in shard.headers])
+        stored_names = [name for shard in self._shards for name in shard.headers]
+        wrapper = wrapper_of(stored_names)
+        inner = _prefix_of([name.removeprefix(wrapper) for name in stored_names])
         if wrapper:
             _log.warning("the names in %s begin with %s, which is left out", self.path, wrapper)
         for path, shard in zip(self._files, self._shards, strict=True):
             for stored in shard.headers:
-                name = stored.removeprefix(wrapper)
+                name = inner + stored.removeprefix(wrapper)
                 if name in place and not is_ignored(name):
                     raise CheckpointError(
                         f"{name} is both in {file_of[name].name} and in {path.name} of {self.path}",
@@ -183,6 +189,8 @@ class HfSource(StoredSource):
         names = weight.parts(self.layout, self.model, layer)
         places = [self._place[name] for name in names]
         parts = [in_fp32(shard.read(stored)) for shard, stored in places]
+        if weight.cut is Cut.VOCAB:
+            return parts[0][: self.model.padded_vocab_size]
         return parts[0] if len(parts) == 1 else self.cat(parts, 0)
 
     def dtype(self, weight: Weight, layer: int | None = None) -> torch.dtype:
@@ -210,6 +218,12 @@ def wrapper_of(names: Sequence[str]) -> str:
     ):
         wrapper += found
     return wrapper
+
+
+def _prefix_of(names: Sequence[str]) -> str:
+    """Returns the prefix that all names lack because ChatGLMModel alone was saved, or ""."""
+    lacking = ("embedding.", "encoder.", "output_layer.", "rotary_pos_emb.", "prefix_encoder.")
+    return "transformer." if names and all(name.startswith(lacking) for name in names) else ""
 
 
 def _indexed(index: Path) -> list[Path]:

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.cuts import join, piece_shape
-from glm3cli.checkpoint.headers import Header, TensorProblem, compare, in_fp32
+from glm3cli.checkpoint.headers import (
+    Header,
+    TensorProblem,
+    compare,
+    in_fp32,
+    without_padding,
+)
 from glm3cli.checkpoint.layouts.arguments import model_of, run_of
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Cut, Layout, Stage, Weight, slots
@@ -28,6 +34,8 @@ from glm3cli.errors import CheckpointError
 FILE = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
 _LAYER = re.compile(r"layers\.(\d+)\.")
+# The entries of a rank file that are read, beside the weights.
+_USED = {"args", "checkpoint_version", "iteration"}
 
 # The tensors of one chunk of one rank, under flat names.
 Chunk = dict[str, Tensor]
@@ -63,6 +71,7 @@ class RanksSource(StoredSource):
         }
         self.parallel = self._find_parallel()
         self.problems = self._check()
+        self.unused = _unused(self._paths[0, 0], saved[0, 0])
 
     def _find_model(self, location: Location, saved: Mapping[str, Any]) -> ModelConfig:
         """Returns the model's shape from its config.json, else from the saved arguments."""
@@ -104,9 +113,16 @@ class RanksSource(StoredSource):
         for (t, p), path in self._paths.items():
             for v, chunk in enumerate(self._chunks[t][p]):
                 found = {n: Header(tuple(x.shape), x.dtype) for n, x in chunk.items()}
+                rows, names = self.model.padded_vocab_size, self._of_vocabulary
+                found = without_padding(self.path, rows, found, names, self._tp)
                 where = path.parent.name + (f" model{v}" if self._vpp > 1 else "")
                 problems += compare(self._expected(p, v, chunk), found, where)
         return problems
+
+    @property
+    def _of_vocabulary(self) -> list[str]:
+        """The names of the weights that have a row for each token."""
+        return [w.name(self.layout) for w, _ in slots(self.model, 0) if w.cut is Cut.VOCAB]
 
     def _expected(self, p: int, v: int, chunk: Chunk) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all tensors that a chunk must hold, by the name that it gives them.
@@ -145,7 +161,8 @@ class RanksSource(StoredSource):
                     f"{weight.logical}" + ("" if layer is None else f" of layer {layer}"),
                     "the files come from different checkpoints; fetch them again",
                 )
-        return join(pieces, weight.cut, self.model, self.cat)
+        whole = join(pieces, weight.cut, self.model, self.cat)
+        return whole[: self.model.padded_vocab_size] if weight.cut is Cut.VOCAB else whole
 
     def _pieces(self, weight: Weight, layer: int | None) -> list[Tensor]:
         """Returns the pieces of a weight, by tensor-parallel rank."""
@@ -214,6 +231,13 @@ def _load(path: Path) -> dict[str, Any]:
             "load it in the Megatron that wrote it and save it again with a newer one",
         )
     return saved
+
+
+def _unused(path: Path, saved: Mapping[str, Any]) -> list[str]:
+    """Returns what a rank file holds that only its own trainer needs, and the files beside it."""
+    entries = (name for name in saved if name not in _USED and not re.fullmatch(r"model\d*", name))
+    files = (other.name for other in path.parent.iterdir() if other != path)
+    return sorted([*entries, *files])
 
 
 def _check_same_run(
