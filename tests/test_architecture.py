@@ -36,6 +36,7 @@ CATCHES_EVERYTHING = {
     "device/npu/device.py",  # so does torch_npu where a part of CANN is missing
     "infer/chat/session.py",  # our own errors, which don't end a chat
     "infer/chat/toolbox.py",  # functions that users give to a chat raise what they like
+    "numerics/outcome.py",  # an operator may refuse by any, and the others are to be checked
     "parallel/storage.py",  # our own errors, which become those of all ranks
 }
 

@@ -194,3 +194,14 @@ log. Encryption is a reverse proxy's work. lm-evaluation-harness scores it:
     lm_eval --model local-completions --tasks TASK
     --model_args model=NAME,base_url=http://127.0.0.1:8000/v1/completions
 """
+
+DOCTOR = """
+--numerics runs every fused operator, forward and backward, in fp32, bf16 and fp16, at the shapes
+that the 6B has at tp 1, 2, 4 and 8, and compares it with its formula in fp64 on the host; then
+inputs that are known as traps (packs, padding, overflow), every collective over --nproc ranks, and
+a small model that trains, saves, goes on, and generates. The table has the largest error of each,
+relative to numbers of the usual size, and its limit. For each failure a sentence says what to do
+without that operator; the exit code is then 4. An operator of a card is checked on every rank.
+
+--chip-file also measures what plans are made with, and describes the device in a file for --chip.
+"""
