@@ -32,7 +32,7 @@ class Case:
         subject: The operation, as the report has it.
         place: The shape.
         leaves: The inputs on the host: fp32 numbers that every type has exactly (see `draw`), which
-            get gradients, and whole numbers.
+            get gradients, and whole numbers. For fp32 they are made longer (see `_whole`).
         ours: Computes the result on the device, from the leaves there in the type that is checked.
         plain: Computes it on the host by the formulas of `plain`.
         kernel: The name by which --without-kernel leaves the operation out; None if it can't.
@@ -43,7 +43,8 @@ class Case:
             result, since it is a difference of much larger numbers; the error of a whole gradient
             may not.
         precision: The type whose roundings count, if it isn't that of the result.
-        types: The types that the operation is checked in.
+        has_types: Whether the operation depends on the type that the model computes in; if not, it
+            is checked in fp32 alone.
     """
 
     subject: str
@@ -57,25 +58,31 @@ class Case:
     has_gradient: bool = True
     differences: int = 1
     precision: torch.dtype | None = None
-    types: tuple[torch.dtype, ...] = tuple(ROUNDING)
+    has_types: bool = True
 
     def outcomes(self, device: Device) -> Iterator[Outcome]:
         """Yields what is found in every type."""
-        right = self._right()
-        for dtype in self.types:
-            yield self._outcome(device, dtype, right)
+        whole = {name: _whole(one) for name, one in self.leaves.items()}
+        yield self._outcome(device, torch.float32, whole, self._right(whole))
+        if not self.has_types:
+            return
+        right = self._right(self.leaves)
+        for dtype in (torch.bfloat16, torch.float16):
+            yield self._outcome(device, dtype, self.leaves, right)
 
-    def _right(self) -> dict[str, Tensor]:
+    def _right(self, given: Leaves) -> dict[str, Tensor]:
         """Returns the right result, and the right gradient of each leaf that has one."""
-        leaves = {name: _leaf(one, self.has_gradient) for name, one in self.leaves.items()}
+        leaves = {name: _leaf(one, self.has_gradient) for name, one in given.items()}
         result = self.plain(leaves)
         if self.has_gradient:
             torch.autograd.backward(result, _upstream(result).to(result))
         return {"result": result.detach()} | _gradients(leaves)
 
-    def _outcome(self, device: Device, dtype: torch.dtype, right: dict[str, Tensor]) -> Outcome:
+    def _outcome(
+        self, device: Device, dtype: torch.dtype, leaves: Leaves, right: dict[str, Tensor]
+    ) -> Outcome:
         """Computes on the device in one type, and compares the result and each gradient."""
-        found, trouble = attempt(lambda: self._on_device(device, dtype))
+        found, trouble = attempt(lambda: self._on_device(device, dtype, leaves))
         if found is None:
             return self._named(dtype, torch.inf, 0.0, "", self.place, trouble)
         outcomes = [
@@ -104,14 +111,14 @@ class Case:
                 limit, why = limit * self.differences, f"{self.differences} x {why}"
         yield distance(ours, right), limit, why, place
 
-    def _on_device(self, device: Device, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _on_device(self, device: Device, dtype: torch.dtype, leaves: Leaves) -> dict[str, Tensor]:
         """Returns the result and the gradients on the device."""
         put = {
             name: _leaf(
                 one.to(device.torch_device(), dtype if one.is_floating_point() else None),
                 self.has_gradient,
             )
-            for name, one in self.leaves.items()
+            for name, one in leaves.items()
         }
         with torch.set_grad_enabled(self.has_gradient):
             result = self.ours(device.kernels, put)
@@ -147,6 +154,11 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     """Returns random numbers around 1 that every type has exactly: sixteenths, up to 8."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + sum(shape))
     return (torch.randn(shape, generator=generator) * 16).round().clamp(-127, 127) / 16
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Makes fp32 numbers that need all their bits, which an operator might cut off."""
+    return tensor * (2 / 3) if tensor.is_floating_point() else tensor
 
 
 def _upstream(result: Tensor) -> Tensor:
