@@ -36,7 +36,7 @@ class PlainModel:
         """Returns a model with the weights of a source."""
         found = {
             (weight.logical, layer): source.read(weight, layer).double()
-            for weight, layer in slots(source.model.num_layers)
+            for weight, layer in slots(source.model)
         }
         return cls(source.model, found)
 

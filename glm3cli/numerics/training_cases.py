@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.model.rotary import angles_at
 from glm3cli.numerics import plain
 from glm3cli.numerics.case import Case, Leaves, draw

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from glm3cli.config.model import PRESETS
+from glm3cli.config.presets import PRESETS
 from glm3cli.device import Device
 from glm3cli.numerics.outcome import NAMES, Outcome, attempt
 
