@@ -5,8 +5,10 @@ this module prints it. The exit code is 4 if something is wrong.
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,10 +16,12 @@ import typer
 from glm3cli.cli.epilogs import DOCTOR
 from glm3cli.cli.options import command
 from glm3cli.config.doctor import DoctorConfig
+from glm3cli.errors import ConfigError
 from glm3cli.parallel.launch import is_speaker, run_here
 
 if TYPE_CHECKING:
     from glm3cli.numerics.run import Report
+    from glm3cli.numerics.speed import Speeds
 
 _STYLES = {"ok": "green", "absent": "dim", "untried": "yellow", "wrong": "red"}
 
@@ -72,6 +76,8 @@ def _examine(config: DoctorConfig) -> None:
     Raises:
         DeviceError: The device can't be used.
     """
+    if config.chip_file is not None:
+        _check_place(config.chip_file)
     if not run_here(config):
         return
     from glm3cli.numerics.run import run_numerics
@@ -89,6 +95,19 @@ def _examine(config: DoctorConfig) -> None:
         _print_checks(report)
     if report.failures:
         sys.exit(4)
+
+
+def _check_place(file: Path) -> None:
+    """Checks that the file of --chip-file can be written.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--chip-file {file}: there is no folder {folder}", "make it")
+    if file.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"--chip-file {file} can't be written", "give another place")
 
 
 def _print_checks(report: "Report") -> None:
@@ -109,3 +128,17 @@ def _print_checks(report: "Report") -> None:
         typer.echo(f"wrong: {one.sentence}")
     count = len(report.outcomes)
     typer.echo(f"{count - len(report.failures)} of {count} checks passed")
+    if report.speeds is not None:
+        typer.echo(_speeds(report.speeds))
+
+
+def _speeds(speeds: "Speeds") -> str:
+    """Returns what was measured as a line of text."""
+    line = (
+        f"measured: {speeds.matrix / 1e12:.3g} TFLOP/s in matrix products and "
+        f"{speeds.attention / 1e12:.3g} in attention, memory {speeds.memory / 1e9:.3g} GB/s, "
+        f"{speeds.launch * 1e6:.3g} us an operator"
+    )
+    if not speeds.link:
+        return line
+    return f"{line}, links {speeds.link / 1e9:.3g} GB/s, {speeds.latency * 1e6:.3g} us a message"

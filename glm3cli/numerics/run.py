@@ -14,10 +14,13 @@ import torch.distributed as dist
 from glm3cli.config.doctor import DoctorConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import Device, require_active
+from glm3cli.host.files import write_text
+from glm3cli.numerics.chip_file import chip_file
 from glm3cli.numerics.collectives import check_collectives
 from glm3cli.numerics.decoding_cases import decoding_cases
 from glm3cli.numerics.outcome import Outcome, survived, worst
 from glm3cli.numerics.small_model import check_small_model, sizes_for
+from glm3cli.numerics.speed import Speeds, measure
 from glm3cli.numerics.training_cases import training_cases
 from glm3cli.numerics.traps import check_traps
 from glm3cli.parallel.groups import open_grid
@@ -37,12 +40,14 @@ class Report:
         chip: The name that its driver has for it.
         num_ranks: The number of ranks.
         outcomes: The worst outcome of each check in each type.
+        speeds: What was measured for --chip-file, which is written; None without.
     """
 
     device: str
     chip: str
     num_ranks: int
     outcomes: list[Outcome] = field(default_factory=list)
+    speeds: Speeds | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report for JSON."""
@@ -52,6 +57,7 @@ class Report:
             "ranks": self.num_ranks,
             "ok": not self.failures,
             "checks": [outcome.to_dict() for outcome in self.outcomes],
+            "speeds": self.speeds and self.speeds.to_dict(),
         }
 
     @property
@@ -83,11 +89,18 @@ def run_numerics(config: DoctorConfig, say: Say) -> Report:
     for sizes in sizes_for(count):
         say(f"training, a checkpoint, and generation with {sizes}")
         found += survived(f"small model, {sizes}", check_small_model(sizes, count, folder))
-    with open_grid(ParallelConfig()):
-        everyone = _gather([replace(one, rank=rank) for one in worst(found)])
+    speeds = None
+    with open_grid(ParallelConfig()) as grid:
+        own = [asdict(replace(one, rank=rank)) for one in worst(found)]
+        everyone = [Outcome(**one) for part in _gather("outcomes", own) for one in part]
+        if config.chip_file is not None:
+            say("speeds")
+            speeds = Speeds.slowest(_gather("speeds", measure(device, grid).to_dict()))
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    return Report(device.name, device.chip(), count, worst(everyone))
+        if speeds is not None and config.chip_file is not None:
+            write_text(config.chip_file, chip_file(config.chip_file, device, count, speeds))
+    return Report(device.name, device.chip(), count, worst(everyone), speeds)
 
 
 def _operators(device: Device) -> Iterator[Outcome]:
@@ -113,10 +126,14 @@ def _tell_all(key: str, value: str) -> str:
     return str(_store().get(key).decode())
 
 
-def _gather(outcomes: list[Outcome]) -> list[Outcome]:
-    """Returns the outcomes of all ranks on rank 0, and this rank's own on the others."""
-    _store().set(f"outcomes/{dist.get_rank()}", json.dumps([asdict(one) for one in outcomes]))
+def _gather(key: str, value: Any) -> list[Any]:
+    """Returns the values of all ranks on rank 0, and this rank's own on the others.
+
+    Args:
+        key: The name of the value.
+        value: What JSON knows.
+    """
+    _store().set(f"{key}/{dist.get_rank()}", json.dumps(value))
     if dist.get_rank() != 0:
-        return outcomes
-    texts = [_store().get(f"outcomes/{rank}") for rank in range(dist.get_world_size())]
-    return [Outcome(**one) for text in texts for one in json.loads(text)]
+        return [value]
+    return [json.loads(_store().get(f"{key}/{rank}")) for rank in range(dist.get_world_size())]

@@ -1,7 +1,7 @@
 """A small model on the device beside `PlainModel`: training, a checkpoint, and new tokens."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from glm3cli.checkpoint.random import RandomSource
 from glm3cli.checkpoint.run.resume import gather_weights, load_training, save_request
 from glm3cli.config.model import DType, ModelConfig
 from glm3cli.config.training import PretrainConfig, TrainConfig
-from glm3cli.data.samples.loader import Loader
+from glm3cli.data.samples.loader import Batch, Loader
+from glm3cli.device import require_active
 from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.infer.engine import Engine
 from glm3cli.infer.model import GREEDY
@@ -23,6 +24,7 @@ from glm3cli.numerics.outcome import ROUNDING, Outcome
 from glm3cli.numerics.plain_model import PlainModel
 from glm3cli.parallel.groups import Grid, open_grid
 from glm3cli.parallel.storage import tell
+from glm3cli.train.objective import run_batch
 from glm3cli.train.setup import build_train_step, make_loader
 from glm3cli.train.step import TrainStep
 
@@ -88,6 +90,26 @@ def check_small_model(sizes: Sizes, world_size: int, folder: Path) -> Iterator[O
             yield from _trained(config, grid, folder if dtype == "fp32" else None, str(sizes))
         with open_grid(config) as grid:
             yield from _generated(config, grid, dtype, str(sizes))
+
+
+def speck(model: ModelConfig, grid: Grid) -> Callable[[], None]:
+    """Returns what runs one micro-batch of a model forward and backward, without an optimizer.
+
+    Args:
+        model: The shape of the model.
+        grid: This rank's place among the parallel groups; nothing is sent.
+    """
+    config = _config("fp32", Sizes(), grid.world_size)
+    train_step = build_train_step(config, model, grid)
+    for one in _parameters(train_step):
+        torch.nn.init.normal_(one, std=0.02)
+    tokens = torch.arange(model.seq_length, device=require_active().torch_device()).unsqueeze(0)
+    batch = Batch(tokens, tokens, torch.ones_like(tokens, dtype=torch.float32))
+
+    def run() -> None:
+        run_batch(train_step.chunks[0], batch).sum().backward()  # type: ignore[no-untyped-call]
+
+    return run
 
 
 def _config(dtype: DType, sizes: Sizes, world_size: int) -> TrainConfig:

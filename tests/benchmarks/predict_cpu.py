@@ -1,11 +1,14 @@
 """Compares predicted with measured step times on this machine's CPU.
 
     python -m tests.benchmarks.predict_cpu --rounds 3
+    glm3 doctor --numerics --device cpu --nproc 2 --chip-file mine.toml &&
+        python -m tests.benchmarks.predict_cpu --chip mine.toml
 
 The program measures single operators (matrix products of the model's shapes, attention, passes over
 activations) and a model too small for anything but overhead, all in seconds of the process, and
-describes a core as a device by them. It predicts the step of several parallel plans by the code
-that plans for Ascend, and trains these plans with one thread per rank.
+describes a core as a device by them; with --chip it takes the description in a file. It predicts
+the step of several parallel plans by the code that plans for Ascend, and trains these plans with
+one thread per rank.
 
 The machine may have other work. Therefore every rank runs the matrix products, and the gather
 between two ranks, once more before and after each step. How much slower they are on the clock than
@@ -233,17 +236,19 @@ def main() -> None:
     """Prints the table of predicted and measured steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--chip", help="a file of `glm3 doctor --numerics --chip-file`")
     given = parser.parse_args()
     from glm3cli.device import select
 
     select("cpu").activate()
     from glm3cli.config.model import ModelConfig
+    from glm3cli.device.catalog import find_chip
     from glm3cli.forecast.forecast import forecast
 
     pool, model = RankPool(), ModelConfig(**SHAPE)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in LAYOUTS}
     for number in range(given.rounds):
-        chip = describe(pool)
+        chip = describe(pool) if given.chip is None else find_chip(given.chip)
         print(
             f"round {number + 1}, a core: {chip.peak_tflops * 1e3:.1f} GFLOP/s in matrix products, "
             f"{chip.attention_efficiency:.0%} of it in attention, "
