@@ -26,7 +26,9 @@ SIZES = (1, 2, 4, 8)  # tensor parallel sizes
 WIDTH = SHAPE.kv_channels
 SCALE = WIDTH**-0.5
 _TOKENS, _ROWS = 24, 2
-_OF_ATTENTION, _DIFFERENCES = (
+# Attention rounds its probabilities, too, and sums over all positions twice; its gradients are
+# differences of such sums.
+_OF_ATTENTION, _SUMS_OF_ATTENTION, _DIFFERENCES = 6, 256, 16
     6,
     16,
 )  # the probabilities are rounded; their gradients are differences
@@ -152,6 +154,7 @@ def _attention(place: str, length: int, rows: int, tp: int, sample: bool = False
         partial(_attend_plainly, None, queries),
         kernel="attention",
         roundings=_OF_ATTENTION,
+        sums=_SUMS_OF_ATTENTION,
         differences=_DIFFERENCES,
     )
 
@@ -214,6 +217,7 @@ def _packed() -> Iterator[Case]:
             partial(_attend_plainly, segments, queries),
             kernel="attention",
             roundings=_OF_ATTENTION,
+            sums=_SUMS_OF_ATTENTION,
             differences=_DIFFERENCES,
         )
 
