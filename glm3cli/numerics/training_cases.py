@@ -29,9 +29,6 @@ _TOKENS, _ROWS = 24, 2
 # Attention rounds its probabilities, too, and sums over all positions twice; its gradients are
 # differences of such sums.
 _OF_ATTENTION, _SUMS_OF_ATTENTION, _DIFFERENCES = 6, 256, 16
-    6,
-    16,
-)  # the probabilities are rounded; their gradients are differences
 
 
 def heads_at(tp: int) -> tuple[int, int]:
@@ -49,7 +46,7 @@ def training_cases(long: int) -> Iterator[Case]:
     yield from map(_swiglu, SIZES)
     for tp in SIZES:
         yield _rotation(f"tp {tp}", _TOKENS, _ROWS, heads_at(tp)[0])
-    yield _rotation("32 rows", 3, 32, heads_at(1)[0])
+    yield _rotation("31 rows", 3, 31, heads_at(1)[0])
     yield _angles()
     for tp in SIZES:
         yield _attention(f"tp {tp}", 160, _ROWS, tp)
