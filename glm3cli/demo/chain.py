@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from glm3cli.config.demo import DemoConfig
 from glm3cli.demo import content
+from glm3cli.demo.kinds import Kind, kind_of
 from glm3cli.demo.quiz import MMLU_DIR
 from glm3cli.errors import ConfigError
 
@@ -55,11 +56,13 @@ class Chain:
     Attributes:
         folder: The folder for all files of the demo.
         console: Where the names of the steps and their commands are shown.
+        kind: What the demo's kind of model is made of.
         rows: A line of the final table for each step that has ended.
     """
 
     folder: Path
     console: Console
+    kind: Kind
     rows: list[Row] = field(default_factory=list)
 
     def run(self) -> bool:
@@ -73,6 +76,7 @@ class Chain:
             ("finetune on 4 ranks", self._finetune),
             ("answer held-out prompts", self._generate),
             ("answer the same on 1 rank", self._generate_alone),
+            *([("call a tool", self._call)] if self.kind.calls else []),
             ("evaluate on a mini-MMLU", self._evaluate),
             ("export to Hugging Face", self._export),
         ]
@@ -111,7 +115,7 @@ class Chain:
     def _tokenizer(self) -> tuple[str, bool]:
         from glm3cli.data.tokens.tokenizer import Tokenizer
 
-        content.train_tokenizer(self.folder / "tokenizer")
+        self.kind.write_tokenizer(self.folder / "tokenizer")
         tokenizer = Tokenizer.load(self.folder / "tokenizer")
         texts = content.prose()
         same = all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
@@ -121,11 +125,11 @@ class Chain:
         from glm3cli.checkpoint.convert.random_model import write_random_model
         from glm3cli.checkpoint.random import RandomSource
 
-        source = RandomSource(content.MODEL, seed=1, std=content.INIT_METHOD_STD)
+        source = RandomSource(self.kind.model, seed=1, std=content.INIT_METHOD_STD)
         write_random_model(self.folder / "hf", source, self.folder / "tokenizer")
         found = json.loads(self._glm3("convert", "inspect", self._path("hf"), "--json"))
         count = found["parameters"]
-        return f"{count:,} parameters", count == content.MODEL.num_parameters
+        return f"{count:,} parameters", count == self.kind.model.num_parameters
 
     def _convert(self) -> tuple[str, bool]:
         text = self._glm3(
@@ -146,11 +150,11 @@ class Chain:
 
     def _preprocess(self) -> tuple[str, bool]:
         documents = [{"text": text} for text in content.pretrain_documents()]
-        rows = content.training_rows()
+        rows = self.kind.rows
         counts = []
         for name, lines, handler in (
             ("text", documents, ("--handler", "text", "--append-eod")),
-            ("task", rows, ("--handler", "instruction", "--template", "chatglm3")),
+            ("task", rows, self.kind.handler),
         ):
             self._write_lines(f"{name}.jsonl", lines)
             result = self._glm3(
@@ -161,7 +165,7 @@ class Chain:
         done = f"{counts[0]} documents, {counts[1]} instructions"
         return done, counts == [len(documents), len(rows)]
 
-    def _write_lines(self, name: str, rows: list[dict[str, str]]) -> None:
+    def _write_lines(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.folder / name).write_text(text, "utf-8")
 
@@ -169,7 +173,7 @@ class Chain:
         return self._train("pretrain", "mg", "text_text_document", content.PRETRAIN, 0.25)
 
     def _finetune(self) -> tuple[str, bool]:
-        return self._train("finetune", "pretrain", "task", content.FINETUNE, 0.25)
+        return self._train("finetune", "pretrain", "task", self.kind.finetune, 0.25)
 
     def _train(
         self, command: str, model: str, data: str, recipe: content.Recipe, largest: float
@@ -212,6 +216,19 @@ class Chain:
         same = sum(one == other for one, other in zip(*texts, strict=True))
         return f"{same} of {len(texts[0])} token for token the same", texts[0] == texts[1]
 
+    def _call(self) -> tuple[str, bool]:
+        asked = self.kind.calls[:NUM_PROMPTS]
+        lines = [{"messages": conversation["messages"][:1]} for conversation in asked]
+        self._write_lines("calls.jsonl", lines)
+        text = self._glm3(
+            *("generate", "--model", self._path("finetune"), "--greedy", "--json", *RANKS),
+            *("--prompts-file", self._path("calls.jsonl"), "--max-new-tokens", "32"),
+        )
+        expected = [_calls_of(conversation["messages"][1]) for conversation in asked]
+        found = [_calls_of(result["message"]) for result in json.loads(text)["results"]]
+        right = sum(one == other for one, other in zip(found, expected, strict=True))
+        return f"{right} of {len(asked)} right; {found[0]}", right >= MIN_RIGHT
+
     def _ask(self, name: str, *launch: str) -> list[str]:
         text = self._glm3(
             *("generate", "--model", self._path("finetune"), "--no-raw", "--greedy", "--json"),
@@ -238,7 +255,7 @@ class Chain:
 
         self._glm3("convert", "mg2hf", self._path("finetune"), self._path("export"))
         trained, exported = (open_source(self.folder / name) for name in ("finetune", "export"))
-        places = list(slots(content.MODEL))
+        places = list(slots(self.kind.model))
         same = sum(torch.equal(trained.read(*slot), exported.read(*slot)) for slot in places)
         done = f"{same} of {len(places)} tensors equal to the trained ones, bit for bit"
         return done, same == len(places)
@@ -257,6 +274,12 @@ class Chain:
         return table
 
 
+def _calls_of(turn: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns the names and the arguments of the calls in a turn of OpenAI's form."""
+    functions = [call["function"] for call in turn.get("tool_calls", ())]
+    return [(function["name"], json.loads(function["arguments"])) for function in functions]
+
+
 def run_demo(config: DemoConfig) -> bool:
     """Runs the demo and prints its table; returns whether all checks passed.
 
@@ -264,7 +287,7 @@ def run_demo(config: DemoConfig) -> bool:
         ConfigError: The folder `config.keep` exists already.
     """
     with _work_folder(config.keep) as folder:
-        chain = Chain(folder, Console(stderr=True, soft_wrap=True))
+        chain = Chain(folder, Console(stderr=True, soft_wrap=True), kind_of(config.family))
         passed = chain.run()
         Console(width=None if os.isatty(1) else 120).print(chain.table())
     return passed

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.demo.quiz import facts, quiz_documents
@@ -139,6 +140,27 @@ def _word_pairs() -> list[tuple[tuple[str, str], tuple[str, str]]]:
     return [(pair, (pair[1], pair[0])) for pair in pairs]
 
 
+def call_rows(*, held_out: bool) -> list[dict[str, list[dict[str, Any]]]]:
+    """Returns conversations in which a tool is called, about the pairs of words of the other rows.
+
+    Args:
+        held_out: Whether they are about the pairs that training doesn't have.
+    """
+    pairs = _word_pairs()
+    chosen = pairs[:_NUM_HELD_OUT_PAIRS] if held_out else pairs[_NUM_HELD_OUT_PAIRS:]
+    return [_call(one, other) for pair in chosen for one, other in pair]
+
+
+def _call(one: str, other: str) -> dict[str, list[dict[str, Any]]]:
+    call = {"name": "look_up", "arguments": json.dumps({"one": one, "other": other})}
+    return {
+        "messages": [
+            {"role": "user", "content": f"Look up {one} and {other}."},
+            {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]},
+        ]
+    }
+
+
 def _row(one: str, other: str) -> dict[str, str]:
     opposites = _opposites()
     return {
@@ -146,6 +168,12 @@ def _row(one: str, other: str) -> dict[str, str]:
         "input": "",
         "output": f"{opposites[one]} and {opposites[other]}",
     }
+
+
+def tokenizer_texts() -> list[str]:
+    """Returns the texts that a tokenizer is trained on."""
+    rows = [f"{row['instruction']}\n{row['output']}" for row in training_rows()[::8]]
+    return prose() + (_opposite_facts() + facts()) * 3 + pretrain_documents()[:300] + rows
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -156,8 +184,7 @@ def train_tokenizer(folder: Path) -> None:
     """
     import sentencepiece
 
-    rows = [f"{row['instruction']}\n{row['output']}" for row in training_rows()[::8]]
-    texts = prose() + (_opposite_facts() + facts()) * 3 + pretrain_documents()[:300] + rows
+    texts = tokenizer_texts()
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for text in texts for line in text.splitlines() if line]),

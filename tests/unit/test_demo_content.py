@@ -8,10 +8,12 @@ import pytest
 from glm3cli.config.options.data import DataOptions
 from glm3cli.config.options.optimizer import OptimizerOptions
 from glm3cli.config.parallel import ModelParallelConfig
+from glm3cli.data.preprocess import rows
 from glm3cli.data.tokens.chat import build_sample
 from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.demo import content, quiz
+from glm3cli.demo.kinds import kind_of
 from glm3cli.demo.words import OPPOSITES, SUBJECTS
 
 
@@ -131,3 +133,18 @@ def test_model_and_recipes_are_valid_options():
             {"data": ["x"], **{k: v for k, v in values.items() if k in DataOptions.model_fields}}
         )
         assert recipe.seq_length <= content.MODEL.seq_length
+
+
+def test_a_tokenizer_of_glm_4_s_kind_and_its_rows(tmp_path):
+    kind = kind_of("glm4")
+    kind.write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.member.chat == "glm4"
+    assert tokenizer.vocab_size <= kind.model.padded_vocab_size
+    for text in content.prose():
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    asked = {row["messages"][0]["content"] for row in kind.rows}
+    for row in [*kind.rows[::29], *kind.calls]:
+        sample = build_sample(tokenizer, rows.openai(row))
+        assert len(sample.input_ids) <= kind.finetune.seq_length
+    assert not {row["messages"][0]["content"] for row in kind.calls} & asked
