@@ -195,7 +195,7 @@ EARLY = {
         lambda p, t: {"model": edited(p, t, model_type="llama")},
         3,
         "is of the family 'llama'",
-        "glm3 takes ChatGLM2 and ChatGLM3",
+        "glm3 takes models of ChatGLM2, ChatGLM3 and GLM-4",
     ),
     "save is a file": Case(lambda p, t: {"save": file_in(t)}, 2, "file is a file", "give a folder"),
     "save below a file": Case(

@@ -1,6 +1,7 @@
 """Measures the memory that tensors hold while a rank trains, to the byte."""
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,9 +79,9 @@ def measure_peak(options: dict[str, Any]) -> tuple[int, int]:
                 for parameter in chunk.parameters():
                     parameter.uniform_(-0.02, 0.02)
         train_step.optimizer.reload_model_params()
-        loader = make_loader(
-            config, MODEL, grid, Samples(config.seq_length, MODEL.padded_vocab_size)
-        )
+        samples = Samples(config.seq_length, MODEL.padded_vocab_size)
+        # As if all tokens were trained: what a plan must be made for.
+        loader = replace(make_loader(config, MODEL, grid, samples), needs_all=True)
         train_step.run(loader, 0)  # makes the optimizer's state
         memory.restart()
         train_step.run(loader, config.global_batch_size)
