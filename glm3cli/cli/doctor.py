@@ -16,7 +16,7 @@ import typer
 from glm3cli.cli.epilogs import DOCTOR
 from glm3cli.cli.options import command
 from glm3cli.config.doctor import DoctorConfig
-from glm3cli.errors import ConfigError
+from glm3cli.errors import ConfigError, DeviceError
 from glm3cli.parallel.launch import is_speaker, run_here
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _examine(config: DoctorConfig) -> None:
     """Runs the self-test on this machine's device, and prints its report.
 
     Raises:
-        DeviceError: The device can't be used.
+        DeviceError: The device can't be used, or a check failed.
     """
     if config.chip_file is not None:
         _check_place(config.chip_file)
@@ -94,7 +94,10 @@ def _examine(config: DoctorConfig) -> None:
     else:
         _print_checks(report)
     if report.failures:
-        sys.exit(4)
+        raise DeviceError(
+            f"{len(report.failures)} of {len(report.outcomes)} checks failed",
+            "do without what is wrong, as the sentence about each says",
+        )
 
 
 def _check_place(file: Path) -> None:
@@ -126,8 +129,8 @@ def _print_checks(report: "Report") -> None:
     Console().print(table)
     for one in report.failures:
         typer.echo(f"wrong: {one.sentence}")
-    count = len(report.outcomes)
-    typer.echo(f"{count - len(report.failures)} of {count} checks passed")
+    if not report.failures:
+        typer.echo(f"all of {len(report.outcomes)} checks passed")
     if report.speeds is not None:
         typer.echo(_speeds(report.speeds))
 

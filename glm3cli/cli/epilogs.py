@@ -54,7 +54,9 @@ or --device-memory it also lists the parallel sizes that fit, the fastest first,
 step from the operators that it would run. A tenth of the memory is left for what isn't counted.
 The devices, with the sources of their figures, are in glm3cli/device/chips.toml; a file with the
 same keys describes your own (--chip FILE.toml). A run that doesn't fit into its device, or into
---device-memory, isn't started; the error names the nearest sizes that fit.
+--device-memory, isn't started; the error names the nearest sizes that fit. --auto-layout starts, or
+plans, the fastest sizes that fit, says why, and writes them into run.yaml: for --chip with
+--device-memory, or for the device that is here (a 910B, a GPU by its name, a CPU roughly).
 
 Checkpoints: RUN/iter_0000030 holds weights, optimizer, schedule, random generators and the
 position in the data. Training goes on from it at any tp, pp, vpp, cp and dp, and with or without

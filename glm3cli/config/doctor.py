@@ -31,8 +31,9 @@ class DoctorConfig(LaunchConfig):
     def _check_numerics(self) -> Self:
         if self.numerics:
             return self
-        for name in ("nproc", "chip_file"):
-            if getattr(self, name) is not None:
+        fields = type(self).model_fields
+        for name in ("device", "nproc", "chip_file"):
+            if getattr(self, name) != fields[name].default:
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{flag} is for --numerics, which runs on the device")
         return self

@@ -105,7 +105,7 @@ class Device(ABC):
         """
         raise DeviceError(
             f"--device {cls.name}: the speed and the memory of the device aren't known",
-            "give --chip with a name, or with a file that describes it (.toml)",
+            "measure it (glm3 doctor --numerics --chip-file mine.toml), and give --chip mine.toml",
         )
 
     def leave_out(self, names: Collection[str]) -> None:

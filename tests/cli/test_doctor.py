@@ -1,15 +1,21 @@
 """`glm3 doctor --numerics` as a command: its table, its sentences, its JSON, and its exit codes."""
 
 import json
+import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from glm3cli.device import Device
+from glm3cli.device import Device, select
+from glm3cli.device.catalog import find_chip
 from glm3cli.numerics import run
 from glm3cli.numerics.case import Case, draw
+from glm3cli.numerics.chip_file import chip_file
 from glm3cli.numerics.outcome import Outcome, distance, worst
+from glm3cli.numerics.speed import Speeds
 from glm3cli.numerics.training_cases import training_cases
 from tests.support.project import call
 
@@ -42,7 +48,7 @@ def test_failures_are_a_table_sentences_and_exit_code_4(short: None) -> None:
     assert "RMSNorm" in ended.out
     assert "wrong: doubling, bf16 (3 numbers" in ended.out
     assert "and the limit 0.016, 4 roundings to bf16; --without-kernel swiglu computes" in ended.out
-    assert "6 of 9 checks passed" in ended.out
+    assert "error: 3 of 9 checks failed" in ended.err
     assert "checking operators" in ended.err
 
 
@@ -57,11 +63,39 @@ def test_the_report_as_json(short: None) -> None:
     assert {"error", "limit", "why", "place", "way_out"} <= report["checks"][0].keys()
 
 
+def test_a_measured_device_is_a_file_that_plans_take(
+    short: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    speeds = Speeds(matrix=5e10, attention=2e10, memory=1.5e10, launch=2e-5)
+    monkeypatch.setattr(run, "measure", lambda *_: speeds)
+    file = tmp_path / "mine.toml"
+    ended = call("doctor", "--numerics", "--device", "cpu", "--chip-file", file)
+    assert "measured: 0.05 TFLOP/s in matrix products and 0.02 in attention" in ended.out
+    chip = find_chip(str(file))
+    assert (chip.name, chip.kind, chip.peak_tflops) == ("mine", "cpu", 0.05)
+    assert (chip.attention_efficiency, chip.memory_bandwidth, chip.launch) == (0.4, 1.5e10, 2e-5)
+    assert chip.link_bandwidth == find_chip("CPU").link_bandwidth
+    assert "# One rank has no links: those below are of CPU in chips.toml" in file.read_text()
+
+
+def test_links_are_those_of_the_slowest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    fast = Speeds(1e12, 1e12, 1e11, 1e-6, latency=1e-5, link=2e9, server=5.8e9)
+    slow = replace(fast, matrix=5e11, launch=3e-6, link=1.9e9)
+    found = Speeds.slowest([fast.to_dict(), slow.to_dict()])
+    assert (found.matrix, found.launch, found.link) == (5e11, 3e-6, 1.9e9)
+    values = tomllib.loads(chip_file(Path("x.toml"), select("cpu"), 4, found))["x"]
+    assert (values["link_bandwidth"], values["num_links"]) == (1.9e9, 3)
+    assert (values["devices_per_server"], values["network_bandwidth"]) == (4, 1.9e9)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--nproc", "2"], "--nproc is for --numerics"),
+        (["--device", "cpu"], "--device is for --numerics"),
         (["--numerics", "--chip-file", "mine.json"], "whose names end in .toml"),
+        (["--numerics", "--chip-file", "nowhere/mine.toml"], "there is no folder"),
     ],
 )
 def test_wrong_usage_is_a_sentence(given: list[str], message: str) -> None:
@@ -71,8 +105,6 @@ def test_wrong_usage_is_a_sentence(given: list[str], message: str) -> None:
 
 
 def test_an_operator_that_raises_is_a_failure_with_its_words() -> None:
-    from glm3cli.device import select
-
     def refuse(*_: object) -> object:
         raise RuntimeError("no kernel for this\nand more")
 
@@ -99,10 +131,13 @@ def test_errors_that_are_no_numbers_are_the_worst() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_cpu_passes(ranks: int) -> None:
-    more = ["--nproc", str(ranks)] if ranks > 1 else []
+def test_a_cpu_passes(ranks: int, tmp_path: Path) -> None:
+    more = ["--nproc", ranks, "--chip-file", tmp_path / "mine.toml"] if ranks > 1 else []
     ended = call("doctor", "--numerics", "--device", "cpu", "--json", *more)
     assert ended.code == 0, ended.out + ended.err
     report = json.loads(ended.out)
     assert report["ranks"] == ranks
     assert len(report["checks"]) > 80
+    if ranks > 1:
+        chip = find_chip(str(tmp_path / "mine.toml"))
+        assert chip.latency > chip.launch > 0

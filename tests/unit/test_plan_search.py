@@ -354,4 +354,4 @@ def test_a_gpu_is_planned_for_by_its_name_with_its_own_memory(monkeypatch):
             continue
         with pytest.raises(DeviceError, match="--device cuda: the speed and the memory") as caught:
             gpu.described(8)
-        assert "give --chip with a name, or with a file" in caught.value.hint
+        assert "give --chip mine.toml" in caught.value.hint
