@@ -158,22 +158,26 @@ def test_adapters_and_preferences(tmp_path: Path) -> None:
     common = "--load m --save s --data-path d --train-iters 5 --lr 1e-4 --seq-length 32"
     lora = "--stage sft --lora-r 8 --lora-target-modules query_key_value linear_fc1 --lora-fusion"
     dpo = "--stage dpo --is-pairwise-dataset --dpo-beta 0.2 --dpo-loss-type hinge --pref-ftx 0.1"
+    simpo = "--stage simpo --is-pairwise-dataset --gamma-beta-ratio 0.5 --simpo-loss-type sigmoid"
     text = "".join(
-        CALL.format(program="posttrain_gpt.py", flags=f"{common} {more}") for more in (lora, dpo)
+        CALL.format(program="posttrain_gpt.py", flags=f"{common} {more}")
+        for more in (lora, dpo, simpo)
     )
-    adapter, preferences = translated(tmp_path / "x.sh", text)
+    adapter, preferences, margin = translated(tmp_path / "x.sh", text)
     wanted = {"lora_rank": 8, "lora_alpha": 32.0, "lora_target": "qkv,fc1"}
     assert wanted.items() <= adapter["options"].items()
     wanted = {"method": "dpo", "beta": 0.2, "preference_loss": "hinge", "sft_weight": 0.1}
     assert wanted.items() <= preferences["options"].items()
-    for found in (adapter, preferences):
+    wanted = {"method": "simpo", "beta": 2.5, "simpo_gamma": 1.25}
+    assert wanted.items() <= margin["options"].items()
+    for found in (adapter, preferences, margin):
         assert "not supported" not in fates(found).values()
         assert not [note for note in found["notes"] if "refuse" in note]
     second = call("convert", "script", str(tmp_path / "x.sh"), "--number", "2")
     assert yaml.safe_load(second.out)["beta"] == 0.2
-    assert call("convert", "script", str(tmp_path / "x.sh"), "--number", "3").code == 2
+    assert call("convert", "script", str(tmp_path / "x.sh"), "--number", "4").code == 2
     both = call("convert", "script", str(tmp_path / "x.sh"))
-    assert len(list(yaml.safe_load_all(both.out))) == 2
+    assert len(list(yaml.safe_load_all(both.out))) == 3
     (tmp_path / "x.sh").write_text(CALL.format(program="posttrain_gpt.py", flags="--stage rm"))
     ended = call("convert", "script", str(tmp_path / "x.sh"))
     assert ended.code == 3

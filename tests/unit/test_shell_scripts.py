@@ -65,7 +65,8 @@ less
     """,
     "paths": """
         HERE=$(dirname a/b/run.sh)
-        torchrun $HERE $(basename /a/b/) "`dirname a/b`" $(dirname "$HERE/x")
+        THERE="$(dirname "$(dirname "a/b c/${HERE}x/d")")"
+        torchrun "$THERE" $HERE $(basename /a/b/) "`dirname a/b`" $(dirname "$HERE/x")
     """,
     "pipes, lists and redirections": """
         torchrun a | tee log 2>&1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glm3cli.config.scripts.words import closing
+from glm3cli.config.scripts.words import closing, tokens_of
 
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9]|[@*#?$!-]", re.ASCII)
 _PARAMETER = re.compile(
@@ -271,8 +271,9 @@ class _Expander:
 
     def _command(self, text: str, written: str) -> str:
         """Returns what a command substitution is, where it only takes a path apart."""
-        name, *words = re.findall(r"\S+", text) or [""]
-        if name in _PATHS and not set(text) & set(";&|<>`"):
+        tokens = tokens_of(text)
+        name, *words = [token.text for token in tokens] or [""]
+        if name in _PATHS and not any(token.is_operator for token in tokens):
             arguments = expand(words, self.variables)
             if len(arguments) == 1:
                 return _PATHS[name](arguments[0])

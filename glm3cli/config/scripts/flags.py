@@ -78,6 +78,7 @@ TRAIN: dict[str, tuple[str, Convert]] = {
 TUNE: dict[str, tuple[str, Convert]] = {
     "--tokenizer-padding-side": ("padding_side", _text),
     "--pad-to-multiple-of": ("pad_to_multiple", _whole),
+    "--pack": ("packing", _on),
     "--neat-pack": ("packing", _on),
     "--dpo-beta": ("beta", _number),
     "--simpo-beta": ("beta", _number),
@@ -200,6 +201,10 @@ _GROUPS: list[tuple[str, str]] = [
         --log-num-zeros-in-grad --log-progress --log-level --timing-log-level
         --tensorboard-queue-size --tensorboard-log-interval""",
     ),
+    (
+        "glm3 reads every layout, and --export-hf writes a Hugging Face folder",
+        "--enable-hf2mg-convert --enable-mg2hf-convert --only-convert-last-checkpoint",
+    ),
     (_FROM_SHAPE, "--lr-decay-iters --lr-decay-samples --padded-samples --no-shuffle"),
 ]
 NEEDLESS: dict[str, str] = {flag: why for why, flags in _GROUPS for flag in flags.split()}
@@ -228,6 +233,13 @@ _REFUSED_GROUPS: list[tuple[str, str]] = [
         "--reset-attention-mask --reset-position-ids --eod-mask-loss",
     ),
     ("use --train-only or --freeze", "--freeze-layers"),
+    ("use --recompute full, or --overlap-param-gather", "--o2-optimizer --o2-gradient"),
+    (
+        "glm3's --cp is Ulysses, which has no masks of its own",
+        """--adaptive-cp-manually-set-mask-list --adaptive-cp-dynamic-attn-mask
+        --adaptive-cp-only-reschedule --cp-window-size""",
+    ),
+    ("the family has no thinking that can be switched", "--enable-thinking"),
     ("use torchrun --max-restarts", "--enable-high-availability --enable-hbmfault-repair"),
     ("rename the columns of the data", "--map-keys"),
     ("split the data with --split", "--train-data-path --valid-data-path --test-data-path"),
@@ -239,7 +251,12 @@ _FOREIGN = (
     "--moe-", "--mla-", "--mamba", "--mtp-", "--num-experts", "--expert-", "--n-shared-experts",
     "--kv-lora-rank", "--q-lora-rank", "--qk-", "--v-head-dim", "--linear-", "--first-k-dense",
     "--multi-", "--longrope", "--gelu", "--attn-logit", "--output-logit", "--interleave-sliding",
-    "--scale-", "--lu-lora", "--topk-", "--seq-aux",
+    "--scale-", "--lu-lora", "--topk-", "--seq-aux", "--rope-scaling-", "--low-freq", "--high-freq",
+    "--original-max", "--beta-", "--norm-topk", "--routed-", "--router", "--fix-router",
+    "--n-group", "--recompute-m", "--cla-", "--share", "--use-fused-moe", "--target-expert",
+    "--num-nextn", "--full-attention", "--input-", "--add-rmsnorm", "--add-output", "--embedding-", "--output-",
+    "--dim-model", "--use-triton", "--fc-type", "--long-", "--short-", "--dynamic-", "--noisy",
+    "--no-enable-linear", "--rmsnorm-", "--attn-",
 )  # fmt: skip
 
 

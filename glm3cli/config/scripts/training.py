@@ -123,6 +123,15 @@ def _tuning(flags: Flags, found: Translation, stage: str) -> None:
                 "micro-batch; glm3's own choice is token, which weighs short answers less"
             )
     flags.note("--prompt-type", "needless here", "preprocess has written the prompts already")
+    for flag in ("--handler-name", "--workers", "--enable-share-memory"):
+        flags.note(flag, "needless here", "raw --data is preprocessed by itself")
+    if options.get("method") == "simpo":
+        options["beta"] = float(flags.value("--simpo-beta", "2.5"))
+        ratio = float(flags.value("--gamma-beta-ratio", "1.4"))
+        options["simpo_gamma"] = ratio * options["beta"]
+        flags.take("--gamma-beta-ratio", "simpo_gamma: beta times it")
+        if flags.value("--simpo-loss-type", "sigmoid") == "sigmoid":
+            flags.note("--simpo-loss-type", "needless here", "glm3's simpo has it")
     if "--lora-target-modules" in flags or "--lora-r" in flags:
         options |= _adapter(flags)
 
