@@ -248,15 +248,16 @@ _REFUSED_GROUPS: list[tuple[str, str]] = [
 REFUSED: dict[str, str] = {flag: what for what, flags in _REFUSED_GROUPS for flag in flags.split()}
 # Flags that begin so belong to models of other families.
 _FOREIGN = (
-    "--moe-", "--mla-", "--mamba", "--mtp-", "--num-experts", "--expert-", "--n-shared-experts",
-    "--kv-lora-rank", "--q-lora-rank", "--qk-", "--v-head-dim", "--linear-", "--first-k-dense",
-    "--multi-", "--longrope", "--gelu", "--attn-logit", "--output-logit", "--interleave-sliding",
-    "--scale-", "--lu-lora", "--topk-", "--seq-aux", "--rope-scaling-", "--low-freq", "--high-freq",
-    "--original-max", "--beta-", "--norm-topk", "--routed-", "--router", "--fix-router",
-    "--n-group", "--recompute-m", "--cla-", "--share", "--use-fused-moe", "--target-expert",
-    "--num-nextn", "--full-attention", "--input-", "--add-rmsnorm", "--add-output", "--embedding-", "--output-",
-    "--dim-model", "--use-triton", "--fc-type", "--long-", "--short-", "--dynamic-", "--noisy",
-    "--no-enable-linear", "--rmsnorm-", "--attn-",
+    "--add-output", "--add-rmsnorm", "--attn-", "--attn-logit", "--beta-", "--cla-",
+    "--dim-model", "--dynamic-", "--embedding-", "--expert-", "--fc-type", "--first-k-dense",
+    "--fix-router", "--full-attention", "--gelu", "--high-freq", "--input-",
+    "--interleave-sliding", "--kv-lora-rank", "--linear-", "--long-", "--longrope", "--low-freq",
+    "--lu-lora", "--mamba", "--mla-", "--moe-", "--mtp-", "--multi-", "--n-group",
+    "--n-shared-experts", "--no-enable-linear", "--noisy", "--norm-topk", "--num-experts",
+    "--num-nextn", "--original-max", "--output-", "--output-logit", "--q-lora-rank", "--qk-",
+    "--recompute-m", "--rmsnorm-", "--rope-scaling-", "--routed-", "--router", "--scale-",
+    "--seq-aux", "--share", "--short-", "--target-expert", "--topk-", "--use-fused-moe",
+    "--use-triton", "--v-head-dim",
 )  # fmt: skip
 
 
