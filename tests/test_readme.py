@@ -10,7 +10,7 @@ import typer
 from glm3cli import errors
 from glm3cli.cli.app import app
 from glm3cli.config.convert import ToHfConfig, ToMegatronConfig
-from glm3cli.device.doctor.versions import ASCEND
+from glm3cli.device.doctor.pins import ASCEND
 from tests.support.readme import PAGES, README, ROOT, blocks, table
 
 ASCEND_SECTION = "On an Ascend server"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glm3cli.device.doctor.versions import ASCEND
+from glm3cli.device.doctor.pins import ASCEND
 from tests.support.npu import stubs
 from tests.support.npu.emulation import start
 from tests.support.npu.wheel import unpacked

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glm3cli.device.doctor.versions import ASCEND
+from glm3cli.device.doctor.machine import Machine
+from glm3cli.device.doctor.pins import ALSO, ASCEND, pip_install
 from glm3cli.device.npu.operators import SCHEMAS
 from tests.npu.test_operators import CASES, PASSES, decode, run
 from tests.support.mc2 import block
@@ -20,9 +21,9 @@ from tests.support.ranks import RankPool
 pytestmark = pytest.mark.dist
 
 
-@pytest.fixture(scope="module")
-def on_cards(wheels: Path) -> dict[str, str]:
-    return schemas(unpacked(ASCEND["torch_npu"], wheels))
+@pytest.fixture(scope="module", params=[ASCEND, ALSO], ids=lambda pins: pins["torch_npu"])
+def on_cards(wheels: Path, request: pytest.FixtureRequest) -> dict[str, str]:
+    return schemas(unpacked(request.param["torch_npu"], wheels))
 
 
 def arguments(schema: str) -> dict[str, str]:
@@ -100,6 +101,13 @@ def test_torchs_adamw_has_a_kernel_on_cards(wheels: Path) -> None:
     """Without MindSpeed the optimizer runs as one operator for each weight."""
     library = unpacked(ASCEND["torch_npu"], wheels) / "torch_npu/lib/libtorch_npu.so"
     assert b"wrapper_NPU___fused_adamw_\0" in library.read_bytes()
+
+
+def test_the_advice_has_the_torch_that_the_wheel_asks_for(wheels: Path) -> None:
+    [metadata] = unpacked(ASCEND["torch_npu"], wheels).glob("*.dist-info/METADATA")
+    wanted = re.findall(r"^Requires-Dist: (torch\b.*)$", metadata.read_text("utf-8"), re.M)
+    assert wanted
+    assert set(wanted) <= set(pip_install(Machine()).split())
 
 
 def test_a_schema_is_taken_apart() -> None:

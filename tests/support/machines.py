@@ -18,6 +18,9 @@ PACKAGES = {
     "megatron-core": "0.16.1",
     "mindspeed": "0.16.0",
     "triton-ascend": "3.2.0",
+    "einops": "0.8.1",
+    "protobuf": "6.33.0",
+    "pybind11": "3.0.1",
 }
 USER, GROUP = 1000, 2000
 
@@ -38,6 +41,7 @@ def laptop(folder: Path) -> FakeMachine:
         environment={"PATH": str(folder / "bin")},
         packages=[str(folder / "packages")],
         python="3.11.9",
+        architecture="aarch64",
         uid=USER,
         groups=frozenset({GROUP}),
     )
@@ -58,8 +62,18 @@ def server(folder: Path, num_cards: int = 8) -> FakeMachine:
         machine.file(f"/dev/{name}").chmod(0o666)
     for name in ("lo", "eth0", "enp67s0f5"):
         machine.file(f"/sys/class/net/{name}").mkdir(parents=True)
-    write(folder / "bin/npu-smi", "#!/bin/sh\n").chmod(0o755)
-    return machine
+    for program in ("npu-smi", "bisheng", "g++"):
+        write(folder / "bin" / program, "#!/bin/sh\n").chmod(0o755)
+    for number in range(num_cards):
+        set_pci(machine, number, "0xd802")
+    return with_environment(machine, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+
+
+def set_pci(machine: Machine, number: int, device: str) -> None:
+    """Makes an NPU one of a kind, by its id on the PCI bus."""
+    place = machine.file(f"/sys/bus/pci/devices/0000:{number:02x}:00.0")
+    write(place / "vendor", "0x19e5\n")
+    write(place / "device", f"{device}\n")
 
 
 def card(number: int) -> str:
@@ -88,6 +102,7 @@ def set_cann(machine: FakeMachine, version: str) -> FakeMachine:
     record = f"package_name=Ascend-cann-toolkit\nversion={version}\narch=aarch64\n"
     write(home / "aarch64-linux/ascend_toolkit_install.info", record)
     write(home / "set_env.sh", "")
+    write(home / "include/acl/acl.h", "")
     return with_environment(machine, ASCEND_HOME_PATH=str(home))
 
 

@@ -14,7 +14,7 @@ from glm3cli.device.doctor.cards import (
 )
 from glm3cli.device.doctor.machine import Finding
 from glm3cli.errors import DeviceError
-from tests.support.machines import FakeMachine, laptop, server, with_environment
+from tests.support.machines import FakeMachine, laptop, server, set_pci, with_environment
 
 
 def find(machine: FakeMachine, subject: str) -> Finding:
@@ -204,3 +204,24 @@ def test_hccls_network_card_is_here(value, verdict, tmp_path):
     found = find(with_environment(server(tmp_path), HCCL_SOCKET_IFNAME=value), "HCCL_SOCKET_IFNAME")
     assert (found.found, found.verdict) == (value, verdict)
     assert verdict == "ok" or "enp67s0f5, eth0, lo" in found.why
+
+
+@pytest.mark.parametrize(
+    ("device", "verdict", "found"),
+    [
+        ("0xd801", "wrong", "Ascend 910A"),
+        ("0xd802", "ok", "Ascend 910B"),
+        ("0xd803", "ok", "Ascend 910C"),
+        ("0xd500", "absent", "unknown"),
+    ],
+)
+def test_an_npu_without_the_operators_is_refused(device, verdict, found, tmp_path):
+    machine = server(tmp_path, num_cards=1)
+    set_pci(machine, 0, device)
+    chip = {finding.subject: finding for finding in check_cards(machine)}["chip"]
+    assert (chip.verdict, chip.found) == (verdict, found)
+    if verdict != "wrong":
+        require_cards(machine)
+        return
+    with pytest.raises(DeviceError, match="has no bf16 and no fused attention"):
+        require_cards(machine)

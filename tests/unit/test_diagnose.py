@@ -1,10 +1,24 @@
 """The report of `glm3 doctor` on this machine and on made-up ones."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
 import torch
 
 from glm3cli.device.doctor.diagnose import diagnose
 from glm3cli.device.doctor.machine import Finding, Machine
-from tests.support.machines import FakeMachine, install, laptop, server, with_environment, without
+from tests.support.machines import (
+    FakeMachine,
+    install,
+    laptop,
+    server,
+    with_environment,
+    without,
+    write,
+)
 
 
 def findings(machine: Machine | None = None) -> dict[str, Finding]:
@@ -54,6 +68,28 @@ def test_every_fault_has_a_sentence_and_a_way_out(tmp_path):
     }
     bare = [f for f in diagnose(machine) if f.verdict == "wrong" and not (f.why and f.advice)]
     assert bare == []
+
+
+def test_torchrun_is_told_to_leave_torch_npu_to_us(tmp_path):
+    machine = without(server(tmp_path), "TORCH_DEVICE_BACKEND_AUTOLOAD")
+    assert findings(machine)["torchrun"].advice == "export TORCH_DEVICE_BACKEND_AUTOLOAD=0"
+    # What the shell has exported counts, not what glm3 has set in its own process.
+    write(machine.file("/proc/self/environ"), "HOME=/\0TORCH_DEVICE_BACKEND_AUTOLOAD=0\0")
+    assert findings(machine)["torchrun"].verdict == "ok"
+
+
+@pytest.mark.slow
+def test_torchrun_fails_with_a_backend_that_does_not_import(tmp_path):
+    record = install(replace(laptop(tmp_path), packages=[str(tmp_path)]), "backend", "1.0")
+    write(record / "entry_points.txt", "[torch.backends]\nbackend = no_such_module:load\n")
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "1", "-m", "glm3cli", "--version"]
+    for setting, code in (("1", 1), ("0", 0)):
+        variables = {"PYTHONPATH": str(tmp_path), "TORCH_DEVICE_BACKEND_AUTOLOAD": setting}
+        ended = subprocess.run(
+            [sys.executable, *command], env=os.environ | variables, capture_output=True, text=True
+        )
+        assert ended.returncode == code, ended.stderr
+        assert ("Failed to load the backend extension" in ended.stderr) == (code == 1)
 
 
 def test_an_npu_without_its_software_is_told_all_that_is_missing(tmp_path):

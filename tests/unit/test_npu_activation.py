@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glm3cli.device.doctor.environment import ENVIRONMENT
-from glm3cli.device.doctor.versions import LOST
+from glm3cli.device.doctor.mindspeed import LOST
 from glm3cli.device.npu.device import MINDSPEED_ARGUMENTS, WITHOUT_ADAMW
 from tests.support.stand_ins import run, stand_in
 
@@ -28,7 +28,8 @@ MADE_UP = """
     from glm3cli.errors import DeviceError
     from tests.support.machines import server
     machine = server(Path(os.environ["MACHINE"]))
-    machine = replace(machine, environment={**machine.environment, **os.environ})
+    programs = {"PATH": machine.environment["PATH"]}
+    machine = replace(machine, environment={**machine.environment, **os.environ, **programs})
     devices._devices["npu"] = NpuDevice(machine)
 """
 TORCH_NPU = """

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from glm3cli.device.doctor.machine import Finding
+from glm3cli.device.doctor.pins import ASCEND, pip_install, release
 from glm3cli.device.doctor.versions import (
-    ASCEND,
     cann_version,
     check_versions,
     driver_version,
-    release,
     require_versions,
 )
 from glm3cli.errors import DeviceError
@@ -44,7 +43,8 @@ def test_what_mindspeeds_branch_goes_with_fits(tmp_path):
     assert {finding.verdict for finding in check_versions(machine, npu=True)} == {"ok"}
     assert {finding.subject for finding in check_versions(machine, npu=True)} == {
         *ASCEND,
-        "triton",
+        *("triton", "requirements", "C++ compiler", "bisheng", "CANN's headers"),
+        "transformer_engine",
     }
     require_versions(machine)
 
@@ -134,7 +134,7 @@ def test_a_torch_that_mindspeed_does_not_name_may_work(tmp_path):
         ("2.7.1.post11", "9.0.0", "wrong", "is built for CANN 9.1"),
         ("2.7.1", "8.2.RC1", "wrong", "is built for CANN 8.3, here is CANN 8.2.RC1"),
         ("2.7.1.post2", "8.5.0", "untried", "goes with CANN 9.0, here is 8.5.0"),
-        ("2.7.1.post8", "9.1.0", "untried", "goes with CANN 9.0, here is 9.1.0"),
+        ("2.7.1.post8", "9.1.0", "ok", ""),
     ],
 )
 def test_cann_is_not_older_than_torch_npu_wants(torch_npu, cann, verdict, why, tmp_path):
@@ -273,12 +273,68 @@ def test_mindspeeds_source_on_the_path_is_enough(tmp_path):
     assert find(machine, "MindSpeed") == Finding("MindSpeed", "0.16.0 (core_r0.16.0)")
 
 
-def test_triton_is_needed_under_either_name(tmp_path):
+@pytest.mark.parametrize(
+    ("package", "version", "why", "advice"),
+    [
+        ("triton-ascend", None, "triton-ascend, which MindSpeed imports", "pip install triton-asc"),
+        ("triton", "3.4.0", "triton 3.4.0 has overwritten", "pip uninstall -y triton triton-asc"),
+        ("transformer-engine", "2.9.0", "transformer_engine 2.9.0 is in the way", "pip uninstall"),
+        ("einops", None, "MindSpeed imports einops, which isn't installed", "pip install einops"),
+        ("pybind11", None, "MindSpeed imports pybind11", "pip install pybind11"),
+    ],
+)
+def test_packages_that_mindspeed_needs_or_stumbles_on(package, version, why, advice, tmp_path):
     machine = server(tmp_path)
-    install(machine, "triton-ascend", None)
-    assert "triton, which MindSpeed imports, is not installed" in sentence(machine)
-    install(machine, "triton", "3.2.0")
-    assert find(machine, "triton") == Finding("triton", "triton 3.2.0")
+    install(machine, package, version)
+    with pytest.raises(DeviceError) as caught:
+        require_versions(machine)
+    assert why in caught.value.message
+    assert caught.value.hint.startswith(advice)
+    install(machine, "mindspeed", None)
+    require_versions(machine)  # nothing else wants them
+
+
+@pytest.mark.parametrize(
+    ("file", "why", "advice"),
+    [
+        ("bin/bisheng", "bisheng, which triton-ascend looks for, is not", "set_env.sh"),
+        ("bin/g++", "neither clang++ nor g++", "apt install g++"),
+        ("root/usr/local/Ascend/cann/include/acl/acl.h", "no acl/acl.h", "CANN's Toolkit"),
+    ],
+)
+def test_what_triton_compiles_with(file, why, advice, tmp_path):
+    machine = server(tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(DeviceError) as caught:
+        require_versions(machine)
+    assert why in caught.value.message
+    assert advice in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("architecture", "command"),
+    [
+        ("aarch64", "pip install torch==2.7.1 torch-npu==2.7.1.post4"),
+        (
+            "x86_64",
+            "pip install torch==2.7.1+cpu torch-npu==2.7.1.post4 --extra-index-url "
+            "https://download.pytorch.org/whl/cpu",
+        ),
+    ],
+)
+def test_the_advice_is_for_the_machines_architecture(architecture, command, tmp_path):
+    machine = replace(server(tmp_path), architecture=architecture)
+    assert pip_install(machine) == command
+    install(machine, "torch_npu", None)
+    assert find(machine, "torch_npu").advice == command
+
+
+def test_newer_ones_that_fit_are_known_as_well(tmp_path):
+    machine = set_cann(server(tmp_path), "9.1.0")
+    install(machine, "torch", "2.10.0+cpu")
+    install(machine, "torch_npu", "2.10.0.post4")
+    assert {find(machine, name).verdict for name in ("torch", "torch_npu", "CANN")} == {"ok"}
+    assert find(set_cann(machine, "9.0.0"), "CANN").verdict == "wrong"
 
 
 def test_a_start_names_every_fault_at_once(tmp_path):

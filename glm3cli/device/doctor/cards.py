@@ -16,6 +16,9 @@ _PASSED = "ASCEND_VISIBLE_DEVICES"  # read by Ascend's container runtime
 _COMPANIONS = ("davinci_manager", "devmm_svm", "hisi_hdc")
 _CONNECT_TIMEOUT = (120, 7200)  # seconds
 _GROUP = "HwHiAiUser"
+_HUAWEI = "0x19e5"
+_OLD = "Ascend 910A"
+_KINDS = {"0xd801": _OLD, "0xd802": "Ascend 910B", "0xd803": "Ascend 910C"}
 
 
 def cards(machine: Machine) -> list[int]:
@@ -64,7 +67,8 @@ def require_cards(machine: Machine | None = None, num_ranks: int | None = None) 
     """
     machine = machine or Machine()
     num_ranks = num_ranks or num_local_ranks(machine.environment)
-    for finding in (_devices(machine), _permission(machine), _ranks(machine, num_ranks)):
+    checks = (_devices(machine), _kind(machine), _permission(machine), _ranks(machine, num_ranks))
+    for finding in checks:
         if finding.verdict == "wrong":
             raise DeviceError(f"--device npu: {finding.why}", finding.advice)
 
@@ -73,7 +77,7 @@ def check_cards(machine: Machine) -> list[Finding]:
     """Reports the NPUs of a machine, who may use them, and the settings of their network."""
     findings = [_devices(machine)]
     if cards(machine):
-        findings += [check(machine) for check in (_permission, _visible, _passed)]
+        findings += [check(machine) for check in (_kind, _permission, _visible, _passed)]
         findings.append(_ranks(machine, num_local_ranks(machine.environment)))
     return [*findings, _npu_smi(machine), *_network(machine)]
 
@@ -91,6 +95,25 @@ def _devices(machine: Machine) -> Finding:
         why = f"NPUs are here, but not {names}"
         return Finding("npu", f"{count} card(s)", "wrong", why, f"pass {options} to the container")
     return Finding("npu", f"{count} card(s)")
+
+
+def _kind(machine: Machine) -> Finding:
+    """Reports which generation the NPUs are of, by their ids on the PCI bus.
+
+    The Ascend 910A isn't for glm3. It has neither bf16 nor the fused operators for attention,
+    SwiGLU and cross-entropy (their documents name Atlas A2 and A3 alone), and its fp16 saturates
+    instead of overflowing, so that no loss scale could be found.
+    """
+    found = set()
+    for device in machine.file("/sys/bus/pci/devices").glob("*"):
+        if machine.read(device / "vendor").strip() == _HUAWEI:
+            found.add(_KINDS.get(machine.read(device / "device").strip()))
+    names = sorted(filter(None, found))
+    if _OLD not in names:
+        return Finding("chip", ", ".join(names) or "unknown", "ok" if names else "absent")
+    why = f"{_OLD} has no bf16 and no fused attention, and its fp16 never overflows"
+    advice = "use an Ascend 910B or newer, or --device cpu"
+    return Finding("chip", _OLD, "wrong", why, advice)
 
 
 def _permission(machine: Machine) -> Finding:

@@ -8,9 +8,11 @@ import torch
 from glm3cli.device.doctor.cards import cards, check_cards
 from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.machine import Finding, Machine
-from glm3cli.device.doctor.versions import cann_home, check_versions
+from glm3cli.device.doctor.pins import cann_home
+from glm3cli.device.doctor.versions import check_versions
 
 _SMALL = 2**28  # bytes of shared memory that data loaders and gloo may well need
+_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # of torch/__init__.py: _import_device_backends
 _LIBRARIES = ("sentencepiece", "safetensors", "pyarrow", "pydantic", "typer", "rich")
 
 
@@ -66,8 +68,18 @@ def _npu(machine: Machine) -> list[Finding]:
     defaults = {name: value for name, value in ENVIRONMENT.items() if name not in given}
     return [
         *check_cards(machine),
+        _autoload(machine),
         *(Finding(name, f"{value} (default of glm3)") for name, value in defaults.items()),
     ]
+
+
+def _autoload(machine: Machine) -> Finding:
+    """Reports whether torchrun, too, leaves it to glm3 to import torch_npu."""
+    setting = machine.exported(_AUTOLOAD)
+    if setting == "0":
+        return Finding("torchrun", f"{_AUTOLOAD}=0")
+    why = "torchrun imports torch_npu itself, and where that fails, glm3 can't say why"
+    return Finding("torchrun", "imports torch_npu", "untried", why, f"export {_AUTOLOAD}=0")
 
 
 def _shared_memory(machine: Machine) -> Finding:

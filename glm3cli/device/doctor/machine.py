@@ -48,6 +48,7 @@ class Machine:
         environment: Its environment variables.
         packages: Folders in which Python packages are looked for.
         python: Version of Python.
+        architecture: The processor's architecture, such as x86_64 or aarch64.
         uid: The user's id.
         groups: Ids of the user's groups.
     """
@@ -56,6 +57,7 @@ class Machine:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     packages: Sequence[str] = field(default_factory=lambda: sys.path)
     python: str = field(default_factory=platform.python_version)
+    architecture: str = field(default_factory=platform.machine)
     uid: int = field(default_factory=os.getuid)
     groups: frozenset[int] = field(
         default_factory=lambda: frozenset({os.getgid(), *os.getgroups()})
@@ -89,6 +91,13 @@ class Machine:
         spec = PathFinder.find_spec(module, list(self.packages))
         places = spec.submodule_search_locations if spec else None
         return Path(next(iter(places))).parent if places else None
+
+    def exported(self, name: str) -> str | None:
+        """Returns a variable as the user's shell has it, whatever this process has set since."""
+        started = self.read(self.file("/proc/self/environ"))
+        if not started:
+            return self.environment.get(name)
+        return dict(item.partition("=")[::2] for item in started.split("\0")).get(name)
 
     def program(self, name: str) -> str | None:
         """Returns the path of a program that the user's PATH finds, or None."""

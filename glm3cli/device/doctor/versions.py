@@ -5,44 +5,26 @@ COMPATIBILITY.md (which of its packages belongs to which torch and CANN); CANN 9
 (the drivers that each CANN runs on).
 """
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from glm3cli.device.doctor.machine import Finding, Machine
+from glm3cli.device.doctor.mindspeed import check_mindspeed
+from glm3cli.device.doctor.pins import ALSO, ASCEND, cann_home, pip_install, release, wrong
 from glm3cli.errors import DeviceError
 
-# The versions for Ascend NPUs. glm3 runs with other versions of torch, too, but MindSpeed's branch
-# names this one.
-ASCEND = {
-    "Python": "3.11",
-    "torch": "2.7.1",
-    "torch_npu": "2.7.1.post4",
-    "MindSpeed": "core_r0.16.0",
-    "megatron-core": "0.16.1",
-    "CANN": "9.0",
-    "driver": "25.0",
-}
-# The consequences of a missing MindSpeed, as a user reads them.
-LOST = (
-    "MindSpeed is not installed: its fixes of megatron-core for NPUs are missing, and plain "
-    "torch_npu is used"
-)
 TORCH_RANGE = ((2, 7, 1), (2, 14))  # on every device: from the first, and below the second
-# torch_npu 2.7.1.postN -> the CANN that it is built for, from that N on.
-_CANN_OF_POST: dict[int, tuple[int, ...]] = {0: (8, 3), 2: (8, 5), 4: (9, 0), 8: (9, 1)}
+# torch -> N of torch_npu's .postN -> the CANN that it is built for, from that N on.
+_CANN_OF: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {
+    (2, 7, 1): {0: (8, 3), 2: (8, 5), 4: (9, 0), 8: (9, 1)},
+    (2, 10, 0): {4: (9, 1)},
+}
 # CANN -> the oldest driver that it runs on.
 _OLDEST_DRIVER: dict[tuple[int, ...], tuple[int, ...]] = {
     (8, 5): (25, 0),
     (9, 0): (25, 0),
     (9, 1): (25, 2),
 }
-_TORCH_NPU = f"pip install torch-npu=={ASCEND['torch_npu']}"
-_MINDSPEED = (
-    f"git clone -b {ASCEND['MindSpeed']} https://gitcode.com/Ascend/MindSpeed.git && "
-    "pip install -e MindSpeed"
-)
 
 
 def check_versions(machine: Machine, npu: bool) -> list[Finding]:
@@ -59,10 +41,8 @@ def check_versions(machine: Machine, npu: bool) -> list[Finding]:
             _torch_npu(machine),
             _cann(machine),
             _driver(machine),
-            _mindspeed(machine),
+            *check_mindspeed(machine),
         ]
-        if has_mindspeed(machine):
-            findings.append(_triton(machine))
     return findings
 
 
@@ -75,29 +55,12 @@ def require_versions(machine: Machine | None = None) -> None:
     Raises:
         DeviceError: Versions don't fit; the message has a sentence for each of them.
     """
-    wrong = [f for f in check_versions(machine or Machine(), npu=True) if f.verdict == "wrong"]
-    if wrong:
+    found = [f for f in check_versions(machine or Machine(), npu=True) if f.verdict == "wrong"]
+    if found:
         raise DeviceError(
-            "--device npu: " + "; ".join(finding.why for finding in wrong),
-            "; ".join(finding.advice for finding in wrong),
+            "--device npu: " + "; ".join(finding.why for finding in found),
+            "; ".join(finding.advice for finding in found),
         )
-
-
-def has_mindspeed(machine: Machine) -> bool:
-    """Returns whether MindSpeed can be imported."""
-    return bool(machine.distribution("mindspeed") or machine.source_of("mindspeed"))
-
-
-def release(version: str) -> tuple[int, ...]:
-    """Returns the numbers at a version's start, (2, 7, 1) for 2.7.1.post4, (8, 1) for 8.1.RC1."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in numbers.group().split(".")) if numbers else ()
-
-
-def cann_home(machine: Machine) -> str | None:
-    """Returns the folder of CANN's toolkit that its set_env.sh has set, or None."""
-    names = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
-    return next(filter(None, map(machine.environment.get, names)), None)
 
 
 def cann_version(machine: Machine) -> str | None:
@@ -124,16 +87,11 @@ def driver_version(machine: Machine) -> str | None:
     return found[1] if found else None
 
 
-def _wrong(subject: str, found: str, why: str, advice: str) -> Finding:
-    """Makes a finding with the verdict `wrong`."""
-    return Finding(subject, found, "wrong", why, advice)
-
-
 def _tried(subject: str, found: str) -> Finding:
-    """Makes a finding that is `ok` for the version in `ASCEND`, and `untried` for any other."""
-    known = release(ASCEND[subject])
-    if release(found)[: len(known)] == known:
-        return Finding(subject, found)
+    """Makes a finding that is `ok` for the versions of the pins, and `untried` for any other."""
+    for known in (release(pins[subject]) for pins in (ASCEND, ALSO)):
+        if release(found)[: len(known)] == known:
+            return Finding(subject, found)
     why = f"MindSpeed's branch goes with {subject} {ASCEND[subject]}, here is {found}"
     return Finding(subject, found, "untried", why, "if it fails, install that one")
 
@@ -141,12 +99,11 @@ def _tried(subject: str, found: str) -> Finding:
 def _torch(machine: Machine, npu: bool) -> Finding:
     """Reports whether torch is installed and in the range that glm3 runs with."""
     found = machine.installed("torch")
-    pinned = f"pip install torch=={ASCEND['torch']}"
-    advice = pinned if npu else "pip install 'torch>=2.7.1,<2.14'"
+    advice = pip_install(machine, "torch") if npu else "pip install 'torch>=2.7.1,<2.14'"
     if found is None:
-        return _wrong("torch", "missing", "torch is not installed", advice)
+        return wrong("torch", "missing", "torch is not installed", advice)
     if not TORCH_RANGE[0] <= release(found) < TORCH_RANGE[1]:
-        return _wrong("torch", found, f"torch {found} is not >= 2.7.1, < 2.14", advice)
+        return wrong("torch", found, f"torch {found} is not >= 2.7.1, < 2.14", advice)
     return _tried("torch", found) if npu else Finding("torch", found)
 
 
@@ -155,9 +112,9 @@ def _megatron_core(machine: Machine) -> Finding:
     found = machine.installed("megatron-core")
     advice = f"pip install megatron-core=={ASCEND['megatron-core']}"
     if found is None:
-        return _wrong("megatron-core", "missing", "megatron-core is not installed", advice)
+        return wrong("megatron-core", "missing", "megatron-core is not installed", advice)
     if release(found)[:2] != (0, 16):
-        return _wrong("megatron-core", found, f"megatron-core {found} is not a 0.16", advice)
+        return wrong("megatron-core", found, f"megatron-core {found} is not a 0.16", advice)
     return Finding("megatron-core", found)
 
 
@@ -170,16 +127,15 @@ def _torch_npu(machine: Machine) -> Finding:
     """Reports whether torch_npu is installed and built for the torch that is here."""
     found, torch = machine.installed("torch_npu"), machine.installed("torch")
     if found is None:
-        return _wrong("torch_npu", "missing", "torch_npu is not installed", _TORCH_NPU)
+        return wrong("torch_npu", "missing", "torch_npu is not installed", pip_install(machine))
     if torch is not None and release(found)[:3] != release(torch)[:3]:
         built_for = ".".join(map(str, release(found)[:3]))
         why = f"torch_npu {found} is built for torch {built_for}, here is torch {torch}"
-        advice = f"pip install torch=={ASCEND['torch']} torch-npu=={ASCEND['torch_npu']}"
-        return _wrong("torch_npu", found, why, advice)
-    if found == ASCEND["torch_npu"]:
+        return wrong("torch_npu", found, why, pip_install(machine))
+    if found in (ASCEND["torch_npu"], ALSO["torch_npu"]):
         return Finding("torch_npu", found)
     why = f"MindSpeed's branch goes with torch_npu {ASCEND['torch_npu']}, here is {found}"
-    return Finding("torch_npu", found, "untried", why, f"if it fails, {_TORCH_NPU}")
+    return Finding("torch_npu", found, "untried", why, f"if it fails, {pip_install(machine)}")
 
 
 def _cann(machine: Machine) -> Finding:
@@ -187,10 +143,10 @@ def _cann(machine: Machine) -> Finding:
     home = cann_home(machine)
     if home is None:
         why = "CANN's environment is not set"
-        return _wrong("CANN", "environment not set", why, _way_to_cann(machine))
+        return wrong("CANN", "environment not set", why, _way_to_cann(machine))
     if not Path(home).is_dir():
         why = f"ASCEND_HOME_PATH={home} is no folder"
-        return _wrong("CANN", home, why, _way_to_cann(machine))
+        return wrong("CANN", home, why, _way_to_cann(machine))
     found = cann_version(machine)
     if found is None:
         why = f"CANN's version stands in no file of {home}"
@@ -199,7 +155,7 @@ def _cann(machine: Machine) -> Finding:
     if needed and release(found) < needed:
         names = f"torch_npu {machine.installed('torch_npu')} is built for CANN {_dotted(needed)}"
         advice = f"install CANN {_dotted(needed)}, or the torch_npu that belongs to yours"
-        return _wrong("CANN", found, f"{names}, here is CANN {found}", advice)
+        return wrong("CANN", found, f"{names}, here is CANN {found}", advice)
     return _tried("CANN", found)
 
 
@@ -215,11 +171,11 @@ def _way_to_cann(machine: Machine) -> str:
 
 def _needed_cann(torch_npu: str) -> tuple[int, ...] | None:
     """Returns the release of CANN that a torch_npu is built for, or None if it isn't known."""
-    if release(torch_npu) != release(ASCEND["torch"]):
-        return None
     post = re.search(r"\.post(\d+)", torch_npu)
     number = int(post[1]) if post else 0
-    return _CANN_OF_POST[max(first for first in _CANN_OF_POST if first <= number)]
+    table = _CANN_OF.get(release(torch_npu), {})
+    firsts = [first for first in table if first <= number]
+    return table[max(firsts)] if firsts else None
 
 
 def _driver(machine: Machine) -> Finding:
@@ -233,56 +189,8 @@ def _driver(machine: Machine) -> Finding:
     oldest = _OLDEST_DRIVER.get(release(cann)[:2])
     if oldest and release(found) < oldest:
         why = f"driver {found} is older than the {_dotted(oldest)} that CANN {cann} needs"
-        return _wrong("driver", found, why, f"install driver {_dotted(oldest)} or newer")
+        return wrong("driver", found, why, f"install driver {_dotted(oldest)} or newer")
     return Finding("driver", found)
-
-
-def _mindspeed(machine: Machine) -> Finding:
-    """Reports whether MindSpeed is installed, and from the branch for our megatron-core."""
-    package = machine.distribution("mindspeed")
-    origin = json.loads(package.read_text("direct_url.json") or "{}") if package else {}
-    source = _folder_of(origin) or machine.source_of("mindspeed")
-    if package is None and source is None:
-        return Finding("MindSpeed", "missing", "untried", LOST, _MINDSPEED)
-    version = package.version if package else _version_of(machine, source)
-    branch = origin.get("vcs_info", {}).get("requested_revision") or _branch_of(machine, source)
-    found = f"{version} ({branch})" if branch else version
-    # The branch decides: it may have been changed since the version was noted down.
-    if branch == ASCEND["MindSpeed"] or (branch is None and release(version)[:2] == (0, 16)):
-        return Finding("MindSpeed", found)
-    if version.startswith("0.0."):
-        why = f"mindspeed {version} is PyPI's placeholder, which is empty"
-        return _wrong("MindSpeed", found, why, f"pip uninstall mindspeed && {_MINDSPEED}")
-    why = f"MindSpeed {found} is not for megatron-core 0.16, as its branch core_r0.16.0 is"
-    return _wrong("MindSpeed", found, why, _MINDSPEED)
-
-
-def _folder_of(origin: dict[str, Any]) -> Path | None:
-    """Returns the source of an editable install, from the record that pip keeps (PEP 610)."""
-    editable = origin.get("dir_info", {}).get("editable")
-    return Path(str(origin["url"]).removeprefix("file://")) if editable else None
-
-
-def _version_of(machine: Machine, source: Path | None) -> str:
-    """Returns the version that the setup.py of a source has, or `unknown`."""
-    text = machine.read(source / "setup.py") if source else ""
-    found = re.search(r"^__version__ = ['\"]([^'\"]+)", text, re.M)
-    return found[1] if found else "unknown"
-
-
-def _branch_of(machine: Machine, source: Path | None) -> str | None:
-    """Returns the git branch that is checked out in a source, or None."""
-    head = machine.read(source / ".git/HEAD").strip() if source else ""
-    return head.removeprefix("ref: refs/heads/") if head.startswith("ref: ") else None
-
-
-def _triton(machine: Machine) -> Finding:
-    """Reports whether triton is installed, which MindSpeed imports at its start in any case."""
-    for package in ("triton-ascend", "triton"):
-        if found := machine.installed(package):
-            return Finding("triton", f"{package} {found}")
-    why = "triton, which MindSpeed imports, is not installed"
-    return _wrong("triton", "missing", why, "pip install triton-ascend")
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

@@ -22,7 +22,8 @@ from glm3cli.device.catalog import Chip, find_chip
 from glm3cli.device.doctor.cards import require_cards
 from glm3cli.device.doctor.environment import ENVIRONMENT
 from glm3cli.device.doctor.machine import Machine
-from glm3cli.device.doctor.versions import LOST, has_mindspeed, require_versions
+from glm3cli.device.doctor.mindspeed import LOST, has_mindspeed
+from glm3cli.device.doctor.versions import require_versions
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.npu.redirects import REDIRECTS
