@@ -1,14 +1,18 @@
 """`glm3 generate --serve` as a program: what it refuses, how it ends, and what ends it."""
 
+import asyncio
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import httpx
 import openai
 import psutil
@@ -16,7 +20,7 @@ import pytest
 
 from glm3cli.infer.serve import run
 from tests.support.chain_model import ENDLESS, write_chain_model
-from tests.support.project import call, end, start
+from tests.support.project import Project, call, end, start
 
 HI = [{"role": "user", "content": "hi"}]
 _SECRET = "neverinalog"
@@ -144,3 +148,52 @@ def test_a_rank_that_dies_ends_the_server(endless: Path, tmp_path: Path, is_busy
         ended = end(process, tmp_path / "log", timeout=100)
     assert ended.code == 137
     assert "error: rank 1 was ended by SIGKILL" in ended.err
+
+
+async def knock(url: str, pid: int, count: int) -> tuple[list[int], int]:
+    """Sends short requests of all kinds, eight at a time.
+
+    Returns:
+        The most memory of the server in each quarter, and the number of errors.
+    """
+    server, draw = psutil.Process(pid), random.Random(1)
+    peaks, errors, done = [0, 0, 0, 0], 0, 0
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        nonlocal done, errors
+        while done < count:
+            quarter, done = 4 * done // count, done + 1
+            body: dict[str, Any] = {"max_tokens": draw.randint(1, 4)}
+            path = draw.choice(("completions", "chat/completions"))
+            if path == "completions":
+                body["prompt"] = [draw.randint(3, 500) for _ in range(draw.randint(1, 40))]
+                body |= draw.choice(({}, {"echo": True, "logprobs": 2}, {"n": 2}, {"stop": "a"}))
+            else:
+                body["messages"] = HI
+                formats = {"response_format": {"type": "json_object"}}
+                body |= draw.choice(({}, {"logprobs": True}, formats, {"stream": True}))
+            async with session.post(f"{url}/v1/{path}", json=body) as response:
+                if body.get("stream") and draw.random() < 0.5:
+                    continue  # leaves before the end
+                await response.read()
+                errors += response.status != 200
+            peaks[quarter] = max(peaks[quarter], server.memory_info().rss)
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(work(session) for _ in range(8)))
+    return peaks, errors
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_ten_thousand_requests(project: Project, tmp_path: Path) -> None:
+    process, url = serve(tmp_path / "log", project.model)
+    try:
+        peaks, errors = asyncio.run(knock(url, process.pid, 10_000))
+        metrics = httpx.get(f"{url}/metrics").text
+    finally:
+        process.terminate()
+    assert end(process, tmp_path / "log").code == 0
+    assert errors == 0
+    assert peaks[3] <= peaks[1] * 1.02, peaks
+    assert "glm3_running 0.0" in metrics
+    print("peaks in MiB:", [round(peak / 2**20, 1) for peak in peaks])
