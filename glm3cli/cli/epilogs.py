@@ -191,7 +191,9 @@ and from generation_config.json. A chat's answer may fill the model's positions 
 --max-request-tokens, a completion has 16 tokens. --max-batch-size answers run side by side, and
 --max-queue more wait; then requests are refused with 429. SIGTERM or Ctrl-C refuses new requests
 with 503, lets running answers end within --shutdown-timeout, and exits with 0. Prompts are in no
-log. Encryption is a reverse proxy's work. lm-evaluation-harness scores it:
+log. --lora NAME=ADAPTER (repeat it) has requests for the model NAME computed with an adapter, side
+by side with those for the others and for the bare model. Encryption is a reverse proxy's work.
+lm-evaluation-harness scores a server:
 
     lm_eval --model local-completions --tasks TASK
     --model_args model=NAME,base_url=http://127.0.0.1:8000/v1/completions

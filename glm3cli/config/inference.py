@@ -26,6 +26,8 @@ DEFAULTS = {
     "length_penalty": 1.0,
     "early_stopping": "no",
 }
+# An adapter with the name by which clients of a server choose it.
+_NAMED = re.compile(r"[\w.-]+=.+", re.S)
 _BIAS = re.compile(r"\d+:[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
 
 
@@ -51,6 +53,16 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
         default=None,
         description="Round weights to 8 or 4 bits when they are loaded: faster, less exact.",
     )
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that all texts are computed with."""
+        return self.lora
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The adapters among which each text chooses, by their names."""
+        return {}
 
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
@@ -201,6 +213,12 @@ class SamplingOptions(Settings):
 class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
     """The options of `glm3 generate`."""
 
+    lora: Annotated[list[str], Flag(panel=MODEL, metavar="ADAPTER", is_path=True)] = Field(  # type: ignore[assignment]
+        default=[],
+        description="LoRA adapter to compute with: a folder in PEFT's layout, or a run or "
+        "checkpoint that trained it. With --serve also NAME=ADAPTER, which requests for the model "
+        "NAME use; repeat for several.",
+    )
     prompt: list[str] = Field(default=[], description="Text to continue; repeat for several.")
     prompts_file: Path | None = Field(
         default=None, description="JSON Lines with a prompt, a string, or messages per line."
@@ -251,6 +269,33 @@ class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
     as_json: Annotated[bool, Flag(name="json", panel=OUTPUT)] = Field(
         default=False, description="The result as one JSON object."
     )
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that all texts are computed with."""
+        return next((Path(one) for one in self.lora if not self._is_named(one)), None)
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The adapters among which each request chooses, by their names."""
+        named = [one.split("=", 1) for one in self.lora if self._is_named(one)]
+        return {name: Path(place).expanduser() for name, place in named}
+
+    def _is_named(self, lora: str) -> bool:
+        """Returns whether a value of --lora is NAME=ADAPTER, which without --serve is a path."""
+        return self.serve is not None and _NAMED.fullmatch(lora) is not None
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        named = [one.split("=", 1)[0] for one in self.lora if self._is_named(one)]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"--lora {twice}=... is given twice; give each adapter its own name")
+        if len(self.lora) - len(named) > 1:
+            raise ValueError("--lora goes once, but with --serve, where NAME=ADAPTER repeats")
+        if named and len(named) < len(self.lora):
+            raise ValueError("--lora NAME=ADAPTER doesn't go with an adapter without a name")
+        return self
 
     @model_validator(mode="after")
     def _check_input(self) -> Self:

@@ -200,7 +200,10 @@ class Batching:
         """Begins a pass."""
         # The logits of beams come last, those of one search side by side.
         parts = sorted(parts, key=self._order)
-        runs = [Run(part.text.row, part.text.cached, part.tokens) for part in parts]
+        runs = [
+            Run(part.text.row, part.text.cached, part.tokens, part.text.request.adapter)
+            for part in parts
+        ]
         wanted: list[int] = []
         count = 0
         for part in parts:

@@ -5,7 +5,7 @@ of the model must call the same methods with the same arguments, and get the sam
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Engine:
         max_batch_size: int = MAX_BATCH_SIZE,
         adapter: Adapter | None = None,
         bits: int | None = None,
+        choices: Mapping[str, Adapter] | None = None,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -62,6 +63,8 @@ class Engine:
             max_batch_size: The most texts that run side by side.
             adapter: A LoRA adapter of the model, which isn't merged; None for the bare model.
             bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are.
+            choices: Adapters by their names, among which each request chooses; they go without
+                `adapter`.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -69,7 +72,7 @@ class Engine:
         self.model: ModelConfig = source.model
         self.grid = grid
         self._count = 0
-        pipeline = Pipeline(source, parallel, dtype, grid, adapter, bits)
+        pipeline = Pipeline(source, parallel, dtype, grid, adapter, bits, choices)
         chooser = Chooser(pipeline, grid, require_active().torch_device())
         self.batching = Batching(pipeline, chooser, grid.pp_size, max_batch_size)
         self.scoring = Scoring(pipeline, grid)
@@ -305,12 +308,15 @@ class Engine:
         """
         return self.scoring.ask_continuations(contexts, continuations)
 
-    def token_logprobs(self, rows: Sequence[Sequence[int]], count: int) -> list[list[ScoredToken]]:
+    def token_logprobs(
+        self, rows: Sequence[Sequence[int]], count: int, adapter: str | None = None
+    ) -> list[list[ScoredToken]]:
         """Scores each token of texts but the first, as what follows on those before it.
 
         Args:
             rows: The token ids of each text; at least one each.
             count: The number of likeliest tokens that are wanted beside each.
+            adapter: The name of the adapter that is computed with; None for the bare model.
 
         Returns:
             The scores of each text's tokens, from the second on.
@@ -318,7 +324,7 @@ class Engine:
         Raises:
             CheckpointError: The logits are NaN.
         """
-        return self.scoring.token_logprobs(rows, count)
+        return self.scoring.token_logprobs(rows, count, adapter)
 
     def all_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor | None:
         """Returns the logits at every position of the prompts; None before the last stage.

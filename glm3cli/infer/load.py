@@ -1,5 +1,6 @@
 """Builds a model for inference on this rank, and loads its weights and its tokenizer."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,9 @@ def open_model(config: InferenceConfig) -> Model:
     """
     device = require_active()
     location = locate(config.model)
-    source, adapter = _open(location, config.lora)
-    if adapter is not None and config.quantize is not None:
+    source, adapter = _open(location, config.adapter)
+    choices = _open_all(location, config.adapters, source)
+    if (adapter is not None or choices) and config.quantize is not None:
         raise ConfigError(
             f"--quantize {config.quantize}: an adapter computes in the same layers, "
             "which would not be rounded",
@@ -52,7 +54,7 @@ def open_model(config: InferenceConfig) -> Model:
         grid = stack.enter_context(open_grid(config))
         dtype = config.dtype or _default(source.model, device)
         bits = None if config.quantize is None else int(config.quantize.removeprefix("int"))
-        engine = Engine(source, config, dtype, grid, adapter=adapter, bits=bits)
+        engine = Engine(source, config, dtype, grid, adapter=adapter, bits=bits, choices=choices)
         return Model(engine, tokenizer, stack.pop_all())
 
 
@@ -72,6 +74,23 @@ def _open(location: Location, lora: Path | None) -> tuple[StoredSource, Adapter 
     adapters = [*location.adapters, *([] if lora is None else [locate_adapter(lora)])]
     source = open_at(replace(location, adapters=tuple(adapters[:-1])))
     return source, open_adapter(adapters[-1], source.model) if adapters else None
+
+
+def _open_all(
+    location: Location, adapters: Mapping[str, Path], source: StoredSource
+) -> dict[str, Adapter]:
+    """Opens the adapters among which each text chooses.
+
+    Raises:
+        CheckpointError: One can't be read, or doesn't fit the model.
+        ConfigError: The model is a run that trains an adapter itself.
+    """
+    if adapters and location.adapters:
+        raise ConfigError(
+            f"--lora NAME=ADAPTER: {location.folder} computes with an adapter of its own",
+            "give the base model as --model, and the run as another NAME=ADAPTER",
+        )
+    return {name: open_adapter(locate_adapter(at), source.model) for name, at in adapters.items()}
 
 
 def _default(model: ModelConfig, device: Device) -> DType:

@@ -22,8 +22,9 @@ def check_model(config: InferenceConfig) -> None:
     """
     config.check_world(config.world_size)
     config.check_fits(read_shape(config.model))
-    if config.lora is not None:
-        read_adapter_config(locate_adapter(config.lora))
+    for adapter in (config.adapter, *config.adapters.values()):
+        if adapter is not None:
+            read_adapter_config(locate_adapter(adapter))
 
 
 def open_here(config: InferenceConfig, *, answers: Signals = ()) -> "Model | None":

@@ -2,7 +2,8 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from glm3cli.errors import CheckpointError
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.model.cache import KVCache
 from glm3cli.model.decoder import Decoder, Run
+from glm3cli.model.selected import Selected
 from glm3cli.parallel.groups import Grid
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Pipeline:
         grid: Grid,
         adapter: Adapter | None = None,
         bits: int | None = None,
+        choices: Mapping[str, Adapter] | None = None,
     ) -> None:
         """Builds this rank's part of the model, and loads its weights.
 
@@ -49,6 +52,8 @@ class Pipeline:
             grid: This rank's place among the parallel groups.
             adapter: A LoRA adapter of the model; None for the bare model.
             bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are.
+            choices: Adapters by their names, among which each run of tokens chooses; they go
+                without `adapter`.
 
         Raises:
             CheckpointError: The source lacks a tensor or can't be read.
@@ -56,12 +61,18 @@ class Pipeline:
         self._grid = grid
         # A decoded token is one position: it can't be split over tensor parallel ranks.
         config = transformer_config(source.model, parallel, dtype, sequence_parallel=False)
-        shapes = None if adapter is None else shapes_of(adapter, source.model)
+        built = adapter or next(iter((choices or {}).values()), None)
+        shapes = None if built is None else shapes_of(built, source.model)
         gpt = unwrap(build_chunks(source.model, parallel, config, shapes)[0].eval())
         load_weights([gpt], source, parallel, grid)
         if adapter is not None:
             load_adapter([gpt], adapter, source.model, grid)
-        self._decoder = Decoder(gpt, source.model, grid.tp_group, bits)
+        selected = Selected() if choices else None
+        for name, choice in (choices or {}).items():
+            assert selected is not None
+            load = partial(load_adapter, [gpt], choice, source.model, grid)
+            selected.add(name, gpt.decoder.layers, shapes_of(choice, source.model), load)
+        self._decoder = Decoder(gpt, source.model, grid.tp_group, bits, selected)
         self._dtype, self._device = config.params_dtype, require_active().torch_device()
         self._model, self._is_warned = source.model, False
         self._sent: deque[tuple[Any, Tensor]] = deque()

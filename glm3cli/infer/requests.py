@@ -34,6 +34,7 @@ class Request:
             and without guesses.
         raises: Whether trouble with the request is an error of the step in which it comes; if not,
             the request ends alone, and its result has the error. Beams always raise.
+        adapter: The name of the engine's adapter that the text is computed with; None for none.
     """
 
     prompt: Sequence[int]
@@ -47,6 +48,7 @@ class Request:
     lookup: int = 0
     grammar: Grammar | None = None
     raises: bool = True
+    adapter: str | None = None
 
     def is_last(self, new: Sequence[int]) -> bool:
         """Returns whether a continuation ends with its last token, whatever its length."""

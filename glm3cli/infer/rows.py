@@ -25,6 +25,19 @@ SMALLEST = 64
 _EXPECTED = 256
 
 
+@dataclass(frozen=True)
+class Held:
+    """Tokens whose keys and values a row of the cache holds.
+
+    Attributes:
+        tokens: The token ids.
+        adapter: The name of the adapter that they were computed with; None for none.
+    """
+
+    tokens: list[int]
+    adapter: str | None = None
+
+
 @dataclass
 class Text:
     """A text that runs: a prompt and its continuation so far.
@@ -62,6 +75,16 @@ class Text:
         return self.tokens[len(self.request.prompt) :]
 
     @property
+    def whole(self) -> Held:
+        """All of its tokens, whether they were read or not."""
+        return Held(self.tokens, self.request.adapter)
+
+    @property
+    def held(self) -> Held:
+        """The tokens that its row holds."""
+        return Held(self.tokens[: self.cached], self.request.adapter)
+
+    @property
     def needs_prefill(self) -> bool:
         """Whether tokens of the prompt were not read yet."""
         return not self.is_asleep and self.cached < len(self.request.prompt)
@@ -89,7 +112,7 @@ class Lane:
     cache: KVCache
     max_rows: int
     texts: dict[int, Text] = field(default_factory=dict)
-    held: dict[int, list[int]] = field(default_factory=dict)
+    held: dict[int, Held] = field(default_factory=dict)
     is_busy: bool = False
     has_read: bool = False
 
@@ -104,10 +127,11 @@ class Lane:
         if not self.held:
             rows = self.cache.num_rows
             self.cache.grow(min(bucket(rows + 1), self.max_rows), 0)
-            self.held = {row: [] for row in range(rows, self.cache.num_rows)}
+            self.held = {row: Held([]) for row in range(rows, self.cache.num_rows)}
         num_slots = len(prompt) + min(request.max_new_tokens, _EXPECTED)
         self.cache.grow(0, bucket(num_slots, SMALLEST))
-        row = self._free_row(prompt)
+        whole = Held(prompt, request.adapter)
+        row = self._free_row(whole)
         text = Text(
             number=number,
             request=request,
@@ -115,7 +139,7 @@ class Lane:
             tokens=prompt,
             lane=self,
             row=row,
-            cached=_reusable(prompt, self.held.pop(row)),
+            cached=_reusable(whole, self.held.pop(row)),
             matcher=request.grammar.begin() if request.grammar else None,
         )
         self.texts[row] = text
@@ -151,29 +175,30 @@ class Lane:
     def end(self, text: Text) -> None:
         """Frees the row of a text; the next prompts may go on from what it holds."""
         del self.texts[text.row]
-        self.held[text.row] = text.tokens[: text.cached]
+        self.held[text.row] = text.held
 
     def forget(self) -> None:
         """Forgets what free rows hold."""
-        self.held = {row: [] for row in self.held}
+        self.held = {row: Held([]) for row in self.held}
 
-    def readable(self) -> Iterator[tuple[int, list[int]]]:
-        """Yields each row, and the tokens whose keys and values it holds."""
+    def readable(self) -> Iterator[tuple[int, Held]]:
+        """Yields each row, and what it holds."""
         yield from self.held.items()
         for row, text in self.texts.items():
-            yield row, text.tokens[: text.cached]
+            yield row, text.held
 
-    def _free_row(self, prompt: Sequence[int]) -> int:
+    def _free_row(self, prompt: Held) -> int:
         """Returns the free row that a prompt can go on from.
 
         If there is none, the one whose tokens are least missed: one that holds none, or has been
         free for longest.
         """
-        shared = {row: _reusable(prompt, tokens) for row, tokens in self.held.items()}
+        shared = {row: _reusable(prompt, held) for row, held in self.held.items()}
         best = max(shared, key=lambda row: shared[row])
         if shared[best]:
             return best
-        return next((row for row, tokens in self.held.items() if not tokens), next(iter(shared)))
+        empty = (row for row, held in self.held.items() if not held.tokens)
+        return next(empty, next(iter(shared)))
 
 
 def share_prefix(text: Text, lanes: Sequence[Lane]) -> bool:
@@ -185,9 +210,9 @@ def share_prefix(text: Text, lanes: Sequence[Lane]) -> bool:
     """
     shared, lane, row = max(
         (
-            (_reusable(text.tokens, tokens), lane, row)
+            (_reusable(text.whole, held), lane, row)
             for lane in lanes
-            for row, tokens in lane.readable()
+            for row, held in lane.readable()
             if lane.texts.get(row) is not text
         ),
         key=lambda one: one[0],
@@ -206,7 +231,7 @@ def _awaited(text: Text, lanes: Sequence[Lane]) -> int:
     others = (other for lane in lanes for other in lane.texts.values())
     return max(
         (
-            _reusable(text.tokens, other.tokens)
+            _reusable(text.whole, other.whole)
             for other in others
             if other.number < text.number and other.needs_prefill
         ),
@@ -214,12 +239,15 @@ def _awaited(text: Text, lanes: Sequence[Lane]) -> int:
     )
 
 
-def _reusable(prompt: Sequence[int], tokens: Sequence[int]) -> int:
+def _reusable(prompt: Held, held: Held) -> int:
     """Returns how many tokens of a prompt needn't be read where others were; 0 if it is too few.
 
-    The last token of a prompt is always read: the next one is chosen by its logits.
+    The last token of a prompt is always read: the next one is chosen by its logits. What another
+    adapter has computed is of no use.
     """
-    return shared_length(prompt, tokens, len(prompt) - 1)
+    if prompt.adapter != held.adapter:
+        return 0
+    return shared_length(prompt.tokens, held.tokens, len(prompt.tokens) - 1)
 
 
 def shared_length(first: Sequence[int], second: Sequence[int], most: int) -> int:

@@ -139,8 +139,10 @@ class Scoring:
         return wait
 
     @torch.inference_mode()
-    def token_logprobs(self, rows: Sequence[Sequence[int]], count: int) -> list[list[ScoredToken]]:
-        """Computes what `Engine.token_logprobs` does.
+    def token_logprobs(
+        self, rows: Sequence[Sequence[int]], count: int, adapter: str | None = None
+    ) -> list[list[ScoredToken]]:
+        """Computes what `Engine.token_logprobs` does, and forgets what it has read.
 
         Raises:
             CheckpointError: The logits are NaN.
@@ -152,7 +154,7 @@ class Scoring:
         scores = torch.zeros((total, 1 + count), device=self._device)
         ids = torch.zeros((total, count), dtype=torch.int32, device=self._device)
         read = [list(rows[index][:-1]) for index in asked]
-        for row, start, logits in self._passes(read, [0] * len(read), _SMALL_CHUNK):
+        for row, start, logits in self._passes(read, [0] * len(read), _SMALL_CHUNK, adapter):
             first = starts[asked[row]] + start
             own = slice(first, first + len(logits))
             given = targets[asked[row]][start : start + len(logits)]
@@ -163,6 +165,7 @@ class Scoring:
             ids[own] = likeliest.int()
         scores = self._pipeline.from_last_stage(scores).wait()
         ids = self._pipeline.from_last_stage(ids).wait()
+        self.forget()
         if scores.isnan().any():
             raise not_numbers()
         found = [
@@ -192,7 +195,11 @@ class Scoring:
         return whole
 
     def _passes(
-        self, rows: Sequence[Sequence[int]], firsts: Sequence[int], chunk: int = _CHUNK
+        self,
+        rows: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        chunk: int = _CHUNK,
+        adapter: str | None = None,
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Reads rows of token ids, and yields logits on the last stage.
 
@@ -200,6 +207,7 @@ class Scoring:
             rows: The token ids of each row; at least one each.
             firsts: The first position of each row whose logits are wanted.
             chunk: The most tokens that one forward pass reads.
+            adapter: The name of the adapter that is computed with.
 
         Yields:
             A row's index, a position, and the logits from that position on, [positions, vocab].
@@ -213,7 +221,7 @@ class Scoring:
             for one in unread:
                 if one.source is not None:
                     self._cache.copy(self._cache, places[one.source], one.place, 0, one.start)
-            yield from self._read(unread, texts, firsts, chunk)
+            yield from self._read(unread, texts, firsts, chunk, adapter)
         self._held |= {places[row]: tokens for row, tokens in enumerate(texts)}
 
     def _plan(self, rows: Sequence[list[int]], firsts: Sequence[int]) -> list[_Unread]:
@@ -248,6 +256,7 @@ class Scoring:
         rows: Sequence[list[int]],
         firsts: Sequence[int],
         chunk: int,
+        adapter: str | None,
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Reads tokens, and yields logits as `_passes` does.
 
@@ -256,6 +265,7 @@ class Scoring:
             rows: The token ids of each row.
             firsts: The first position of each row whose logits are wanted.
             chunk: The most tokens that one forward pass reads.
+            adapter: The name of the adapter that is computed with.
         """
         for pieces in _chunks(unread, rows, chunk):
             wanted: list[int] = []
@@ -266,7 +276,9 @@ class Scoring:
                     parts.append((row, first, run.end - first))
                     wanted += range(count + first - run.start, count + run.end - run.start)
                 count += len(run.tokens)
-            logits = self._pipeline.forward([run for _, run in pieces], self._cache, wanted)
+            logits = self._pipeline.forward(
+                [replace(run, adapter=adapter) for _, run in pieces], self._cache, wanted
+            )
             if logits is None:
                 continue
             split = torch.split(self._pipeline.whole_vocabulary(logits), [n for *_, n in parts])

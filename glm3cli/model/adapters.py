@@ -189,14 +189,14 @@ class AdaptedColumn(ColumnParallelLinear):
         adapter = self.adapter
         if adapter is None or not adapter.enabled:
             return output, bias
-        output = adapter(output, input_, self._to_all_ranks)
+        output = adapter(output, input_, self.send)
         included = None if self.skip_bias_add else self.bias
         return adapter.rescaled(output, self.weight, included, self.add_up), bias
 
     def add_up(self, squares: Tensor) -> None:
         """Leaves the squared lengths of rows, [outputs / tp], as they are: the rows are whole."""
 
-    def _to_all_ranks(self, reduced: Tensor) -> Tensor:
+    def send(self, reduced: Tensor) -> Tensor:
         """Gives every rank the whole A x, [s, b, rank]."""
         if self.sequence_parallel:
             return gather_from_sequence_parallel_region(reduced, group=self.tp_group)
@@ -254,7 +254,7 @@ class AdaptedRow(RowParallelLinear):
         adapter = self.adapter
         if adapter is None or not adapter.enabled:
             return output, bias
-        output = adapter(output, input_, self._summed)
+        output = adapter(output, input_, self.send)
         return adapter.rescaled(output, self.weight, None, self.add_up), bias
 
     def add_up(self, squares: Tensor) -> None:
@@ -262,7 +262,7 @@ class AdaptedRow(RowParallelLinear):
         if self.tp_group.size() > 1:
             torch.distributed.all_reduce(squares, group=self.tp_group)
 
-    def _summed(self, reduced: Tensor) -> Tensor:
+    def send(self, reduced: Tensor) -> Tensor:
         """Adds up the ranks' parts of A x, [s, b, rank]; sequence parallelism cuts s of the sum."""
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(reduced, group=self.tp_group)

@@ -22,6 +22,7 @@ from glm3cli.model.cache import KVCache
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.quantized import quantize
 from glm3cli.model.rotary import angles_at
+from glm3cli.model.selected import Selected
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -34,11 +35,13 @@ class Run:
         row: The row.
         start: The slot of the first token, which is its position, too.
         tokens: The token ids; at least one.
+        adapter: The name of the adapter that they are computed with; None for the bare model.
     """
 
     row: int
     start: int
     tokens: Sequence[int]
+    adapter: str | None = None
 
     @property
     def end(self) -> int:
@@ -91,11 +94,17 @@ class Decoder:
 
     A linear layer that is megatron-core's own is multiplied by directly, in the layout that the
     device multiplies fastest by; its module loses the weight. Any other class, such as one that
-    adds an adapter or holds a quantized weight, is called as the module that it is.
+    adds an adapter or holds a quantized weight, is called as the module that it is, unless each
+    text chooses its adapter.
     """
 
     def __init__(
-        self, gpt: ChatGLM, model: ModelConfig, tp_group: Any, bits: int | None = None
+        self,
+        gpt: ChatGLM,
+        model: ModelConfig,
+        tp_group: Any,
+        bits: int | None = None,
+        selected: Selected | None = None,
     ) -> None:
         """Takes the weights of a model chunk, which must be loaded.
 
@@ -105,8 +114,10 @@ class Decoder:
             tp_group: The tensor parallel group.
             bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are. The
                 output layer, whose errors nothing evens out, always has 8.
+            selected: The adapters among which each text chooses; None for none.
         """
         self._bits = bits
+        self._selected = selected
         self._gpt = gpt
         self._group = tp_group
         self._kernels = require_active().kernels
@@ -152,24 +163,24 @@ class Decoder:
 
     def _column(self, linear: Any) -> Multiply:
         """Returns what a layer computes whose output is cut: [n, in] -> [n, out / tp]."""
-        if type(linear) is not ColumnParallelLinear:
+        if type(linear) is not ColumnParallelLinear and self._selected is None:
             return _called(linear)
-        return self._product(linear, self._bits)
+        product = self._product(linear, self._bits)
+        return self._selected.extend(linear, product) if self._selected else product
 
     def _row(self, linear: Any) -> Multiply:
         """Returns what a layer computes whose input is cut: [n, in / tp] -> [n, out]."""
-        if type(linear) is not RowParallelLinear:
+        if type(linear) is not RowParallelLinear and self._selected is None:
             return _called(linear)
         product = self._product(linear, self._bits)
-        if self._group.size() == 1:
-            return product
 
-        def multiply(hidden: Tensor) -> Tensor:
+        def summed(hidden: Tensor) -> Tensor:
             partial = product(hidden)
             dist.all_reduce(partial, group=self._group)
             return partial
 
-        return multiply
+        whole = product if self._group.size() == 1 else summed
+        return self._selected.extend(linear, whole) if self._selected else whole
 
     def _product(self, linear: Any, bits: int | None) -> Multiply:
         """Takes a layer's weight, and returns the product with it, without communication."""
@@ -202,6 +213,9 @@ class Decoder:
             The hidden states after the last layer, [tokens, h].
         """
         kernels = self._kernels
+        if self._selected is not None:
+            names = [run.adapter for run in runs for _ in run.tokens]
+            self._selected.choose(names, hidden.device)
         shared = _Pass(runs, cache, self._width, self._rope)
         for index, layer in enumerate(self._layers):
             normed = kernels.rms_norm(hidden, layer.input_norm, self._eps)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from glm3cli.checkpoint.convert.random_model import write_random_model
 from glm3cli.checkpoint.random import RandomSource
 from glm3cli.demo import content
+from tests.support.adapters import adapter_tensors, write_adapter
 from tests.support.chain_model import CALL, ENDLESS, write_chain_model
 from tests.support.ranks import RankPool
 from tests.support.server import Asking, serve_for
@@ -533,3 +535,35 @@ def test_limits_and_keys(ranks: RankPool, folder: Path) -> None:
     }
     [found] = ranks.run(1, serve_for, late, chain / "model", options)
     assert found == "https://a.b"
+
+
+def ask_adapters(ask: Asking) -> Any:
+    assert [model.id for model in ask.client.models.list()] == ["random", "one", "two"]
+    names = ("random", "one", "two")
+    alone = {name: complete(ask, "The lake", model=name).choices[0].text for name in names}
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(complete, ask, "The lake", model=name) for name in names * 4]
+    for name, answer in zip(names * 4, asked, strict=True):
+        assert answer.result().model == name
+        assert answer.result().choices[0].text == alone[name]
+    scored = {
+        name: complete(ask, "The lake", model=name, echo=True, logprobs=0, max_tokens=0)
+        .choices[0]
+        .logprobs.token_logprobs[1]
+        for name in names
+    }
+    assert len(set(scored.values())) == 3
+    with pytest.raises(openai.NotFoundError, match="there is random, one, two"):
+        complete(ask, "The lake", model="three")
+    return [alone[name] for name in names]
+
+
+def test_adapters_by_name(ranks: RankPool, folder: Path, model: Path) -> None:
+    shape = content.MODEL
+    for name, sign in (("one", 1), ("two", -1)):
+        tensors = adapter_tensors(model=shape)
+        changed = {key: sign * one if "lora_B" in key else one for key, one in tensors.items()}
+        write_adapter(folder / name, changed)
+    options = {"lora": [f"{name}={folder / name}" for name in ("one", "two")]}
+    [found] = ranks.run(1, serve_for, ask_adapters, model, options)
+    assert len(set(found)) == 3

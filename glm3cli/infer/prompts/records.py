@@ -167,7 +167,7 @@ class Records:
         options = self._config.to_options()
         return {
             "settings": {name: options[name] for name in options if name not in _IRRELEVANT},
-            "weights": weight_stamps(self._config.model, self._config.lora),
+            "weights": weight_stamps(self._config.model, self._config.adapter),
         }
 
     def _trouble(self, error: OSError) -> DataError:

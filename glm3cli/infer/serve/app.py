@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from glm3cli.infer.serve.guard import Guard
 from glm3cli.infer.serve.metrics import Counted, Metrics
-from glm3cli.infer.serve.protocol.answer import Answer
+from glm3cli.infer.serve.protocol.answer import Answer, Served
 from glm3cli.infer.serve.protocol.asked import Asked, Reader
 from glm3cli.infer.serve.protocol.bodies import (
     ChatBody,
@@ -55,13 +55,13 @@ class Policy:
     """What a service allows.
 
     Attributes:
-        names: What clients may call the model; the first one is shown.
+        models: What clients can ask; the first one unless they name one.
         keys: The API keys; without any, nobody needs one.
         timeout: The seconds after which a request is given up.
         origins: The web pages that may call from a browser.
     """
 
-    names: tuple[str, ...]
+    models: tuple[Served, ...]
     keys: tuple[bytes, ...] = ()
     timeout: float = 600.0
     origins: tuple[str, ...] = ()
@@ -153,12 +153,12 @@ class Service:
     async def models(self, _request: Request) -> Response:
         """Lists the names of models."""
         return JSONResponse(
-            {"object": "list", "data": [self._shown(name) for name in self._policy.names]}
+            {"object": "list", "data": [self._shown(model) for model in self._policy.models]}
         )
 
     async def model(self, request: Request) -> Response:
         """Shows one model."""
-        return JSONResponse(self._shown(self._name(request.path_params["name"])))
+        return JSONResponse(self._shown(self._model(request.path_params["name"])))
 
     async def completions(self, request: Request) -> Response:
         """Continues prompts."""
@@ -177,41 +177,43 @@ class Service:
     async def tokenize(self, request: Request) -> Response:
         """Turns text into token ids."""
         body = read_body(TokenizeBody, await read_json(request))
-        self._name(body.model)
+        self._model(body.model)
         return JSONResponse(await asyncio.to_thread(tokenize, self._reader, body))
 
     async def detokenize(self, request: Request) -> Response:
         """Turns token ids into text."""
         body = read_body(DetokenizeBody, await read_json(request))
-        self._name(body.model)
+        self._model(body.model)
         return JSONResponse(await asyncio.to_thread(detokenize, self._reader, body))
 
-    def _shown(self, name: str) -> dict[str, Any]:
+    def _shown(self, model: Served) -> dict[str, Any]:
         """Returns a model as OpenAI shows it."""
-        about = {"id": name, "object": "model", "created": self._created, "owned_by": "glm3"}
-        return about | {"max_model_len": self._reader.max_tokens}
+        about = {"id": model.name, "object": "model", "created": self._created, "owned_by": "glm3"}
+        parent = self._policy.models[0].name if model.adapter else None
+        return about | {"parent": parent, "max_model_len": self._reader.max_tokens}
 
-    def _name(self, name: str | None) -> str:
-        """Returns the name of a model.
+    def _model(self, name: str | None) -> Served:
+        """Returns the model of a name.
 
         Raises:
             NotFoundError: There is no such model.
         """
         if name is None:
-            return self._policy.names[0]
-        if name not in self._policy.names:
-            known = ", ".join(self._policy.names)
+            return self._policy.models[0]
+        models = {model.name: model for model in self._policy.models}
+        if name not in models:
+            known = ", ".join(models)
             raise NotFoundError(
                 f"there is no model {name!r}; there is {known}", "model", "model_not_found"
             )
-        return name
+        return models[name]
 
     async def _answer(
         self,
         request: Request,
         body: Any,
         read: Callable[[Any], Asked],
-        kind: Callable[[Reader, Asked, Any, str], Answer],
+        kind: Callable[[Reader, Asked, Any, Served], Answer],
     ) -> Response:
         """Answers a completion or a chat.
 
@@ -222,9 +224,9 @@ class Service:
             kind: The class of the answer.
         """
         started = time.perf_counter()
-        name = self._name(body.model)
+        model = self._model(body.model)
         asked = await asyncio.to_thread(read, body)  # long texts, and grammars, take their time
-        answer = kind(self._reader, asked, body, name)
+        answer = kind(self._reader, asked, body, model)
         query = self.queries.open(answer.makers)
         pieces = self._pieces(answer, query, started)
         if body.stream:

@@ -20,12 +20,14 @@ class Begin:
         prompt: The token ids; at least one.
         decoding: How the one continuation is made.
         seed: The seed of its random numbers.
+        adapter: The name of the adapter that is computed with; None for the bare model.
     """
 
     number: int
     prompt: Sequence[int]
     decoding: "Decoding"
     seed: int
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class Score:
         number: The number of the sequence, which its update carries.
         tokens: The token ids; at least one.
         count: The number of likeliest tokens that are wanted beside each.
+        adapter: The name of the adapter that is computed with; None for the bare model.
     """
 
     number: int
     tokens: Sequence[int]
     count: int
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
             f"--tp {config.tp} x --pp {config.pp}",
             "start as many ranks as that, and another server for another copy",
         )
+    if _name(config) in config.adapters:
+        raise ConfigError(
+            f"--lora {_name(config)}=...: the model itself has this name",
+            "give the adapter, or the model (--served-model-name), another one",
+        )
     keys = read_keys(config.api_key_file) if config.api_key_file else []
     if is_speaker():
         _listen(*config.address).close()  # the port is taken again when the model is there
@@ -69,12 +74,20 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
             follow(Worker(model), Orders(model.engine.grid))
             return
         from glm3cli.infer.serve.app import Policy
+        from glm3cli.infer.serve.protocol.answer import Served
         from glm3cli.infer.serve.server import Server
 
-        name = config.served_model_name or config.model.resolve().name
-        policy = Policy((name,), tuple(keys), config.request_timeout, tuple(config.allow_origin))
+        models = [Served(_name(config)), *(Served(name, name) for name in config.adapters)]
+        policy = Policy(
+            tuple(models), tuple(keys), config.request_timeout, tuple(config.allow_origin)
+        )
         listener = _listen(*config.address)
         Server(config, model, listener, policy).run(lambda: on_ready(_url(listener)))
+
+
+def _name(config: GenerateConfig) -> str:
+    """Returns what clients call the model without its adapters."""
+    return config.served_model_name or config.model.resolve().name
 
 
 def _check_installed() -> None:

@@ -86,7 +86,8 @@ class Worker:
             case Begin():
                 try:
                     [request] = self._model.requests(order.prompt, order.decoding, order.seed)
-                    number = self._engine.add(replace(request, raises=False))
+                    request = replace(request, raises=False, adapter=order.adapter)
+                    number = self._engine.add(request)
                 except ConfigError as error:
                     return Update(order.number, [], "error", error.message)
                 self._running[order.number] = number
@@ -131,19 +132,18 @@ class Worker:
 
     def _score(self) -> list[Update]:
         """Scores some of the texts that wait for it."""
-        count = self._scores[0].count
+        count, adapter = self._scores[0].count, self._scores[0].adapter
         chosen, room = list[Score](), _SCORED_AT_ONCE
-        while self._scores and self._scores[0].count == count:
+        while self._scores and (self._scores[0].count, self._scores[0].adapter) == (count, adapter):
             if chosen and len(self._scores[0].tokens) > room:
                 break
             chosen.append(self._scores.popleft())
             room -= len(chosen[-1].tokens)
         try:
-            found = self._engine.token_logprobs([one.tokens for one in chosen], count)
+            rows = [one.tokens for one in chosen]
+            found = self._engine.token_logprobs(rows, count, adapter)
         except CheckpointError as error:
             return [Update(one.number, [], "error", error.message) for one in chosen]
-        if not self._scores:
-            self._engine.scoring.forget()
         return [
             Update(
                 order.number,

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,19 @@ from glm3cli.infer.serve.protocol.asked import Asked, Reader
 from glm3cli.infer.serve.protocol.bodies import SamplingBody
 from glm3cli.infer.serve.protocol.choices import Choice, Piece
 from glm3cli.version import __version__
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that clients can name.
+
+    Attributes:
+        name: The name.
+        adapter: The name of the engine's adapter that it is computed with; None for none.
+    """
+
+    name: str
+    adapter: str | None = None
 
 
 class Answer:
@@ -24,14 +38,14 @@ class Answer:
     _prefix = ""
     _object = _chunk = ""
 
-    def __init__(self, reader: Reader, asked: Asked, body: SamplingBody, model: str) -> None:
+    def __init__(self, reader: Reader, asked: Asked, body: SamplingBody, model: Served) -> None:
         """Begins an answer.
 
         Args:
             reader: What has read the request.
             asked: What the engine is asked.
             body: The request.
-            model: The name of the model.
+            model: The model.
         """
         self._tokenizer = reader.tokenizer
         self._asked = asked
@@ -45,7 +59,7 @@ class Answer:
             for _ in range(asked.num_choices)
         ]
         self.makers: list[Callable[[int], Order]] = [
-            partial(_begin, prompt.ids, decoding, asked.seed + index)
+            partial(_begin, prompt.ids, decoding, asked.seed + index, model.adapter)
             for index, (prompt, decoding) in enumerate(
                 (prompt, decoding)
                 for prompt, decoding in zip(asked.prompts, asked.decodings, strict=True)
@@ -111,7 +125,7 @@ class Answer:
             "id": self._id,
             "object": kind,
             "created": self._created,
-            "model": self._model,
+            "model": self._model.name,
             "system_fingerprint": f"glm3-{__version__}",
             "choices": choices,
         }
@@ -134,6 +148,8 @@ class Answer:
         raise NotImplementedError
 
 
-def _begin(prompt: list[int], decoding: Decoding, seed: int, number: int) -> Begin:
+def _begin(
+    prompt: list[int], decoding: Decoding, seed: int, adapter: str | None, number: int
+) -> Begin:
     """Returns the order that continues a prompt."""
-    return Begin(number, prompt, decoding, seed)
+    return Begin(number, prompt, decoding, seed, adapter)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glm3cli.data.tokens.messages import ToolCall
-from glm3cli.infer.serve.protocol.answer import Answer
+from glm3cli.infer.serve.protocol.answer import Answer, Served
 from glm3cli.infer.serve.protocol.asked import Asked, Reader
 from glm3cli.infer.serve.protocol.bodies import ChatBody
 from glm3cli.infer.serve.protocol.choices import Piece
@@ -20,7 +20,7 @@ class ChatAnswer(Answer):
     _prefix = "chatcmpl"
     _object, _chunk = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, reader: Reader, asked: Asked, body: ChatBody, model: str) -> None:
+    def __init__(self, reader: Reader, asked: Asked, body: ChatBody, model: Served) -> None:
         """Begins an answer; see `Answer`."""
         super().__init__(reader, asked, body, model)
         self._count = body.top_logprobs if body.logprobs else None

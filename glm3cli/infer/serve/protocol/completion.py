@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from glm3cli.infer.serve.orders import Score, Token, Update
-from glm3cli.infer.serve.protocol.answer import Answer
+from glm3cli.infer.serve.protocol.answer import Answer, Served
 from glm3cli.infer.serve.protocol.asked import Asked, Prompt, Reader
 from glm3cli.infer.serve.protocol.bodies import CompletionBody
 from glm3cli.infer.serve.protocol.choices import Piece
@@ -23,7 +23,7 @@ class CompletionAnswer(Answer):
     _prefix = "cmpl"
     _object = _chunk = "text_completion"
 
-    def __init__(self, reader: Reader, asked: Asked, body: CompletionBody, model: str) -> None:
+    def __init__(self, reader: Reader, asked: Asked, body: CompletionBody, model: Served) -> None:
         """Begins a completion; see `Answer`."""
         super().__init__(reader, asked, body, model)
         self._count = body.logprobs
@@ -38,7 +38,9 @@ class CompletionAnswer(Answer):
         self._held: dict[int, Piece] = {}  # what comes before its prompt is scored
         if body.echo and body.logprobs is not None:
             self._held = {index: Piece() for index in range(len(self._choices))}
-            self.makers += [partial(_score, prompt, body.logprobs) for prompt in asked.prompts]
+            self.makers += [
+                partial(_score, prompt, body.logprobs, model.adapter) for prompt in asked.prompts
+            ]
 
     def first(self) -> Iterator[tuple[int, Piece]]:
         """Yields the prompts that aren't scored, and the end of choices without tokens."""
@@ -97,6 +99,6 @@ class CompletionAnswer(Answer):
         }
 
 
-def _score(prompt: Prompt, count: int, number: int) -> Score:
+def _score(prompt: Prompt, count: int, adapter: str | None, number: int) -> Score:
     """Returns the order that scores a prompt."""
-    return Score(number, prompt.ids, count)
+    return Score(number, prompt.ids, count, adapter)
