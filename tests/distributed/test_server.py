@@ -558,12 +558,12 @@ def ask_adapters(ask: Asking) -> Any:
     return [alone[name] for name in names]
 
 
-def test_adapters_by_name(ranks: RankPool, folder: Path, model: Path) -> None:
+def test_adapters_by_name(ranks: RankPool, tmp_path: Path, model: Path) -> None:
     shape = content.MODEL
     for name, sign in (("one", 1), ("two", -1)):
         tensors = adapter_tensors(model=shape)
         changed = {key: sign * one if "lora_B" in key else one for key, one in tensors.items()}
-        write_adapter(folder / name, changed)
-    options = {"lora": [f"{name}={folder / name}" for name in ("one", "two")]}
+        write_adapter(tmp_path / name, changed)
+    options = {"lora": [f"{name}={tmp_path / name}" for name in ("one", "two")]}
     [found] = ranks.run(1, serve_for, ask_adapters, model, options)
     assert len(set(found)) == 3

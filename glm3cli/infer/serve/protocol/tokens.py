@@ -10,18 +10,17 @@ from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.infer.serve.protocol.asked import Reader
 from glm3cli.infer.serve.protocol.bodies import DetokenizeBody, TokenizeBody
 
-# A text that is one of these and nothing else is the token, which no text has otherwise.
-_BEGIN, _END = "[gMASK]", "</s>"
-
 
 def tokenizer_info(reader: Reader) -> dict[str, Any]:
     """Returns what a client must know of the tokenizer."""
+    tokenizer = reader.tokenizer
+    begin, end = _ends(tokenizer)
     return {
         "tokenizer_class": "ChatGLMTokenizer",
-        "bos_token": _BEGIN,
-        "eos_token": _END,
-        "pad_token": reader.tokenizer.token_name(reader.tokenizer.pad_id),
-        "vocab_size": reader.tokenizer.vocab_size,
+        "bos_token": begin,
+        "eos_token": end,
+        "pad_token": tokenizer.token_name(tokenizer.pad_id),
+        "vocab_size": tokenizer.vocab_size,
         "model_max_length": reader.max_tokens,
     }
 
@@ -47,8 +46,20 @@ def detokenize(reader: Reader, body: DetokenizeBody) -> dict[str, Any]:
     return {"prompt": reader.tokenizer.decode(body.tokens)}
 
 
+def _ends(tokenizer: Tokenizer) -> tuple[str | None, str]:
+    """Returns the names of the first token of every prompt, if there is one, and of the end."""
+    prefix = tokenizer.prefix
+    begin = tokenizer.token_name(prefix[0]) if prefix else None
+    return begin, tokenizer.token_name(tokenizer.eos_id)
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of a text, or the one of a special token that it names."""
-    if text == _END:
+    """Returns the ids of a text.
+
+    A text that is the name of the first or the last token of texts, and nothing else, is that
+    token, which no text has otherwise.
+    """
+    begin, end = _ends(tokenizer)
+    if text == end:
         return [tokenizer.eos_id]
-    return [tokenizer.special(text)] if text == _BEGIN else tokenizer.encode(text)
+    return [tokenizer.prefix[0]] if text == begin else tokenizer.encode(text)
