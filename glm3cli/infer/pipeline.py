@@ -18,10 +18,10 @@ from glm3cli.config.model import DType
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
 from glm3cli.errors import CheckpointError
+from glm3cli.infer.selected import Selected
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
 from glm3cli.model.cache import KVCache
 from glm3cli.model.decoder import Decoder, Run
-from glm3cli.model.selected import Selected
 from glm3cli.parallel.groups import Grid
 
 _log = logging.getLogger(__name__)

@@ -9,12 +9,13 @@ after the other, without padding.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
+from torch.nn import Module
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.device import require_active
@@ -22,9 +23,30 @@ from glm3cli.model.cache import KVCache
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.quantized import quantize
 from glm3cli.model.rotary import angles_at
-from glm3cli.model.selected import Selected
 
 Multiply = Callable[[Tensor], Tensor]
+
+
+class Additions(Protocol):
+    """What is added to the products of linear layers, text by text, such as adapters."""
+
+    def choose(self, names: Sequence[str | None], device: torch.device) -> None:
+        """Says what each token of the next pass gets.
+
+        Args:
+            names: The name for each token; None for nothing.
+            device: The device that computes.
+        """
+        ...
+
+    def extend(self, linear: Module, multiply: Multiply) -> Multiply:
+        """Returns what a layer computes with what is added.
+
+        Args:
+            linear: The layer.
+            multiply: What it computes without it, [n, inputs] -> [n, outputs].
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +126,7 @@ class Decoder:
         model: ModelConfig,
         tp_group: Any,
         bits: int | None = None,
-        selected: Selected | None = None,
+        selected: Additions | None = None,
     ) -> None:
         """Takes the weights of a model chunk, which must be loaded.
 
@@ -114,7 +136,7 @@ class Decoder:
             tp_group: The tensor parallel group.
             bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are. The
                 output layer, whose errors nothing evens out, always has 8.
-            selected: The adapters among which each text chooses; None for none.
+            selected: What each text chooses to be added; None for nothing.
         """
         self._bits = bits
         self._selected = selected
