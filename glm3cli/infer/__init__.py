@@ -10,6 +10,6 @@ a token from logits, and `decoding` holds what else decides on tokens.
 `chat` its option --chat, and the room `serve` its option --serve.
 
 `opening`, `generate`, `prompts.run`, `chat.talk` and `serve.run` can be imported without torch.
-cli/ calls the last four; evals/ uses `opening`, `load`, `Model`, `Engine` and `Sampling`; programs come in by
-`glm3cli.open_model`.
+cli/ calls the last four; evals/ uses `opening`, `load`, `Model`, `Engine` and `Sampling`; programs
+come in by `glm3cli.open_model`.
 """
