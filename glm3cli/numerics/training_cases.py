@@ -46,7 +46,7 @@ def training_cases(long: int) -> Iterator[Case]:
     yield from map(_swiglu, SIZES)
     for tp in SIZES:
         yield _rotation(f"tp {tp}", _TOKENS, _ROWS, heads_at(tp)[0])
-    yield _rotation("31 rows", 3, 31, heads_at(1)[0])
+    yield _rotation("32 rows", 3, 32, heads_at(1)[0])
     yield _angles()
     for tp in SIZES:
         yield _attention(f"tp {tp}", 160, _ROWS, tp)
@@ -185,7 +185,8 @@ def _of_samples(segments: Tensor | None, context: Tensor, queries: Tensor) -> Te
     """Leaves the positions of padding out, which no loss looks at; [q, b, ...] -> [n, ...]."""
     if segments is None:
         return context
-    return context[(segments[:, queries].t() > 0).to(context.device)]
+    places = (segments[:, queries].t() > 0).flatten().nonzero().flatten()
+    return context.flatten(0, 1).index_select(0, places.to(context.device))
 
 
 def _packed() -> Iterator[Case]:
