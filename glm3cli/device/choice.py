@@ -29,6 +29,27 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "adamw": (),
 }
 
+# The operators of chips, by torch's names, that compute them in training.
+OPERATORS: Mapping[str, tuple[str, ...]] = {
+    "rms-norm": ("npu_rms_norm", "_fused_rms_norm"),
+    "swiglu": ("npu_swiglu",),
+    "rotary": ("npu_rotary_mul",),
+    "attention": (
+        "npu_fusion_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    ),
+    "cross-entropy": ("npu_cross_entropy_loss",),
+    "mc2": ("npu_all_gather_base_mm", "npu_mm_reduce_scatter_base"),
+    "adamw": ("npu_apply_adam_w", "_fused_adamw_"),
+}
+_REASONS = {
+    "cross-entropy": "over several tensor parallel ranks the loss is megatron-core's",
+    "mc2": "--mc2 isn't given",
+}
+
 
 class StepwiseKernels(Kernels):
     """Plain torch, with attention in single operations on every chip."""
@@ -84,6 +105,22 @@ def without(kernels: Kernels, names: Collection[str]) -> Kernels:
         for method in METHODS[name]:
             setattr(chosen, method, getattr(plain, method))
     return chosen
+
+
+def reason_unused(name: str, chips: type[Kernels], left_out: Collection[str]) -> str:
+    """Returns why a training has not used a chip's operator.
+
+    Args:
+        name: The operation, as --without-kernel names it.
+        chips: The class of the chip's kernels.
+        left_out: The operations that plain torch computes because a user wants it.
+    """
+    if name in left_out:
+        return "--without-kernel"
+    methods = METHODS[name]
+    if methods and all(getattr(chips, one) is getattr(Kernels, one) for one in methods):
+        return "this chip has none"
+    return _REASONS.get(name, "nothing has called it")
 
 
 def saved_without(saved: SavedForBackward, names: Collection[str]) -> SavedForBackward:

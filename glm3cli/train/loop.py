@@ -1,5 +1,6 @@
 """`Trainer`: the training loop, the same for pretrain and finetune."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from glm3cli.config.training import TrainConfig
@@ -7,6 +8,7 @@ from glm3cli.device import require_active
 from glm3cli.errors import DataError, StoppedError
 from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.profile import Profiler
+from glm3cli.train.progress.operators import Recorder, describe
 from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.metrics import Metrics
 from glm3cli.train.setup import TrainingParts
@@ -30,6 +32,7 @@ class Trainer:
         stop: The requests to save or to stop, by signals and by --exit-duration.
         saved: The iteration of the newest checkpoint.
         skipped_in_a_row: The number of steps since the weights last changed.
+        are_operators_known: Whether a step was recorded, and its operators reported.
     """
 
     config: TrainConfig
@@ -41,6 +44,7 @@ class Trainer:
     stop: StopFlag
     saved: int = -1
     skipped_in_a_row: int = 0
+    are_operators_known: bool = False
 
     def run(self) -> State:
         """Trains to the last iteration and returns the final state; all ranks must call it.
@@ -90,11 +94,15 @@ class Trainer:
             return
         self.profiler.begin(state.iteration + 1)
         phases.begin_step()
-        outcome = self.parts.train_step.run(self.parts.train, state.consumed_samples)
+        with nullcontext() if self.are_operators_known else Recorder() as recorder:
+            outcome = self.parts.train_step.run(self.parts.train, state.consumed_samples)
         spent = phases.step()
         first = state.consumed_samples
         state.advance(outcome, config.global_batch_size, size.tokens)
         self.metrics.step(state, outcome, size, require_active().peak_memory(), spent)
+        if recorder is not None:
+            self.are_operators_known = True
+            self.metrics.event("operators", **describe(recorder.seen))
         self.profiler.end(state.iteration)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         if outcome.skipped:

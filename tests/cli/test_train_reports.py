@@ -144,7 +144,16 @@ def test_bad_steps_to_profile_are_refused(project: Project, tmp_path: Path) -> N
 
 
 def test_a_given_peak_makes_an_mfu(project: Project, tmp_path: Path) -> None:
-    ended = succeed(*options(project, tmp_path / "run", peak_tflops=0.5, **SHORT))
+    """And, of the same run, what it has computed with."""
+    left_out = ("--without-kernel", "adamw")
+    ended = succeed(*options(project, tmp_path / "run", peak_tflops=0.5, **SHORT), *left_out)
+    [told] = events(tmp_path / "run", "operators")
+    assert told["used"] == {"attention": "_scaled_dot_product_flash_attention_for_cpu"}
+    assert told["unused"]["adamw"] == "--without-kernel"
+    assert told["unused"]["swiglu"] == "this chip has none"
+    assert told["on_host"] == "none"
+    assert "] operators: used attention _scaled_dot" in ended.err
+    assert ", without_kernels adamw" in ended.err
     assert "full 6N + 12*L*h*s = " in ended.err
     assert "peak 0.5 TFLOP/s" in ended.err
     for step in steps(tmp_path / "run"):

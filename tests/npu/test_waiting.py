@@ -18,6 +18,10 @@ from tests.support.training import build
 
 pytestmark = pytest.mark.dist
 
+CALLED = ("rms-norm", "swiglu", "rotary", "attention", "adamw")
+CALLED_OPERATORS = {
+    *("npu_rms_norm", "npu_swiglu", "npu_rotary_mul", "npu_fusion_attention", "_fused_adamw_")
+}
 RECOMPUTED = {"recompute": "full"}
 STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, RECOMPUTED),
@@ -36,6 +40,7 @@ def waits_of_steps(
     from glm3cli.data.samples.spec import DataSpec
     from glm3cli.device import require_active
     from glm3cli.parallel.groups import open_grid
+    from glm3cli.train.progress.operators import Recorder, describe
     from tests.support.tiny import train_config
     from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -48,7 +53,11 @@ def waits_of_steps(
             if prefix is not None:
                 spec = DataSpec(Blend((prefix,), None), "1,0,0", config.seq_length, 1, count, 0)
                 loader = replace(loader, dataset=build_instruction(spec, tiny_tokenizer())[0])
-            train_step.run(loader, 0)  # makes what all steps share
+            with Recorder() as recorder:
+                train_step.run(loader, 0)  # makes what all steps share
+            told = describe(recorder.seen)
+            assert {told["used"][name] for name in CALLED} == CALLED_OPERATORS
+            assert ("cross-entropy" in told["unused"]) == (config.tp > 1)
             with card.counting() as (launches, waits):
                 train_step.run(loader, 0)
             assert launches["_fused_adamw_"] > 0

@@ -14,6 +14,7 @@ from glm3cli.device.choice import METHODS, without  # noqa: E402
 from glm3cli.device.cpu_kernels import CpuKernels  # noqa: E402
 from glm3cli.device.kernels import Kernels  # noqa: E402
 from glm3cli.model.rotary import angles_at, rotation_of_sequence  # noqa: E402
+from glm3cli.train.progress.operators import Recorder, on_host  # noqa: E402
 
 PLAIN = Kernels()
 
@@ -143,3 +144,14 @@ def test_what_is_left_out_is_computed_in_single_steps() -> None:
         assert "Flash" in str(expected.grad_fn.next_functions[0][0])
         assert "Flash" not in str(found.grad_fn.next_functions[0][0])
     assert plain.pack(keys) is keys
+
+
+def test_what_has_no_kernel_for_a_device_runs_on_the_host() -> None:
+    """A build of torch for CPUs has no kernel for an NPU, but composite ones, which call others."""
+    aten = torch.ops.aten
+    with Recorder() as recorder:
+        torch.ones(2, 2).matmul(torch.ones(2, 2)).add_(1).t()
+    assert {aten.mm.default, aten.add_.Tensor, aten.t.default} <= recorder.seen
+    assert set(on_host(recorder.seen, torch.device("cuda"))) >= {"aten::mm"}
+    assert "aten::t" not in on_host(recorder.seen, torch.device("cuda"))
+    assert on_host(recorder.seen, torch.device("cpu")) == []
