@@ -158,6 +158,8 @@ def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "architectures": [CLASSES[kind]],
         **{name: shape[ours] for ours, name in _FIELDS.items()},
         **{name: value for name, value in _FIXED.items() if name != _PARTIAL},
+        # MindIE and llama.cpp's converter read these alone, by the original names.
+        **{name: shape[name] for name in ("rope_ratio", "layernorm_epsilon", "seq_length")},
         "attention_bias": shape["add_qkv_bias"],
         "attention_dropout": 0.0,
         "rope_parameters": rope,

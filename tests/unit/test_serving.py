@@ -123,7 +123,14 @@ REFUSALS = {
                           "rope_parameters": None}, "never rope_theta"
     ),
     "a base that llama.cpp doesn't read": (
-        "glm", "llama.cpp", {"rope_theta": 5e6, "rope_parameters": None}, "never rope_theta"
+        "glm", "llama.cpp", {"rope_theta": 5e6, "rope_parameters": None}, "reads rope_ratio of"
+    ),
+    "an epsilon that llama.cpp doesn't read": (
+        "glm", "llama.cpp", {"layernorm_epsilon": None, "rms_norm_eps": 1e-7},
+        "reads layernorm_epsilon of"
+    ),
+    "a vocabulary without a size": (
+        "code", "llama.cpp", {"_name_or_path": "THUDM/glm-4-9b-chat"}, "lacks vocab_size"
     ),
     "other names for MindIE": ("glm", "mindie", {}, "with the original names only"),
     "0414 in MindIE": ("glm", "mindie", {"model_type": "glm4"}, "no model of the type glm4"),

@@ -157,10 +157,10 @@ def _mindie(folder: _Folder) -> Iterator[str]:
     if kind == "glm":
         if name and "glm-4" not in name:
             yield f"MindIE takes {folder.name} with the original names only: --layout chatglm"
-        if folder.model.rope_ratio != 1 and "rope_ratio" not in folder.config:
+        if folder.config.get("rope_ratio", 1) != folder.model.rope_ratio:
             yield (
                 "MindIE reads rope_ratio, never rope_theta, so texts come out wrong: "
-                "--layout chatglm has it"
+                "glm3 convert mg2hf writes both"
             )
     elif not folder.has_tokenizer_code:
         yield "MindIE builds its prompts by the original tokenizer's code, which isn't there"
@@ -170,11 +170,13 @@ def _llama_cpp(folder: _Folder) -> Iterator[str]:
     kind = folder.config.get("model_type")
     if kind == "glm4":
         return
-    if kind == "glm" and folder.model.rope_ratio != 1:
-        yield (
-            "llama.cpp's converter reads rope_ratio of a GlmForCausalLM, never rope_theta, so "
-            "texts come out wrong: --layout chatglm has it"
-        )
+    read = {"rope_ratio": 1.0, "layernorm_epsilon": 1e-5}
+    for name, usual in read.items():
+        if kind == "glm" and folder.config.get(name, usual) != getattr(folder.model, name):
+            yield (
+                f"llama.cpp's converter reads {name} of a GlmForCausalLM, never transformers' own "
+                "name for it, so texts come out wrong: glm3 convert mg2hf writes both"
+            )
     if folder.model.rope_factor != 1:
         yield "llama.cpp's converter knows no positions that are divided: texts come out wrong"
     if folder.member.tokens.kind == "sentencepiece":

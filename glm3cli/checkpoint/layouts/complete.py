@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glm3cli.config.family.recognise import recognise
+from glm3cli.config.model import ModelConfig
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
@@ -27,7 +28,8 @@ def complete(
 ) -> None:
     """Completes the files of a model in the chatglm layout.
 
-    - config.json gets the name of the model, by which MindIE and llama.cpp choose their code.
+    - config.json gets the name of the model, by which MindIE and llama.cpp choose their code, and
+      the size of a vocabulary of tiktoken's, which llama.cpp reads.
     - What `auto_map` names, but isn't there, is dropped.
     - Without the tokenizer's code, tokenizer.json and its config are written, with the chat
       template.
@@ -44,8 +46,10 @@ def complete(
     with suppress(DataError):
         tokenizer = Tokenizer.load(folder)
     member = tokenizer.member if tokenizer else recognise(folder)
-    named = {} if config.get(_NAME) else {_NAME: member.repository}
-    _replace(folder / "config.json", config, named | _without_missing(config, folder))
+    changes: dict[str, Any] = {} if config.get(_NAME) else {_NAME: member.repository}
+    if member.tokens.kind == "tiktoken" and "vocab_size" not in config:
+        changes["vocab_size"] = ModelConfig.from_file(folder).padded_vocab_size
+    _replace(folder / "config.json", config, changes | _without_missing(config, folder))
     if not (folder / "generation_config.json").exists():
         write_content(folder / "generation_config.json", stops(tokenizer))
     path = folder / "tokenizer_config.json"
