@@ -2,14 +2,15 @@
 
 Products, attention and passes over memory run at shapes of ChatGLM3-6B, in the type that is trained
 in there: bf16, and on the host fp32, of a model that is cut for eight ranks. All ranks measure at
-the same time, as they work in a training, and the best of several rounds counts, since a machine
-may have other work.
+the same time, as they work in a training. A machine may have other work: the best of many short
+rounds counts, of each operator by itself.
 """
 
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from glm3cli.numerics.small_model import speck
 from glm3cli.numerics.training_cases import SCALE, SHAPE, WIDTH, heads_at
 from glm3cli.parallel.groups import Grid
 
-_ROUNDS = 5
+_ROUNDS = 8
 _SMALL, _LARGE = 8, 2**22  # fp32 numbers of a rank's message
 
 
@@ -119,7 +120,7 @@ def _numbers(device: Device, *shape: int) -> Tensor:
 
 def _matrix(device: Device) -> float:
     """Measures the products of all linear layers, forward and backward, in operations/s."""
-    tokens, tp = (256, 8) if _is_host(device) else (8192, 1)
+    tokens, tp = (128, 8) if _is_host(device) else (8192, 1)
     h, ffn = SHAPE.hidden_size, SHAPE.ffn_hidden_size // tp
     heads, groups = heads_at(tp)
     shapes = [(h, (heads + 2 * groups) * WIDTH), (heads * WIDTH, h), (h, 2 * ffn), (ffn, h)]
@@ -129,14 +130,14 @@ def _matrix(device: Device) -> float:
         for rows, columns in shapes
     ]  # fmt: skip
 
-    def run() -> None:
-        for inputs, weight, grads in parts:
-            torch.mm(inputs, weight.t())
-            torch.mm(grads, weight)
-            torch.mm(grads.t(), inputs)
-
+    products = [
+        product
+        for inputs, weight, grads in parts
+        for product in ((inputs, weight.t()), (grads, weight), (grads.t(), inputs))
+    ]
+    seconds = sum(_seconds(device, partial(torch.mm, *product)) for product in products)
     operations = sum(3 * 2.0 * tokens * rows * columns for rows, columns in shapes)
-    return operations / _seconds(device, run)
+    return operations / seconds
 
 
 def _attention(device: Device) -> float:
@@ -153,7 +154,7 @@ def _attention(device: Device) -> float:
 
     # Two products forward and five backward, of half of all pairs (device/operations.py).
     pairs = rows * heads * length * length / 2
-    return 7 * 2.0 * pairs * WIDTH / _seconds(device, run, 4)
+    return 7 * 2.0 * pairs * WIDTH / _seconds(device, run)
 
 
 def _memory(device: Device) -> float:
@@ -161,20 +162,21 @@ def _memory(device: Device) -> float:
     shape = (512, 2 * SHAPE.ffn_hidden_size // 8) if _is_host(device) else (8192, 27392)
     wide, other = _numbers(device, *shape), _numbers(device, *shape)
 
-    def run() -> None:
-        torch.add(wide, other)
-        torch.nn.functional.silu(wide)
-        wide.add_(other, alpha=1e-9)
-        wide.mul(0.5)
-
-    # Ten tensors: three, two, three, and two.
-    return 10 * wide.numel() * wide.element_size() / _seconds(device, run, 4)
+    # Ten tensors are read or written: three, two, three, and two.
+    passes: list[Callable[[], Tensor]] = [
+        lambda: torch.add(wide, other),
+        lambda: torch.nn.functional.silu(wide),
+        lambda: wide.add_(other, alpha=1e-9),
+        lambda: wide.mul(0.5),
+    ]
+    seconds = sum(_seconds(device, one) for one in passes)
+    return 10 * wide.numel() * wide.element_size() / seconds
 
 
 def _launch(device: Device, grid: Grid) -> float:
     """Measures the mean seconds of an operator of a model that has next to nothing to compute."""
     step = speck(ModelConfig(**{**SHAPE.model_dump(), **_SPECK}), grid)
-    seconds = _seconds(device, step, 4)
+    seconds = _seconds(device, step)
     with recording() as operators:
         step()
     return seconds / len(operators)
