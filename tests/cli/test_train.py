@@ -64,7 +64,7 @@ def test_what_a_run_leaves(first: tuple[Path, Ended]) -> None:
     names = {path.name for path in run.iterdir() if path.name != ".lock"}
     assert names == {"run.yaml", "metrics.jsonl", "report.html", "iter_0000003", "iter_0000006"}
     kinds = [record["event"] for record in records(run) if "event" in record]
-    assert kinds == ["start", "save", "save", "stop"]
+    assert kinds == ["start", "operators", "save", "save", "stop"]
     for number, record in enumerate(steps(run), 1):
         assert record.keys() == FIELDS
         assert record["iteration"] == number
