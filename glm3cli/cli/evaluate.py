@@ -17,6 +17,7 @@ from glm3cli.config.evaluation import (
     EvalConfig,
     HarnessConfig,
     MmluConfig,
+    NeedleConfig,
     QuestionOptions,
 )
 from glm3cli.parallel.launch import is_speaker
@@ -76,6 +77,27 @@ def custom(config: CustomConfig) -> None:
     found = run_custom(config, _display)
     if found is not None:
         _print_result(config, *found)
+
+
+@command(app, NeedleConfig, "needle")
+def needle(config: NeedleConfig) -> None:
+    """Ask a model for facts in long texts, up to its positions: shows rotary errors.
+
+    glm3 eval needle --model MODEL
+    """
+    from glm3cli.evals.needle import run_needle
+
+    result = run_needle(config, _display)
+    if result is None or not is_speaker():
+        return
+    if config.as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    for length, share in result["lengths"].items():
+        typer.echo(f"{int(length):>9,} tokens  {share:7.2%} found")
+    low, high = result["interval"]
+    typer.echo(f"      all lengths  {result['micro']:7.2%} found, 95 % {low:.2%} to {high:.2%}")
+    _echo_files(config.output)
 
 
 @command(app, CompareConfig, "compare")
@@ -180,6 +202,8 @@ def _left(status: "Status") -> str:
 def _speed(status: "Status") -> str:
     """Returns how fast questions were answered."""
     asked, seconds = status.done - status.known, max(status.seconds, 1e-9)
+    if not asked or not status.seconds:
+        return f"{status.done:,} questions"
     return (
         f"{asked:,} questions in {seconds:,.1f} s: {asked / seconds:,.1f} questions/s, "
         f"{status.model_seconds / seconds:.0%} of the time in the model"

@@ -1,5 +1,7 @@
 """`glm3 pretrain` and `glm3 finetune`, which differ in the kind of data that they read."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from glm3cli.cli.epilogs import FINETUNE, TRAIN
@@ -7,6 +9,14 @@ from glm3cli.cli.options import command
 from glm3cli.cli.progress import progress_lines
 from glm3cli.config.training import FinetuneConfig, PretrainConfig, TrainConfig
 from glm3cli.data.kinds import TEXT, DataKind, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from glm3cli.config.model import ModelConfig
+    from glm3cli.data.samples.loader import Loader
+    from glm3cli.data.tokens.tokenizer import Tokenizer
+    from glm3cli.train.probe import Probe
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +51,18 @@ def _train(config: TrainConfig, kind: DataKind) -> None:
         for paragraph in dry_run(config, kind):
             typer.echo(paragraph)
         return
+    from glm3cli.evals.suites.named import read_suites
     from glm3cli.train.start import train
 
-    checkpoint = train(config, kind, progress_lines, lambda line: typer.echo(line, err=True))
+    suites = read_suites(config.eval_suite)
+
+    def probes(model: "ModelConfig", tokenizer: "Tokenizer", loader: "Loader") -> "Sequence[Probe]":
+        from glm3cli.evals.in_training import make_probes
+
+        return make_probes(suites, model, tokenizer, loader)
+
+    checkpoint = train(
+        config, kind, progress_lines, lambda line: typer.echo(line, err=True), probes
+    )
     if checkpoint is not None:
         typer.echo(str(checkpoint))

@@ -147,6 +147,51 @@ class CustomConfig(QuestionOptions):
         return self
 
 
+class NeedleConfig(EvalOutputOptions):
+    """The options of `glm3 eval needle`."""
+
+    lengths: Annotated[str | None, Flag(panel=BENCHMARK, metavar="N,...")] = Field(
+        default=None,
+        description="Lengths of the texts in tokens; default: doubling from 256 up to the model's "
+        "positions.",
+    )
+    depths: Annotated[str, Flag(panel=BENCHMARK, metavar="N,...")] = Field(
+        default="0,25,50,75,100", description="Places of the needle, in percent of the text."
+    )
+    needles: Annotated[int, Flag(panel=BENCHMARK)] = Field(
+        default=4, ge=1, description="Needles at each length and depth."
+    )
+    haystack: Annotated[Path | None, Flag(panel=BENCHMARK, metavar="FILE")] = Field(
+        default=None, description="Text around the needles, line by line; made up unless given."
+    )
+    seed: Annotated[int, Flag(panel=BENCHMARK)] = Field(
+        default=42, ge=0, description="Same seed, same texts."
+    )
+
+    @property
+    def length_numbers(self) -> tuple[int, ...]:
+        """The lengths; none where they follow the model."""
+        return _numbers(self.lengths)
+
+    @property
+    def depth_numbers(self) -> tuple[int, ...]:
+        """The depths."""
+        return _numbers(self.depths)
+
+    @field_validator("lengths", "depths")
+    @classmethod
+    def _check_numbers(cls, text: str | None) -> str | None:
+        if text is not None and not _numbers(text):
+            raise ValueError("give at least one number")
+        return text
+
+    @model_validator(mode="after")
+    def _check_depths(self) -> Self:
+        if max(self.depth_numbers) > 100:
+            raise ValueError(f"--depths {self.depths}: a depth is a percentage from 0 to 100")
+        return self
+
+
 class CompareConfig(Settings):
     """The options of `glm3 eval compare`."""
 
@@ -200,6 +245,18 @@ class HarnessConfig(EvalOutputOptions):
     def task_names(self) -> tuple[str, ...]:
         """The names of the tasks, each once, in the order in which they were given."""
         return _names(self.tasks)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    """Returns the whole numbers of a list with commas, each once.
+
+    Raises:
+        ValueError: Something in it is no whole number of at least 0.
+    """
+    names = _names(text)
+    if wrong := [name for name in names if not name.isdecimal()]:
+        raise ValueError(f"{wrong[0]!r} is no whole number")
+    return tuple(int(name) for name in names)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

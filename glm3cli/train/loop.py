@@ -1,5 +1,6 @@
 """`Trainer`: the training loop, the same for pretrain and finetune."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from glm3cli.config.training import TrainConfig
 from glm3cli.device import require_active
 from glm3cli.errors import DataError, StoppedError
 from glm3cli.train.checkpointer import Checkpointer
+from glm3cli.train.probe import Probe
 from glm3cli.train.profile import Profiler
 from glm3cli.train.progress.operators import Recorder, describe
 from glm3cli.train.progress.state import State, StepOutcome
@@ -30,6 +32,7 @@ class Trainer:
         checkpointer: Writes and restores the checkpoints.
         profiler: Traces the steps that --profile names.
         stop: The requests to save or to stop, by signals and by --exit-duration.
+        probes: Look at the model with each validation.
         saved: The iteration of the newest checkpoint.
         skipped_in_a_row: The number of steps since the weights last changed.
         are_operators_known: Whether a step was recorded, and its operators reported.
@@ -42,6 +45,7 @@ class Trainer:
     checkpointer: Checkpointer
     profiler: Profiler
     stop: StopFlag
+    probes: Sequence[Probe] = ()
     saved: int = -1
     skipped_in_a_row: int = 0
     are_operators_known: bool = False
@@ -176,11 +180,15 @@ class Trainer:
         train_step = self.parts.train_step
         with train_step.phases.phase("validation"):
             totals = train_step.validate(self.parts.valid, self.config.eval_iters, self.stop)
+            if totals is not None:
+                means = totals.means()
+                for probe in self.probes:
+                    means |= probe.look(train_step, self.parts.train)
         if totals is not None:
             if not totals.weight:
                 self.metrics.say("warning: the samples for validation have no token to train")
             self.state.note_validation(totals.mean_loss)
-            self.metrics.validation(iteration, totals.mean_loss, totals.means())
+            self.metrics.validation(iteration, totals.mean_loss, means)
         return self.stop.agreed()
 
     def _end(self) -> None:

@@ -29,6 +29,7 @@ from glm3cli.train.loop import Trainer
 from glm3cli.train.origin import Change, check_goes_on
 from glm3cli.train.preferences.reference import Reference
 from glm3cli.train.prepare import Prepared
+from glm3cli.train.probe import MakeProbes, no_probes
 from glm3cli.train.profile import Profiler
 from glm3cli.train.progress.flops import Utilisation
 from glm3cli.train.progress.state import State
@@ -39,12 +40,15 @@ from glm3cli.train.signals import StopFlag
 from glm3cli.train.weights.adapter import adapter_config
 
 
-def run_training(prepared: Prepared, blend: Blend) -> tuple[Path, Path]:
+def run_training(
+    prepared: Prepared, blend: Blend, probes: MakeProbes | None = None
+) -> tuple[Path, Path]:
     """Trains to the last iteration; every rank must call it, with an active device.
 
     Args:
         prepared: The checked training.
         blend: The data sets to train on, all of them preprocessed.
+        probes: Makes what looks at the model with each validation; None for nothing.
 
     Returns:
         The final checkpoint, and the one with the result: with --keep-best the best, else the
@@ -80,13 +84,18 @@ def run_training(prepared: Prepared, blend: Blend) -> tuple[Path, Path]:
             metrics.say(remark)
         device.keep_freed_memory()
         try:
-            return _train(prepared, blend, grid, metrics, storage)
+            return _train(prepared, blend, grid, metrics, storage, probes or no_probes)
         finally:
             metrics.close()
 
 
 def _train(
-    prepared: Prepared, blend: Blend, grid: Grid, metrics: Metrics, storage: Storage
+    prepared: Prepared,
+    blend: Blend,
+    grid: Grid,
+    metrics: Metrics,
+    storage: Storage,
+    make_probes: MakeProbes,
 ) -> tuple[Path, Path]:
     """Trains in process groups that are open, with a report that is open.
 
@@ -96,6 +105,7 @@ def _train(
         grid: This rank's place among the parallel groups.
         metrics: The report of the run.
         storage: The storage of this rank that the run's folder is on.
+        make_probes: Makes what looks at the model with each validation.
 
     Returns:
         The final checkpoint of the run (the one that it went on from, if nothing was left to do),
@@ -136,7 +146,8 @@ def _train(
         _warn(config, resume, state, changes or [], metrics)
     profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
     first = state.iteration
-    state = Trainer(config, parts, state, metrics, checkpointer, profiler, stop).run()
+    probes = make_probes(prepared.model, parts.tokenizer, parts.train)
+    state = Trainer(config, parts, state, metrics, checkpointer, profiler, stop, probes).run()
     last = config.save / iteration_folder(state.iteration)
     if resume is not None and state.iteration == first:
         last = resume

@@ -15,6 +15,7 @@ from glm3cli.train.prepare import Prepared, prepare
 if TYPE_CHECKING:
     from glm3cli.data.preprocess.writing.write import PreprocessProgress
     from glm3cli.data.raw import RawData
+    from glm3cli.train.probe import MakeProbes
 
 # Opens a display of preprocess's progress, and yields the function that updates it.
 Display = Callable[[], AbstractContextManager[Callable[["PreprocessProgress"], None]]]
@@ -22,7 +23,13 @@ Display = Callable[[], AbstractContextManager[Callable[["PreprocessProgress"], N
 Say = Callable[[str], None]
 
 
-def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Path | None:
+def train(
+    config: TrainConfig,
+    kind: DataKind,
+    display: Display,
+    say: Say,
+    probes: "MakeProbes | None" = None,
+) -> Path | None:
     """Checks a training, preprocesses its raw data, and trains.
 
     Trains on the ranks that torchrun has started, or starts `--nproc` ranks and waits for them.
@@ -32,6 +39,7 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
         kind: The kind of data that the command reads.
         display: Shows the progress while raw data is preprocessed.
         say: Shows a line to the user; called on rank 0 alone, or where the ranks are started.
+        probes: Makes what looks at the model with each validation; None for nothing.
 
     Returns:
         The final checkpoint, on rank 0; None on other ranks, and in a process that has only
@@ -61,7 +69,7 @@ def train(config: TrainConfig, kind: DataKind, display: Display, say: Say) -> Pa
             say(line)
     from glm3cli.train.run import run_training
 
-    checkpoint, result = run_training(prepared, blend)
+    checkpoint, result = run_training(prepared, blend, probes)
     if not is_speaker():
         return None
     if config.export_hf is not None:

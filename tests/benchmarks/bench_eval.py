@@ -128,7 +128,7 @@ def run_harness(model: str, tasks: str, name: str, batch_size: str, output: str)
 
     found = simple_evaluate(
         "hf",
-        {"pretrained": model, "dtype": "float32", "add_bos_token": True, "device": "cpu"},
+        {"pretrained": model, "dtype": "float32", "device": "cpu"},
         tasks=[name],
         task_manager=TaskManager(include_path=tasks, include_defaults=False),
         batch_size=int(batch_size),
@@ -192,7 +192,7 @@ def compare_choices(folder: Path, mmlu: Path, rounds: int) -> None:
     )
     sizes = {
         size: theirs(model, tasks, "bench_mmlu", size, folder / f"{size}.json")
-        for size in (1, 8, 16)
+        for size in (1, 16, 32)
     }
     times = alternate({"glm3": mine} | {f"hf, batch {s}": c for s, c in sizes.items()}, rounds)
     questions = json.loads((folder / "ours.json").read_text())["questions"]
@@ -225,7 +225,7 @@ def compare_texts(folder: Path, rounds: int) -> None:
     )
     sizes = {
         size: theirs(model, tasks, "bench_text", size, folder / f"text-{size}.json")
-        for size in (1, 8, 16)
+        for size in (1, 16, 32)
     }
     times = alternate({"glm3": mine} | {f"hf, batch {s}": c for s, c in sizes.items()}, rounds)
     best = min((name for name in times if name != "glm3"), key=lambda name: times[name])
