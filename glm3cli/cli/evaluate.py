@@ -128,6 +128,8 @@ def harness(config: HarnessConfig) -> None:
     if found is not None:
         result, table = found
         typer.echo(json.dumps(result, ensure_ascii=False) if config.as_json else table)
+        if not config.as_json:
+            _echo_files(config.output)
 
 
 def _evaluate(config: EvalConfig, suite: "Suite") -> None:

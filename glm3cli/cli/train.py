@@ -57,7 +57,7 @@ def _train(config: TrainConfig, kind: DataKind) -> None:
     suites = read_suites(config.eval_suite)
 
     def probes(model: "ModelConfig", tokenizer: "Tokenizer", loader: "Loader") -> "Sequence[Probe]":
-        from glm3cli.evals.in_training import make_probes
+        from glm3cli.evals.suites.in_training import make_probes
 
         return make_probes(suites, model, tokenizer, loader)
 

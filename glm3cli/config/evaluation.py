@@ -226,6 +226,30 @@ class HarnessConfig(EvalOutputOptions):
     include_path: Annotated[Path | None, Flag(panel=BENCHMARK, metavar="DIR")] = Field(
         default=None, description="Folder with task YAML files of your own."
     )
+    data_dir: Annotated[Path | None, Flag(panel=BENCHMARK, metavar="DIR")] = Field(
+        default=None,
+        description="Folder with the files of boolq, hellaswag, arc, gsm8k, humaneval, agieval and "
+        "bbh as their authors publish them, read in place of the hub.",
+    )
+    run_code: Annotated[bool, Flag(panel=BENCHMARK)] = Field(
+        default=False,
+        description="Run the code that the model writes for tasks such as humaneval: in processes "
+        "with limits and no network.",
+    )
+    chat_template: Annotated[bool, Flag(panel=BENCHMARK)] = Field(
+        default=False, description="Ask by the turns of a chat; each solved example is two."
+    )
+    system: Annotated[str | None, Flag(panel=BENCHMARK)] = Field(
+        default=None, description="System prompt of --chat-template, or text before prompts."
+    )
+    use_cache: Annotated[Path | None, Flag(panel=OUTPUT, metavar="FILE")] = Field(
+        default=None,
+        description="Keep answers in FILE_rank0.db, the harness's cache; a run that was cut off "
+        "goes on from there.",
+    )
+    log_samples: Annotated[bool, Flag(panel=OUTPUT)] = Field(
+        default=True, description="Save the answer to every question, too."
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -234,7 +258,7 @@ class HarnessConfig(EvalOutputOptions):
             raise ValueError("give at least one task, separated by commas")
         return tasks
 
-    @field_validator("include_path")
+    @field_validator("include_path", "data_dir")
     @classmethod
     def _check_include_path(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_dir():

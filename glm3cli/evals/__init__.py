@@ -6,8 +6,7 @@ own, `prompts` makes token ids of them, `judge` gets letters from the inference 
 texts, `spread` shares the batches among the data parallel ranks, `ledger` keeps the answers as they
 come, `resume` saves them, `results` and `summary` count them, `statistics` says how far they may be
 trusted, and the room `page` writes results.html. `compare` takes two results. The room `harness` is
-the second way: lm-evaluation-harness asks, and our engine answers. `needle` makes its own texts,
-and `in_training` scores a model while it trains.
+the second way: lm-evaluation-harness asks, and our engine answers. `needle` makes its own texts.
 
 The command line (`cli.evaluate`) calls `runner.run_benchmark` with a suite and a display of the
 progress, `custom.run_custom`, `compare.run_compare` or `harness.run.run_harness`, and prints what

@@ -1,4 +1,4 @@
-"""A needle in a haystack: does a model find a fact anywhere in a long text? `glm3 eval needle`.
+"""Asks a model for a fact in a long text: the needle in the haystack of `glm3 eval needle`.
 
 A number is told once, at some depth of a text of some length, and asked for at its end. Short
 benchmarks such as MMLU can't show what is wrong with far positions; this shows at which lengths and

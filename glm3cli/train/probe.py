@@ -1,6 +1,6 @@
 """`Probe`: what looks at the model that trains after each --eval-interval, beside the validation.
 
-The benchmarks of --eval-suite are probes; evals/in_training.py makes them.
+The benchmarks of --eval-suite are probes; evals/suites/in_training.py makes them.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,6 +15,7 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.prefixes import Blend
 from glm3cli.data.samples.identity import check_same_data
+from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.device import PACKAGES, require_active
 from glm3cli.host.files import write_text
 from glm3cli.host.versions import versions
@@ -124,19 +125,7 @@ def _train(
     reference = Reference.of(prepared, blend, start, stop, metrics.say)
     parts = build_training(prepared, blend, grid, with_weights=resume is None, reference=reference)
     metrics.sources = parts.train.consumed_by_source
-    checkpointer = Checkpointer(
-        run=config.save,
-        model=prepared.model,
-        companions=prepared.companions,
-        tokenizer=parts.tokenizer.path,
-        keep_last=config.keep_last,
-        num_bytes=checkpoint_bytes(config, prepared.model),
-        in_background=config.async_save,
-        storage=storage,
-        origin=prepared.origin.to_dict() if grid.rank == 0 else {},
-        adapter=adapter_config(config),
-        keeps_best=config.keep_best,
-    )
+    checkpointer = _checkpointer(prepared, parts.tokenizer, grid, storage)
     with together():
         checkpointer.check_space()
     _report_start(prepared, blend, grid, metrics, storage)
@@ -156,6 +145,26 @@ def _train(
     if config.export_hf is not None:
         checkpointer.make_whole(result, metrics)
     return last, result
+
+
+def _checkpointer(
+    prepared: Prepared, tokenizer: Tokenizer, grid: Grid, storage: Storage
+) -> Checkpointer:
+    """Returns what writes and restores the checkpoints of a run."""
+    config = prepared.config
+    return Checkpointer(
+        run=config.save,
+        model=prepared.model,
+        companions=prepared.companions,
+        tokenizer=tokenizer.path,
+        keep_last=config.keep_last,
+        num_bytes=checkpoint_bytes(config, prepared.model),
+        in_background=config.async_save,
+        storage=storage,
+        origin=prepared.origin.to_dict() if grid.rank == 0 else {},
+        adapter=adapter_config(config),
+        keeps_best=config.keep_best,
+    )
 
 
 def _changes(prepared: Prepared, resume: Path | None, grid: Grid) -> list[Change] | None:

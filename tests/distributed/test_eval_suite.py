@@ -28,7 +28,7 @@ def train_on_a_rank(options: dict[str, Any]) -> None:
     """Trains as the command does; runs on a rank of the pool."""
     from glm3cli.config.training import FinetuneConfig
     from glm3cli.data.kinds import TEXT
-    from glm3cli.evals.in_training import make_probes
+    from glm3cli.evals.suites.in_training import make_probes
     from glm3cli.train.start import train
 
     kind = FinetuneConfig if "lora_rank" in options else PretrainConfig

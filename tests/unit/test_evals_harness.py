@@ -1,5 +1,6 @@
 """lm-evaluation-harness drives an engine, without a network: the task is a local YAML file."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 
 from glm3cli.config.evaluation import HarnessConfig
-from glm3cli.errors import ConfigError
+from glm3cli.data.tokens.chat import Message, build_prompt
+from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.harness import run as harness
+from glm3cli.evals.harness.code import CodeEval, check_can_run, passes
 from tests.support.exam import FakeEngine, FakeModel, exam_tokenizer, score, write_exam_model
 from tests.support.ranks import RankPool
+from tests.support.report_page import read_page
 
 CHOICE = """
 task: toy_choice
@@ -137,6 +141,149 @@ def test_unknown_task_names_its_neighbour(engine: FakeEngine, tasks: Path) -> No
     assert error.value.message == (
         "lm-evaluation-harness has no task 'toy_choise' (did you mean 'toy_choice'?)"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_chats_caches_and_pages(engine: FakeEngine, tasks: Path) -> None:
+    options = {"tasks": "toy_choice,toy_text", "chat_template": True, "system": "Be brief."}
+    config = _config(tasks, **options, use_cache=tasks / "cache" / "answers")
+    found = harness.run_harness(config, quiet=True)
+    assert found is not None
+    tokenizer = exam_tokenizer()
+    turns = [Message("system", "Be brief."), Message("user", "What is 0?")]
+    prompt = [*build_prompt(tokenizer, turns), *tokenizer.encode("\n")]
+    assert tuple(prompt) in [one for batch in engine.batches for one in batch]
+    page = read_page(config.output.with_suffix(".html"))
+    assert "toy_choice, acc" in page.text
+    engine.batches.clear()
+    again = harness.run_harness(config, quiet=True)
+    assert again is not None
+    assert engine.batches == []  # every answer was kept
+    assert again[0]["results"] == found[0]["results"]
+    without = harness.run_harness(_config(tasks, **options, log_samples=False), quiet=True)
+    assert without is not None
+    assert "samples" not in without[0]
+
+
+PUBLISHED = {
+    "BoolQ/dev.jsonl": [{"question": "is it", "passage": "It is.", "answer": True}],
+    "hellaswag/hellaswag_val.jsonl": [
+        {
+            "ind": 1,
+            "activity_label": "Art",
+            "ctx_a": "One.",
+            "ctx_b": "he",
+            "ctx": "One. he",
+            "endings": ["one.", "two.", "three.", "four."],
+            "label": 2,
+        }
+    ],
+    "ARC-V1/ARC-Easy/ARC-Easy-Test.jsonl": [
+        {
+            "id": "x",
+            "question": {
+                "stem": "What?",
+                "choices": [{"text": "one", "label": "A"}, {"text": "two", "label": "B"}],
+            },
+            "answerKey": "B",
+        }
+    ],
+    "gsm8k/test.jsonl": [{"question": "1+1?", "answer": "It is #### 2"}],
+    "gsm8k/train.jsonl": [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(9)],
+    "AGIEval/data/v1/sat-en.jsonl": [
+        {
+            "passage": "P. ",
+            "question": "Q?",
+            "options": ["(A)one", "(B)two"],
+            "label": "B",
+            "answer": None,
+        }
+    ],
+    "AGIEval/data/v1/gaokao-mathcloze.jsonl": [
+        {"passage": None, "question": "几?", "options": None, "label": None, "answer": "2"}
+    ],
+    "bbh/boolean_expressions.json": {"examples": [{"input": "not True is", "target": "False"}]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_read_the_files_of_their_authors(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name, rows in PUBLISHED.items():
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row) for row in rows]
+        file.write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(lines))
+    human = {
+        "task_id": "HumanEval/0",
+        "prompt": "def one():\n",
+        "entry_point": "one",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(f):\n    assert f() == 1\n",
+    }
+    with gzip.open(tmp_path / "data" / "HumanEval.jsonl.gz", "wt") as file:
+        file.write(json.dumps(human))
+    engine.script = exam_tokenizer().encode("one")
+    names = "boolq,hellaswag,arc_easy,gsm8k,agieval_sat_en,agieval_gaokao_mathcloze"
+    options = {"model": tmp_path, "data_dir": tmp_path / "data", "output": tmp_path / "r.json"}
+    tasks = f"{names},bbh_zeroshot_boolean_expressions,humaneval"
+    with pytest.raises(ConfigError, match="runs code that the model writes"):
+        harness.run_harness(HarnessConfig.parse(options | {"tasks": tasks}), quiet=True)
+    config = HarnessConfig.parse(options | {"tasks": tasks, "run_code": True})
+    found = harness.run_harness(config, quiet=True)
+    assert found is not None
+    result = found[0]
+    assert len(result["results"]) == 8
+    asked = {task: rows[0]["arguments"][0][0] for task, rows in result["samples"].items()}
+    assert asked["boolq"] == "It is.\nQuestion: is it?\nAnswer:"
+    assert asked["hellaswag"] == "Art: One. He"
+    assert asked["arc_easy"] == "Question: What?\nAnswer:"
+    assert asked["gsm8k"].count("Question:") == 6
+    assert asked["agieval_sat_en"] == (
+        "P. Q: Q? Answer Choices: (A)one (B)two\nA: Among A through B, the answer is"
+    )
+    assert asked["agieval_gaokao_mathcloze"] == "问题：几?\n答案："
+    assert asked["bbh_zeroshot_boolean_expressions"].endswith("Q: not True is\nA:")
+    assert {name: rows[0]["doc"].get("label") for name, rows in result["samples"].items()}[
+        "boolq"
+    ] == 1
+    assert result["results"]["humaneval"]["pass@1,create_test"] == 0.0
+    (tmp_path / "data" / "gsm8k" / "test.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"test\.jsonl is no JSON"):
+        harness.run_harness(HarnessConfig.parse(options | {"tasks": "gsm8k"}), quiet=True)
+    empty = options | {"tasks": "hellaswag", "data_dir": tmp_path / "data" / "bbh"}
+    with pytest.raises(DataError, match="has no files of hellaswag"):
+        harness.run_harness(HarnessConfig.parse(empty), quiet=True)
+    shots = options | {"tasks": "boolq", "num_fewshot": 2}
+    with pytest.raises(DataError, match="has no solved examples of the task boolq"):
+        harness.run_harness(HarnessConfig.parse(shots), quiet=True)
+
+
+def test_code_is_run_with_limits_and_without_a_network(tmp_path: Path) -> None:
+    check_can_run()
+    kept = tmp_path / "kept"
+    programs = {
+        "assert 1 + 1 == 2": True,
+        "import subprocess; subprocess.run(['true'], check=True)": True,
+        f"open({str(kept)!r}, 'w').write('x' * 2**25)": False,
+        "assert False": False,
+        "import sys; sys.exit(3)": False,
+        "import socket; socket.create_connection(('127.0.0.1', 9))": False,
+        "import ctypes; assert ctypes.CDLL(None).syscall(425, 1, 0) >= 0": False,  # io_uring
+        "x = 'x' * 2**31": False,
+        "def f(:": False,
+    }
+    assert {program: passes(program) for program in programs} == programs
+    rates, passed = CodeEval().compute(
+        ["assert f(1) == 2", "assert f(1) == 3"],
+        [["def f(x): return x + 1", "def f(x): return 3"]] * 2,
+        k=[1, 2, 3],
+    )
+    assert passed == {0: [True, False], 1: [False, True]}
+    assert rates == {"pass@1": 0.5, "pass@2": 1.0}
 
 
 def run_tasks(options: dict[str, Any]) -> Any:

@@ -7,7 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from glm3cli.config.evaluation import HarnessConfig
-from glm3cli.errors import ConfigError
+from glm3cli.errors import ConfigError, DataError
+from glm3cli.evals.harness.code import check_can_run, code_is_run, not_allowed
+from glm3cli.evals.harness.published import read_from
+from glm3cli.evals.page.harness import write_harness
 from glm3cli.evals.results import PACKAGES
 from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
@@ -64,8 +67,8 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
         return None
     if quiet:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    # Wrong tasks are reported before the model is loaded.
-    manager = _find_tasks(config) if is_speaker() else None
+    # Wrong tasks and missing data are reported before the model is loaded.
+    manager = load_tasks(config) if is_speaker() else None
     from glm3cli.evals.harness.model import Ranks
     from glm3cli.infer.load import open_model
 
@@ -83,6 +86,7 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
             "settings": {**config.to_options(), "world_size": grid.world_size},
             "versions": versions(*PACKAGES, "lm-eval"),
         }
+        write_harness(config.output, result)
         write_json(config.output, result)
     from lm_eval.utils import make_table
 
@@ -114,8 +118,63 @@ def evaluate(
         num_fewshot=config.num_fewshot,
         limit=config.limit,
         task_manager=manager,
+        use_cache=None if config.use_cache is None else str(config.use_cache),
+        log_samples=config.log_samples,
+        apply_chat_template=config.chat_template,
+        fewshot_as_multiturn=config.chat_template,
+        system_instruction=config.system,
+        confirm_run_unsafe_code=config.run_code,
     )
     return found
+
+
+def load_tasks(config: HarnessConfig) -> Any:
+    """Loads the tasks of `config` with their data.
+
+    Returns:
+        A `TaskManager` that has them.
+
+    Raises:
+        ConfigError: A task doesn't exist, or runs code without --run-code.
+        DataError: The data of a task can't be read.
+        DeviceError: Code can't be kept from the network here.
+    """
+    if config.run_code:
+        check_can_run()
+    manager = _find_tasks(config)
+    with read_from(config.data_dir), code_is_run(config.run_code):
+        try:
+            loaded = manager.load(manager.match_tasks(list(config.task_names)))
+        except OSError as error:
+            raise DataError(
+                f"the data of --tasks {config.tasks} can't be read: {error}",
+                "without a network, give the files of its authors by --data-dir, or tasks of your "
+                "own by --include-path",
+            ) from None
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False) and not config.run_code:
+            raise not_allowed(name)
+        if config.data_dir is not None:
+            _check_rows(config, name, task)
+    manager.load = lambda _names: loaded  # which simple_evaluate would load anew
+    return manager
+
+
+def _check_rows(config: HarnessConfig, name: str, task: Any) -> None:
+    """Checks that a folder has what a task asks, and its solved examples.
+
+    Raises:
+        DataError: It hasn't.
+    """
+    shots = task.config.num_fewshot
+    if config.num_fewshot is not None and shots != 0:
+        shots = config.num_fewshot
+    if not len(task.eval_docs) or (shots and not len(task.fewshot_docs())):
+        what = "solved examples" if len(task.eval_docs) else "questions"
+        raise DataError(
+            f"--data-dir {config.data_dir} has no {what} of the task {name}",
+            "add the file of that split, as the authors publish it",
+        )
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
