@@ -1,6 +1,6 @@
 """Asks a model for a fact in a long text: the needle in the haystack of `glm3 eval needle`.
 
-A number is told once, at some depth of a text of some length, and asked for at its end. Short
+A number stands once, at some depth of a text of some length, and is asked for at its end. Short
 benchmarks such as MMLU can't show what is wrong with far positions; this shows at which lengths and
 depths it begins.
 """

@@ -1,4 +1,4 @@
-"""Where lm-evaluation-harness's tasks find data sets in a folder, as their authors publish them.
+"""Reads data sets as their authors publish them, for the tasks of lm-evaluation-harness.
 
 A task names a data set of the Hugging Face hub, which servers without a network can't reach. With
 --data-dir the files of the authors are read in its place, and their rows get the names that the
