@@ -208,4 +208,18 @@ relative to numbers of the usual size, and its limit. For each failure a sentenc
 without that operator; the exit code is then 4. An operator of a card is checked on every rank.
 
 --chip-file also measures what plans are made with, and describes the device in a file for --chip.
+
+In a container the NPUs, the driver, the addresses of the NPUs' network, and shared memory must be
+passed on:
+
+    docker run -it --network host --shm-size 64g
+    $(printf -- '--device /dev/davinci%d ' 0 1 2 3 4 5 6 7)
+    --device /dev/davinci_manager
+    --device /dev/devmm_svm --device /dev/hisi_hdc
+    -v /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro
+    -v /usr/local/dcmi:/usr/local/dcmi:ro
+    -v /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro
+    -v /etc/ascend_install.info:/etc/ascend_install.info:ro
+    -v /etc/hccn.conf:/etc/hccn.conf:ro -v "$PWD:$PWD" -w "$PWD"
+    quay.io/ascend/cann:9.0.0-910b-ubuntu22.04-py3.11 bash
 """
