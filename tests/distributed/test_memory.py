@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from glm3cli.config.model import ModelConfig
 from glm3cli.device.cpu import CpuDevice
 from glm3cli.plan.memory import memory_of_stage
 from tests.support.live_memory import MODEL, measure_peak
@@ -50,14 +51,27 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
+SANDWICHED = MODEL.model_copy(update={"sandwich_norms": True, "add_qkv_bias": False})
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_plan_has_the_measured_peak(ranks: RankPool, plan: str) -> None:
+    compare(ranks, plan, MODEL)
+
+
+@pytest.mark.parametrize("plan", ["bf16", "tp2"])
+def test_the_plan_counts_the_norms_of_glm_4_0414(ranks: RankPool, plan: str) -> None:
+    compare(ranks, plan, SANDWICHED)
+
+
+def compare(ranks: RankPool, plan: str, model: ModelConfig) -> None:
+    """Asserts that a plan has the measured peak of every rank."""
     world_size, changes = PLANS[plan]
     options = {"seq_length": 256, "micro_batch_size": 2, "global_batch_size": 4, **changes}
-    measured = ranks.run(world_size, measure_peak, options)
+    measured = ranks.run(world_size, measure_peak, options, model)
     config = train_config(nproc=world_size, **options)
     told = [
-        memory_of_stage(config, MODEL, CpuDevice.saved_for_backward, stage) for stage, _ in measured
+        memory_of_stage(config, model, CpuDevice.saved_for_backward, stage) for stage, _ in measured
     ]
     # Not `step`: here AdamW is fused, and holds nothing beside its state.
     peaks = [memory.persistent + memory.activations + memory.work for memory in told]

@@ -66,22 +66,22 @@ class LiveMemory(TorchDispatchMode):
         self._bytes -= self._storages.pop(number)
 
 
-def measure_peak(options: dict[str, Any]) -> tuple[int, int]:
+def measure_peak(options: dict[str, Any], model: ModelConfig = MODEL) -> tuple[int, int]:
     """Returns this rank's stage, and the peak of its tensors in a run's second step, in bytes."""
     from glm3cli.parallel.groups import open_grid
     from glm3cli.train.setup import build_train_step, make_loader
 
     config = train_config(**options)
     with open_grid(config) as grid, LiveMemory() as memory:
-        train_step = build_train_step(config, MODEL, grid)
+        train_step = build_train_step(config, model, grid)
         with torch.no_grad():
             for chunk in train_step.chunks:
                 for parameter in chunk.parameters():
                     parameter.uniform_(-0.02, 0.02)
         train_step.optimizer.reload_model_params()
-        samples = Samples(config.seq_length, MODEL.padded_vocab_size)
+        samples = Samples(config.seq_length, model.padded_vocab_size)
         # As if all tokens were trained: what a plan must be made for.
-        loader = replace(make_loader(config, MODEL, grid, samples), needs_all=True)
+        loader = replace(make_loader(config, model, grid, samples), needs_all=True)
         train_step.run(loader, 0)  # makes the optimizer's state
         memory.restart()
         train_step.run(loader, config.global_batch_size)
