@@ -85,7 +85,8 @@ class PreprocessConfig(Settings):
     )
     template: Annotated[Literal["chatglm3", "modellink"] | None, Flag(panel=PACKED)] = Field(
         default=None,
-        description="Form of a conversation: modellink for instruction, else chatglm3.",
+        description="Form of a conversation: modellink for instruction, else chatglm3, which is "
+        "the chat format of the tokenizer's own model.",
     )
     seq_length: Annotated[int | None, Flag(panel=PACKED)] = Field(
         default=None,

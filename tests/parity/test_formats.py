@@ -7,15 +7,20 @@ import pytest
 
 from glm3cli.config.family.members import MEMBERS, FormatName
 from glm3cli.data.preprocess import rows
+from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.tokens.calls import ReplyStream, to_openai
 from glm3cli.data.tokens.chat import build_prompt, build_sample
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.messages import IGNORED_LABEL, Message, ToolCall
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import DataError
+from glm3cli.infer.decoding.grammar import Grammar, from_lark
+from glm3cli.infer.serve.protocol.called import call_grammar
+from glm3cli.infer.serve.protocol.errors import ApiError
 from tests.support.shared import GOLDEN, SHARED, needs_shared
 from tests.support.tiny_ranks import tiny_ranks_folder
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
+from tests.unit.test_handlers import handler
 
 transformers = pytest.importorskip("transformers")
 FORMATS: list[FormatName] = list(dict.fromkeys(member.chat for member in MEMBERS))
@@ -182,6 +187,38 @@ def test_calls_are_read_from_answers_token_by_token(tokenizers, name, answer, ca
         assert ours.chat.read_calls(stream.messages[0]) == [call]
         written = Message("assistant", "", "get_weather", arguments=call.arguments)
         assert f"get_weather\n{ours.chat.text(written)}" == answer
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "glm-z1"])
+def test_each_answer_has_a_sample_where_one_can_t_train_all(tokenizers, name):
+    ours, _ = tokenizers[name]
+    read = handler("chat", ours)
+    turns = [*PLAIN, {"role": "assistant", "content": "the dog"}]
+    ids = read.encode({"messages": turns}).sequences["input_ids"]
+    messages = [Message.from_dict(turn) for turn in turns]
+    assert ids == [build_sample(ours, part).input_ids for part in (messages[:2], messages)]
+    turns[1] = turns[1] | {"loss": False}
+    assert len(read.encode({"messages": turns}).sequences["input_ids"]) == 1
+    if name == "chatglm2":
+        asked = {"messages": [{"role": "system", "content": "x"}, *turns]}
+        with pytest.raises(RowError, match="a system turn can't be written in ChatGLM2's rounds"):
+            read.encode(asked)
+
+
+def test_a_call_that_must_come_follows_the_schema_of_its_tool(tokenizers):
+    city = {"type": "object", "properties": {"city": {"enum": ["北"]}}, "required": ["city"]}
+    ours, _ = tokenizers["glm4"]
+    grammar = from_lark(call_grammar({"天气": {"parameters": city}}, ours.chat.calls), "tools")
+    matcher = Grammar(grammar, ours, ours.ends).begin()
+    ids, new = ours.encode('天气\n{"city": "北"}'), list[int]()
+    for token in [*ours.encode("天气\n"), *ours.encode('{"city": "北"}')]:
+        assert matcher.allowed(new)[token], ours.token_name(token)
+        new.append(token)
+    assert new == ids
+    allowed = matcher.allowed(new).nonzero().flatten().tolist()
+    assert sorted(allowed) == sorted(ours.ends)
+    with pytest.raises(ApiError, match="knows no calls"):
+        call_grammar({"f": {}}, tokenizers["chatglm2"][0].chat.calls)
 
 
 @needs_shared
