@@ -54,7 +54,7 @@ class Checkpointer:
         model: The shape of the model, which is written into every checkpoint.
         companions: The folder from which the remote code and other small files of a model are
             copied into every checkpoint.
-        tokenizer: The tokenizer.model of the run, which is copied into every checkpoint.
+        tokenizer: The vocabulary's file of the run, which is copied into every checkpoint.
         keep_last: The number of newest checkpoints to keep; None keeps all.
         num_bytes: The size of a checkpoint, in bytes; an estimate.
         in_background: Whether training goes on while a checkpoint is written.
@@ -286,7 +286,7 @@ class Checkpointer:
         with together():
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
-                shutil.copyfile(self.tokenizer, partial / "tokenizer.model")
+                shutil.copyfile(self.tokenizer, partial / self.tokenizer.name)
             if adapter is not None and self.adapter is not None:
                 target = partial / ADAPTER
                 target.mkdir()

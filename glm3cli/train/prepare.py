@@ -42,7 +42,7 @@ class Prepared:
         kind: The kind of data that the command reads: text or answers.
         model: The shape of the model.
         location: Where the weights to start from are; None for random ones.
-        tokenizer: The tokenizer.model file.
+        tokenizer: The vocabulary's file, such as tokenizer.model.
         named: The items of --data and their weights, as the user gave them.
         raw: The items that have to be preprocessed first, by their names in `named`.
         reference: Where the model of --reference is; None if the weights to start from are the
@@ -229,7 +229,7 @@ def _reference(config: TrainConfig, model: ModelConfig) -> Location | None:
 
 
 def _find_tokenizer(config: TrainConfig, location: Location | None) -> Path:
-    """Returns the tokenizer.model of --tokenizer, or the one beside the model.
+    """Returns the vocabulary's file of --tokenizer, or the one beside the model.
 
     Raises:
         ConfigError: Neither is given.
@@ -241,7 +241,9 @@ def _find_tokenizer(config: TrainConfig, location: Location | None) -> Path:
             "--from-scratch has no model folder to take the tokenizer from",
             "give --tokenizer with a folder or a tokenizer.model",
         )
-    file = place / "tokenizer.model" if place.is_dir() else place
+    from glm3cli.data.tokens.vocabulary.files import FILE_NAME, find_vocabulary
+
+    file = find_vocabulary(place) or place / FILE_NAME if place.is_dir() else place
     if not file.is_file():
         raise DataError(
             f"tokenizer {file} does not exist",

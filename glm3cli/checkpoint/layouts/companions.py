@@ -18,7 +18,7 @@ from glm3cli.config.family.recognise import known
 from glm3cli.config.model import ModelConfig, is_glm
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from glm3cli.data.tokens.vocabulary.opening import FILE_NAME, JSON_NAME
+from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME
 from glm3cli.data.tokens.vocabulary.ranks import has_ranks
 from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json

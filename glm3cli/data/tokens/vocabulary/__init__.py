@@ -2,5 +2,6 @@
 
 Begin with `base.Vocabulary`, what both can do. `pieces` reads a sentencepiece model (ChatGLM2 and
 ChatGLM3), which `fast_encoder` makes faster; `ranks` reads tiktoken's ranks, or a tokenizer.json
-with the same content (GLM-4). `opening` tells the kinds apart. Special tokens are the tokenizer's.
+with the same content (GLM-4). `opening` tells the kinds apart, and `files` finds them. Special
+tokens are the tokenizer's.
 """

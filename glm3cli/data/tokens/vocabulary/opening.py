@@ -3,19 +3,10 @@
 from pathlib import Path
 
 from glm3cli.data.tokens.vocabulary.base import Vocabulary
+from glm3cli.data.tokens.vocabulary.files import FILE_NAME, find_vocabulary
 from glm3cli.data.tokens.vocabulary.pieces import Pieces
 from glm3cli.data.tokens.vocabulary.ranks import Ranks, has_ranks
 from glm3cli.errors import DataError
-
-FILE_NAME = "tokenizer.model"
-# What the folders of GLM-4-0414 and CodeGeeX4 have instead.
-JSON_NAME = "tokenizer.json"
-
-
-def find_vocabulary(folder: Path) -> Path | None:
-    """Returns the file of a folder's vocabulary; None if there is none."""
-    paths = (folder / name for name in (FILE_NAME, JSON_NAME))
-    return next((path for path in paths if path.is_file()), None)
 
 
 def open_vocabulary(path: Path) -> Vocabulary:

@@ -1,0 +1,13 @@
+"""The names of the files that have a vocabulary; imports nothing heavy."""
+
+from pathlib import Path
+
+FILE_NAME = "tokenizer.model"
+# What the folders of GLM-4-0414 and CodeGeeX4 have instead.
+JSON_NAME = "tokenizer.json"
+
+
+def find_vocabulary(folder: Path) -> Path | None:
+    """Returns the file of a folder's vocabulary; None if there is none."""
+    paths = (folder / name for name in (FILE_NAME, JSON_NAME))
+    return next((path for path in paths if path.is_file()), None)
