@@ -23,6 +23,7 @@ NAMES_CHIPS = {
     "__init__.py",  # the values of `device`
     "config/launch.py",  # the values of --device
     "cli/app.py",  # what the program is for
+    "cli/epilogs.py",  # what a container with NPUs needs
     "checkpoint/pickles.py",  # the packages whose enums stand in other trainers' files
 }
 
