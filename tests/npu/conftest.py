@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from glm3cli.device.doctor.pins import ASCEND
 from tests.support.npu import stubs
 from tests.support.npu.emulation import start
-from tests.support.npu.wheel import unpacked
+from tests.support.npu.wheel import unpacked, version_here
 from tests.support.ranks import RankPool
 
 MINDSPEED = "GLM3_TEST_MINDSPEED"
@@ -43,7 +42,7 @@ def mindspeed_ranks(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def _pool(wheels: Path, folder: Path, mindspeed: str | None = None) -> RankPool:
-    wheel = unpacked(torch.__version__.split("+")[0], wheels)
+    wheel = unpacked(version_here(), wheels)
     return RankPool(partial(_start, wheel, stubs.build(wheel), folder, mindspeed))
 
 

@@ -15,7 +15,7 @@ from glm3cli.device.npu.operators import SCHEMAS
 from tests.npu.test_operators import CASES, PASSES, decode, run
 from tests.support.mc2 import block
 from tests.support.npu.operators import KERNELS
-from tests.support.npu.wheel import schemas, unpacked
+from tests.support.npu.wheel import schemas, unpacked, version_here
 from tests.support.ranks import RankPool
 
 pytestmark = pytest.mark.dist
@@ -90,7 +90,7 @@ def test_the_emulated_schemas_begin_as_those_of_cards(
     calls: Calls, on_cards: dict[str, str], wheels: Path
 ) -> None:
     """Later versions may add arguments at the end, but move and change none that we pass."""
-    here = schemas(unpacked(torch.__version__.split("+")[0], wheels))
+    here = schemas(unpacked(version_here(), wheels))
     for name in calls:
         theirs, ours = arguments(on_cards[name]), arguments(here[name])
         assert list(ours)[: len(theirs)] == list(theirs), name

@@ -14,8 +14,8 @@
 - `--mc2`: `npu_all_gather_base_mm` and `npu_mm_reduce_scatter_base`, which multiply and communicate
   at the same time. The option is off by default: they need one server whose NPUs are all joined,
   and the firmware, driver and CANN of one release.
-- AdamW: MindSpeed's one-pass operator. Without MindSpeed it is torch's AdamW, in several passes; a
-  log line says so.
+- AdamW: MindSpeed's one-pass operator. Without MindSpeed it is torch's fused AdamW, which torch_npu
+  computes by the same operator.
 
 Everything else is the same code as on other devices: `--recompute`, `--distributed-optimizer`,
 `--overlap-grad-reduce` and `--cp` (DeepSpeed-Ulysses) are megatron-core's and ours.

@@ -12,6 +12,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from glm3cli.device.doctor.pins import ALSO, ASCEND
+
+
+def version_here() -> str:
+    """Returns the version of torch_npu for the torch that is installed."""
+    torch_version = torch.__version__.split("+")[0]
+    pinned = {pins["torch"]: pins["torch_npu"] for pins in (ASCEND, ALSO)}
+    return pinned.get(torch_version, torch_version)
 
 
 def unpacked(version: str, cache: Path) -> Path:
