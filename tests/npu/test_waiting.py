@@ -112,5 +112,4 @@ def test_a_token_is_read_once(npu_ranks: RankPool, options: dict[str, int]) -> N
             assert sum(waits.values()) == 1
             layers = launches["npu_fused_infer_attention_score"]
             assert layers == MODEL.num_layers
-            print(launches)
             assert sum(launches.values()) <= 20 * layers + 20
