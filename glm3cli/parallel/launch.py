@@ -31,9 +31,9 @@ With Slurm, which here warns ten minutes before the time is up, so that the run 
 
 - A plain torchrun kills its ranks 30 s after a SIGTERM. Export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800
   so that a large model has the time to save; `--nproc` does that by itself.
-- torchrun imports torch, and torch imports torch_npu by itself: where a part of CANN is missing,
-  that fails before glm3 can say which. Export TORCH_DEVICE_BACKEND_AUTOLOAD=0 before torchrun;
-  `--nproc` does that by itself.
+- torchrun imports torch, which by itself imports a vendor's extension of it: where a part of that
+  is missing, it fails before glm3 can say which. Export TORCH_DEVICE_BACKEND_AUTOLOAD=0 before
+  torchrun; `--nproc` does that by itself.
 - `--max-restarts 2` (of torchrun, or beside `--nproc`) starts all ranks again when one dies, and
   the run goes on from its last checkpoint. Give `--save-interval`; restarts on several machines
   need `--rdzv-backend c10d`.
