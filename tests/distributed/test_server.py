@@ -386,7 +386,9 @@ def check_everything(ask: Asking) -> dict[str, Any]:
 FOUND: dict[str, Any] = {}
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * (sizes == "tp2")) for sizes in SIZES]
+)
 def test_openai_client(ranks: RankPool, model: Path, sizes: str) -> None:
     count, options = SIZES[sizes]
     [found, *others] = ranks.run(count, serve_for, check_everything, model, options)

@@ -94,6 +94,7 @@ def failures_of_collectives() -> dict[str, str]:
     return said
 
 
+@pytest.mark.slow
 def test_every_fault_of_a_collective_is_found(npu_ranks: RankPool) -> None:
     first, second = npu_ranks.run(2, failures_of_collectives)
     assert first[""] == second[""] == ""

@@ -17,7 +17,7 @@ from tests.npu.test_operators import CASES, PASSES, TOLERANCE, decode, run
 from tests.support.mc2 import block
 from tests.support.ranks import RankPool
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 OTHER_TYPES = {
     torch.float32: torch.bfloat16,

@@ -269,7 +269,9 @@ def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert not wrong, name
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * (sizes == "tp2")) for sizes in SIZES]
+)
 def test_losses_and_gradients_equal_trls(
     ranks: RankPool, expected: dict[str, Any], sizes: str
 ) -> None:
