@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from glm3cli.checkpoint.convert import adapter as adapter_conversion
 from glm3cli.checkpoint.convert import convert as conversion
 from glm3cli.checkpoint.convert import inspect as inspection
+from glm3cli.cli import doctor
 from glm3cli.cli.app import app
 from glm3cli.config.presets import PRESETS
 from glm3cli.demo import chain
@@ -42,6 +43,7 @@ WORK = {
     (inspection, "inspect"): "convert",
     (opening, "run_here"): "ranks",
     (diagnose, "diagnose"): "doctor",
+    (doctor, "run_here"): "doctor",  # of --numerics
     (chain, "run_demo"): "demo",
 }
 
