@@ -30,6 +30,7 @@ from glm3cli.checkpoint.run.durable import publish, remove
 from glm3cli.checkpoint.run.holdings import find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble, load_training, save_request
 from glm3cli.config.model import ModelConfig
+from glm3cli.data.tokens.vocabulary.files import usual_name
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.host.files import existing_parent
 from glm3cli.parallel.storage import Storage, together
@@ -286,7 +287,7 @@ class Checkpointer:
         with together():
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
-                shutil.copyfile(self.tokenizer, partial / self.tokenizer.name)
+                shutil.copyfile(self.tokenizer, partial / usual_name(self.tokenizer))
             if adapter is not None and self.adapter is not None:
                 target = partial / ADAPTER
                 target.mkdir()

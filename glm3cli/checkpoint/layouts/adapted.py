@@ -31,7 +31,7 @@ class AdaptedSource(StoredSource):
         self.layout = base.layout
         self.path, self.config, self.model = base.path, base.config, base.model
         self.parallel, self.problems, self.cat = base.parallel, base.problems, base.cat
-        self.iteration = iteration
+        self.unused, self.iteration = base.unused, iteration
 
     def read(self, weight: Weight, layer: int | None = None) -> Tensor:
         """Returns the canonical tensor of one weight, in the type of the base model.

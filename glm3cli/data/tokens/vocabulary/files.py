@@ -7,6 +7,11 @@ FILE_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 
 
+def usual_name(file: Path) -> str:
+    """Returns the name under which a vocabulary's file, whatever its name, is found in a folder."""
+    return JSON_NAME if file.suffix == ".json" else FILE_NAME
+
+
 def find_vocabulary(folder: Path) -> Path | None:
     """Returns the file of a folder's vocabulary; None if there is none."""
     paths = (folder / name for name in (FILE_NAME, JSON_NAME))
