@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 from glm3cli.data.tokens.messages import IGNORED_LABEL, Message, Sample, ToolCall
+from glm3cli.errors import DataError
 
 
 class Speller(Protocol):
@@ -80,8 +81,15 @@ class ChatFormat(ABC):
         return message.content
 
     def call_text(self, arguments: Mapping[str, Any]) -> str:
-        """Returns the content of a turn that calls a tool."""
-        raise NotImplementedError(f"{type(self).__name__} knows no calls")
+        """Returns the content of a turn that calls a tool.
+
+        Raises:
+            DataError: The format has no calls.
+        """
+        raise DataError(
+            "a turn calls a tool, which this model's format has no form for",
+            "leave such conversations out, or use a model with tools, such as ChatGLM3",
+        )
 
     def read_calls(self, message: Message) -> list[ToolCall]:
         """Returns the calls that an assistant turn consists of; none if it is text."""

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ class Served:
     adapter: str | None = None
 
 
-class Answer:
+class Answer(ABC):
     """The choices of an answer, and the forms in which they are written.
 
     Attributes:
@@ -139,13 +140,13 @@ class Answer:
         prompt, new = self.num_prompt_tokens, self.num_new_tokens
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
+    @abstractmethod
     def _deltas(self, index: int, piece: Piece) -> Iterator[dict[str, Any]]:
         """Yields the choices of chunks that show a part of a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """Returns a whole choice."""
-        raise NotImplementedError
 
 
 def _begin(
