@@ -31,8 +31,11 @@ class CpuKernels(Kernels):
             return super().linear(hidden, packed, bias)
         return _ONEDNN._linear_pointwise(hidden, packed, bias, "none", [], "")
 
-    def pack_quantized(self, weight: Quantized) -> Any:
-        """Returns the weight as torch's own kernels take it; as it is if they can't."""
+    def pack_quantized(self, weight: Quantized, dtype: torch.dtype) -> Any:
+        """Returns the weight as torch's own kernels take it; as it is if they can't.
+
+        They multiply in bf16, whatever the type of the numbers.
+        """
         scales, outputs = weight.scales.bfloat16(), weight.numbers.size(0)
         if weight.zeros is None:
             return weight.numbers, scales

@@ -199,8 +199,13 @@ class Kernels:
         """
         return linear(hidden, packed, bias)
 
-    def pack_quantized(self, weight: Quantized) -> Any:
-        """Returns a quantized weight in the form that `linear_quantized` takes."""
+    def pack_quantized(self, weight: Quantized, dtype: torch.dtype) -> Any:
+        """Returns a quantized weight in the form that `linear_quantized` takes.
+
+        Args:
+            weight: The weight.
+            dtype: The type of the numbers that will be multiplied.
+        """
         return weight
 
     def linear_quantized(self, hidden: Tensor, packed: Any, bias: Tensor | None) -> Tensor:

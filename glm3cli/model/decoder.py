@@ -209,7 +209,7 @@ class Decoder:
         kernels, bias = self._kernels, linear.bias
         weight = linear.weight.detach()
         if bits is not None:
-            numbers = kernels.pack_quantized(quantize(weight, bits))
+            numbers = kernels.pack_quantized(quantize(weight, bits), weight.dtype)
             linear.weight.data = weight.new_empty(0)
             return lambda hidden: kernels.linear_quantized(hidden, numbers, bias)
         packed = kernels.pack(weight)

@@ -39,6 +39,9 @@ def _in_groups(weight: Tensor, group: int) -> Quantized:
     """Rounds to the numbers 0 to 15, of which the least and the largest of a group are ends."""
     parts = weight.unflatten(1, (-1, group))  # type: ignore[no-untyped-call]
     least, largest = parts.aminmax(dim=-1)
-    scales = ((largest - least) / 15).clamp(min=1e-12)
+    # Kernels hold what a number stands for in 8 binary digits: finer steps would be lost on them,
+    # and where all numbers of a group are the same, there would be no step.
+    finest = torch.maximum(least.abs(), largest.abs()) * 2**-8
+    scales = torch.maximum((largest - least) / 15, finest).clamp(min=1e-12)
     numbers = ((parts - least.unsqueeze(-1)) / scales.unsqueeze(-1)).round().clamp(0, 15)
     return Quantized(4, numbers.flatten(1).to(torch.int8), scales, least + 8 * scales)

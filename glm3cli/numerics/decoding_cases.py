@@ -158,7 +158,7 @@ def _quantized(bits: int) -> Case:
     def ours(kernels: "Kernels", leaves: Leaves) -> Tensor:
         hidden = leaves["hidden"]
         here = _put(rounded, hidden.device)
-        packed = kernels.pack_quantized(here)
+        packed = kernels.pack_quantized(here, hidden.dtype)
         return kernels.linear_quantized(hidden, packed, leaves["bias"])
 
     return Case(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.npu.test_operators import CASES, PASSES, TOLERANCE, decode, run
+from tests.npu.test_operators import CASES, INFERENCE, TOLERANCE, infer, run
 from tests.support.mc2 import block
 from tests.support.ranks import RankPool
 
@@ -23,6 +23,8 @@ OTHER_TYPES = {
     torch.float32: torch.bfloat16,
     torch.bfloat16: torch.float16,
     torch.int64: torch.int32,
+    torch.int32: torch.int64,
+    torch.int8: torch.int32,
     torch.bool: torch.float32,
 }
 
@@ -71,14 +73,15 @@ def tasks() -> list[Task]:
     found: list[Task] = []
     for dtype in (torch.float32, torch.bfloat16):
         found += [partial(run, name, dtype) for name in CASES]
-        found += [partial(lambda *args: [decode(*args)], name, dtype) for name in PASSES]
+        found += [partial(lambda *args: [infer(*args)], name, dtype) for name in INFERENCE]
     return found
 
 
 def is_noticed(operators: Operators, task: Task, expected: list[torch.Tensor], sends: bool) -> bool:
-    from glm3cli.device.npu import kernels
+    from glm3cli.device.npu import few_bits, kernels
 
-    original, kernels.npu = kernels.npu, operators
+    original = kernels.npu
+    kernels.npu = few_bits.npu = operators
     try:
         for ours, plain in zip(task(), expected, strict=True):
             assert ours.dtype == plain.dtype
@@ -87,7 +90,7 @@ def is_noticed(operators: Operators, task: Task, expected: list[torch.Tensor], s
     except (RuntimeError, AssertionError):
         return True
     finally:
-        kernels.npu = original
+        kernels.npu = few_bits.npu = original
     return False
 
 

@@ -6,12 +6,15 @@ scale, mask, or pair of heads is wrong by more than 0.1 in both.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from glm3cli.device.kernels import Kernels
+from glm3cli.model.quantized import quantize
 from tests.support.mc2 import block
 from tests.support.npu.operators import KERNELS
 from tests.support.ranks import RankPool
@@ -165,13 +168,79 @@ def decode(name: str, dtype: torch.dtype) -> torch.Tensor:
         return kernels.attend_chunk(query, keys[0], values[0], SCALE, start)
 
 
+# Bits, outputs and inputs of a weight, and whether there is a bias.
+FEW_BITS: dict[str, tuple[int, int, int, bool]] = {
+    "8 bits": (8, 24, 40, True),
+    "4 bits in groups": (4, 24, 96, True),
+    "4 bits in one group": (4, 16, 64, False),
+    "4 bits of outputs that fill no whole number": (4, 20, 96, True),
+}
+
+
+def multiply(name: str, dtype: torch.dtype) -> torch.Tensor:
+    """Multiplies by a weight of few bits; plain torch does it if this process has the CPU."""
+    from glm3cli.device import require_active
+
+    device = require_active()
+    kernels = Kernels() if device.name == "cpu" else device.kernels
+    bits, outputs, inputs, has_bias = FEW_BITS[name]
+    with torch.no_grad():
+        # Small enough that a product's roundings are those of numbers around 1.
+        weight = quantize(leaf(outputs, inputs, dtype=torch.float32) / inputs**0.5, bits)
+        assert weight.bits == bits
+        bias = leaf(outputs, dtype=dtype) if has_bias else None
+        packed = kernels.pack_quantized(weight, dtype)
+        return kernels.linear_quantized(leaf(5, inputs, dtype=dtype), packed, bias)
+
+
+# All that inference computes, each for a type.
+INFERENCE: dict[str, Callable[[torch.dtype], torch.Tensor]] = {
+    **{name: partial(decode, name) for name in PASSES},
+    **{name: partial(multiply, name) for name in FEW_BITS},
+}
+
+
+def infer(name: str, dtype: torch.dtype) -> torch.Tensor:
+    return INFERENCE[name](dtype)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", PASSES)
-def test_decoding_is_that_of_plain_torch(
+@pytest.mark.parametrize("name", INFERENCE)
+def test_inference_is_that_of_plain_torch(
     npu_ranks: RankPool, name: str, dtype: torch.dtype
 ) -> None:
-    [found] = npu_ranks.run(1, decode, name, dtype)
-    torch.testing.assert_close(found, decode(name, dtype), **TOLERANCE[dtype])
+    [found] = npu_ranks.run(1, infer, name, dtype)
+    expected = infer(name, dtype)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+
+
+def multiply_in_parts(kernels: Kernels, put: Callable[..., Any] = id) -> torch.Tensor:
+    """Multiplies by a weight of more outputs than one call takes."""
+    weight = quantize(leaf(100, 40, dtype=torch.float32), 8)
+    hidden, bias = (leaf(*shape, dtype=torch.float16) for shape in ((3, 40), (100,)))
+    put(hidden)
+    with torch.no_grad():
+        packed = kernels.pack_quantized(weight, hidden.dtype)
+        return kernels.linear_quantized(hidden, packed, bias)
+
+
+def multiply_in_parts_on_card() -> tuple[torch.Tensor, int]:
+    """Returns the product, and the number of calls."""
+    from glm3cli.device import require_active
+    from glm3cli.device.npu import few_bits
+
+    device: Any = require_active()
+    with patch.object(few_bits, "_MOST", 48), device.card.counting() as (launches, _):
+        found = multiply_in_parts(device.kernels, device.card.put)
+        return found, launches["npu_weight_quant_batchmatmul"]
+
+
+def test_outputs_that_are_more_than_one_call_takes(npu_ranks: RankPool) -> None:
+    [(found, calls)] = npu_ranks.run(1, multiply_in_parts_on_card)
+    assert calls == 3
+    # Each of the operator's scales is rounded to fp16, and plain torch's each product by it.
+    torch.testing.assert_close(found, multiply_in_parts(Kernels()), rtol=2e-3, atol=2e-2)
 
 
 def many(kernels: Kernels, case: str, put: Callable[..., Any] = id) -> list[torch.Tensor]:
@@ -241,8 +310,8 @@ def count_calls(dtype: torch.dtype) -> set[str]:
     with Recorder():
         for name in CASES:
             run(name, dtype)
-        for name in PASSES:
-            decode(name, dtype)
+        for name in INFERENCE:
+            infer(name, dtype)
     return called
 
 
@@ -258,6 +327,7 @@ OPERATORS = {
     "attention": {"npu_fusion_attention", "npu_fusion_attention_grad"},
     "decode-attention": {"npu_fused_infer_attention_score"},
     "cross-entropy": {"npu_cross_entropy_loss", "npu_cross_entropy_loss_backward"},
+    "quantized-linear": {"npu_weight_quant_batchmatmul", "npu_convert_weight_to_int4pack"},
 }
 
 
@@ -270,7 +340,7 @@ def left_out(name: Any, dtype: torch.dtype) -> tuple[set[str], list[list[torch.T
     try:
         called = count_calls(dtype)
         results = [run(case, dtype) for case in CASES]
-        return called, [*results, *([decode(one, dtype)] for one in PASSES)]
+        return called, [*results, *([infer(one, dtype)] for one in INFERENCE)]
     finally:
         device.leave_out([])
 
@@ -280,11 +350,15 @@ def test_what_is_left_out_is_plain_torch(npu_ranks: RankPool, name: str) -> None
     [(called, found)] = npu_ranks.run(1, left_out, name, torch.bfloat16)
     assert called == set(KERNELS) - MC2 - OPERATORS[name]
     expected = [run(case, torch.bfloat16) for case in CASES]
-    expected += [[decode(one, torch.bfloat16)] for one in PASSES]
+    expected += [[infer(one, torch.bfloat16)] for one in INFERENCE]
     for ours, plain in zip(found, expected, strict=True):
         for one, other in zip(ours, plain, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, **TOLERANCE[torch.bfloat16])
+
+
+def _of_few_bits(weight: torch.Tensor, x: torch.Tensor, *args: Any, **named: Any) -> Any:
+    return torch.ops.npu.npu_weight_quant_batchmatmul(x, weight, *args, **named)
 
 
 def refusals() -> dict[str, str]:
@@ -292,6 +366,8 @@ def refusals() -> dict[str, str]:
     npu = torch.ops.npu
     heads = torch.randn(4, 2, 3, 8)
     angles = torch.randn(4, 1, 1, 8)
+    half = torch.ones(3, 64).half()
+    of_few_bits = partial(_of_few_bits, torch.zeros(64, 8, dtype=torch.int8))
     attempts: dict[str, Callable[[], Any]] = {
         "unknown argument": lambda: npu.npu_rms_norm(heads, torch.ones(8), eps=1e-5),
         "missing argument": lambda: npu.npu_rotary_mul(heads, angles),
@@ -302,6 +378,17 @@ def refusals() -> dict[str, str]:
         ),
         "fp32 decoding": lambda: npu.npu_fused_infer_attention_score(
             heads, heads, heads, input_layout="BNSD", num_heads=2
+        ),
+        "fp32 with few bits": lambda: of_few_bits(torch.ones(3, 64), torch.ones(1, 8)),
+        "groups of 16": lambda: of_few_bits(half, half.new_ones(4, 8), antiquant_group_size=16),
+        "a group of all": lambda: of_few_bits(half, half.new_ones(1, 8), antiquant_group_size=64),
+        "bias of bf16": lambda: of_few_bits(
+            half.bfloat16(), torch.ones(1, 8).bfloat16(), bias=torch.ones(8).bfloat16()
+        ),
+        "a row too long": lambda: of_few_bits(half[:2].t(), half.new_ones(1, 8)),
+        "more than 4 bits": lambda: npu.npu_convert_weight_to_int4pack(torch.full((8, 8), 8).int()),
+        "turned before it is packed": lambda: npu.npu_convert_weight_to_int4pack(
+            torch.zeros(8, 16).int().t()
         ),
     }
     said = {}
@@ -322,6 +409,13 @@ def test_what_a_card_refuses_is_refused(npu_ranks: RankPool) -> None:
         "other type": "gamma has another type",
         "angles of rows": "interleave takes 11SD, 1S1D, or S11D",
         "fp32 decoding": "no torch.float32",
+        "fp32 with few bits": "no torch.float32",
+        "groups of 16": "no multiple of 32",
+        "a group of all": "no multiple of 32 in [32, k - 1]",
+        "bias of bf16": "bias isn't torch.float32",
+        "a row too long": "the k of x and weight should be equal",
+        "more than 4 bits": "not of 4 bits",
+        "turned before it is packed": "not contiguous",
     }
     assert said.keys() == expected.keys()
     for name, text in expected.items():

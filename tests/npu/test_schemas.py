@@ -12,7 +12,7 @@ import torch
 from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.doctor.pins import ALSO, ASCEND, pip_install
 from glm3cli.device.npu.operators import SCHEMAS
-from tests.npu.test_operators import CASES, PASSES, decode, run
+from tests.npu.test_operators import CASES, INFERENCE, infer, run
 from tests.support.mc2 import block
 from tests.support.npu.operators import KERNELS
 from tests.support.npu.wheel import schemas, unpacked, version_here
@@ -64,8 +64,8 @@ def recorded(sending: bool) -> Calls:
             return calls
         for name in CASES:
             run(name, torch.bfloat16)
-        for name in PASSES:
-            decode(name, torch.bfloat16)
+        for name in INFERENCE:
+            infer(name, torch.bfloat16)
     return calls
 
 

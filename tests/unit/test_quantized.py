@@ -42,6 +42,15 @@ def test_a_weight_of_zeros_stays_so() -> None:
         assert not quantize(torch.zeros(16, 64), bits).weight().any()
 
 
+@pytest.mark.parametrize("number", [0.3, -70.0])
+def test_numbers_that_are_all_the_same_have_a_step(number: float) -> None:
+    """Some kernels count what zero stands for in steps, which fp16 must hold."""
+    found = quantize(torch.full((16, 64), number), 4)
+    assert found.zeros is not None
+    assert (found.zeros / found.scales).abs().max() <= 2**8 + 8
+    assert found.weight() == pytest.approx(torch.full((16, 64), number), rel=1e-6)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("outputs", [48, 41])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,6 +64,6 @@ def test_products_are_those_of_the_weight(bits: int, outputs: int, dtype: torch.
         hidden = torch.randn(rows, 128).to(dtype)
         expected = hidden.float() @ numbers.weight().T + bias.float()
         for kernels in (Kernels(), CpuKernels()):
-            found = kernels.linear_quantized(hidden, kernels.pack_quantized(numbers), bias)
+            found = kernels.linear_quantized(hidden, kernels.pack_quantized(numbers, dtype), bias)
             assert found.dtype == dtype
             assert (found.float() - expected).norm() < 2**-7 * expected.norm()

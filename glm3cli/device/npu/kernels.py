@@ -6,6 +6,8 @@
   samples.
 - Attention in inference: `npu_fused_infer_attention_score` on the KV cache where it is; the lengths
   of rows are passed as numbers. The operator has no fp32, for which plain torch computes.
+- `--quantize`: `npu_weight_quant_batchmatmul`, which makes numbers of 8 or 4 bits the weight again
+  while it reads them (few_bits.py). It has no fp32, either, for which plain torch computes.
 - Norms: `npu_rms_norm`. Activation: `npu_swiglu`.
 - Rotary positions: `npu_rotary_mul`, interleaved and over the whole head, whose second half turns
   by an angle of zero.
@@ -39,7 +41,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from glm3cli.device.choice import attend_stepwise
+from glm3cli.device.dtypes import Quantized
 from glm3cli.device.kernels import Kernels, Rotation, SavedForBackward
+from glm3cli.device.npu import few_bits
 from glm3cli.device.npu.packed import calls_for, ends_of_samples
 from glm3cli.device.segments import BySegments
 
@@ -181,6 +185,16 @@ class NpuKernels(Kernels):
         ends = [start + length]
         cached = (keys.unsqueeze(0), values.unsqueeze(0))
         return _cached_attention(rows, *cached, scale, ends, **options)[0].transpose(0, 1)
+
+    def pack_quantized(self, weight: Quantized, dtype: torch.dtype) -> Any:
+        """Returns the weight in parts for npu_weight_quant_batchmatmul; as it is if that can't."""
+        return few_bits.pack(weight, dtype) if few_bits.is_taken(weight, dtype) else weight
+
+    def linear_quantized(self, hidden: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
+        """Calls npu_weight_quant_batchmatmul, once for each part of the weight."""
+        if isinstance(packed, Quantized):
+            return super().linear_quantized(hidden, packed, bias)
+        return few_bits.multiply(hidden, packed, bias)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Calls npu_cross_entropy_loss on fp32 logits, since its loss has its input's type."""

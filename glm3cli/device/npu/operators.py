@@ -56,6 +56,11 @@ SCHEMAS = (
     "Tensor? weight=None, Tensor? grad_zloss=None, Tensor? lse_for_zloss=None, "
     "str reduction='mean', int ignore_index=-100, float label_smoothing=0.0, "
     "float lse_square_scale_for_zloss=0.0) -> Tensor",
+    "npu_weight_quant_batchmatmul(Tensor x, Tensor weight, Tensor antiquant_scale, "
+    "Tensor? antiquant_offset=None, Tensor? quant_scale=None, Tensor? quant_offset=None, "
+    "Tensor? bias=None, int antiquant_group_size=0, int inner_precise=0, "
+    "int? weight_dtype=None) -> Tensor",
+    "npu_convert_weight_to_int4pack(Tensor weight, int inner_k_tiles=0) -> Tensor",
 )
 
 # Keeps the definitions: a library takes them back when it goes.
@@ -168,6 +173,18 @@ def _cross_entropy_loss_backward(
     return torch.empty_like(log_probabilities)
 
 
+def _weight_quant_batchmatmul(
+    hidden: Tensor, _weight: Tensor, scales: Tensor, *_options: Any, **_more: Any
+) -> Tensor:
+    """Returns the product, [n, out]; scales are [1 or groups, out]."""
+    return hidden.new_empty((hidden.size(0), scales.size(-1)))
+
+
+def _convert_weight_to_int4pack(weight: Tensor, _inner_k_tiles: int = 0) -> Tensor:
+    """Returns eight numbers of 4 bits in one of 32, along the last dimension."""
+    return weight.new_empty((*weight.shape[:-1], weight.size(-1) // 8))
+
+
 _SHAPES = {
     "npu_rms_norm": _rms_norm,
     "npu_rms_norm_backward": _rms_norm_backward,
@@ -179,4 +196,6 @@ _SHAPES = {
     "npu_fused_infer_attention_score": _fused_infer_attention_score,
     "npu_cross_entropy_loss": _cross_entropy_loss,
     "npu_cross_entropy_loss_backward": _cross_entropy_loss_backward,
+    "npu_weight_quant_batchmatmul": _weight_quant_batchmatmul,
+    "npu_convert_weight_to_int4pack": _convert_weight_to_int4pack,
 }

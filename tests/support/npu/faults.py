@@ -120,6 +120,16 @@ def _in_bf16(real: Any, logits: Tensor, *args: Any, **named: Any) -> Any:
     return real(logits.bfloat16().float(), *args, **named)
 
 
+def _first_group_for_all(real: Any, hidden: Tensor, weight: Tensor, scales: Tensor, **named: Any):
+    """A product in which all groups of inputs have the scales of the first."""
+    return real(hidden, weight, scales[:1].expand_as(scales).contiguous(), **named)
+
+
+def _turned_around(real: Any, numbers: Tensor) -> Tensor:
+    """Packs eight numbers of 4 bits from the other end."""
+    return real(numbers.unflatten(1, (-1, 8)).flip(-1).flatten(1).contiguous())
+
+
 def _prompt_from_the_start(real: Any, *args: Any, **named: Any) -> Any:
     """A mask whose diagonal begins in the upper left corner, also where a text goes on."""
     return real(*args, **{**named, "sparse_mode": 2 if "sparse_mode" in named else 0})
@@ -249,6 +259,22 @@ OPERATORS: dict[str, tuple[str, Fault]] = {
             "tests.support.npu.emulation:EmulatedKernels.seen",
             lambda real, kernels, ends, *args: real(kernels, [max(ends)] * len(ends), *args),
         ),
+    ),
+    "few bits in groups that share a scale": (
+        "linear layer of few bits",
+        operator("npu_weight_quant_batchmatmul", _first_group_for_all),
+    ),
+    "few bits without what zero stands for": (
+        "linear layer of few bits",
+        operator("npu_weight_quant_batchmatmul", with_(antiquant_offset=None)),
+    ),
+    "4 bits in the other order": (
+        "linear layer of few bits",
+        operator("npu_convert_weight_to_int4pack", _turned_around),
+    ),
+    "few bits without a bias": (
+        "linear layer of few bits",
+        operator("npu_weight_quant_batchmatmul", with_(bias=None)),
     ),
 }
 
