@@ -57,8 +57,13 @@ class ExactJudge:
         engine.limit(batch_size)
         self._engine, self._tokenizer, self._rule = engine, tokenizer, rule
 
-    def ask(self, prompts: Sequence[Prompt]) -> Callable[[], list[Answer]]:
-        """Returns a function that has the prompts continued, and returns their answers."""
+    def ask(self, prompts: Sequence[Prompt], *, anew: bool) -> Callable[[], list[Answer]]:
+        """Returns a function that has the prompts continued, and returns their answers.
+
+        Args:
+            prompts: The prompts.
+            anew: Whether nothing that was read before may be used.
+        """
         from glm3cli.infer.decoding.rules import Decoding
         from glm3cli.infer.decoding.stops import StopTexts
         from glm3cli.infer.model import stop_ids
@@ -69,6 +74,8 @@ class ExactJudge:
         stops = StopTexts(self._tokenizer, rule.stops)
 
         def answers() -> list[Answer]:
+            if anew:
+                self._engine.forget()
             ends = stop_ids(self._tokenizer)
             asked = [
                 request

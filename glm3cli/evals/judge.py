@@ -50,13 +50,19 @@ class Judge:
         self._suite = suite
         self._letters = answer_tokens(suite, tokenizer, num_letters)
 
-    def ask(self, prompts: Sequence[Prompt]) -> Callable[[], list[Answer]]:
+    def ask(self, prompts: Sequence[Prompt], *, anew: bool) -> Callable[[], list[Answer]]:
         """Asks the questions of a batch of prompts.
+
+        Args:
+            prompts: The prompts.
+            anew: Whether nothing that was read before may be used.
 
         Returns:
             A function that waits for the answers, and returns them in the order of the prompts. It
             raises CheckpointError if a log-probability of a letter is NaN.
         """
+        if anew:
+            self._engine.forget()
         wait = self._engine.ask_next([prompt.token_ids for prompt in prompts], self._letters)
 
         def answers() -> list[Answer]:

@@ -68,17 +68,12 @@ class Ledger:
         for prompt in self.prompts:
             self._by_subject.setdefault(prompt.question.subject, []).append(prompt)
 
-    def begin(self, known: Mapping[Key, Answer]) -> list[int]:
-        """Takes over the answers of an earlier run.
-
-        Returns:
-            The positions in `prompts` of the questions that have no answer yet.
-        """
+    def begin(self, known: Mapping[Key, Answer]) -> None:
+        """Takes over the answers of an earlier run."""
         self.answers.update(known)
         self._num_known, self._begun = len(known), time.monotonic()
         if self.answer_file is not None:
             self.answer_file.start(known)
-        return [i for i, prompt in enumerate(self.prompts) if key_of(prompt) not in known]
 
     def add(self, new: Mapping[Key, Answer]) -> None:
         """Adds the answers of a round of batches, saves them, and reports the progress."""

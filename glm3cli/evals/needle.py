@@ -248,10 +248,10 @@ def _look(
     report: Callable[[Status], None] | None,
 ) -> list[tuple[float, bool]]:
     """Returns the log-probability of each number, and whether the model finds it."""
-    from glm3cli.evals.spread import batches_in_order, spread
+    from glm3cli.evals.spread import Batch, batches_in_order, spread
 
-    def begin(members: tuple[int, ...]) -> Callable[[], list[tuple[float, bool]]]:
-        chosen = [needles[i] for i in members]
+    def begin(batch: Batch) -> Callable[[], list[tuple[float, bool]]]:
+        chosen = [needles[i] for i in batch.members]
         return engine.ask_continuations(
             [one.context for one in chosen], [one.answer for one in chosen]
         )
@@ -259,7 +259,8 @@ def _look(
     rows = [one.context for one in needles]
     order = sorted(range(len(rows)), key=lambda i: (-needles[i].length, rows[i]))
     found: dict[int, tuple[float, bool]] = {}
-    for new in spread(engine.grid, batches_in_order(order, rows, batch_size), begin):
+    batches = batches_in_order(order, rows, batch_size)
+    for new in spread(engine.grid, [[one] for one in batches], begin):
         found |= new
         if report is not None:
             report(Status(len(found), len(needles), {}))

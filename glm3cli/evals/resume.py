@@ -74,22 +74,27 @@ class AnswerFile:
 
     def start(self, answers: Mapping[Key, Answer]) -> None:
         """Replaces the file by one with this run's key and `answers`."""
-        write_text(self.path, json.dumps({"key": self._key}) + "\n")
-        self.add(answers)
+        write_text(self.path, json.dumps({"key": self._key}) + "\n" + _rows(answers))
 
     def add(self, answers: Mapping[Key, Answer]) -> None:
         """Appends `answers`; they are on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
-            for (subject, index, rotation), answer in answers.items():
-                place = {"subject": subject, "index": index, "rotation": rotation}
-                row = place | asdict(answer)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_rows(answers))
             file.flush()
             os.fsync(file.fileno())
 
     def remove(self) -> None:
         """Removes the file, whose answers are all in the result."""
         self.path.unlink(missing_ok=True)
+
+
+def _rows(answers: Mapping[Key, Answer]) -> str:
+    """Returns the lines of some answers."""
+    rows = [
+        {"subject": subject, "index": index, "rotation": rotation} | asdict(answer)
+        for (subject, index, rotation), answer in answers.items()
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:

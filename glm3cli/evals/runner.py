@@ -23,7 +23,7 @@ from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
     from glm3cli.data.tokens.tokenizer import Tokenizer
-    from glm3cli.evals.spread import Batch
+    from glm3cli.evals.spread import Batch, Stretch
     from glm3cli.infer.engine import Engine
 
 
@@ -125,6 +125,9 @@ def answer_all(
 ) -> None:
     """Asks all questions of `ledger` that have no answer yet; adds the answers on every rank.
 
+    Of a stretch in which an answer is missing all are asked again, so that the run has the answers
+    of one that was never cut off, to the last bit.
+
     Args:
         engine: This rank's part of the model.
         tokenizer: The model's tokenizer.
@@ -151,11 +154,20 @@ def answer_all(
     if rule is not None:
         batch_size *= 4  # of which so many run at once: the next begin where others end
     # Only the first rank's machine need have the file of the earlier run.
-    todo = ledger.begin(from_first_rank(engine.grid, dict(known)))
+    known = from_first_rank(engine.grid, dict(known))
+    keys = [key_of(prompt) for prompt in ledger.prompts]
+    todo = [
+        stretch
+        for stretch in _stretches(ledger.prompts, batch_size, engine.grid.dp_size)
+        if any(keys[i] not in known for batch in stretch for i in batch.members)
+    ]
+    again = {keys[i] for stretch in todo for batch in stretch for i in batch.members}
+    ledger.begin({key: answer for key, answer in known.items() if key not in again})
 
-    def begin(members: Sequence[int]) -> Callable[[], list[Answer]]:
+    def begin(batch: "Batch") -> Callable[[], list[Answer]]:
         with ledger.in_model():
-            wait = judge.ask([ledger.prompts[i] for i in members])
+            asked = [ledger.prompts[i] for i in batch.members]
+            wait = judge.ask(asked, anew=batch.is_first)
 
         def answers() -> list[Answer]:
             with ledger.in_model():
@@ -163,23 +175,24 @@ def answer_all(
 
         return answers
 
-    for found in spread(engine.grid, _batches(ledger.prompts, todo, batch_size), begin):
+    for found in spread(engine.grid, todo, begin):
         ledger.add({key_of(ledger.prompts[i]): answer for i, answer in found.items()})
 
 
-def _batches(prompts: Sequence[Prompt], todo: Sequence[int], batch_size: int) -> "list[Batch]":
-    """Returns the positions of `todo` in batches.
+def _stretches(prompts: Sequence[Prompt], batch_size: int, num_shares: int) -> "list[Stretch]":
+    """Returns the positions of all prompts in stretches of batches.
 
     The subjects come one after the other, so that what their prompts begin with is read once, and
     so that each finishes early and is reported. The longest prompts of a subject come first, and
     so does the subject with the longest prompt: a lack of memory shows in the first batch.
     """
-    from glm3cli.evals.spread import batches_in_order
+    from glm3cli.evals.spread import stretches_in_order
 
     rows = [prompt.token_ids for prompt in prompts]
     by_subject: dict[str, list[int]] = {}
-    for i in todo:
-        by_subject.setdefault(prompts[i].question.subject, []).append(i)
+    for i, prompt in enumerate(prompts):
+        by_subject.setdefault(prompt.question.subject, []).append(i)
     subjects = [sorted(group, key=lambda i: -len(rows[i])) for group in by_subject.values()]
     subjects.sort(key=lambda members: -len(rows[members[0]]))
-    return batches_in_order([i for members in subjects for i in members], rows, batch_size)
+    order = [i for members in subjects for i in members]
+    return stretches_in_order(order, rows, batch_size, num_shares)

@@ -1,7 +1,12 @@
-"""Shares batches of prompts among the data parallel ranks, and gathers their results.
+"""Shares prompts among the data parallel ranks, and gathers their results.
 
-Each copy of the model runs a run of batches that follow each other, so that prompts that begin
-alike are read by one copy. All shares need about the same work.
+Prompts that begin alike stand side by side. Their order is cut into stretches, and these into
+batches that are run at once. Each copy of the model runs whole stretches, so that what prompts
+begin with is read by one copy. All shares need about the same work.
+
+A sum in fp32 depends on what it is computed beside, and with what was read before. A copy that
+begins every stretch with an empty cache therefore gives it the same bits in every run, whichever
+stretches the run still has to do.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +23,10 @@ Result = TypeVar("Result")
 
 # About as many tokens keep a device busy; the copies' batches take the same time then.
 _TOKENS = 2048
+# The longest stretch: what the next one reads again is little then, and so is what a kill loses.
+_TOKENS_OF_A_STRETCH = 16 * _TOKENS
+# The fewest stretches of a share of some batches, so that the shares need about the same work.
+_STRETCHES = 4
 
 
 @dataclass(frozen=True)
@@ -27,16 +36,53 @@ class Batch:
     Attributes:
         members: The positions of the prompts.
         cost: The number of tokens that have to be read for them.
+        is_first: Whether a stretch begins with it.
     """
 
     members: tuple[int, ...]
     cost: int
+    is_first: bool = True
+
+
+Stretch = Sequence[Batch]
+
+
+def stretches_in_order(
+    order: Sequence[int], rows: Sequence[Sequence[int]], batch_size: int, num_shares: int
+) -> list[Stretch]:
+    """Cuts prompts into stretches: at a length, or earlier between two that begin differently.
+
+    Args:
+        order: The positions of the prompts; those that begin alike stand side by side.
+        rows: The token ids of every prompt, by position.
+        batch_size: Most prompts of a batch.
+        num_shares: The number of shares that the stretches are for.
+    """
+    empty: Sequence[int] = ()
+    before = [empty, *(rows[position] for position in order)]
+    unread = [_unread(rows[position], one) for position, one in zip(order, before, strict=False)]
+    share = sum(unread) / num_shares
+    most = min(share, max(2 * _TOKENS, share / _STRETCHES), _TOKENS_OF_A_STRETCH)
+    enough = max(most / 2, min(most, _TOKENS))
+    starts, cost = [0], 0
+    for place, position in enumerate(order):
+        is_new = unread[place] == len(rows[position])
+        if place > starts[-1] and cost + unread[place] > (enough if is_new else most):
+            starts.append(place)
+            cost = len(rows[position])
+        else:
+            cost += unread[place]
+    ends = [*starts[1:], len(order)]
+    return [
+        batches_in_order(order[start:end], rows, batch_size)
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def batches_in_order(
     order: Sequence[int], rows: Sequence[Sequence[int]], batch_size: int
 ) -> list[Batch]:
-    """Cuts prompts into batches that need about the same work.
+    """Cuts the prompts of a stretch into batches that need about the same work.
 
     Args:
         order: The positions of the prompts; those that begin alike stand side by side.
@@ -48,34 +94,39 @@ def batches_in_order(
     cost = 0
     before: Sequence[int] = ()
     for position in order:
-        row = rows[position]
-        unread = len(row) - shared_length(row, before, len(row) - 1)
+        unread = _unread(rows[position], before)
         if members and (len(members) == batch_size or cost + unread > _TOKENS):
-            batches.append(Batch(tuple(members), cost))
+            batches.append(Batch(tuple(members), cost, is_first=not batches))
             members, cost = [], 0
         members.append(position)
-        cost, before = cost + unread, row
+        cost, before = cost + unread, rows[position]
     if members:
-        batches.append(Batch(tuple(members), cost))
+        batches.append(Batch(tuple(members), cost, is_first=not batches))
     return batches
 
 
-def shares_of(batches: Sequence[Batch], num_shares: int) -> list[list[Batch]]:
-    """Cuts a list of batches into shares, one after the other, of about the same cost."""
-    total = sum(batch.cost for batch in batches)
+def _unread(row: Sequence[int], before: Sequence[int]) -> int:
+    """Returns how many tokens of a row have to be read after another one."""
+    return len(row) - shared_length(row, before, len(row) - 1)
+
+
+def shares_of(stretches: Sequence[Stretch], num_shares: int) -> list[list[Batch]]:
+    """Cuts a list of stretches into shares, one after the other, of about the same cost."""
+    costs = [sum(batch.cost for batch in stretch) for stretch in stretches]
+    total = sum(costs)
     shares: list[list[Batch]] = [[] for _ in range(num_shares)]
     before = 0
-    for batch in batches:
-        middle = before + batch.cost / 2
-        shares[int(middle * num_shares / total)].append(batch)
-        before += batch.cost
+    for stretch, cost in zip(stretches, costs, strict=True):
+        middle = before + cost / 2
+        shares[int(middle * num_shares / total)].extend(stretch)
+        before += cost
     return shares
 
 
 def spread(
     grid: Grid,
-    batches: Sequence[Batch],
-    begin: Callable[[tuple[int, ...]], Callable[[], list[Result]]],
+    stretches: Sequence[Stretch],
+    begin: Callable[[Batch], Callable[[], list[Result]]],
 ) -> Iterator[dict[int, Result]]:
     """Runs all batches in rounds; in each round every model copy runs one of its share.
 
@@ -84,18 +135,18 @@ def spread(
 
     Args:
         grid: This rank's place on the grid of ranks.
-        batches: All batches, the same on every rank.
+        stretches: All batches, the same on every rank.
         begin: Begins to run a batch on this rank's model copy, and returns a function that waits
             for the results of its members.
 
     Yields:
         After each round, on every rank: the results of the round by the positions of the prompts.
     """
-    shares = shares_of(batches, grid.dp_size)
+    shares = shares_of(stretches, grid.dp_size)
     mine = shares[grid.dp_rank]
     under_way: Callable[[], list[Result]] | None = None
     for turn in range(max(map(len, shares)) + 1):
-        begun = begin(mine[turn].members) if turn < len(mine) else None
+        begun = begin(mine[turn]) if turn < len(mine) else None
         if turn > 0:
             results = _gathered(grid, under_way() if under_way is not None else [])
             members = [share[turn - 1].members for share in shares if turn <= len(share)]

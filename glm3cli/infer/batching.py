@@ -115,6 +115,13 @@ class Batching:
         for lane in self.lanes:
             lane.max_rows = -(-max_batch_size // len(self.lanes))
 
+    def forget(self) -> None:
+        """Frees the keys and values of texts that have ended; no request may run."""
+        while self._flights:
+            self._land()
+        for lane in self.lanes:
+            lane.cache, lane.held, lane.has_read = self._pipeline.new_cache(), {}, False
+
     def add(self, number: int, request: Request) -> None:
         """Adds a request."""
         self.results[number] = Generation()

@@ -81,6 +81,14 @@ class Engine:
         """Sets how many texts run side by side at most; before the first request."""
         self.batching.limit(max_batch_size)
 
+    def forget(self) -> None:
+        """Frees the keys and values of what was read, so that what comes next reads all anew.
+
+        No request may run.
+        """
+        self.batching.forget()
+        self.scoring.forget()
+
     @property
     def accepted(self) -> str:
         """How many of the tokens that were guessed from prompts were right."""

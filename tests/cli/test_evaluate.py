@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,38 @@ def test_json_on_stdout(model: Path, exam: Path, tmp_path: Path) -> None:
     assert shown == json.loads((tmp_path / "results.json").read_text())
     assert shown["protocol"] == "modellink"
     assert all(isinstance(question["text"], str) for question in shown["questions"])
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, num_ranks: int) -> None:
+    # So large that sums differ with what they are computed beside.
+    model = write_exam_model(
+        tmp_path / "model", hidden_size=128, ffn_hidden_size=256, kv_channels=32
+    )
+    exam = write_exam(tmp_path / "exam", {"astronomy": 300, "virology": 500, "law": 200})
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "glm3cli", "eval", "mmlu", "--model", str(model)]
+    command += ["--data-dir", str(exam), "--device", "cpu", "--output", str(output)]
+    command += ["--nproc", str(num_ranks), "--batch-size", "8", "--resume"]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    whole = output.read_bytes()
+    output.unlink()
+    sidecar = tmp_path / "results.json.partial.jsonl"
+    for num_answers in (200, 700):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+            while run.poll() is None and _num_lines(sidecar) <= num_answers:
+                time.sleep(0.002)
+            run.kill()
+        assert run.returncode == -signal.SIGKILL
+        assert not output.exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert output.read_bytes() == whole
+
+
+def _num_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 @pytest.mark.dist

@@ -95,13 +95,14 @@ def _row(subject: str, split: str, i: int) -> Row:
     return (text, "one", "None", "NA", f"{i}", "ABCD"[i % 4])
 
 
-def write_exam_model(folder: Path) -> Path:
+def write_exam_model(folder: Path, **changes: int) -> Path:
     """A Hugging Face folder of random weights with the exam's tokenizer."""
+    model = EXAM_MODEL.model_copy(update=changes)
     weights = {
         name: tensor if tensor.dim() == 1 else tensor * 0.2
-        for name, tensor in random_weights(EXAM_MODEL, torch.float32).items()
+        for name, tensor in random_weights(model, torch.float32).items()
     }
-    write_hf(folder, model=EXAM_MODEL, weights=weights)
+    write_hf(folder, model=model, weights=weights)
     shutil.copy(exam_tokenizer_folder() / "tokenizer.model", folder)
     return folder
 
@@ -116,6 +117,7 @@ class FakeEngine:
 
     Attributes:
         batches: The prompts of each call so far.
+        forgotten: How many calls there had been each time it was told to forget.
         on_call: Called before each forward pass.
     """
 
@@ -134,11 +136,15 @@ class FakeEngine:
         )
         self.grid = grid or one_rank()
         self.batches: list[list[tuple[int, ...]]] = []
+        self.forgotten: list[int] = []
         self.on_call: Callable[[], None] = lambda: None
         self.script: list[int] = []
 
     def limit(self, max_batch_size: int) -> None:
         self.max_batch_size = max_batch_size
+
+    def forget(self) -> None:
+        self.forgotten.append(len(self.batches))
 
     def ask_next(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]

@@ -125,11 +125,11 @@ class Scorer:
             prompts.append([*self._prefix, *self._encode(context)[-room:]])
         ends = stop_ids(self._tokenizer)
 
-        def begin(members: tuple[int, ...]) -> Callable[[], list[str]]:
+        def begin(batch: Batch) -> Callable[[], list[str]]:
             def answers() -> list[str]:
                 asked = [
                     request
-                    for i in members
+                    for i in batch.members
                     for request in rules[i].requests(prompts[i], self._tokenizer, ends, seed=i)
                 ]
                 said = self._engine.answer(asked)
@@ -137,7 +137,7 @@ class Scorer:
                     StopTexts(self._tokenizer, rules[i].stops).cut(
                         self._tokenizer.decode(one.token_ids)
                     )
-                    for i, one in zip(members, said, strict=True)
+                    for i, one in zip(batch.members, said, strict=True)
                 ]
 
             return answers
@@ -145,9 +145,9 @@ class Scorer:
         order = sorted(range(len(prompts)), key=lambda i: prompts[i])
         size = self._batch_size * _BATCHES_OF_A_PORTION
         portions = [order[start : start + size] for start in range(0, len(order), size)]
-        batches = [Batch(tuple(members), len(members)) for members in portions]
+        stretches = [[Batch(tuple(members), len(members))] for members in portions]
         found: dict[int, str] = {}
-        for new in spread(self._engine.grid, batches, begin):
+        for new in spread(self._engine.grid, stretches, begin):
             found |= new
             on_results(new)
         return [found[i] for i in range(len(requests))]
@@ -170,15 +170,16 @@ class Scorer:
     def _score(self, rows: Sequence[Scored]) -> Iterator[dict[int, tuple[float, bool]]]:
         """Yields the scores of rows as they come, by the rows' positions."""
 
-        def begin(members: tuple[int, ...]) -> Callable[[], list[tuple[float, bool]]]:
-            contexts = [rows[i].context for i in members]
-            return self._engine.ask_continuations(contexts, [rows[i].continuation for i in members])
+        def begin(batch: Batch) -> Callable[[], list[tuple[float, bool]]]:
+            asked = [rows[i] for i in batch.members]
+            return self._engine.ask_continuations(
+                [row.context for row in asked], [row.continuation for row in asked]
+            )
 
         texts = [[*row.context, *row.continuation] for row in rows]
         order = sorted(range(len(rows)), key=lambda i: texts[i])
-        yield from spread(
-            self._engine.grid, batches_in_order(order, texts, self._batch_size), begin
-        )
+        batches = batches_in_order(order, texts, self._batch_size)
+        yield from spread(self._engine.grid, [[one] for one in batches], begin)
 
 
 def windows(tokens: Sequence[int], size: int) -> Iterator[tuple[list[int], list[int]]]:
