@@ -4,10 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from glm3cli.evals.prompts import Prompt
 from glm3cli.evals.results import Answer, QuestionResult, Tally, tally_subjects
 from glm3cli.evals.resume import AnswerFile, Key
+
+if TYPE_CHECKING:
+    from glm3cli.evals.spread import Stretch
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,29 @@ class Ledger:
         for prompt in self.prompts:
             self._by_subject.setdefault(prompt.question.subject, []).append(prompt)
 
-    def begin(self, known: Mapping[Key, Answer]) -> None:
-        """Takes over the answers of an earlier run."""
+    def begin(self, known: Mapping[Key, Answer], stretches: "Sequence[Stretch]") -> "list[Stretch]":
+        """Takes over the answers of an earlier run, those of whole stretches.
+
+        Args:
+            known: The answers.
+            stretches: The positions of all prompts.
+
+        Returns:
+            The stretches in which an answer is missing.
+        """
+        keys = [key_of(prompt) for prompt in self.prompts]
+        todo = [
+            stretch
+            for stretch in stretches
+            if any(keys[i] not in known for batch in stretch for i in batch.members)
+        ]
+        again = {keys[i] for stretch in todo for batch in stretch for i in batch.members}
+        known = {key: answer for key, answer in known.items() if key not in again}
         self.answers.update(known)
         self._num_known, self._begun = len(known), time.monotonic()
         if self.answer_file is not None:
             self.answer_file.start(known)
+        return todo
 
     def add(self, new: Mapping[Key, Answer]) -> None:
         """Adds the answers of a round of batches, saves them, and reports the progress."""

@@ -155,14 +155,8 @@ def answer_all(
         batch_size *= 4  # of which so many run at once: the next begin where others end
     # Only the first rank's machine need have the file of the earlier run.
     known = from_first_rank(engine.grid, dict(known))
-    keys = [key_of(prompt) for prompt in ledger.prompts]
-    todo = [
-        stretch
-        for stretch in _stretches(ledger.prompts, batch_size, engine.grid.dp_size)
-        if any(keys[i] not in known for batch in stretch for i in batch.members)
-    ]
-    again = {keys[i] for stretch in todo for batch in stretch for i in batch.members}
-    ledger.begin({key: answer for key, answer in known.items() if key not in again})
+    stretches = _stretches(ledger.prompts, batch_size, engine.grid.dp_size)
+    todo = ledger.begin(known, stretches)
 
     def begin(batch: "Batch") -> Callable[[], list[Answer]]:
         with ledger.in_model():
