@@ -12,7 +12,7 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
@@ -144,6 +144,10 @@ REDIRECTS = (
 )
 
 
+# oneDNN compiles a matrix product for each number of rows, in inference for each number of tokens,
+# and keeps the last 1024: 0.6 MB each, half of it in the cache of torch's layer over it (ideep's
+# lru_cache). A server meets all numbers. Those of a few tokens are in use all the time, and stay.
+_COMPILED = dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "256")
 # malloc.h's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
 _MALLOC = {-1: 2**31 - 1, -2: 2**26, -4: 0}
 # Apex's extension, which megatron-core's linear layers call to add to `main_grad` (layers.py
@@ -181,6 +185,7 @@ class CpuDevice(Device):
     fuses_gradient_accumulation: ClassVar[bool] = True
     kernels_class: ClassVar[type[Kernels]] = CpuKernels
     fuses_adamw: bool = True
+    environment: ClassVar[Mapping[str, str]] = _COMPILED
     related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 
     def __init__(self) -> None:

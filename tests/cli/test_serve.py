@@ -153,8 +153,8 @@ def test_a_rank_that_dies_ends_the_server(endless: Path, tmp_path: Path, is_busy
 async def knock(url: str, pid: int, count: int) -> tuple[list[int], int]:
     """Sends short requests of all kinds, eight at a time.
 
-    The prompts have few lengths: what a CPU's library compiles for each number of tokens, and
-    keeps, has come in the first quarter.
+    The prompts have few lengths, but a step may read any number of them: what a CPU's library
+    compiles for each number of tokens has filled its caches in the first quarter.
 
     Returns:
         The most memory of the server in each quarter, and the number of errors.
@@ -188,7 +188,7 @@ async def knock(url: str, pid: int, count: int) -> tuple[list[int], int]:
 
 
 @pytest.mark.slow
-def test_memory_grows_little_over_ten_thousand_requests(project: Project, tmp_path: Path) -> None:
+def test_memory_is_flat_over_ten_thousand_requests(project: Project, tmp_path: Path) -> None:
     process, url = serve(tmp_path / "log", project.model)
     try:
         peaks, errors = asyncio.run(knock(url, process.pid, 10_000))
@@ -197,7 +197,7 @@ def test_memory_grows_little_over_ten_thousand_requests(project: Project, tmp_pa
         process.terminate()
     assert end(process, tmp_path / "log").code == 0
     assert errors == 0
-    # 2 to 5 % were measured, 5 KB a request; a request that stays in memory would cost more.
-    assert peaks[3] <= peaks[1] * 1.08, peaks
+    # 0 to 1.5 % were measured: the heap gets a few holes. Two KB of each request would be 2 %.
+    assert peaks[3] <= peaks[1] * 1.02, peaks
     assert "glm3_running 0.0" in metrics
     print("peaks in MiB:", [round(peak / 2**20, 1) for peak in peaks])

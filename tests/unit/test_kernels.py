@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import psutil
 import pytest
 import torch
 
@@ -75,6 +76,17 @@ def test_a_packed_weight_multiplies_as_it_is(dtype: torch.dtype) -> None:
         assert found.dtype == dtype
         # One rounding of the sum; fp32 sums in any order are closer.
         torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=2**-7)
+
+
+def test_what_is_compiled_for_a_number_of_tokens_isnt_kept_for_ever() -> None:
+    kernels, process = CpuKernels(), psutil.Process()
+    packed = kernels.pack(torch.randn(32, 48))
+    sizes = []
+    for numbers in (range(1, 300), range(300, 600)):
+        for number in numbers:
+            kernels.linear(torch.randn(number, 48), packed, None)
+        sizes.append(process.memory_info().rss)
+    assert sizes[1] - sizes[0] < 90 * 2**20  # 43 MB; without a limit 170
 
 
 def test_cross_entropy_and_its_gradient() -> None:

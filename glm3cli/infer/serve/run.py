@@ -24,10 +24,6 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 # The seconds after --shutdown-timeout in which ranks end by themselves; then they hang.
 _GRACE = 30
 _BACKLOG = 2048
-# The matrix products that a CPU's library keeps compiled, one for each number of tokens: its own
-# 1024 take hundreds of MB in a server, which meets all numbers. Those of single tokens are in use
-# all the time, and stay.
-_NUM_PRIMITIVES = "256"
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +59,6 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
     os.environ.setdefault(
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(config.shutdown_timeout) + _GRACE)
     )
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _NUM_PRIMITIVES)
     model = open_here(config, answers=_STOPS)
     if model is None:
         return
