@@ -199,6 +199,66 @@ lm-evaluation-harness scores a server:
     --model_args model=NAME,base_url=http://127.0.0.1:8000/v1/completions
 """
 
+EVAL = """
+Every score has two intervals of 95 %: Wilson's, which takes the questions for a sample of all that
+could be asked, and one whose standard error is cluster-robust, which takes the subjects for it and
+is wider where questions of a subject resemble each other. Beside them stands the smallest
+difference that so many questions can show. Prompts that don't fit into the model's positions lose
+shots, and are counted; so are answers without a letter.
+
+--output (results.json) has all answers with the settings and a hash of the prompts; the page beside
+it (results.html) shows them. The answers come into OUTPUT.partial.jsonl first: after a kill the
+same command with --resume goes on. At the same sizes and --batch-size its result is that of a run
+which was left alone, byte for byte; elsewhere scores differ by roundings.
+
+Two results of the same prompts are compared by `compare`, which says whether the difference is more
+than chance. Two intervals that overlap don't say that it is none:
+
+    glm3 eval compare base.json tuned.json
+
+Exit codes: 0 done, 2 wrong usage or options, 3 bad questions, results or weights (a model that
+gives NaN, too), 4 a device that fails. What fails writes no result.
+"""
+
+CUSTOM = """
+A line has `question`, `answer`, and maybe `choices`, `subject` and `category`:
+
+    {"question": "2 + 3 =", "choices": ["4", "5", "6"], "answer": "B"}
+    {"question": "Who wrote Hamlet?", "answer": ["Shakespeare", "William Shakespeare"]}
+
+With choices the answer is a letter, the place of an option from 0 on, or an option; the model
+answers by the likeliest letter. Without, it goes on greedily up to --stop, and its text must be one
+of the answers, but for spaces. A file has questions of one kind.
+"""
+
+NEEDLE = """
+A number stands once in a text, and is asked for at its end; it is found if each of its tokens is
+the likeliest one. Use it with a model that finds needles in short texts: lengths at which it begins
+to fail then show positions that are wrong (rope_ratio, a factor of positions), which short
+benchmarks such as MMLU don't.
+"""
+
+COMPARE = """
+Both results must be of the same prompts, which their hashes show. The difference is that of the
+pairs (second minus first), with a 95 % interval over questions and one over subjects, a paired t
+test, and McNemar's exact test on the questions that one of them alone has right. The page beside
+--output shows both side by side, and every question whose answer changed.
+"""
+
+HARNESS = """
+--data-dir reads data sets as their authors publish them, each in a folder of its name: boolq,
+hellaswag, arc, gsm8k, humaneval, agieval, bbh (.jsonl, .json, .jsonl.gz). Tasks, prompts and
+metrics stay the harness's own, and nothing is fetched. Tasks of your own come from --include-path.
+
+Tasks that run what the model has written, such as humaneval, need --run-code: each program runs in
+an empty folder, with limits on time, memory, files and processes, and without a network. That keeps
+accidents away, not attackers; use a container against those.
+
+The result has the harness's form, with the answer to every question (--no-log-samples leaves them
+out). --use-cache keeps answers, from which a run that was cut off goes on. Exit codes are those of
+`glm3 eval --help`.
+"""
+
 DOCTOR = """
 --numerics runs every fused operator, forward and backward, in fp32, bf16 and fp16, at the shapes
 that the 6B has at tp 1, 2, 4 and 8, and compares it with its formula in fp64 on the host; then

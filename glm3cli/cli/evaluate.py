@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glm3cli.cli.options import command
+from glm3cli.cli.epilogs import COMPARE, CUSTOM, EVAL, HARNESS, NEEDLE
+from glm3cli.cli.options import command, flowing
 from glm3cli.cli.progress import Progress, bar_or_lines
 from glm3cli.config.evaluation import (
     CompareConfig,
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from glm3cli.evals.results import EvalResult, Tally
     from glm3cli.evals.suite import Suite
 
-app = typer.Typer(no_args_is_help=True, help="Score a model on benchmarks.")
+app = typer.Typer(no_args_is_help=True, help="Score a model on benchmarks.", epilog=flowing(EVAL))
 
 
-@command(app, MmluConfig, "mmlu")
+@command(app, MmluConfig, "mmlu", epilog=EVAL)
 def mmlu(config: MmluConfig) -> None:
     """Score a model on MMLU: DIR has test/*_test.csv and dev/*_dev.csv.
 
@@ -44,7 +45,7 @@ def mmlu(config: MmluConfig) -> None:
     _evaluate(config, suite_of(config.protocol))
 
 
-@command(app, EvalConfig, "ceval")
+@command(app, EvalConfig, "ceval", epilog=EVAL)
 def ceval(config: EvalConfig) -> None:
     """Score a model on C-Eval: DIR has val/*_val.csv (whose answers are public) and dev/*_dev.csv.
 
@@ -55,7 +56,7 @@ def ceval(config: EvalConfig) -> None:
     _evaluate(config, CEVAL)
 
 
-@command(app, EvalConfig, "cmmlu")
+@command(app, EvalConfig, "cmmlu", epilog=EVAL)
 def cmmlu(config: EvalConfig) -> None:
     """Score a model on CMMLU: DIR has test/*.csv and dev/*.csv.
 
@@ -66,7 +67,7 @@ def cmmlu(config: EvalConfig) -> None:
     _evaluate(config, CMMLU)
 
 
-@command(app, CustomConfig, "custom")
+@command(app, CustomConfig, "custom", epilog=CUSTOM + EVAL)
 def custom(config: CustomConfig) -> None:
     """Score a model on questions of your own, with choices or with an answer to match.
 
@@ -79,7 +80,7 @@ def custom(config: CustomConfig) -> None:
         _print_result(config, *found)
 
 
-@command(app, NeedleConfig, "needle")
+@command(app, NeedleConfig, "needle", epilog=NEEDLE)
 def needle(config: NeedleConfig) -> None:
     """Ask a model for facts in long texts, up to its positions: shows rotary errors.
 
@@ -100,7 +101,7 @@ def needle(config: NeedleConfig) -> None:
     _echo_files(config.output)
 
 
-@command(app, CompareConfig, "compare")
+@command(app, CompareConfig, "compare", epilog=COMPARE)
 def compare(config: CompareConfig) -> None:
     """Compare two results of the same questions: is the difference more than chance?
 
@@ -116,7 +117,7 @@ def compare(config: CompareConfig) -> None:
         _echo_files(config.output)
 
 
-@command(app, HarnessConfig, "harness")
+@command(app, HarnessConfig, "harness", epilog=HARNESS)
 def harness(config: HarnessConfig) -> None:
     """Score a model on tasks of lm-evaluation-harness (pip install 'glm3[eval]').
 

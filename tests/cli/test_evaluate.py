@@ -59,8 +59,13 @@ def _glm3(*arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[st
 def test_help_lists_the_benchmarks() -> None:
     result = CliRunner().invoke(evaluate.app, ["--help"])
     assert result.exit_code == 0
-    for name in ("mmlu", "ceval", "cmmlu", "harness"):
+    for name in ("mmlu", "ceval", "cmmlu", "custom", "needle", "compare", "harness"):
         assert name in result.output
+    for word in ("cluster-robust", "Wilson's", "--resume", "Exit codes"):
+        assert word in result.output
+    harness = CliRunner().invoke(evaluate.app, ["harness", "--help"]).output
+    for word in ("as their authors publish them", "--run-code: each program"):
+        assert word in harness
 
 
 @pytest.mark.parametrize(
