@@ -15,6 +15,7 @@ KERNELS = (
     "rotary",
     "attention",
     "decode-attention",
+    "decode-graph",
     "cross-entropy",
     "linear",
     "quantized-linear",

@@ -7,7 +7,7 @@ Call `activate()` before the first import of megatron. Whoever needs the device 
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,6 +21,63 @@ from glm3cli.errors import DeviceError
 
 _RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
 _active: "Device | None" = None
+# Computes on tensors that stay where they are, and returns one.
+Work = Callable[[], torch.Tensor]
+
+
+class Graphs:
+    """Steps that a device has captured as graphs, to replay them without the host's part.
+
+    All of them share the memory for what they compute.
+    """
+
+    def __init__(self, runtime: Any, graph: Callable[[], Any], device: torch.device) -> None:
+        """Makes an empty collection.
+
+        Args:
+            runtime: `torch.cuda`, or what another chip has in its place.
+            graph: The class of the runtime's graphs.
+            device: The device of the steps.
+        """
+        self._runtime, self._graph, self._device = runtime, graph, device
+        self._pool = runtime.graph_pool_handle()
+
+    def capture(self, step: Work) -> Work:
+        """Captures a step, and returns what replays it.
+
+        The step runs once before, so that whatever is made at a first call is there. Its result is
+        the same tensor each time, which holds until this or another step of the collection runs.
+
+        Args:
+            step: The step, whose shapes and numbers on the host never change.
+
+        Raises:
+            DeviceError: It does what can't be captured, or the memory is full.
+        """
+        runtime, graph = self._runtime, self._graph()
+        try:
+            with runtime.device(self._device):
+                aside = runtime.Stream()
+                aside.wait_stream(runtime.current_stream())
+                with runtime.stream(aside):
+                    step()
+                runtime.current_stream().wait_stream(aside)
+                # What other threads do, such as those that watch over collectives, may go on.
+                with runtime.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    result = step()
+        except RuntimeError as error:
+            # What ends a capture that has failed raises another error after the first one.
+            reason = str(error.__context__ or error).splitlines()[0]
+            raise DeviceError(
+                f"the device can't capture what decodes a token: {reason}",
+                "--without-kernel decode-graph launches its operations one by one",
+            ) from error
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
 
 class Device(ABC):
@@ -38,6 +95,7 @@ class Device(ABC):
             `main_grad` while computing it.
         kernels_class: The class of the chip's kernels.
         fuses_adamw: Whether torch's fused AdamW exists for this chip, and is used.
+        captures_steps: Whether the steps of decoding are captured as graphs.
         saved_for_backward: What the kernels save for the backward pass.
         kernels: The kernels that compute the parts of a layer: the chip's own, or plain torch.
         without_kernels: The operations that plain torch computes because a user wants it.
@@ -54,6 +112,7 @@ class Device(ABC):
     fuses_gradient_accumulation: ClassVar[bool] = False
     kernels_class: ClassVar[type[Kernels]] = Kernels
     fuses_adamw: bool = False
+    captures_steps: bool = False
     saved_for_backward: SavedForBackward = Kernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = {}
     related: ClassVar[tuple[str, ...]] = ()
@@ -114,6 +173,7 @@ class Device(ABC):
         self.kernels = without(self.kernels_class(), names)
         self.saved_for_backward = saved_without(type(self).saved_for_backward, names)
         self.fuses_adamw = type(self).fuses_adamw and "adamw" not in names
+        self.captures_steps = type(self).captures_steps and "decode-graph" not in names
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -146,6 +206,18 @@ class Device(ABC):
     def keep_freed_memory(self) -> None:  # noqa: B027 - most allocators do
         """Makes the allocator keep freed memory, since every step asks for the same again."""
 
+    def new_graphs(self) -> Graphs:
+        """Returns an empty collection of graphs; only where `captures_steps` is set.
+
+        Raises:
+            DeviceError: The device has no graphs.
+        """
+        raise DeviceError(f"--device {self.name}: the device has no graphs", "don't capture steps")
+
+    def upload(self, numbers: Sequence[Sequence[int]], target: torch.Tensor) -> None:
+        """Copies whole numbers of the host into a tensor, after the work that is queued."""
+        target.copy_(torch.tensor(numbers))
+
     @abstractmethod
     def synchronize(self) -> None:
         """Waits until the device has done all queued work, so that a clock reads real time."""
@@ -177,6 +249,14 @@ class Device(ABC):
     def profiler(self) -> Any:
         """Returns a torch profiler of the host and the chip, which isn't started yet."""
         return torch.profiler.profile()
+
+
+def upload_pinned(numbers: Sequence[Sequence[int]], target: torch.Tensor) -> None:
+    """Does what `Device.upload` does, on devices that copy from pinned memory by themselves.
+
+    torch gives the memory to nobody else before the copy is done.
+    """
+    target.copy_(torch.tensor(numbers, pin_memory=True), non_blocking=True)
 
 
 @contextmanager

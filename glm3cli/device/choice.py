@@ -14,14 +14,15 @@ from torch import Tensor
 
 from glm3cli.device.kernels import Kernels, SavedForBackward
 
-# The methods of `Kernels` behind each name that --without-kernel takes. AdamW isn't one of them: a
-# device says whether the optimizer's operator is used (`Device.fuses_adamw`).
+# The methods of `Kernels` behind each name that --without-kernel takes. AdamW and the graphs of
+# decoding have none: a device says whether they are used (`fuses_adamw`, `captures_steps`).
 METHODS: Mapping[str, tuple[str, ...]] = {
     "rms-norm": ("rms_norm",),
     "swiglu": ("swiglu",),
     "rotary": ("rotation", "rotate"),
     "attention": ("attention",),
-    "decode-attention": ("seen", "attend_one", "attend_chunk"),
+    "decode-attention": ("seen", "seen_until", "attend_one", "attend_chunk"),
+    "decode-graph": (),
     "cross-entropy": ("cross_entropy",),
     "linear": ("pack", "linear"),
     "quantized-linear": ("pack_quantized", "linear_quantized"),

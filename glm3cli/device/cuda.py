@@ -1,12 +1,12 @@
 """NVIDIA GPUs as a device. Megatron-core assumes CUDA, so nothing is redirected."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
-from glm3cli.device.base import Device
+from glm3cli.device.base import Device, Graphs, upload_pinned
 from glm3cli.device.catalog import Chip, chip_of_driver
 from glm3cli.errors import DeviceError
 
@@ -17,6 +17,7 @@ class CudaDevice(Device):
     name: ClassVar[str] = "cuda"
     backend: ClassVar[str] = "nccl"
     fuses_adamw: bool = True
+    captures_steps: bool = True
     # Megatron's overlap of communication relies on the order of kernel launches.
     environment: ClassVar[Mapping[str, str]] = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     related: ClassVar[tuple[str, ...]] = ("NCCL_", "CUDA_", "PYTORCH_CUDA_")
@@ -48,6 +49,14 @@ class CudaDevice(Device):
         if not torch.cuda.is_available():
             raise DeviceError("--device cuda: torch finds no GPU", "use --device cpu")
         torch.cuda.set_device(self.torch_device())
+
+    def new_graphs(self) -> Graphs:
+        """Returns an empty collection of CUDA graphs."""
+        return Graphs(torch.cuda, torch.cuda.CUDAGraph, self.torch_device())
+
+    def upload(self, numbers: Sequence[Sequence[int]], target: torch.Tensor) -> None:
+        """Copies from pinned memory, for which the host doesn't wait."""
+        upload_pinned(numbers, target)
 
     def synchronize(self) -> None:
         """Waits until the GPU has done all work that is queued on it."""

@@ -250,11 +250,20 @@ class Kernels:
         longest = max(ends)
         if min(ends) == longest:
             return longest, None
-        hidden = torch.arange(longest, device=device) >= torch.tensor(
-            ends, device=device
-        ).unsqueeze(1)
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
-        return longest, mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+        return self.seen_until(torch.tensor(ends, device=device), longest, longest, dtype)
+
+    def seen_until(self, ends: Tensor, length: int, capacity: int, dtype: torch.dtype) -> Any:
+        """Returns what `seen` does, for ends that the device alone knows.
+
+        Args:
+            ends: The number of slots that each row's query sees, from the first one on, [b].
+            length: The most slots that a query could see; no end is beyond it.
+            capacity: The number of slots in a row of the cache.
+            dtype: The type of the queries.
+        """
+        hidden = torch.arange(length, device=ends.device) >= ends.unsqueeze(1)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=ends.device)
+        return length, mask.masked_fill_(hidden, -torch.inf)[:, None, None]
 
     def attend_one(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, seen: Any
@@ -266,7 +275,7 @@ class Kernels:
             keys: The keys of the rows, [b, groups, capacity, d].
             values: The values of the rows, [b, groups, capacity, d].
             scale: Factor on the scores before the softmax.
-            seen: The result of this class's `seen`.
+            seen: The result of this class's `seen` or `seen_until`.
 
         Returns:
             The context, [b, groups, heads / groups, d].

@@ -9,17 +9,18 @@ its row at once to one that waits.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
+from glm3cli.errors import CheckpointError
 from glm3cli.infer.decoding.beams import BeamSearch, Candidate
 from glm3cli.infer.decoding.choice import Chooser, Chosen, Fork, Place, read
 from glm3cli.infer.decoding.lookup import find_draft
 from glm3cli.infer.pipeline import Arriving, Pipeline
 from glm3cli.infer.requests import Generation, Request, generation_of
 from glm3cli.infer.rows import SMALLEST, Lane, Text, share_prefix
-from glm3cli.model.cache import bucket
-from glm3cli.model.decoder import Run
+from glm3cli.model.cache import Run, bucket
 
 # The most tokens of prompts that one pass reads.
 CHUNK = 1024
@@ -102,7 +103,8 @@ class Batching:
         self._waiting: dict[int, Request] = {}
         self._running: dict[int, list[Text]] = {}
         self._flights: deque[_Flight] = deque()
-        self.lanes = [Lane(pipeline.new_cache(), 0) for _ in range(num_lanes)]
+        caches = [pipeline.new_cache(for_steps=True) for _ in range(num_lanes)]
+        self.lanes = [Lane(cache, 0, pipeline.new_steps(cache)) for cache in caches]
         self.limit(max_batch_size)
 
     @property
@@ -217,9 +219,13 @@ class Batching:
             count += len(part.tokens)
             if part.is_last:
                 wanted += range(count - len(part.draft) - 1, count)
-        lane.cache.grow(0, bucket(max(run.end for run in runs), SMALLEST))
+        length = bucket(max(run.end for run in runs), SMALLEST)
+        lane.cache.grow(0, length)
         drafts = [(part.text, part.draft) for part in parts if part.is_last]
-        logits = self._pipeline.forward(runs, lane.cache, wanted)
+        if lane.steps is not None and count == len(runs) == len(wanted):
+            logits = self._pipeline.step(runs, lane.steps, length)
+        else:
+            logits = self._pipeline.forward(runs, lane.cache, wanted)
         for part in parts:
             part.text.cached += len(part.tokens) - len(part.draft)
         if wanted:
@@ -252,7 +258,12 @@ class Batching:
         flight = self._flights.popleft()
         flight.lane.is_busy = False
         new: dict[int, list[int]] = {}
-        chosen, candidates = read(flight.chosen.wait(), flight.places, flight.forks)
+        try:
+            chosen, candidates = read(flight.chosen.wait(), flight.places, flight.forks)
+        except CheckpointError:
+            for text in chain(*flight.groups):
+                flight.lane.clear(text)
+            raise
         first = 0
         for text, draft in flight.drafts:
             found = chosen[first : first + len(draft) + 1]
@@ -284,6 +295,7 @@ class Batching:
         self.num_drafted += len(draft)
         for place, one in enumerate(chosen):
             if one.problem is not None:
+                text.lane.clear(text)
                 if request.raises:
                     raise one.problem
                 result.problem = one.problem

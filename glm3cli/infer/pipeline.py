@@ -19,9 +19,10 @@ from glm3cli.config.parallel import ParallelConfig
 from glm3cli.device import require_active
 from glm3cli.errors import CheckpointError
 from glm3cli.infer.selected import Selected
+from glm3cli.infer.steps import Steps, why_not_captured
 from glm3cli.model.build import build_chunks, transformer_config, unwrap
-from glm3cli.model.cache import KVCache
-from glm3cli.model.decoder import Decoder, Run
+from glm3cli.model.cache import KVCache, Run
+from glm3cli.model.decoder import Decoder
 from glm3cli.parallel.groups import Grid
 
 _log = logging.getLogger(__name__)
@@ -74,15 +75,35 @@ class Pipeline:
             selected.add(name, gpt.decoder.layers, shapes_of(choice, source.model), load)
         self._decoder = Decoder(gpt, source.model, grid.tp_group, bits, selected)
         self._dtype, self._device = config.params_dtype, require_active().torch_device()
+        self._captures = require_active().captures_steps
+        if self._captures and (reason := why_not_captured(grid, selected is not None)):
+            self._captures = False
+            if grid.rank == 0:
+                _log.warning("decoding launches each operation by itself: %s", reason)
         self._model, self._is_warned = source.model, False
         self._sent: deque[tuple[Any, Tensor]] = deque()
 
-    def new_cache(self) -> KVCache:
-        """Returns a KV cache for this rank's layers that has no rows yet."""
+    def new_cache(self, *, for_steps: bool = False) -> KVCache:
+        """Returns a KV cache for this rank's layers that has no rows yet.
+
+        Args:
+            for_steps: Whether it is for `new_steps`.
+        """
         decoder = self._decoder
         return KVCache(
-            decoder.num_layers, decoder.groups, self._model.kv_channels, self._dtype, self._device
+            decoder.num_layers,
+            decoder.groups,
+            self._model.kv_channels,
+            self._dtype,
+            self._device,
+            num_spare=int(for_steps and self._captures),
         )
+
+    def new_steps(self, cache: KVCache) -> Steps | None:
+        """Returns what runs captured steps over a cache; None if the device captures none."""
+        if not self._captures:
+            return None
+        return Steps(self._decoder, cache, require_active(), is_last=self._grid.is_last_stage)
 
     def forward(
         self, runs: Sequence[Run], cache: KVCache, wanted: Sequence[int] | None = None
@@ -104,7 +125,8 @@ class Pipeline:
         num_tokens = sum(len(run.tokens) for run in runs)
         self._watch_positions(max(run.end for run in runs))
         if self._grid.is_first_stage:
-            hidden = self._decoder.embed(runs)
+            ids = [token for run in runs for token in run.tokens]
+            hidden = self._decoder.embed(torch.tensor(ids, device=self._device))
         else:
             hidden = self._received(num_tokens)
         hidden = self._decoder.forward(hidden, runs, cache)
@@ -116,6 +138,28 @@ class Pipeline:
                 return None
             hidden = hidden[torch.tensor(wanted, device=hidden.device)]
         return self._decoder.logits(hidden).float()
+
+    def step(self, runs: Sequence[Run], steps: Steps, length: int) -> Tensor | None:
+        """Does what `forward` does, for one more token of each text, by a captured step.
+
+        Args:
+            runs: The tokens, one in each run.
+            steps: The steps of the cache, whose rows have room for the tokens.
+            length: The most slots of a row that are seen, one of a few numbers.
+
+        Returns:
+            This rank's part of the logits in fp32, [runs, vocabulary / tp], which hold until the
+            next step; None before the last stage.
+        """
+        self._watch_positions(max(run.end for run in runs))
+        received = None
+        if not self._grid.is_first_stage:
+            received = self._received(steps.num_rows(runs))
+        result = steps.run(runs, length, received)
+        if self._grid.is_last_stage:
+            return result
+        self._send(result.clone())  # the next step overwrites it, maybe before it has arrived
+        return None
 
     def _watch_positions(self, length: int) -> None:
         """Warns once where sequences get longer than those that the model was trained on.

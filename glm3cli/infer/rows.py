@@ -15,6 +15,7 @@ import torch
 from glm3cli.infer.decoding.beams import BeamSearch
 from glm3cli.infer.decoding.grammar import Matcher
 from glm3cli.infer.requests import Request
+from glm3cli.infer.steps import Steps
 from glm3cli.model.cache import KVCache, bucket
 
 # The fewest tokens in common that are worth a copy, or the wait for another row.
@@ -102,6 +103,7 @@ class Lane:
     Attributes:
         cache: The keys and values of its rows.
         max_rows: The most rows of the cache.
+        steps: The captured steps over the cache; None if the device captures none.
         texts: The texts that run, by row.
         held: The tokens whose keys and values a free row still holds, the row that has been free
             for longest first.
@@ -111,6 +113,7 @@ class Lane:
 
     cache: KVCache
     max_rows: int
+    steps: Steps | None = None
     texts: dict[int, Text] = field(default_factory=dict)
     held: dict[int, Held] = field(default_factory=dict)
     is_busy: bool = False
@@ -176,6 +179,11 @@ class Lane:
         """Frees the row of a text; the next prompts may go on from what it holds."""
         del self.texts[text.row]
         self.held[text.row] = text.held
+
+    def clear(self, text: Text) -> None:
+        """Overwrites what the row of a text holds, which ends: NaN would pass through masks."""
+        self.cache.clear(text.row)
+        text.cached = 0
 
     def forget(self) -> None:
         """Forgets what free rows hold."""

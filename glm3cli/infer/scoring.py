@@ -16,8 +16,7 @@ from glm3cli.device import require_active
 from glm3cli.infer.branches import branches_of
 from glm3cli.infer.pipeline import Pipeline, not_numbers
 from glm3cli.infer.rows import SMALLEST, shared_length
-from glm3cli.model.cache import KVCache, bucket
-from glm3cli.model.decoder import Run
+from glm3cli.model.cache import KVCache, Run, bucket
 from glm3cli.parallel.groups import Grid
 
 # The most tokens that one forward pass reads: of rows that are longer, as many as fit.

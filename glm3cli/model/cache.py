@@ -1,7 +1,53 @@
 """The KV cache of inference: keys and values of the tokens that a model has read."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens that stand one after the other in a row of the KV cache.
+
+    Attributes:
+        row: The row.
+        start: The slot of the first token, which is its position, too.
+        tokens: The token ids; at least one.
+        adapter: The name of the adapter that they are computed with; None for the bare model.
+    """
+
+    row: int
+    start: int
+    tokens: Sequence[int]
+    adapter: str | None = None
+
+    @property
+    def end(self) -> int:
+        """The slot after the last token."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token in each of the first rows of a KV cache, as tensors alone.
+
+    Nothing on the host changes from one step of these sizes to the next, so that a device can
+    capture the pass over it.
+
+    Attributes:
+        tokens: The token ids, [n].
+        slots: The slot of each token, which is its position, too, [n].
+        rows: The row that gets its key and value, [n]: its own, or a spare one of the cache for a
+            token that stands in a row which takes no part.
+        length: The most slots of a row that are seen.
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    rows: Tensor
+    length: int
 
 
 class KVCache:
@@ -15,12 +61,19 @@ class KVCache:
 
     Attributes:
         slots: The keys and the values, [layers, 2, rows, groups, capacity, d].
+        num_spare: The number of rows at the end that take what belongs to no text.
     """
 
     def __init__(
-        self, num_layers: int, groups: int, width: int, dtype: torch.dtype, device: torch.device
+        self,
+        num_layers: int,
+        groups: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_spare: int = 0,
     ) -> None:
-        """Makes a cache without rows.
+        """Makes a cache without rows, but for spare ones.
 
         Args:
             num_layers: The number of this rank's layers.
@@ -28,14 +81,16 @@ class KVCache:
             width: The size of a head.
             dtype: The type of keys and values.
             device: The device that holds them.
+            num_spare: The number of rows that take what belongs to no text.
         """
-        shape = (num_layers, 2, 0, groups, 0, width)
+        self.num_spare = num_spare
+        shape = (num_layers, 2, num_spare, groups, 0, width)
         self.slots = torch.empty(shape, dtype=dtype, device=device)
 
     @property
     def num_rows(self) -> int:
-        """The number of rows."""
-        return self.slots.size(2)
+        """The number of rows, without the spare ones that come after them."""
+        return self.slots.size(2) - self.num_spare
 
     @property
     def capacity(self) -> int:
@@ -44,18 +99,24 @@ class KVCache:
 
     def grow(self, num_rows: int, capacity: int) -> None:
         """Makes room for at least so many rows of at least so many slots; what is there stays."""
-        num_rows, capacity = max(num_rows, self.num_rows), max(capacity, self.capacity)
-        if (num_rows, capacity) == (self.num_rows, self.capacity):
+        rows, slots = self.num_rows, self.capacity
+        num_rows, capacity = max(num_rows, rows), max(capacity, slots)
+        if (num_rows, capacity) == (rows, slots):
             return
-        layers, two, rows, groups, slots, width = self.slots.shape
+        layers, two, _, groups, _, width = self.slots.shape
         # Zeros: what isn't written yet is hidden by a mask, which NaN would pass through.
-        grown = self.slots.new_zeros(layers, two, num_rows, groups, capacity, width)
-        grown[:, :, :rows, :, :slots] = self.slots
+        whole = num_rows + self.num_spare
+        grown = self.slots.new_zeros(layers, two, whole, groups, capacity, width)
+        grown[:, :, :rows, :, :slots] = self.slots[:, :, :rows]
         self.slots = grown
 
     def copy(self, source: "KVCache", from_row: int, to_row: int, start: int, end: int) -> None:
         """Copies the slots `start` to `end` of a row of a cache, maybe this one, to a row here."""
         self.slots[:, :, to_row, :, start:end] = source.slots[:, :, from_row, :, start:end]
+
+    def clear(self, row: int) -> None:
+        """Overwrites a row with zeros."""
+        self.slots[:, :, row] = 0
 
     def write_one(self, layer: int, rows: Tensor, slots: Tensor, new: Tensor) -> None:
         """Stores the keys and values of one token in each of some rows.

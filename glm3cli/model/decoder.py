@@ -19,7 +19,7 @@ from torch.nn import Module
 
 from glm3cli.config.model import ModelConfig
 from glm3cli.device import require_active
-from glm3cli.model.cache import KVCache
+from glm3cli.model.cache import KVCache, Run, Step
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.quantized import quantize
 from glm3cli.model.rotary import angles_at
@@ -50,28 +50,6 @@ class Additions(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
-    """Tokens that stand one after the other in a row of the KV cache.
-
-    Attributes:
-        row: The row.
-        start: The slot of the first token, which is its position, too.
-        tokens: The token ids; at least one.
-        adapter: The name of the adapter that they are computed with; None for the bare model.
-    """
-
-    row: int
-    start: int
-    tokens: Sequence[int]
-    adapter: str | None = None
-
-    @property
-    def end(self) -> int:
-        """The slot after the last token."""
-        return self.start + len(self.tokens)
-
-
-@dataclass(frozen=True)
 class _Layer:
     """What a layer of this rank multiplies by."""
 
@@ -83,32 +61,46 @@ class _Layer:
     fc2: Multiply
 
 
-class _Pass:
-    """What all layers of one forward pass share, made once on the device.
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of a pass that has one in each of some rows.
 
     Attributes:
-        is_decoding: Whether every run has one token.
+        rows: The row that gets the key and the value of each token.
+        slots: The slot that gets them.
+        num_rows: The number of rows that are read, from the first on.
+        are_all: Whether each of these rows has a query, in their order.
+        seen: What the kernels know of the slots that each row's query sees.
     """
 
-    def __init__(
-        self, runs: Sequence[Run], cache: KVCache, width: int, rope: tuple[float, float]
-    ) -> None:
-        """Prepares a pass of the heads' width, with the base and the divisor of the rotation."""
-        device, dtype = cache.slots.device, cache.slots.dtype
-        kernels = require_active().kernels
-        self.runs = runs
-        self.is_decoding = all(len(run.tokens) == 1 for run in runs)
-        positions = [slot for run in runs for slot in range(run.start, run.end)]
-        self.slots = torch.tensor(positions, device=device)
-        self.turns = kernels.turns(angles_at(self.slots, width, *rope), dtype)
-        if self.is_decoding:
-            ends = {run.row: run.end for run in runs}
-            self.num_rows = max(ends) + 1
-            self.rows = torch.tensor([run.row for run in runs], device=device)
-            self.are_all = list(ends) == list(range(self.num_rows))
-            # A row between them that belongs to no run sees one slot, and nobody its context.
-            seen = [ends.get(row, 1) for row in range(self.num_rows)]
-            self.seen = kernels.seen(seen, dtype, device)
+    rows: Tensor
+    slots: Tensor
+    num_rows: int
+    are_all: bool
+    seen: Any
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[Run], slots: Tensor, cache: KVCache) -> "_Queries":
+        """Returns the queries of runs of one token, which have these slots."""
+        device, ends = slots.device, {run.row: run.end for run in runs}
+        num_rows = max(ends) + 1
+        # A row between them that belongs to no run sees one slot, and nobody its context.
+        seen = [ends.get(row, 1) for row in range(num_rows)]
+        return cls(
+            rows=torch.tensor([run.row for run in runs], device=device),
+            slots=slots,
+            num_rows=num_rows,
+            are_all=list(ends) == list(range(num_rows)),
+            seen=require_active().kernels.seen(seen, cache.slots.dtype, device),
+        )
+
+    @classmethod
+    def of_step(cls, step: Step, cache: KVCache) -> "_Queries":
+        """Returns the queries of a step, one in each row."""
+        seen = require_active().kernels.seen_until(
+            step.slots + 1, step.length, cache.capacity, cache.slots.dtype
+        )
+        return cls(step.rows, step.slots, len(step.rows), True, seen)
 
 
 class Decoder:
@@ -217,11 +209,9 @@ class Decoder:
             linear.weight.data = weight.new_empty(0)
         return lambda hidden: kernels.linear(hidden, packed, bias)
 
-    def embed(self, runs: Sequence[Run]) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """Returns the hidden states of tokens before the first layer, [tokens, h]."""
-        ids = [token for run in runs for token in run.tokens]
-        weight = self._gpt.embedding.word_embeddings.weight
-        return self._gpt.embedding.word_embeddings(torch.tensor(ids, device=weight.device))
+        return self._gpt.embedding.word_embeddings(tokens)
 
     def forward(self, hidden: Tensor, runs: Sequence[Run], cache: KVCache) -> Tensor:
         """Runs this rank's layers on new tokens, and caches their keys and values.
@@ -234,14 +224,39 @@ class Decoder:
         Returns:
             The hidden states after the last layer, [tokens, h].
         """
-        kernels = self._kernels
         if self._selected is not None:
             names = [run.adapter for run in runs for _ in run.tokens]
             self._selected.choose(names, hidden.device)
-        shared = _Pass(runs, cache, self._width, self._rope)
+        positions = [slot for run in runs for slot in range(run.start, run.end)]
+        slots = torch.tensor(positions, device=hidden.device)
+        if len(positions) > len(runs):
+            return self._through_layers(hidden, slots, runs, cache)
+        return self._through_layers(hidden, slots, _Queries.of_runs(runs, slots, cache), cache)
+
+    def step(self, hidden: Tensor, step: Step, cache: KVCache) -> Tensor:
+        """Does what `forward` does, with all that changes from step to step on the device.
+
+        No text may have an adapter of its own.
+
+        Args:
+            hidden: The hidden states, [n, h]; overwritten.
+            step: The tokens.
+            cache: The cache, whose rows have room for the tokens.
+
+        Returns:
+            The hidden states after the last layer, [n, h].
+        """
+        return self._through_layers(hidden, step.slots, _Queries.of_step(step, cache), cache)
+
+    def _through_layers(
+        self, hidden: Tensor, slots: Tensor, queries: _Queries | Sequence[Run], cache: KVCache
+    ) -> Tensor:
+        """Runs the layers on tokens at these slots, which are their positions, too."""
+        kernels = self._kernels
+        turns = kernels.turns(angles_at(slots, self._width, *self._rope), cache.slots.dtype)
         for index, layer in enumerate(self._layers):
             normed = kernels.rms_norm(hidden, layer.input_norm, self._eps)
-            context = self._attend(layer.qkv(normed), index, shared, cache)
+            context = self._attend(layer.qkv(normed), index, turns, queries, cache)
             hidden.add_(layer.proj(context))
             normed = kernels.rms_norm(hidden, layer.mlp_norm, self._eps)
             hidden.add_(layer.fc2(kernels.swiglu(layer.fc1(normed))))
@@ -251,27 +266,35 @@ class Decoder:
         """Returns this rank's part of the logits after the last layer, [n, vocabulary / tp]."""
         return self._output(self._kernels.rms_norm(hidden, self._final_norm, self._eps))
 
-    def _attend(self, mixed: Tensor, layer: int, shared: _Pass, cache: KVCache) -> Tensor:
+    def _attend(
+        self,
+        mixed: Tensor,
+        layer: int,
+        turns: Any,
+        queries: _Queries | Sequence[Run],
+        cache: KVCache,
+    ) -> Tensor:
         """Rotates and caches what the QKV layer has given, and attends.
 
         Args:
             mixed: The query heads, the key and the value of each group, one group after the other.
             layer: The index of the layer among this rank's.
-            shared: What all layers of the pass share.
+            turns: The rotation of the tokens.
+            queries: The queries of a pass that has one in each of some rows, or else the runs.
             cache: The cache.
 
         Returns:
             The context, [tokens, heads / tp * d].
         """
         heads = self._own_heads(mixed).view(len(mixed), self.groups, self._heads + 2, self._width)
-        self._kernels.turn(heads[:, :, :-1], shared.turns)
+        self._kernels.turn(heads[:, :, :-1], turns)
         query, new = heads[:, :, :-2], heads[:, :, -2:]
-        if shared.is_decoding:
-            cache.write_one(layer, shared.rows, shared.slots, new)
-            return self._attend_one(query, cache.slots[layer], shared).flatten(1)
+        if isinstance(queries, _Queries):
+            cache.write_one(layer, queries.rows, queries.slots, new)
+            return self._attend_one(query, cache.slots[layer], queries).flatten(1)
         context = mixed.new_empty(len(mixed), self.groups * self._heads, self._width)
         first = 0
-        for run in shared.runs:
+        for run in queries:
             own = slice(first, first + len(run.tokens))
             cache.write_chunk(layer, run.row, run.start, new[own])
             keys, values = cache.slots[layer, :, run.row]
@@ -281,15 +304,15 @@ class Decoder:
             first = own.stop
         return context.flatten(1)
 
-    def _attend_one(self, query: Tensor, slots: Tensor, shared: _Pass) -> Tensor:
+    def _attend_one(self, query: Tensor, slots: Tensor, queries: _Queries) -> Tensor:
         """Attends with one query in each of some rows; [n, groups, heads / groups, d]."""
-        keys, values = slots[:, : shared.num_rows]
-        if shared.are_all:
-            return self._kernels.attend_one(query, keys, values, self._scale, shared.seen)
-        spread = query.new_zeros(shared.num_rows, *query.shape[1:])
-        spread[shared.rows] = query
-        context = self._kernels.attend_one(spread, keys, values, self._scale, shared.seen)
-        return context[shared.rows]
+        keys, values = slots[:, : queries.num_rows]
+        if queries.are_all:
+            return self._kernels.attend_one(query, keys, values, self._scale, queries.seen)
+        spread = query.new_zeros(queries.num_rows, *query.shape[1:])
+        spread[queries.rows] = query
+        context = self._kernels.attend_one(spread, keys, values, self._scale, queries.seen)
+        return context[queries.rows]
 
     def _own_heads(self, mixed: Tensor) -> Tensor:
         """Returns this rank's query heads, and the key and value of its group, [n, ...].

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from glm3cli.device.kernels import Kernels
 
 _SLOTS = 192
+_GRAPH_SLOTS = 128  # that a graph reads
 _GARBAGE = 7.5  # about the largest number of `draw`, in every place
 
 
@@ -29,6 +30,7 @@ def decoding_cases() -> Iterator[Case]:
     for tp in SIZES:
         yield _one_token(f"tp {tp}, rows alike", tp, [130, 130])
         yield _one_token(f"tp {tp}, rows of different lengths", tp, [1, _SLOTS, 77])
+        yield _one_token(f"tp {tp}, rows in a graph", tp, [1, 77, 64], in_graph=True)
         yield _chunk(f"tp {tp}, a prompt", tp, 0, 96)
         yield _chunk(f"tp {tp}, more of a text", tp, 64, 40)
     yield _chunk("tp 8, one token more", 8, 64, 1)
@@ -46,8 +48,15 @@ def _cache(rows: int, groups: int) -> dict[str, Tensor]:
     }
 
 
-def _one_token(place: str, tp: int, ends: list[int]) -> Case:
-    """Returns attention of one query in each row, which sees the first `ends` slots."""
+def _one_token(place: str, tp: int, ends: list[int], *, in_graph: bool = False) -> Case:
+    """Returns attention of one query in each row, which sees the first `ends` slots.
+
+    Args:
+        place: What the report says about the sizes.
+        tp: The tensor parallel size.
+        ends: The number of slots that each query sees.
+        in_graph: Whether the device alone knows them, as in a captured step.
+    """
     heads, groups = heads_at(tp)
     leaves = _cache(len(ends), groups)
     for one in leaves.values():
@@ -57,7 +66,11 @@ def _one_token(place: str, tp: int, ends: list[int]) -> Case:
 
     def ours(kernels: "Kernels", leaves: Leaves) -> Tensor:
         query = leaves["query"]
-        seen = kernels.seen(ends, query.dtype, query.device)
+        if in_graph:
+            known = torch.tensor(ends, device=query.device)
+            seen = kernels.seen_until(known, _GRAPH_SLOTS, _SLOTS, query.dtype)
+        else:
+            seen = kernels.seen(ends, query.dtype, query.device)
         return kernels.attend_one(query, leaves["keys"], leaves["values"], SCALE, seen)
 
     def right(leaves: Leaves) -> Tensor:

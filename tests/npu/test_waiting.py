@@ -79,8 +79,13 @@ def test_no_micro_batch_makes_the_host_wait(npu_ranks: RankPool, tmp_path: Path,
         assert sum(two.values()) <= 8
 
 
-def decoding(options: dict[str, Any], dtype: Any) -> list[tuple[Counter[str], Counter[str]]]:
-    """Returns what each token of three rows launches and waits for, after the prompts are read."""
+def decoding(
+    options: dict[str, Any], left_out: tuple[str, ...]
+) -> list[tuple[Counter[str], Counter[str]]]:
+    """Returns what each token of three rows launches and waits for, after two others.
+
+    Of these, the first is the prompts', and the second captures what the others replay.
+    """
     from glm3cli.config.parallel import ParallelConfig
     from glm3cli.device import require_active
     from glm3cli.infer.engine import Engine
@@ -88,11 +93,13 @@ def decoding(options: dict[str, Any], dtype: Any) -> list[tuple[Counter[str], Co
     from glm3cli.infer.sampling import Sampling
     from glm3cli.parallel.groups import open_grid
 
-    card: Any = require_active().card  # type: ignore[attr-defined]
-    parallel = ParallelConfig(**options)
+    device: Any = require_active()
+    card, parallel = device.card, ParallelConfig(**options)
+    device.leave_out(left_out)
     found = []
     with open_grid(parallel) as grid:
-        engine = Engine(random_source(MODEL), parallel, dtype, grid)
+        engine = Engine(random_source(MODEL), parallel, "bf16", grid)
+        device.leave_out(())
         for prompt in PROMPTS[:3]:
             engine.add(Request(prompt, Sampling(), LENGTH, [], 0))
         engine.step()
@@ -100,16 +107,29 @@ def decoding(options: dict[str, Any], dtype: Any) -> list[tuple[Counter[str], Co
             with card.counting() as counted:
                 engine.step()
             found.append(counted)
-    return found[1:-1]
+    return found[2:-1]
 
 
-@pytest.mark.parametrize("options", [{}, {"tp": 2}], ids=str)
-def test_a_token_is_read_once(npu_ranks: RankPool, options: dict[str, int]) -> None:
-    for tokens in npu_ranks.run(options.get("tp", 1), decoding, options, "bf16"):
+WAYS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+    "a graph": ({}, ()),
+    "no graph": ({}, ("decode-graph",)),
+    "tp2": ({"tp": 2}, ()),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_token_is_read_once(npu_ranks: RankPool, way: str) -> None:
+    options, left_out = WAYS[way]
+    for tokens in npu_ranks.run(options.get("tp", 1), decoding, options, left_out):
         assert len(tokens) > 3
         for launches, waits in tokens:
             assert (launches, waits) == tokens[0]
             assert sum(waits.values()) == 1
             layers = launches["npu_fused_infer_attention_score"]
-            assert layers == MODEL.num_layers
-            assert sum(launches.values()) <= 20 * layers + 20
+            if way == "a graph":  # after the numbers are copied; then the token is chosen
+                assert layers == 0
+                assert launches["replay"] == 1
+                assert sum(launches.values()) <= 10
+            else:
+                assert layers == MODEL.num_layers
+                assert sum(launches.values()) <= 20 * layers + 20

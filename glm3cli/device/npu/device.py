@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from glm3cli.device.base import Device
+from glm3cli.device.base import Device, Graphs, upload_pinned
 from glm3cli.device.catalog import Chip, find_chip
 from glm3cli.device.doctor.cards import require_cards
 from glm3cli.device.doctor.environment import ENVIRONMENT
@@ -101,6 +101,7 @@ class NpuDevice(Device):
     synchronizes_messages: ClassVar[bool] = False
     kernels_class: ClassVar[type[Kernels]] = NpuKernels
     fuses_adamw: bool = True
+    captures_steps: bool = True
     saved_for_backward: SavedForBackward = NpuKernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = ENVIRONMENT
     related: ClassVar[tuple[str, ...]] = ("HCCL_", "ASCEND_", "PYTORCH_NPU_", "RANK_TABLE_FILE")
@@ -157,6 +158,14 @@ class NpuDevice(Device):
         """Fixes HCCL's reductions and the order of sums in matrix products as well as torch's."""
         super().make_deterministic()
         os.environ.update(_DETERMINISTIC)
+
+    def new_graphs(self) -> Graphs:
+        """Returns an empty collection of NPU graphs, which CANN calls aclgraphs."""
+        return Graphs(self._npu, self._npu.NPUGraph, self.torch_device())
+
+    def upload(self, numbers: Sequence[Sequence[int]], target: torch.Tensor) -> None:
+        """Copies from pinned memory, for which the host doesn't wait."""
+        upload_pinned(numbers, target)
 
     def synchronize(self) -> None:
         """Waits until the NPU has done all work that is queued on it."""

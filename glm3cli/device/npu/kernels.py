@@ -5,7 +5,8 @@
   for every sequence length. Packed samples run as TND ([b * s, heads, d]) with the lengths of the
   samples.
 - Attention in inference: `npu_fused_infer_attention_score` on the KV cache where it is; the lengths
-  of rows are passed as numbers. The operator has no fp32, for which plain torch computes.
+  of rows are passed as numbers, but as a mask in a graph, which keeps the numbers that it was
+  captured with. The operator has no fp32, for which plain torch computes.
 - `--quantize`: `npu_weight_quant_batchmatmul`, which makes numbers of 8 or 4 bits the weight again
   while it reads them (few_bits.py). It has no fp32, either, for which plain torch computes.
 - Norms: `npu_rms_norm`. Activation: `npu_swiglu`.
@@ -151,26 +152,37 @@ class NpuKernels(Kernels):
 
     def seen(self, ends: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
         """Returns the lengths as numbers, which the operator takes; in fp32 torch's mask."""
-        return super().seen(ends, dtype, device) if dtype == torch.float32 else list(ends)
+        if dtype == torch.float32:
+            return super().seen(ends, dtype, device)
+        return list(ends), None
+
+    def seen_until(self, ends: Tensor, length: int, capacity: int, dtype: torch.dtype) -> Any:
+        """Returns one length for all rows, and the mask of a single query; True means hidden.
+
+        The mask, (B, 1, 1, KV_S), is as long as the rows are, whatever the length.
+        """
+        if dtype == torch.float32:
+            return super().seen_until(ends, length, capacity, dtype)
+        hidden = torch.arange(capacity, device=ends.device) >= ends.unsqueeze(1)
+        return [length], hidden[:, None, None]
 
     def attend_one(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, seen: Any
     ) -> Tensor:
-        """Calls npu_fused_infer_attention_score on the cache where it is.
-
-        The operator has no fp32, for which plain torch computes.
-        """
+        """Calls npu_fused_infer_attention_score on the cache where it is; plain torch in fp32."""
         if query.dtype == torch.float32:
             return super().attend_one(query, keys, values, scale, seen)
+        ends, hidden = seen
+        options = {} if hidden is None else {"atten_mask": hidden}
         rows = query.flatten(1, 2).unsqueeze(2).contiguous()  # [b, heads, 1, d]
-        return _cached_attention(rows, keys, values, scale, seen).view(query.shape)
+        return _cached_attention(rows, keys, values, scale, ends, **options).view(query.shape)
 
     def attend_chunk(
         self, query: Tensor, keys: Tensor, values: Tensor, scale: float, start: int
     ) -> Tensor:
         """Calls npu_fused_infer_attention_score with a mask whose diagonal ends at the last slot.
 
-        The operator has no fp32, for which plain torch computes.
+        In fp32 plain torch computes.
         """
         if query.dtype == torch.float32:
             return super().attend_chunk(query, keys, values, scale, start)
@@ -230,20 +242,10 @@ def _causal_mask(device: torch.device) -> Tensor:
 def _cached_attention(
     query: Tensor, keys: Tensor, values: Tensor, scale: float, ends: list[int], **options: Any
 ) -> Tensor:
-    """Calls npu_fused_infer_attention_score.
+    """Calls npu_fused_infer_attention_score on queries [b, heads, s, d] and rows of a cache.
 
-    Slots that are not yet written, or belong to nobody any more, are excluded by lengths.
-
-    Args:
-        query: The queries, [b, heads, s, d].
-        keys: The keys of the rows, [b, groups, capacity, d].
-        values: The values of the rows, [b, groups, capacity, d].
-        scale: Factor on the scores before the softmax.
-        ends: The number of slots that the last query of each row sees.
-        options: The mask of several queries, and its mode.
-
-    Returns:
-        The context, [b, heads, s, d].
+    Slots that are not yet written, or belong to nobody any more, are excluded by `ends`: how many
+    the last query of each row sees, or one number for all rows, beside a mask.
     """
     context, _ = npu.npu_fused_infer_attention_score(
         query,

@@ -220,8 +220,7 @@ def _best(logits: Tensor, fork: Fork) -> Tensor:
     Returns:
         Numbers that `_read_fork` understands, [4, count].
     """
-    if logits.isnan().any():
-        return torch.full((4, fork.count), _NO_TOKEN, dtype=torch.int32, device=logits.device)
+    is_broken = logits.isnan().any()
     plain = logits.log_softmax(dim=-1)
     rule, sums = fork.places[0].rule, _changed(plain, fork.places)
     if not rule.greedy:
@@ -239,7 +238,7 @@ def _best(logits: Tensor, fork: Fork) -> Tensor:
     found = found[flat[found].argsort(descending=True, stable=True)]
     beam, token = found // logits.size(-1), found % logits.size(-1)
     columns = [beam.int(), token.int(), _bits(flat[found]), _bits(plain.flatten()[found])]
-    return torch.stack(columns)
+    return torch.stack(columns).masked_fill(is_broken, _NO_TOKEN)
 
 
 def _width(places: Sequence[Place]) -> int:

@@ -23,6 +23,8 @@ ON_CARD = torch.device("cpu", 0)
 _WIDE = (torch.float64, torch.complex128)
 # Operators whose result has a shape that depends on values: the host waits for the card.
 _WAITS = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
+# Operators that copy what may be the host's; the last one is called by torch.tensor.
+_COPIES = ("copy_", "_to_copy", "lift_fresh")
 _READS = ("_local_scalar_dense", "equal", "is_nonzero")
 
 
@@ -36,6 +38,7 @@ class Card(TorchDispatchMode):
     Attributes:
         launches: The operators that computed on the card, by name; views are none.
         waits: What made the host wait for the card, by name.
+        graph: The graph that is captured at present; None for none.
     """
 
     def __init__(self) -> None:
@@ -43,6 +46,7 @@ class Card(TorchDispatchMode):
         self._storages: dict[int, StorageWeakRef] = {}
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+        self.graph: Any = None
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Notes that a tensor is on the card, and returns it."""
@@ -59,21 +63,28 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        given = list(tensors_in((args, kwargs)))
         here = any(map(self.has, given))
         target = kwargs.get("device")
         if target is not None and target.type == "cpu":
-            moves, here = here, target.index == 0
+            # Within a graph, all that is made where another tensor is belongs to the card.
+            moves, here = here, target.index == 0 or self.graph is not None
             if moves or here:
                 _check_types(function, given, kwargs.get("dtype"))
         name = function.overloadpacket.__name__
+        if self.graph is not None:
+            stray = name in _COPIES and not all(map(self.has, given))
+            _refuse(stray, f"{name} copies from the host within a graph")
+            _refuse(function.namespace == "c10d", f"{name} sends within a graph")
         if here:
             self._check(name, function, given, args)
         result = function(*args, **kwargs)
         if here:
-            for tensor in _tensors(result):
+            for tensor in tensors_in(result):
                 _refuse(tensor.dtype in _WIDE, f"{name} gives fp64 on the card")
                 self.put(tensor)
+            if self.graph is not None:
+                self.graph.note(function, args, kwargs, result)
         return result
 
     def _check(self, name: str, function: Any, given: list[torch.Tensor], args: Any) -> None:
@@ -86,9 +97,14 @@ class Card(TorchDispatchMode):
             found = any(one.dtype in masks for one in indices)
             _refuse(found, f"{name} by a mask makes the host wait for the number of its elements")
         if name in (*_WAITS, *_READS):
-            self.waits[name] += 1
+            self.wait(name)
         elif not function.is_view:
             self.launches[name] += 1
+
+    def wait(self, name: str) -> None:
+        """Notes that the host waits."""
+        _refuse(self.graph is not None, f"{name}: the host waits within a graph")
+        self.waits[name] += 1
 
     @contextmanager
     def counting(self) -> Iterator[tuple[Counter[str], Counter[str]]]:
@@ -98,7 +114,7 @@ class Card(TorchDispatchMode):
         self.launches, self.waits = Counter(), Counter()
 
 
-def _tensors(values: Any) -> Iterable[torch.Tensor]:
+def tensors_in(values: Any) -> Iterable[torch.Tensor]:
     return (one for one in tree_leaves(values) if isinstance(one, torch.Tensor))
 
 
@@ -129,10 +145,12 @@ def follow(card: Card) -> None:
         if device is None or device.type != "cpu":
             return result
         if device.index == 0:
+            stray = card.graph is not None and not card.has(tensor)
+            _refuse(stray, "a tensor of the host is copied within a graph")
             return card.put(result if card.has(result) else _copied(result))
         if card.has(tensor):
             _refuse(non_blocking, "a copy to the host without waiting pins memory, and forks hang")
-            card.waits["copy to the host"] += 1
+            card.wait("copy to the host")
             return _copied(result) if card.has(result) else result
         return result
 
@@ -141,7 +159,7 @@ def follow(card: Card) -> None:
 
     def listed(tensor: torch.Tensor) -> Any:
         if card.has(tensor):
-            card.waits["tolist"] += 1
+            card.wait("tolist")
         return tolist(tensor)
 
     def copied_into(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,7 +174,7 @@ def follow(card: Card) -> None:
     torch.Tensor.copy_ = copied_into(torch.Tensor.copy_)
     torch.Tensor.cuda = lambda tensor, *_args, **_kwargs: card.put(tensor)
     for module in (torch.cuda, torch.npu):
-        module.synchronize = lambda *_args: card.waits.update(["synchronize"])
+        module.synchronize = lambda *_args: card.wait("synchronize")
     card.__enter__()
 
 

@@ -14,11 +14,13 @@ from unittest.mock import MagicMock, patch
 import torch
 
 from glm3cli import device
+from glm3cli.device.base import Device
 from glm3cli.device.cpu import REDIRECTS
 from glm3cli.device.npu.device import NpuDevice
 from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.redirects import Redirects
 from tests.support.machines import install, server
+from tests.support.npu import graphs
 from tests.support.npu.card import ON_CARD, Card, follow
 from tests.support.npu.operators import KERNELS, with_defaults
 
@@ -37,12 +39,14 @@ class EmulatedNpu(NpuDevice):
     kernels_class = EmulatedKernels
     stream_ordered: ClassVar[bool] = False
     card = Card()
+    upload = Device.upload  # a build of torch for CPUs pins no memory
 
     def _import(self, name: str) -> Any:
         with _triton() if name.startswith("mindspeed") else nullcontext():
             module = super()._import(name)
         if name == "torch_npu":
             _give_it_a_card(module.npu)
+            graphs.give(module.npu, self.card)
         return module
 
     def _prepare(self) -> None:

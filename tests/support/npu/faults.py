@@ -249,6 +249,15 @@ OPERATORS: dict[str, tuple[str, Fault]] = {
             ),
         ),
     ),
+    "a mask that is ignored in graphs": (
+        "attention of a new token",
+        operator(
+            "npu_fused_infer_attention_score",
+            lambda real, query, *args, **named: real(
+                query, *args, **named | ({} if query.size(2) > 1 else {"atten_mask": None})
+            ),
+        ),
+    ),
     "a prompt that goes on, masked from its start": (
         "attention of a prompt",
         operator("npu_fused_infer_attention_score", _prompt_from_the_start),

@@ -410,13 +410,18 @@ def npu_fused_infer_attention_score(
             query.size(2), given["actual_seq_lengths"], given["query_padding_size"], row
         )
         if query.size(2) == 1:
-            q_from, q_to = 0, 1  # neither lengths nor masks of queries count
+            q_from, q_to = 0, 1  # neither lengths of queries nor sparse_mode count
         k_from, k_to = _valid(
             key.size(2), given["actual_seq_lengths_kv"], given["kv_padding_size"], row
         )
         mask, mode = given["atten_mask"], given["sparse_mode"]
         lengths = q_to - q_from, k_to - k_from
-        hidden = None if query.size(2) == 1 else _hidden(*lengths, mask, mode)
+        if query.size(2) == 1:
+            hidden = (
+                None if mask is None else _hidden_from_one(query, key, mask)[row, :, k_from:k_to]
+            )
+        else:
+            hidden = _hidden(*lengths, mask, mode)
         q = query[row, :, q_from:q_to].transpose(0, 1)
         k, v = (one[row, :, k_from:k_to].transpose(0, 1) for one in (key, value))
         shares = _scores(q, k, given["scale"], hidden).softmax(-1)
@@ -424,6 +429,17 @@ def npu_fused_infer_attention_score(
         found = torch.einsum("nqk,knd->nqd", shares, v.float())
         context[row, :, q_from:q_to] = found.to(query.dtype)
     return context, query.new_empty(1, dtype=torch.float32)
+
+
+def _hidden_from_one(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Returns which slots are hidden from the one query of each row, [b, 1, keys]."""
+    require(mask.dtype in (torch.bool, torch.uint8), "atten_mask is neither bool nor uint8")
+    require(mask.is_contiguous(), "atten_mask is not contiguous")
+    shape = (query.size(0), 1, 1, key.size(2))
+    require(
+        tuple(mask.shape) == shape, f"atten_mask has the shape {tuple(mask.shape)}, not {shape}"
+    )
+    return mask[:, 0].bool()
 
 
 def _valid(
