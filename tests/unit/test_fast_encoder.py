@@ -110,6 +110,14 @@ def trained(folder, **options):
 OTHERS = {
     "unigram": {"model_type": "unigram", "vocab_size": 300, "byte_fallback": True},
     "no bytes": {"model_type": "bpe", "vocab_size": 40},
+    "words of its own": {
+        "model_type": "bpe",
+        "vocab_size": 300,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "user_defined_symbols": ["\u2581york"],
+    },
 }
 
 
