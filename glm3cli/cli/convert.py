@@ -119,6 +119,7 @@ script.register(app)
 def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
     """Converts a model and prints the result; shared by hf2mg, mg2hf and mg2mg."""
     from glm3cli.checkpoint.convert.preflight import check_request
+    from glm3cli.host.imports import large_imports
     from glm3cli.host.signals import stopped_by_sigterm
 
     with stopped_by_sigterm("the conversion", "nothing half-written is left; run it again"):
@@ -126,7 +127,8 @@ def _convert(config: ConvertConfig, options: "ConvertOptions") -> None:
         # Huge pages for torch's tensors: cuts and joins get their memory twice as fast.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         # After the checks: importing torch takes a second.
-        from glm3cli.checkpoint.convert.convert import convert
+        with large_imports():
+            from glm3cli.checkpoint.convert.convert import convert
 
         with byte_progress() as report:
             result = convert(config.source, config.target, options, report)

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Megatron-core imports it wherever it is installed, for services that glm3 doesn't have. It takes
-# half a second, and changes sys.stdout.
-_UNUSED = "wandb"
+# Megatron-core imports them wherever they are installed, for services that glm3 doesn't have. The
+# first takes half a second, and changes sys.stdout; the second a tenth.
+_UNUSED = ("wandb", "tensorboard")
 
 
 @contextmanager
@@ -15,18 +15,18 @@ def large_imports() -> Iterator[None]:
     """Hastens imports: without optional packages, and without the garbage collector.
 
     What they make stays until the process ends, so that the garbage collector needn't look at it,
-    neither now nor later. An optional package that megatron-core would import for nothing
-    can't be found within the block, unless it is imported already.
+    neither now nor later. Optional packages that megatron-core would import for nothing
+    can't be found within the block, unless they are imported already.
     """
-    collects, hides = gc.isenabled(), _UNUSED not in sys.modules
+    collects, hidden = gc.isenabled(), [name for name in _UNUSED if name not in sys.modules]
     gc.disable()
-    if hides:
-        sys.modules[_UNUSED] = None  # type: ignore[assignment]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        if hides:
-            del sys.modules[_UNUSED]
+        for name in hidden:
+            del sys.modules[name]
         if collects:
             gc.freeze()
             gc.enable()

@@ -9,25 +9,26 @@ import pytest
 from glm3cli.host.imports import large_imports
 
 
-@pytest.fixture
-def wandb(monkeypatch, tmp_path):
-    """A package of that name that can be imported."""
-    (tmp_path / "wandb.py").write_text("FOUND = True\n", encoding="utf-8")
+@pytest.fixture(params=["wandb", "tensorboard"])
+def unused(request, monkeypatch, tmp_path):
+    """The name of a package that can be imported."""
+    (tmp_path / f"{request.param}.py").write_text("FOUND = True\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.delitem(sys.modules, request.param, raising=False)
+    return request.param
 
 
-def test_what_nobody_uses_is_found_after_the_block_alone(wandb):
+def test_what_nobody_uses_is_found_after_the_block_alone(unused):
     with large_imports(), pytest.raises(ImportError):
-        importlib.import_module("wandb")
-    assert importlib.import_module("wandb").FOUND
+        importlib.import_module(unused)
+    assert importlib.import_module(unused).FOUND
 
 
-def test_what_was_imported_before_stays(wandb):
-    before = importlib.import_module("wandb")
+def test_what_was_imported_before_stays(unused):
+    before = importlib.import_module(unused)
     with large_imports():
-        assert importlib.import_module("wandb") is before
-    assert sys.modules["wandb"] is before
+        assert importlib.import_module(unused) is before
+    assert sys.modules[unused] is before
 
 
 @pytest.mark.parametrize("collects", [True, False])

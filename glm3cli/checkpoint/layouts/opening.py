@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm3cli.checkpoint.locate import Location, locate
+from glm3cli.checkpoint.locate import FolderKind, Location, locate
 from glm3cli.config.model import ModelConfig
 
 if TYPE_CHECKING:
@@ -67,19 +67,26 @@ def open_at(location: Location, *, check: bool = True) -> "StoredSource":
     from glm3cli.checkpoint.adapter.reader import open_adapter
     from glm3cli.checkpoint.headers import refuse
     from glm3cli.checkpoint.layouts.adapted import AdaptedSource
-    from glm3cli.checkpoint.layouts.dist import DistSource
-    from glm3cli.checkpoint.layouts.hf import HfSource
-    from glm3cli.checkpoint.layouts.ranks import RanksSource
 
-    readers: dict[str, Callable[[Location], StoredSource]] = {
-        "hf": HfSource,
-        "ranks": RanksSource,
-        "dist": DistSource,
-    }
-    source = readers[location.kind](location)
+    source = _reader(location.kind)(location)
     if check:
         refuse(source.path, source.problems)
     if location.adapters:
         adapters = [open_adapter(folder, source.model) for folder in location.adapters]
         return AdaptedSource(source, adapters, location.iteration)
     return source
+
+
+def _reader(kind: FolderKind) -> "Callable[[Location], StoredSource]":
+    """Returns the reader of a kind of folder; the others aren't imported."""
+    if kind == "dist":  # takes half a second, all of torch.distributed's tensors
+        from glm3cli.checkpoint.layouts.dist import DistSource
+
+        return DistSource
+    if kind == "ranks":
+        from glm3cli.checkpoint.layouts.ranks import RanksSource
+
+        return RanksSource
+    from glm3cli.checkpoint.layouts.hf import HfSource
+
+    return HfSource

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from glm3cli.checkpoint.layouts.dist_writer import write_dist
 from glm3cli.checkpoint.layouts.hf_writer import write_hf
 from glm3cli.checkpoint.layouts.ranks_writer import write_ranks
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
@@ -25,6 +24,9 @@ def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final
     if layout == "chatglm" or layout == "glm":
         write_hf(layout, folder, plan, produce, final)
     elif layout == "dist":
+        # Takes half a second, which the other layouts save.
+        from glm3cli.checkpoint.layouts.dist_writer import write_dist
+
         write_dist(folder, plan, produce, final)
     else:
         write_ranks(layout, folder, plan, produce, final)
