@@ -172,6 +172,8 @@ def report(counts: Counter[tuple[str, str]], num_unfit: int) -> int:
     print(f"{'all':12}" + "".join(f"{total[name]:11}" for name in outcomes))
     tried = sum(total.values()) - total["explained"]
     print(f"noticed: {total['noticed']} of {tried} ({total['noticed'] / max(tried, 1):.1%})")
+    if num_unfit:
+        print(f"{num_unfit} CHANGES DON'T FIT THE PROGRAM and were not tried: mend the table")
     return int(num_unfit > 0 or total["noticed"] < 0.95 * tried)
 
 

@@ -15,6 +15,9 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.checkpoint.names import slots
+from glm3cli.checkpoint.random import RandomSource
 from glm3cli.device import require_active
 from tests.support.checkpoints import assert_same, read_all
 from tests.support.project import (
@@ -203,6 +206,11 @@ def test_from_scratch(project: Project, tmp_path: Path) -> None:
     assert losses(tmp_path / "one") != losses(tmp_path / "other")
     assert losses(tmp_path / "one")[0] == pytest.approx(math.log(1024), abs=0.1)
     succeed("convert", "inspect", tmp_path / "one")
+    # Adam's first step changes no weight by much more than the learning rate.
+    trained = open_source(tmp_path / "other")
+    drawn = RandomSource(trained.model, seed=2, std=0.01)
+    for slot in slots(trained.model):
+        assert (trained.read(*slot) - drawn.read(*slot)).abs().max() < 2 * LR
 
 
 def test_deterministic_asks_the_device_before_the_ranks_join(
@@ -269,6 +277,15 @@ def test_keep_last(project: Project, tmp_path: Path) -> None:
         "iter_0000003",
         "iter_0000004",
     ]
+    # One that is written again replaces the one that has its name.
+    changes |= {"lr": 1e-5, "resume": run / "iter_0000003"}
+    before = read_all(run)
+    succeed(*options(project, run, train_iters=4, **changes))
+    assert checkpoints(run) == ["iter_0000003", "iter_0000004"]
+    assert any(
+        not torch.equal(old, new)
+        for old, new in zip(before.values(), read_all(run).values(), strict=True)
+    )
     # A checkpoint that was just written is never removed, whatever lies there already.
     changes = {"save_interval": 10, "keep_last": 1}
     (run / "iter_0000004").rename(run / "iter_0000009")

@@ -71,6 +71,8 @@ def test_another_command_is_refused_and_leaves_all_as_it_was(run: Path, project:
         assert f"{run / 'iter_0000006'} is of another training: command pretrain -> " in ended.err
         assert f"--model {run / 'iter_0000006'} for its weights" in ended.err
         assert "--allow-changed command,data" in ended.err
+        ended = refused(*options(project, run, "finetune", **changes, allow_changed="command"))
+        assert "is of another training: data " in ended.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -118,6 +118,7 @@ class FakeEngine:
     Attributes:
         batches: The prompts of each call so far.
         forgotten: How many calls there had been each time it was told to forget.
+        seeds: The seeds of the requests so far.
         on_call: Called before each forward pass.
     """
 
@@ -137,6 +138,7 @@ class FakeEngine:
         self.grid = grid or one_rank()
         self.batches: list[list[tuple[int, ...]]] = []
         self.forgotten: list[int] = []
+        self.seeds: list[int] = []
         self.on_call: Callable[[], None] = lambda: None
         self.script: list[int] = []
 
@@ -174,6 +176,7 @@ class FakeEngine:
     def answer(self, requests: Sequence[Request]) -> list[Generation]:
         """Says the words of `script` to every prompt, one by one."""
         self.batches.append([tuple(request.prompt) for request in requests])
+        self.seeds += [request.seed for request in requests]
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Generation:

@@ -313,6 +313,12 @@ def test_tracker_of_an_absent_iteration(tmp_path):
     refused(mg, "says 7, but iter_0000007 does not exist")
 
 
+def test_tracker_names_another_than_the_newest(tmp_path):
+    mg = ranks(tmp_path)
+    shutil.copytree(mg / "iter_0000001", mg / "iter_0000002")
+    assert open_source(mg).path == mg / "iter_0000001"
+
+
 @pytest.mark.parametrize("version", [None, 2.0])
 def test_qkv_order_of_older_versions(tmp_path, version):
     mg = ranks(tmp_path)

@@ -44,9 +44,12 @@ def test_takes_subjects_shots_and_limit(tmp_path: Path) -> None:
 
 def test_strings_stay_as_they_are(tmp_path: Path) -> None:
     row = (" two\nlines, ", "None", "NA", "", "1e5", "D")
-    write_csv(tmp_path / "test" / "x_test.csv", [row])
-    question = read_subjects(MMLU, tmp_path, num_shots=0)[0].questions[0]
-    assert (question.text, *question.choices, question.answer) == row
+    path = tmp_path / "test" / "x_test.csv"
+    write_csv(path, [row])
+    for start in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(start + path.read_bytes())
+        question = read_subjects(MMLU, tmp_path, num_shots=0)[0].questions[0]
+        assert (question.text, *question.choices, question.answer) == row
 
 
 def test_reads_ceval_by_its_header(tmp_path: Path) -> None:

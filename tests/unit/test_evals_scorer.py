@@ -109,6 +109,7 @@ def test_generates_up_to_the_first_stop_string() -> None:
         first,
     ]
     assert [len(batch) for batch in engine.batches] == [5]  # side by side, whatever their options
+    assert sorted(engine.seeds) == [0, 1, 2, 3, 4]
 
 
 def test_generation_stops_at_the_end_token() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from glm3cli.config.preprocess import PreprocessConfig
 from glm3cli.data.packs import best_fit_decreasing
 from glm3cli.data.preprocess.run import preprocess
+from glm3cli.data.samples.instructions import joined
 from glm3cli.errors import ConfigError
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
@@ -92,3 +93,10 @@ def test_packed_files_hold_the_samples_and_their_boundaries(tmp_path):
 def test_what_can_not_be_packed(tmp_path, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         run(tmp_path, [{"text": "a"}], "out", pack=True, **options)
+
+
+def test_the_segments_of_joined_samples_are_numbered_through():
+    ids = [[1, 1, 2], [1, 1], [1, 2, 3]]
+    for stride, expected in ((1, [1, 1, 2, 3, 3, 4, 5, 6]), (2, [1, 1, 2, 3, 3, 5, 6, 7])):
+        parts = [{"segment_ids": np.array(part)} for part in ids]
+        assert joined(parts, stride)["segment_ids"].tolist() == expected

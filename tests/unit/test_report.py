@@ -97,6 +97,14 @@ def test_what_a_run_repeats_counts_as_it_was_the_last_time(tmp_path):
     assert history.validations.columns["validation_loss"] == [40.0]
 
 
+def test_what_a_run_takes_back_is_forgotten_when_the_first_step_comes_again(tmp_path):
+    lines = [*map(step, range(1, 7)), valid(6, 6.0), event("resume", iteration=5)]
+    history = read(tmp_path, [*lines, step(6, loss=60.0)])
+    assert history.steps.iterations == [1, 2, 3, 4, 5, 6]
+    assert history.steps.last("loss") == 60.0
+    assert history.validations.iterations == []
+
+
 def test_a_run_that_began_anew_in_the_same_folder_forgets_the_old_one(tmp_path):
     history = read(tmp_path, [*map(step, range(1, 6)), event("start"), step(1), step(2)])
     assert history.steps.iterations == [1, 2]
