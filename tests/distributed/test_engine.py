@@ -406,6 +406,7 @@ def ask_nan(options: dict[str, int]) -> list[str]:
             lambda: engine.generate(PROMPTS, Sampling(), LENGTH, []),
             lambda: engine.generate(PROMPTS, HOT, LENGTH, []),
             lambda: engine.continuation_logprobs(PROMPTS, CONTINUATIONS),
+            lambda: engine.token_logprobs(PROMPTS, 2),
         ]
         for ask in calls:
             try:
@@ -420,7 +421,7 @@ def ask_nan(options: dict[str, int]) -> list[str]:
 def test_logits_that_are_nan_are_a_sentence_on_all_ranks(ranks: RankPool, sizes: str) -> None:
     world_size, options = PARALLEL_SIZES[sizes]
     for heard in ranks.run(world_size, ask_nan, options):
-        assert heard == ["the model's logits are NaN"] * 3
+        assert heard == ["the model's logits are NaN"] * 4
 
 
 def pass_the_last_position() -> list[str]:

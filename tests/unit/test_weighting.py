@@ -70,5 +70,7 @@ def test_noise_is_uniform_in_its_scale_and_only_in_training() -> None:
     for left, right in ((found[1:, 0], found[:-1, 0]), (found[:, 0, 1:], found[:, 0, :-1])):
         assert abs(float((left * right).mean())) < 0.002
     assert torch.equal(embedding(hidden), found)
+    noise.seed = 2
+    assert not torch.isclose(embedding(hidden)[:, 0], found[:, 0], atol=0).any(dim=-1).all()
     embedding.eval()
     assert torch.equal(embedding(hidden), hidden)
