@@ -89,6 +89,8 @@ def test_kv_channels_need_not_be_hidden_size_by_heads(tmp_path):
     qkv = (2048 + 2 * 128) * (4096 + 1)
     layer = 2 * 4096 + qkv + 2048 * 4096 + 3 * 13696 * 4096
     assert model.num_parameters == 28 * layer + 4096 + 2 * 65024 * 4096
+    sandwiched = model.model_copy(update={"sandwich_norms": True})
+    assert sandwiched.num_parameters == model.num_parameters + 28 * 2 * 4096
 
 
 @pytest.mark.parametrize(
