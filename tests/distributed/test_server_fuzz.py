@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.distributed.test_server import CLOCK, HI, WEATHER, say
 from tests.support.chain_model import write_chain_model
 from tests.support.ranks import RankPool
-from tests.support.server import Asking, serve_for
+from tests.support.server import CLOCK, HI, WEATHER, Asking, say, serve_for
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

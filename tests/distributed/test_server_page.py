@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.test_server import WEATHER
 from tests.support.browser import Browser, find_browser
 from tests.support.chain_model import CALL, ENDLESS, write_chain_model
 from tests.support.ranks import RankPool
-from tests.support.server import Asking, serve_for
+from tests.support.server import WEATHER, Asking, serve_for
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 # Screenshots are kept in this folder, if the variable names one.

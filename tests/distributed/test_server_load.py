@@ -1,0 +1,79 @@
+"""A server that is asked too much: places, the queue, clients that leave, limits and keys."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.chain_model import ENDLESS, write_chain_model
+from tests.support.ranks import RankPool
+from tests.support.server import HI, Asking, ask_at, say
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose answers have no end."""
+    return write_chain_model(tmp_path_factory.mktemp("server") / "endless", *ENDLESS)
+
+
+def crowd(ask: Asking) -> Any:
+    """Fills all places and the queue, and leaves."""
+    fields = {"max_tokens": 4000, "stream": True}
+    streams = [say(ask, **fields) for _ in range(2)]
+    for stream in streams:
+        next(iter(stream))
+    waiting = [say(ask, **fields) for _ in range(2)]
+    with pytest.raises(openai.RateLimitError) as caught:
+        say(ask)
+    assert int(caught.value.response.headers["Retry-After"]) > 0
+    with pytest.raises(openai.BadRequestError, match="4 answers"):
+        say(ask, n=5)
+    for stream in (streams[0], *waiting):
+        stream.close()
+    assert len(list(zip(streams[1], range(20), strict=False))) == 20
+    assert say(ask).choices[0].finish_reason == "length"
+    body = {"messages": HI, "max_tokens": 4000}
+    with pytest.raises(httpx.ReadTimeout):  # nobody waits for a whole answer, either
+        httpx.post(f"{ask.url}/v1/chat/completions", json=body, timeout=0.2)
+    streams[1].close()
+    for _ in range(100):
+        text = httpx.get(f"{ask.url}/metrics").text
+        if "glm3_running 0.0" in text and "glm3_waiting 0.0" in text:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("sizes", ["tp1 pp1", "pp2"])
+def test_who_leaves_makes_room(ranks: RankPool, endless: Path, sizes: str) -> None:
+    assert ask_at(ranks, sizes, crowd, endless, max_batch_size=2, max_queue=2)
+
+
+def late(ask: Asking) -> Any:
+    with pytest.raises(openai.APIStatusError) as caught:
+        say(ask, max_tokens=4000)
+    assert caught.value.status_code == 408
+    with pytest.raises(openai.APIError, match="isn't there after"):
+        list(say(ask, max_tokens=4000, stream=True))
+    with pytest.raises(openai.AuthenticationError):
+        say(Asking(ask.url, ask.tokenizer, "wrong"))
+    assert httpx.get(f"{ask.url}/v1/models").status_code == 401
+    assert httpx.get(f"{ask.url}/health").status_code == 200
+    asked = {"Origin": "https://a.b", "Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(f"{ask.url}/v1/models", headers=asked)
+    return allowed.headers["access-control-allow-origin"]
+
+
+def test_limits_and_keys(ranks: RankPool, endless: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\nfirst\nnone\n")
+    options = {
+        "request_timeout": 0.3,
+        "api_key_file": keys,
+        "allow_origin": ["https://a.b"],
+        "served_model_name": "mine",
+    }
+    assert ask_at(ranks, "tp1 pp1", late, endless, **options) == "https://a.b"
