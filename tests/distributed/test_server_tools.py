@@ -18,7 +18,6 @@ from tests.support.server import (
     Asking,
     ask_at,
     say,
-    serve_for,
     write_served_model,
 )
 
@@ -114,6 +113,7 @@ BROKEN = ("get_weather", "\n```python\n", "tool_call(city=", "\n```")
 TWICE = (*CALL[:3], "\ntool_call(city='湖')", "\n```")
 
 
+@AT_ALL_SIZES
 @pytest.mark.parametrize(
     ("name", "pieces", "calls", "text"),
     [
@@ -130,9 +130,10 @@ def test_tool_calls(
     pieces: tuple[str, ...],
     calls: list[Any],
     text: str | None,
+    sizes: str,
 ) -> None:
     chain = write_chain_model(tmp_path / name, *pieces, "<|observation|>")
-    [(found, said, finish, unasked)] = ranks.run(1, serve_for, call_tools, chain, {})
+    found, said, finish, unasked = ask_at(ranks, sizes, call_tools, chain)
     assert (found, said) == (calls, text)
     assert finish == ("tool_calls" if calls else "stop")
     assert unasked == "".join(pieces)
