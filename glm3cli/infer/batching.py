@@ -13,7 +13,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from glm3cli.errors import CheckpointError
+from glm3cli.errors import Glm3Error
 from glm3cli.infer.decoding.beams import BeamSearch, Candidate
 from glm3cli.infer.decoding.choice import Chooser, Chosen, Fork, Place, read
 from glm3cli.infer.decoding.lookup import find_draft
@@ -67,11 +67,14 @@ class _Flight:
     forks: list[Fork]
     chosen: Arriving
 
+    @property
+    def texts(self) -> list[Text]:
+        """The texts that get tokens by the pass."""
+        return [*(text for text, _ in self.drafts), *chain.from_iterable(self.groups)]
+
     def has(self, text: Text) -> bool:
         """Returns whether the pass works on the row of a text that gets a token by it."""
-        return any(text is one for one, _ in self.drafts) or any(
-            text is one for group in self.groups for one in group
-        )
+        return any(text is one for one in self.texts)
 
 
 class Batching:
@@ -254,16 +257,26 @@ class Batching:
         lane.is_busy = True
 
     def _land(self) -> dict[int, list[int]]:
-        """Waits for the tokens of the pass that was begun first, and returns them."""
+        """Waits for the tokens of the pass that was begun first, and returns them.
+
+        Raises:
+            CheckpointError: The logits of a request that `raises` are NaN.
+            ConfigError: No token is allowed to such a request.
+        """
         flight = self._flights.popleft()
         flight.lane.is_busy = False
-        new: dict[int, list[int]] = {}
         try:
-            chosen, candidates = read(flight.chosen.wait(), flight.places, flight.forks)
-        except CheckpointError:
-            for text in chain(*flight.groups):
-                flight.lane.clear(text)
+            return self._tokens(flight)
+        except Glm3Error:  # the logits of those that weren't looked at any more may be NaN, too
+            for text in flight.texts:
+                if flight.lane.texts.get(text.row) is text:
+                    flight.lane.clear(text)
             raise
+
+    def _tokens(self, flight: _Flight) -> dict[int, list[int]]:
+        """Returns the tokens of a pass, and goes on with its texts or ends them."""
+        new: dict[int, list[int]] = {}
+        chosen, candidates = read(flight.chosen.wait(), flight.places, flight.forks)
         first = 0
         for text, draft in flight.drafts:
             found = chosen[first : first + len(draft) + 1]
@@ -295,9 +308,9 @@ class Batching:
         self.num_drafted += len(draft)
         for place, one in enumerate(chosen):
             if one.problem is not None:
-                text.lane.clear(text)
                 if request.raises:
                     raise one.problem
+                text.lane.clear(text)
                 result.problem = one.problem
                 self._leave(text.number, "error")
                 break

@@ -132,6 +132,7 @@ class Scoring:
         def wait() -> list[tuple[float, bool]]:
             found = arriving.wait()
             if found.isnan().any():
+                self.forget()  # NaN in a row would pass through the masks of later texts
                 raise not_numbers()
             return [(total, misses == 0) for total, misses in found.tolist()]
 

@@ -139,11 +139,17 @@ class Worker:
                 break
             chosen.append(self._scores.popleft())
             room -= len(chosen[-1].tokens)
+        return self._scored(chosen)
+
+    def _scored(self, chosen: Sequence[Score]) -> list[Update]:
+        """Scores texts with as many likeliest tokens and the same adapter."""
+        first, rows = chosen[0], [one.tokens for one in chosen]
         try:
-            rows = [one.tokens for one in chosen]
-            found = self._engine.token_logprobs(rows, count, adapter)
+            found = self._engine.token_logprobs(rows, first.count, first.adapter)
         except CheckpointError as error:
-            return [Update(one.number, [], "error", error.message) for one in chosen]
+            if len(chosen) > 1:  # the others have nothing to do with it
+                return [update for one in chosen for update in self._scored([one])]
+            return [Update(first.number, [], "error", error.message)]
         return [
             Update(
                 order.number,
