@@ -1,5 +1,6 @@
 """NVIDIA GPUs as a device. Megatron-core assumes CUDA, so nothing is redirected."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -49,6 +50,10 @@ class CudaDevice(Device):
         if not torch.cuda.is_available():
             raise DeviceError("--device cuda: torch finds no GPU", "use --device cpu")
         torch.cuda.set_device(self.torch_device())
+        # Advice about libraries that glm3 does without, and about devices, which are chosen above.
+        warnings.filterwarnings("ignore", module=r"megatron\.")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        warnings.filterwarnings("ignore", r"barrier\(\): using the device", UserWarning)
 
     def new_graphs(self) -> Graphs:
         """Returns an empty collection of CUDA graphs."""

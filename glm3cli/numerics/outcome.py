@@ -78,8 +78,10 @@ def distance(ours: Tensor, plain: Tensor) -> float:
     """Returns the largest error of a result, relative to what is right.
 
     The error of an element is divided by the sum of its right absolute value and of the root mean
-    square of all of them: large elements have their relative error, and small ones, which sums of
-    large ones leave over, aren't asked for more than the others can give.
+    square of all of them but zeros: large elements have their relative error, and small ones, which
+    sums of large ones leave over, aren't asked for more than the others can give. What is zero
+    because nothing depends on it, such as the gradient of most positions where few are compared,
+    says nothing about the size of the others.
 
     Args:
         ours: The result, on any device and in any type.
@@ -88,7 +90,8 @@ def distance(ours: Tensor, plain: Tensor) -> float:
     if ours.shape != plain.shape:
         return math.inf
     ours, plain = ours.detach().to("cpu").double(), plain.detach().double()
-    scale = plain.abs() + plain.square().mean().sqrt()
+    count = max(int(plain.count_nonzero()), 1)
+    scale = plain.abs() + (plain.square().sum() / count).sqrt()
     errors = (ours - plain).abs() / scale.clamp(min=_SMALLEST)
     return float(torch.where(errors.isfinite(), errors, math.inf).max())
 

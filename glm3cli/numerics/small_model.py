@@ -236,7 +236,7 @@ def _saved(
     folder: Path,
     place: str,
 ) -> Iterator[Outcome]:
-    """Saves, trains on, restores, and trains the same step again."""
+    """Saves, trains on, restores as a new process does, and trains the same steps again."""
     parts = (train_step.chunks, train_step.optimizer, train_step.scheduler)
     consumed = _STEPS * config.global_batch_size
     target = folder / f"tp{grid.tp_size}pp{grid.pp_size}"
@@ -245,17 +245,16 @@ def _saved(
     save_request(target, *parts, {"iteration": _STEPS}, grid).execute_sync()
     kept = [one.detach().clone() for one in _parameters(train_step)]
     first = _two_steps(train_step, loader, consumed)
-    with torch.no_grad():
-        for one in _parameters(train_step):
-            one.fill_(0.5)
+    restored = build_train_step(config, SHAPE, grid)
+    parts = (restored.chunks, restored.optimizer, restored.scheduler)
     progress, _ = load_training(target, *parts, grid)
-    pairs = zip(_parameters(train_step), kept, strict=True)
+    pairs = zip(_parameters(restored), kept, strict=True)
     wrong = sum(not torch.equal(one, before) for one, before in pairs)
     wrong += progress != {"iteration": _STEPS}
     yield Outcome(
         "checkpoint: weights", "fp32", float(wrong), 0.0, "what is read is what was saved", place
     )
-    again = _two_steps(train_step, loader, consumed)
+    again = _two_steps(restored, loader, consumed)
     error = max(map(_relative, again, first))
     # Not 0: some chips add the gradients of an embedding in any order.
     yield Outcome("checkpoint: the next steps", "fp32", error, _SUMS, _WHY_SUMS, place)

@@ -258,15 +258,17 @@ def many(kernels: Kernels, case: str, put: Callable[..., Any] = id) -> list[torc
     """
     dtype = torch.float32
     if case == "rows x heads":
-        rotation = kernels.rotation(torch.arange(4.0).view(4, 1, 1, 1) * torch.ones(2), dtype)
+        angles = torch.arange(4.0).view(4, 1, 1, 1) * torch.ones(2)
         leaves = [leaf(4, 32, 32, WIDTH, dtype=dtype)]
-        put(leaves[0])
-        result = kernels.rotate(leaves[0], rotation)
+        for one in (angles, *leaves):
+            put(one)
+        result = kernels.rotate(leaves[0], kernels.rotation(angles, dtype))
     else:
         length, each = (1100, 1) if case == "samples" else (40, 7)
         numbers = torch.arange(length).unsqueeze(0) // each + 1
         leaves = [leaf(length, 1, heads, WIDTH, dtype=dtype) for heads in (2, 1, 1)]
-        put(leaves[0])
+        for one in leaves:
+            put(one)
         result = kernels.attention(*leaves, SCALE, numbers)
     result.square().sum().backward()
     return [result.detach(), *(one.grad for one in leaves if one.grad is not None)]

@@ -95,6 +95,17 @@ def test_16_bits_train_as_on_the_cpu(ranks: RankPool, npu_ranks: RankPool, dtype
     assert_alike(found, expected, loss=3e-3)
 
 
+@pytest.mark.parametrize("options", [{"dtype": "bf16"}, {}], ids=["replicated", "distributed"])
+def test_resumes(npu_ranks: RankPool, tmp_path: Path, options: dict[str, Any]) -> None:
+    """The fused AdamW takes the number of its steps on the card, also from a checkpoint."""
+    size = 1 if options else 2
+    expected = npu_ranks.run(size, train_steps, options, 0, 4)
+    npu_ranks.run(size, train_steps, options, 0, 2, tmp_path)
+    found = npu_ranks.run(size, train_steps, options, 2, 4, None, tmp_path)
+    assert [one.losses for one in found] == [one.losses[2:] for one in expected]
+    assert [one.grad_norms for one in found] == [one.grad_norms[2:] for one in expected]
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_mindspeed_trains_alike(ranks: RankPool, mindspeed_ranks: RankPool, sizes: str) -> None:
     options = SIZES[sizes]

@@ -142,8 +142,10 @@ def _allocate(part: Any) -> None:
     for group in inner.param_groups:
         for parameter in group["params"]:
             if not inner.state[parameter]:
+                # The fused operator reads the number of steps on the device, the other on the host.
+                place = parameter.device if group.get("fused") else "cpu"
                 inner.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=place),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }

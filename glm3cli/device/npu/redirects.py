@@ -14,6 +14,7 @@ from glm3cli.device.redirects import Redirect
 
 _LAYERS = "megatron.core.tensor_parallel.layers.VocabParallelEmbedding"
 _LOSS = "megatron.core.tensor_parallel.cross_entropy.VocabParallelCrossEntropy"
+_SCALER = "megatron.core.optimizer.grad_scaler.MegatronGradScaler"
 _WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async.FileSystemWriterAsync"
 
 
@@ -74,6 +75,14 @@ def _predicted_logits(_original: Callable[..., Any]) -> Any:
     return staticmethod(calculate)
 
 
+def _inverse_scale(_original: Any) -> property:
+    """Replaces the inverse of the loss scale by one that isn't computed in fp64.
+
+    The scale is a power of two, unless a user wants another first one; a division in fp32 is exact.
+    """
+    return property(lambda scaler: scaler.scale.reciprocal())
+
+
 REDIRECTS = (
     Redirect(
         _WRITER,
@@ -90,4 +99,5 @@ REDIRECTS = (
         _predicted_logits,
         "tensor_parallel/cross_entropy.py: predicted_logits[target_mask] = 0",
     ),
+    Redirect(_SCALER, "inv_scale", _inverse_scale, "optimizer/grad_scaler.py: _scale.double()"),
 )

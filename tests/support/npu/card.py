@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed._shard.sharded_tensor.api import _SHARDED_OPS
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,9 @@ _WIDE = (torch.float64, torch.complex128)
 _WAITS = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
 # Operators that copy what may be the host's; the last one is called by torch.tensor.
 _COPIES = ("copy_", "_to_copy", "lift_fresh")
+# Operators all of whose tensors must be on the card. Others get some of torch itself, of which this
+# emulation can't say where they are, or one number of the host.
+_STRICT = ("npu_", "_npu_", "_foreach_", "_fused_")
 _READS = ("_local_scalar_dense", "equal", "is_nonzero")
 
 
@@ -88,6 +92,9 @@ class Card(TorchDispatchMode):
         return result
 
     def _check(self, name: str, function: Any, given: list[torch.Tensor], args: Any) -> None:
+        if name.startswith(_STRICT):
+            elsewhere = not all(map(self.has, given))
+            _refuse(elsewhere, f"{name} takes tensors of the host and of the card at once")
         for tensor in given:
             is_own = self.has(tensor) and tensor.dtype in _WIDE
             _refuse(is_own, f"{name} computes in fp64, which is slow, and which HCCL can't reduce")
@@ -170,7 +177,28 @@ def follow(card: Card) -> None:
 
         return copy
 
+    def made(original: Callable[..., Any]) -> Callable[..., Any]:
+        """Only the copy of a Python number to the host is seen where operators are dispatched."""
+
+        def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+            tensor = original(*args, device=device, **kwargs)
+            on_card = device == ON_CARD or str(device).startswith(("cuda", "npu"))
+            return card.put(tensor) if on_card else tensor
+
+        return make
+
+    device = torch.Tensor.device
+
+    def device_of(tensor: torch.Tensor) -> torch.device:
+        # Another kind, such as a ShardedTensor, has no storage of its own.
+        is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        return ON_CARD if is_plain and card.has(tensor) else device.__get__(tensor)
+
+    # So that what is made on the device of a tensor of the card is there, too.
+    torch.Tensor.device = property(device_of)
+    _SHARDED_OPS[torch.Tensor.device.__get__] = _SHARDED_OPS[device.__get__]
     torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.tolist = moved, to_host, listed
+    torch.tensor = made(torch.tensor)
     torch.Tensor.copy_ = copied_into(torch.Tensor.copy_)
     torch.Tensor.cuda = lambda tensor, *_args, **_kwargs: card.put(tensor)
     for module in (torch.cuda, torch.npu):

@@ -80,7 +80,7 @@ def _triton() -> Iterator[None]:
 def _give_it_a_card(npu: Any) -> None:
     npu.is_available = lambda: True
     npu.device_count = lambda: 8
-    npu.current_device = lambda: torch.device("cpu")
+    npu.current_device = lambda: ON_CARD
     npu.set_device = npu.synchronize = npu._lazy_init = lambda *_: None
     npu.set_compile_mode = lambda jit_compile: None
     npu.is_bf16_supported = lambda: True
