@@ -1,9 +1,8 @@
-"""What a run writes into its folder: its progress, its checkpoints, and its metrics."""
+"""What a run writes into its folder: its progress, its metrics, and its settings."""
 
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,14 @@ import pytest
 from glm3cli.checkpoint.run.resume import schedule_position
 from glm3cli.config.presets import PRESETS
 from glm3cli.data.samples.loader import StepSize
-from glm3cli.errors import CheckpointError, ConfigError
-from glm3cli.parallel.storage import Storage
-from glm3cli.train.checkpointer import Checkpointer
 from glm3cli.train.progress.flops import Utilisation, flops_per_token
 from glm3cli.train.progress.phases import Phase
 from glm3cli.train.progress.state import State, StepOutcome
 from glm3cli.train.report.history import History
 from glm3cli.train.report.metrics import Metrics
-from glm3cli.train.resumable import find_checkpoints, find_resume
 from glm3cli.train.run import write_run_file
 from tests.support.config_file import read
-from tests.support.tiny import TINY, train_config
+from tests.support.tiny import train_config
 
 STEP_FIELDS = [
     "iteration",
@@ -120,111 +115,6 @@ def test_progress_of_older_checkpoints_has_first_samples_alone():
 )
 def test_the_schedule_goes_on_after_the_steps_that_were_not_skipped(common: dict[str, Any]):
     assert schedule_position(common) == 5
-
-
-# --- checkpoints ---
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    """Makes a run's folder with empty checkpoints of these iterations."""
-
-    def make(*iterations: int) -> Path:
-        for iteration in iterations:
-            (tmp_path / "run" / f"iter_{iteration:07d}").mkdir(parents=True)
-        return tmp_path / "run"
-
-    return make
-
-
-def checkpointer(run: Path, keep_last: int | None = None, num_bytes: int = 0) -> Checkpointer:
-    storage = Storage(rank=0, members=(0,), leaders=(0,), places=(f"here:{run}",))
-    return Checkpointer(
-        run, TINY, run, run, keep_last, num_bytes, in_background=False, storage=storage
-    )
-
-
-def names(paths: list[Path]) -> list[str]:
-    return [path.name for path in paths]
-
-
-def test_checkpoints_come_oldest_first(make_run):
-    run = make_run(100, 20, 3)
-    assert names(find_checkpoints(run)) == ["iter_0000003", "iter_0000020", "iter_0000100"]
-
-
-def test_what_is_no_complete_checkpoint_is_not_found(make_run):
-    run = make_run(10)
-    for name in (".iter_0000020.partial", ".iter_0000005.removed", "iter_30", "tensorboard"):
-        (run / name).mkdir()
-    (run / "iter_0000040").touch()
-    assert names(find_checkpoints(run)) == ["iter_0000010"]
-    assert find_checkpoints(run / "nowhere") == []
-
-
-def test_auto_goes_on_from_the_newest_or_starts_anew(make_run, tmp_path):
-    assert find_resume(tmp_path / "run", "auto") == []
-    run = make_run(10, 9)
-    assert names(find_resume(run, "auto")) == ["iter_0000010", "iter_0000009"]
-
-
-def test_never_refuses_a_run_that_has_checkpoints(make_run, tmp_path):
-    assert find_resume(tmp_path / "run", "never") == []
-    with pytest.raises(ConfigError, match="already holds iter_0000010"):
-        find_resume(make_run(10), "never")
-
-
-def test_a_checkpoint_or_a_run_can_be_named(make_run, tmp_path):
-    run = make_run(10, 20)
-    assert find_resume(tmp_path / "new", str(run / "iter_0000010")) == [run / "iter_0000010"]
-    assert find_resume(tmp_path / "new", f"{run}/iter_0000010/") == [run / "iter_0000010"]
-    found = find_resume(tmp_path / "new", str(run))
-    assert names(found) == ["iter_0000020", "iter_0000010"]
-
-
-@pytest.mark.parametrize("name", ["nowhere", "run/iter_0000011", "run"])
-def test_a_name_without_a_checkpoint_is_refused(name, make_run, tmp_path):
-    (tmp_path / "run").mkdir()
-    with pytest.raises(CheckpointError, match="is no checkpoint and has none in it"):
-        find_resume(tmp_path / "new", str(tmp_path / name))
-
-
-@pytest.mark.parametrize(
-    ("keep_last", "left"),
-    [
-        (None, ["iter_0000003", "iter_0000020", "iter_0000100"]),
-        (2, ["iter_0000020", "iter_0000100"]),
-        (1, ["iter_0000100"]),
-        (9, ["iter_0000003", "iter_0000020", "iter_0000100"]),
-    ],
-)
-def test_only_the_newest_checkpoints_are_kept(keep_last, left, make_run):
-    run = make_run(3, 20, 100)
-    (run / "iter_0000003" / "weights").touch()
-    (run / "metrics.jsonl").touch()
-    checkpointer(run, keep_last)._prune(run / "iter_0000100", find_checkpoints(run))
-    assert sorted(path.name for path in run.iterdir()) == sorted([*left, "metrics.jsonl"])
-
-
-def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(make_run):
-    run = make_run(3, 10, 20, 100)
-    checkpointer(run, 1)._prune(run / "iter_0000010", find_checkpoints(run))
-    assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000020", "iter_0000100"]
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused(make_run):
-    run = make_run(3)
-    free = shutil.disk_usage(run).free
-    with pytest.raises(CheckpointError, match=r"a checkpoint takes .* GiB, but .* GiB are free"):
-        checkpointer(run, num_bytes=free + 2**30).check_space()
-    checkpointer(run, num_bytes=1000).check_space()
-
-
-def test_parts_of_a_checkpoint_that_other_machines_lack_are_not_counted(make_run):
-    run = make_run(3, 10, 17, 20)
-    complete = [run / name for name in ("iter_0000003", "iter_0000010", "iter_0000020")]
-    checkpointer(run, 2)._prune(run / "iter_0000020", complete)
-    assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000017", "iter_0000020"]
 
 
 # --- metrics ---
@@ -427,4 +317,4 @@ def test_the_run_file_gives_the_same_run_again(tmp_path):
     config = train_config(save=tmp_path / "run", data=["0.5:数据", "0.5:b"], lr=1e-6, min_lr=1e-8)
     write_run_file(config)
     assert read(type(config), tmp_path / "run" / "run.yaml") == config
-    assert names(list((tmp_path / "run").iterdir())) == ["run.yaml"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]
