@@ -238,6 +238,10 @@ class Device(ABC):
         """
         return 0
 
+    def memory_left(self, num_groups: int) -> int:
+        """Returns the memory of the device that so many process groups leave to fill, in bytes."""
+        return self.memory() - self.memory_of_groups(num_groups)
+
     @abstractmethod
     def chip(self) -> str:
         """Returns the name that the driver has for the chip, such as NVIDIA A100-SXM4-80GB."""

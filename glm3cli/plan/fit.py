@@ -3,6 +3,7 @@
 A plan fits if its predicted peak leaves a tenth of the memory free (plan/memory.py: HEADROOM).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from glm3cli.config.model import ModelConfig
@@ -51,7 +52,10 @@ def check_memory(config: TrainConfig, model: ModelConfig) -> None:
 
 
 def check_device(
-    config: TrainConfig, model: ModelConfig, kernels: "SavedForBackward", memory: int
+    config: TrainConfig,
+    model: ModelConfig,
+    kernels: "SavedForBackward",
+    memory_left: Callable[[int], int],
 ) -> str | None:
     """Checks that a run fits into the device that is here, unless --device-memory is given.
 
@@ -59,7 +63,7 @@ def check_device(
         config: The run's settings.
         model: The model's shape.
         kernels: What the device's kernels save for the backward pass.
-        memory: The device's memory, in bytes.
+        memory_left: Returns the bytes of the device that a number of process groups leaves.
 
     Returns:
         A warning if the run fits but leaves less than the headroom free, else None.
@@ -67,6 +71,7 @@ def check_device(
     Raises:
         ConfigError: The run needs more than the memory; the hint has a parallel plan that fits.
     """
+    memory = memory_left(config.num_groups)
     if config.device_bytes is not None or fits(peak_of(config, model, kernels), memory):
         return None
     short = shortage(config, model, kernels, memory)

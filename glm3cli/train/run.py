@@ -61,8 +61,7 @@ def run_training(
     config, model = prepared.config, prepared.model
     find_resume(config.save, config.resume)  # a wrong --resume is reported before all else
     device = require_active()
-    memory = device.memory() - device.memory_of_groups(config.num_groups)
-    warning = check_device(config, model, device.saved_for_backward, memory)
+    warning = check_device(config, model, device.saved_for_backward, device.memory_left)
     utilisation = _utilisation(config, model)
     if config.deterministic:
         device.make_deterministic()

@@ -3,12 +3,15 @@
 Its wheel can't be imported beside another torch: the schemas are read from its library's text.
 """
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import glm3cli
 from glm3cli.device.doctor.machine import Machine
 from glm3cli.device.doctor.pins import ALSO, ASCEND, pip_install
 from glm3cli.device.npu.operators import SCHEMAS
@@ -22,8 +25,13 @@ pytestmark = pytest.mark.dist
 
 
 @pytest.fixture(scope="module", params=[ASCEND, ALSO], ids=lambda pins: pins["torch_npu"])
-def on_cards(wheels: Path, request: pytest.FixtureRequest) -> dict[str, str]:
-    return schemas(unpacked(request.param["torch_npu"], wheels))
+def wheel_of_cards(wheels: Path, request: pytest.FixtureRequest) -> Path:
+    return unpacked(request.param["torch_npu"], wheels)
+
+
+@pytest.fixture(scope="module")
+def on_cards(wheel_of_cards: Path) -> dict[str, str]:
+    return schemas(wheel_of_cards)
 
 
 def arguments(schema: str) -> dict[str, str]:
@@ -95,6 +103,39 @@ def test_the_emulated_schemas_begin_as_those_of_cards(
         theirs, ours = arguments(on_cards[name]), arguments(here[name])
         assert list(ours)[: len(theirs)] == list(theirs), name
         assert {key: ours[key] for key in theirs} == theirs, name
+
+
+def collectives_of(wheel: Path) -> dict[str, list[str]]:
+    """Returns the arguments of what torch_npu puts in place of torch.distributed's functions.
+
+    It calls them as torch does, with an underscore in front.
+    """
+    module = ast.parse((wheel / "torch_npu/distributed/distributed_c10d.py").read_text("utf-8"))
+    return {
+        one.name[1:]: [arg.arg for arg in (*one.args.args, *one.args.kwonlyargs)]
+        for one in module.body
+        if isinstance(one, ast.FunctionDef) and hasattr(torch.distributed, one.name[1:])
+    }
+
+
+def our_collectives() -> Iterator[tuple[str, ast.Call]]:
+    """Yields our calls of torch.distributed's functions, with their names."""
+    for path in Path(glm3cli.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if ast.unparse(node.func.value) in ("dist", "torch.distributed"):
+                yield node.func.attr, node
+
+
+def test_our_calls_fit_what_replaces_collectives_on_cards(wheel_of_cards: Path) -> None:
+    replaced = collectives_of(wheel_of_cards)
+    assert {"gather_object", "batch_isend_irecv"} <= replaced.keys()
+    ours = [(name, call) for name, call in our_collectives() if name in replaced]
+    assert {name for name, _ in ours} >= {"gather_object"}
+    for name, call in ours:
+        assert {one.arg for one in call.keywords} <= set(replaced[name]), ast.unparse(call)
+        assert len(call.args) <= len(replaced[name])
 
 
 def test_torchs_adamw_has_a_kernel_on_cards(wheels: Path) -> None:

@@ -132,4 +132,5 @@ def test_a_token_is_read_once(npu_ranks: RankPool, way: str) -> None:
                 assert sum(launches.values()) <= 10
             else:
                 assert layers == MODEL.num_layers
+                assert launches["cos"] == launches["sin"] == 1  # one rotation for all layers
                 assert sum(launches.values()) <= 20 * layers + 20

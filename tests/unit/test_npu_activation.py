@@ -65,7 +65,9 @@ ACTIVATE = (
         device = require_active()
         device.synchronize()
         said = [device.name, device.peak_memory(), sys.modules["torch_npu"].npu.devices]
-        said += [device.memory(), device.chip(), device.peak_tflops("bf16"), device.profiler()]
+        hccl = device.memory() - device.memory_left(3)
+        said += [device.memory(), hccl, device.chip()]
+        said += [device.peak_tflops("bf16"), device.profiler()]
     except DeviceError as error:
         said = [error.message, error.hint]
     assert sys.argv is argv and sys.argv[1:] == ["pretrain", "--tp", "2"]
@@ -111,7 +113,9 @@ def test_the_npus_packages_come_in_order_and_do_not_see_our_arguments(ascend):
     ]
     # Operators are not compiled for each shape.
     assert said[:3] == ["npu", 7, ["npu:3", False, "synchronized"]]
-    assert said[3:] == [8, "Ascend910B3", 354.0, ["host", "chip"]]
+    # What is free and what it holds; and of each group a buffer to send and one to receive.
+    assert said[3:5] == [8, 3 * 2 * 200 * 2**20]
+    assert said[5:] == ["Ascend910B3", 354.0, ["host", "chip"]]
     assert {name: variables[name] for name in ENVIRONMENT} == ENVIRONMENT
 
 
@@ -126,10 +130,15 @@ def test_torchs_adamw_stands_in_for_mindspeeds(ascend):
 
 
 def test_the_npus_environment_is_the_users_where_it_is_set(ascend):
-    theirs = {"HCCL_CONNECT_TIMEOUT": "60", "PYTORCH_NPU_ALLOC_CONF": "max_split_size_mb:64"}
-    _, _, variables = activate_npu(ascend, **theirs)
+    theirs = {
+        "HCCL_CONNECT_TIMEOUT": "60",
+        "HCCL_BUFFSIZE": "120",
+        "PYTORCH_NPU_ALLOC_CONF": "max_split_size_mb:64",
+    }
+    _, said, variables = activate_npu(ascend, **theirs)
     assert {name: variables[name] for name in theirs} == theirs
     assert variables["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    assert said[4] == 3 * 2 * 120 * 2**20
 
 
 def test_it_is_told_who_has_set_what(ascend):

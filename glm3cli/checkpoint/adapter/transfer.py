@@ -83,12 +83,13 @@ def gather_adapter(
         for slot, parts in _parts_here(chunks).items()
     }
     ranks: list[Any] | None = [None] * grid.tp_size if grid.tp_rank == 0 else None
-    dist.gather_object(pieces, ranks, group_dst=0, group=grid.tp_group)
+    # By ranks among all: some devices have a gather_object of their own, without group_dst.
+    dist.gather_object(pieces, ranks, dist.get_global_rank(grid.tp_group, 0), grid.tp_group)
     if ranks is None:
         return None
     ours = {slot: _joined(slot, ranks, scales[slot], model) for slot in pieces}
     stages: list[Any] | None = [None] * grid.pp_size if grid.pp_rank == 0 else None
-    dist.gather_object(ours, stages, group_dst=0, group=grid.pp_group)
+    dist.gather_object(ours, stages, dist.get_global_rank(grid.pp_group, 0), grid.pp_group)
     if stages is None:
         return None
     pairs = {slot: [pair] for stage in stages for slot, pair in stage.items()}
