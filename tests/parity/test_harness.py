@@ -1,10 +1,14 @@
 """Choices, scores and texts of lm-evaluation-harness's own hf backend, question by question.
 
-The tasks are local files of the kinds of MMLU, ARC, HellaSwag, BoolQ and GSM8K.
+The tasks are local files of the kinds of MMLU, ARC, HellaSwag, BoolQ and GSM8K, and the model has
+been trained on most of their answers.
 """
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,7 @@ generation_kwargs: {{until: ["Question:", "three"], do_sample: false, max_gen_to
 metric_list: [{{metric: exact_match}}]
 """
 )
+COLOURS = ["red", "blue"]  # by which a model can learn the answers
 LETTERS = ["A", "B", "C", "D"]
 LONG = ["one two three.", "two", "is it one two three four five?", "four one"]
 TASKS: dict[str, tuple[str, int, list[dict[str, Any]]]] = {
@@ -52,7 +57,7 @@ TASKS: dict[str, tuple[str, int, list[dict[str, Any]]]] = {
         shots,
         [
             {
-                "question": f"What is {name} {i}?" + " one two" * (i % 5),
+                "question": f"What is {name} {i} {COLOURS[i % 2]}?" + " one two" * (i % 5),
                 "choices": choices[: 2 + i % 3] if name == "like_arc" else choices,
                 "answer": i % 2,
                 "said": "one",
@@ -70,8 +75,8 @@ TASKS: dict[str, tuple[str, int, list[dict[str, Any]]]] = {
 }
 
 
-def by_hf(model: str, folder: str) -> dict[str, list[Any]]:
-    """The harness's own answers."""
+def by_hf(model: str, folder: str) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """The harness's own answers, with the metrics."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -84,11 +89,11 @@ def by_hf(model: str, folder: str) -> dict[str, list[Any]]:
         bootstrap_iters=0,
     )
     assert found is not None
-    return samples(found)
+    return samples(found), found["results"]
 
 
 def by_glm3(options: dict[str, Any]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """Ours, with the metrics."""
+    """Ours."""
     from glm3cli.evals.harness.run import run_harness
 
     found = run_harness(HarnessConfig.parse(options), quiet=True)
@@ -103,33 +108,58 @@ def samples(found: Any) -> dict[str, list[Any]]:
     }
 
 
+def write_trained(folder: Path) -> Path:
+    """Trains a small model with the real tokenizer on the tasks, and exports it as `glm`."""
+    model = EXAM_MODEL.model_copy(update={"padded_vocab_size": 65024})
+    weights = {
+        name: tensor * 0.2 if "norm" not in name else torch.ones_like(tensor)
+        for name, tensor in random_weights(model, torch.float32).items()
+    }
+    base, data = folder / "chatglm", folder / "train.jsonl"
+    write_hf(base, model=model, weights=weights)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copyfile(SHARED / "chatglm3-6b" / name, base / name)
+    (base / "tokenization_chatglm.py").unlink()
+    texts = [text for name, (*_, rows) in TASKS.items() for text in solved(name, rows)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 8))
+    command = ["pretrain", "--model", base, "--data", data, "--save", folder / "run"]
+    command += ["--seq-length", 128, "--micro-batch-size", 2, "--global-batch-size", 2]
+    command += ["--train-iters", 500, "--lr", 1e-2, "--split", "100,0,0", "--device", "cpu"]
+    arguments = [sys.executable, "-m", "glm3cli", *map(str, command)]
+    subprocess.run(arguments, check=True, capture_output=True, timeout=280)
+    convert(folder / "run", folder / "glm", ConvertOptions(layout="glm", verify=False))
+    return folder / "glm"
+
+
+def solved(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The questions of a task with their answers, but for those of the last two."""
+    for row in rows[:-2]:
+        if name == "like_gsm8k":
+            yield f"Question: {row['question']}\nAnswer: {row['said']}\n\n"
+        else:
+            yield f"{row['question']}\nAnswer: {row['choices'][row['answer']]}\n\n"
+
+
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.dist
-def test_answers_are_those_of_the_hf_backend(
-    tmp_path: Path, ranks: RankPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_those_of_the_hf_backend(tmp_path: Path, ranks: RankPool) -> None:
     pytest.importorskip("lm_eval")
-    model = EXAM_MODEL.model_copy(update={"padded_vocab_size": 65024})
-    weights = {
-        name: tensor if tensor.dim() == 1 else tensor * 0.2
-        for name, tensor in random_weights(model, torch.float32).items()
-    }
-    write_hf(tmp_path / "chatglm", model=model, weights=weights)
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copyfile(SHARED / "chatglm3-6b" / name, tmp_path / "chatglm" / name)
-    (tmp_path / "chatglm" / "tokenization_chatglm.py").unlink()
-    convert(tmp_path / "chatglm", tmp_path / "glm", ConvertOptions(layout="glm", verify=False))
+    model = write_trained(tmp_path)
     for name, (form, shots, rows) in TASKS.items():
         data = tmp_path / f"{name}.jsonl"
         data.write_text("\n".join(json.dumps(row) for row in rows))
         text = form.format(name=name, data=data, shots=shots)
         (tmp_path / f"{name}.yaml").write_text(text)
-    theirs = by_hf(str(tmp_path / "glm"), str(tmp_path))
-    options = {"model": tmp_path / "glm", "tasks": ",".join(TASKS), "include_path": tmp_path}
+    theirs, expected_results = by_hf(str(model), str(tmp_path))
+    options = {"model": model, "tasks": ",".join(TASKS), "include_path": tmp_path}
     options |= {"output": tmp_path / "results.json", "batch_size": 5, "device": "cpu"}
     [(ours, results)] = ranks.run(1, by_glm3, options)
-    assert results["like_mmlu"]["acc,none"] <= 1
+    metrics = ("acc,none", "acc_norm,none", "exact_match,none")
+    for task in TASKS:
+        for metric in metrics:
+            assert results[task].get(metric) == expected_results[task].get(metric), task
+    assert results["like_boolq"]["acc,none"] > 0.8  # it has learned something
     for task in TASKS:
         assert len(ours[task]) == len(theirs[task]) == 12
         for one, other in zip(ours[task], theirs[task], strict=True):
