@@ -45,7 +45,7 @@ _NEEDED = (
 
 # The names that transformers has for fields of the original config.json; some programs that tune
 # or save a model write these alone.
-_RENAMED = {
+RENAMED = {
     "num_hidden_layers": "num_layers",
     "intermediate_size": "ffn_hidden_size",
     "head_dim": "kv_channels",
@@ -266,7 +266,7 @@ def _check_kind(raw: dict[str, Any], path: Path) -> None:
 def _from_chatglm(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """Reads the original config.json: the values of a `ModelConfig`, without `torch_dtype`."""
     _check_family(raw, path)
-    raw = {**{ours: raw[theirs] for theirs, ours in _RENAMED.items() if theirs in raw}, **raw}
+    raw = {**{ours: raw[theirs] for theirs, ours in RENAMED.items() if theirs in raw}, **raw}
     missing = [name for name in _NEEDED if name not in raw]
     if missing:
         raise CheckpointError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.inspect import inspect
+from glm3cli.checkpoint.layouts.companions import copy_companions
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.config.convert import ConvertOptions
 from glm3cli.config.model import ModelConfig
@@ -228,3 +229,12 @@ def test_a_config_with_the_names_of_transformers_alone(tmp_path):
     del renamed["multi_query_attention"]
     (tmp_path / "config.json").write_text(json.dumps(renamed))
     assert ModelConfig.from_file(tmp_path) == SMALL
+
+
+def test_both_names_of_a_size_say_the_same(tmp_path: Path) -> None:
+    shape = SMALL.to_hf() | {"num_layers": 40, "num_hidden_layers": 40}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    (tmp_path / "new").mkdir()
+    copy_companions(tmp_path, tmp_path / "new", SMALL)
+    written = json.loads((tmp_path / "new/config.json").read_text())
+    assert written["num_hidden_layers"] == written["num_layers"] == SMALL.num_layers

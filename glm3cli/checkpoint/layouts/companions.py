@@ -15,7 +15,7 @@ from glm3cli.checkpoint.layouts.complete import complete, write_content
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.family.recognise import known
-from glm3cli.config.model import ModelConfig, is_glm
+from glm3cli.config.model import RENAMED, ModelConfig, is_glm
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME
@@ -166,6 +166,9 @@ def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
     changes = {name: value for name, value in new.items() if value != old.get(name)}
     if "dtype" in raw and "torch_dtype" in changes:  # the newer spelling of transformers
         changes["dtype"] = changes["torch_dtype"]
+    for other, name in RENAMED.items():  # GLM-4's has both, and llama.cpp's converter reads these
+        if other in raw and name in changes:
+            changes[other] = changes[name]
     return raw | changes
 
 
