@@ -19,9 +19,9 @@ from glm3cli.infer.decoding.beams import Beams
 from glm3cli.infer.sampling import Sampling
 from tests.distributed.test_engine import MODEL, PROMPTS, random_source
 from tests.distributed.test_selected_adapters import together
-from tests.distributed.test_server import complete, gathered, say
+from tests.distributed.test_server_tools import gathered
 from tests.support.ranks import RankPool
-from tests.support.server import Asking, serve_for
+from tests.support.server import Asking, complete, say, serve_for
 from tests.support.tiny_tokenizer import tiny_tokenizer_folder
 
 pytestmark = pytest.mark.dist
