@@ -172,4 +172,7 @@ def to_glm(shape: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "use_cache": True,
         "eos_token_id": 2,
         "pad_token_id": 0,
+        # Without it transformers 4.57 to 5.19 take the tokenizer for an old one of Mistral's, and
+        # warn of wrong ids (tokenization_utils_tokenizers.py, _patch_mistral_regex).
+        "transformers_version": "4.57.0",
     }
