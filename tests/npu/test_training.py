@@ -44,7 +44,7 @@ def test_20_steps_have_the_cpus_losses(
     assert (tmp_path / "metadata.json").is_file()
 
 
-@pytest.mark.parametrize("sizes", ["tp1 pp1", "tp2 pp1"])
+@pytest.mark.parametrize("sizes", [pytest.param("tp1 pp1", marks=pytest.mark.slow), "tp2 pp1"])
 def test_adapters_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, sizes: str) -> None:
     options = {"lora_rank": 4, **SIZES[sizes]}
     size = world_size(options)
@@ -54,7 +54,7 @@ def test_adapters_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, siz
         assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_preferences_have_the_cpus_losses(
     ranks: RankPool, npu_ranks: RankPool, method: str
 ) -> None:
