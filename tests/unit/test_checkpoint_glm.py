@@ -159,6 +159,20 @@ def test_the_folder_is_complete(glm):
     assert not list(glm.glob("*.py"))
 
 
+def test_how_a_model_samples_goes_with_it(tmp_path):
+    source = write_source(tmp_path / "hf")
+    (source / "generation_config.json").write_text(
+        '{"eos_token_id": 5, "do_sample": true, "temperature": 0.8, "_from_model_config": true}'
+    )
+    convert(source, tmp_path / "new", GLM)
+    told = json.loads((tmp_path / "new/generation_config.json").read_text())
+    assert told.pop("eos_token_id")[0] == 2
+    assert told == {"pad_token_id": 0, "do_sample": True, "temperature": 0.8}
+    (source / "generation_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"generation_config\.json holds no JSON object"):
+        convert(source, tmp_path / "no", GLM)
+
+
 def test_other_layouts_get_no_files_of_this_one(tmp_path, glm):
     convert(glm, tmp_path / "mg", ConvertOptions("mcore"))
     names = {"config.json", "iter_0000001", "latest_checkpointed_iteration.txt", "tokenizer.model"}

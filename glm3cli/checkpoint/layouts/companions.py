@@ -23,6 +23,11 @@ from glm3cli.data.tokens.vocabulary.ranks import has_ranks
 from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json
 
+_GENERATION = "generation_config.json"
+# Its entries that are made anew, or that say how the file came about.
+_REPLACED = frozenset(
+    {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
+)
 COMPANIONS = (
     FILE_NAME,
     JSON_NAME,
@@ -32,7 +37,7 @@ COMPANIONS = (
     "configuration_chatglm.py",
     "modeling_chatglm.py",
     "quantization.py",
-    "generation_config.json",
+    _GENERATION,
 )
 _log = logging.getLogger(__name__)
 
@@ -153,7 +158,27 @@ def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
             shutil.copyfile(tokenizer.path, folder / FILE_NAME)
     stops = stop_tokens(tokenizer)
     write_content(folder / "config.json", _name(source) | model.to_glm() | stops)
-    write_content(folder / "generation_config.json", stops)
+    write_content(folder / _GENERATION, _sampling(source) | stops)
+
+
+def _sampling(source: Path) -> dict[str, Any]:
+    """Returns what a model's generation_config.json says, but for the ids, which the tokenizer has.
+
+    Servers sample by it where a request doesn't say how.
+
+    Raises:
+        CheckpointError: The file holds no JSON object.
+    """
+    file = find_companion(source, _GENERATION)
+    if file is None:
+        return {}
+    try:
+        values = read_json(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}", "mend or remove the file") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} holds no JSON object", "mend or remove the file")
+    return {name: value for name, value in values.items() if name not in _REPLACED}
 
 
 def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
