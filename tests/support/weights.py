@@ -48,7 +48,7 @@ def pieces_here(train_step: Any, parallel: Any, model: ModelConfig) -> Pieces:
             for local, layer in places:
                 parameter = parameters.pop(weight.name("mcore", local), None)
                 if parameter is not None:
-                    piece = parameter.detach().float().numpy().copy()
+                    piece = parameter.detach().float().cpu().numpy().copy()
                     pieces[weight.name("chatglm", layer), tp_rank] = piece
         assert not parameters
     return pieces

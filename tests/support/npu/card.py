@@ -147,6 +147,8 @@ def follow(card: Card) -> None:
     to, tolist = torch.Tensor.to, torch.Tensor.tolist
 
     def moved(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and isinstance(args[0], torch.Tensor):  # whose device torch doesn't ask for here
+            args = (args[0].device, args[0].dtype, *args[1:])
         device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         result = to(tensor, *args, **kwargs)
         if device is None or device.type != "cpu":
