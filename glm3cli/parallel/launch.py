@@ -119,7 +119,7 @@ def run_here(config: LaunchConfig, *, answers: Signals = ()) -> bool:
 
         select(config.device).activate(config.without_kernel)
     if config.without_kernel and is_speaker():
-        _log.warning("plain torch computes %s (--without-kernel)", ", ".join(config.without_kernel))
+        _log.warning("left out by --without-kernel: %s", ", ".join(config.without_kernel))
     return True
 
 
