@@ -206,6 +206,9 @@ class Device(ABC):
     def keep_freed_memory(self) -> None:  # noqa: B027 - most allocators do
         """Makes the allocator keep freed memory, since every step asks for the same again."""
 
+    def return_freed_memory(self) -> None:  # noqa: B027 - caching allocators reuse theirs
+        """Makes the allocator return freed memory, where no two steps ask for the same."""
+
     def new_graphs(self) -> Graphs:
         """Returns an empty collection of graphs; only where `captures_steps` is set.
 

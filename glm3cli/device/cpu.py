@@ -149,10 +149,20 @@ REDIRECTS = (
 # lru_cache). A server meets all numbers. Those of a few tokens are in use all the time, and stay.
 _COMPILED = dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "256")
 # malloc.h's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX.
-_MALLOC = {-1: 2**31 - 1, -2: 2**26, -4: 0}
+_KEEP_FREED = {-1: 2**31 - 1, -2: 2**26, -4: 0}
+# M_MMAP_THRESHOLD, glibc's first value: as long as nobody sets it, it grows to 32 MiB.
+_RETURN_FREED = {-3: 2**17}
 # Apex's extension, which megatron-core's linear layers call to add to `main_grad` (layers.py
 # 0.16.1).
 _APEX = "fused_weight_gradient_mlp_cuda"
+
+
+def _set_malloc(options: dict[int, int]) -> None:
+    """Sets options of glibc's allocator; another libc has its own way."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in options.items():
+            libc.mallopt(option, value)
 
 
 def _gradient_accumulation() -> ModuleType:
@@ -221,10 +231,15 @@ class CpuDevice(Device):
 
         Each large tensor would otherwise be mapped anew, and its pages zeroed one fault at a time.
         """
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # another libc has its own way
-            for option, value in _MALLOC.items():
-                libc.mallopt(option, value)
+        _set_malloc(_KEEP_FREED)
+
+    def return_freed_memory(self) -> None:
+        """Tells glibc to map each large tensor by itself.
+
+        Between tensors of ever other sizes, and what is compiled for these, the heap would get
+        holes that nothing fits in, and grow.
+        """
+        _set_malloc(_RETURN_FREED)
 
     def synchronize(self) -> None:
         """Returns at once: the CPU has no queue of work."""

@@ -62,10 +62,12 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
     model = open_here(config, answers=_STOPS)
     if model is None:
         return
+    from glm3cli.device import require_active
     from glm3cli.infer.serve.work import Worker, follow
     from glm3cli.parallel.orders import Orders
 
     with model:
+        require_active().return_freed_memory()
         model.engine.limit(config.max_batch_size)
         if not is_speaker():
             for number in _STOPS:  # rank 0 says when it is over
