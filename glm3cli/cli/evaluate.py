@@ -26,9 +26,8 @@ from glm3cli.parallel.launch import is_speaker
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glm3cli.evals.compare import Comparison
     from glm3cli.evals.ledger import Report, Status
-    from glm3cli.evals.results import EvalResult, Tally
+    from glm3cli.evals.results import Comparison, EvalResult, Tally
     from glm3cli.evals.suite import Suite
 
 app = typer.Typer(no_args_is_help=True, help="Score a model on benchmarks.", epilog=flowing(EVAL))

@@ -7,93 +7,29 @@ differences at the questions, which is smaller than that of either score.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from glm3cli.config.evaluation import CompareConfig
 from glm3cli.errors import DataError
-from glm3cli.evals.page import parts
-from glm3cli.evals.page.write import write_page
-from glm3cli.evals.results import QuestionResult, is_right
+from glm3cli.evals.page.comparison import write_comparison
+from glm3cli.evals.results import (
+    Comparison,
+    McNemar,
+    QuestionResult,
+    SubjectDifference,
+    is_right,
+)
 from glm3cli.evals.statistics import (
-    Interval,
     clustered_stderr,
     interval_of,
     mcnemar,
     paired_p_value,
     stderr_of_mean,
 )
+from glm3cli.evals.suites.named import questions_of
 from glm3cli.host.files import write_json
 
 _NEEDED = ("benchmark", "micro", "questions", "prompt_sha256", "settings")
-
-
-class McNemar(TypedDict):
-    """The table of right answers of two models, and the p-value of McNemar's exact test."""
-
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-    p_value: float
-
-
-class SubjectDifference(TypedDict):
-    """The scores of two models in a subject.
-
-    Attributes:
-        total: The number of questions.
-        first: The accuracy of the first model.
-        second: That of the second.
-        difference: `second - first`.
-        only_first: The number of questions that only the first has right.
-        only_second: The number of those that only the second has right.
-    """
-
-    total: int
-    first: float
-    second: float
-    difference: float
-    only_first: int
-    only_second: int
-
-
-class Comparison(TypedDict):
-    """The content of compare.json.
-
-    Attributes:
-        benchmark: Always `compare`.
-        of: The benchmark that both results are of.
-        first: The file and the model of the first result, and its accuracy.
-        second: Those of the second.
-        total: The number of questions.
-        difference: The accuracy of the second less that of the first.
-        stderr: The standard error of the difference, from the questions' differences.
-        interval: Its 95 % interval by Student's t.
-        p_value: That of the paired t test.
-        stderr_clustered: The cluster-robust error over subjects; null with one subject.
-        interval_clustered: The 95 % interval by it; null with one subject.
-        mcnemar: McNemar's test.
-        choices_changed: The number of questions at which the models chose differently.
-        subjects: The difference in each subject.
-        changed: The questions that one of the two has right: the subject, the index, both choices
-            and the answer.
-    """
-
-    benchmark: str
-    of: str
-    first: dict[str, Any]
-    second: dict[str, Any]
-    total: int
-    difference: float
-    stderr: float
-    interval: Interval
-    p_value: float
-    stderr_clustered: float | None
-    interval_clustered: Interval | None
-    mcnemar: McNemar
-    choices_changed: int
-    subjects: dict[str, SubjectDifference]
-    changed: list[dict[str, Any]]
 
 
 def run_compare(config: CompareConfig) -> Comparison:
@@ -104,7 +40,12 @@ def run_compare(config: CompareConfig) -> Comparison:
     """
     first, second = read_result(config.first), read_result(config.second)
     found = compare(first, second, (str(config.first), str(config.second)))
-    _write(config.output, found, first, second)
+    notes = []
+    try:
+        asked = questions_of(first)
+    except DataError as error:
+        asked, notes = {}, [f"The questions' texts aren't shown: {error.message}."]
+    write_comparison(config.output, found, (first, second), asked, notes)
     write_json(config.output, found)
     return found
 
@@ -244,77 +185,3 @@ def _changed(first: QuestionResult, second: QuestionResult) -> dict[str, Any]:
         "second": second["choice"],
         "answer": first["answer"],
     }
-
-
-def _write(
-    output: Path, found: Comparison, first: Mapping[str, Any], second: Mapping[str, Any]
-) -> None:
-    """Writes the page of a comparison, with both results side by side.
-
-    Args:
-        output: The JSON file of the comparison.
-        found: Its content.
-        first: The first result.
-        second: The second one.
-    """
-    low, high = found["interval"]
-    table = found["mcnemar"]
-    tiles = {
-        "first": f"{found['first']['micro']:.2%}",
-        "second": f"{found['second']['micro']:.2%}",
-        "difference": f"{found['difference']:+.2%}",
-        "95 % interval": f"{low:+.2%} to {high:+.2%}",
-        "McNemar's p": f"{table['p_value']:.3g}",
-        "only the first right": f"{table['only_first']:,}",
-        "only the second right": f"{table['only_second']:,}",
-        "questions": f"{found['total']:,}",
-    }
-    bars = []
-    for name, one in found["subjects"].items():
-        told = f"{one['first']:.1%} → {one['second']:.1%}"
-        bars.append(parts.Bar(name, one["first"], told, other=one["second"]))
-    ordered = sorted(found["subjects"].items(), key=lambda item: -item[1]["difference"])
-    sides = [
-        (
-            name,
-            one["difference"],
-            f"{one['difference']:+.1%}  +{one['only_second']} -{one['only_first']}",
-        )
-        for name, one in ordered
-    ]
-    rows = [
-        {
-            "subject": a["subject"],
-            "index": a["index"],
-            "right": is_right(b),
-            "choice": f"{_said(a)} | {_said(b)}",
-            "answer": a["answer"],
-            "told": f"{_word(a)}, then {_word(b)}",
-        }
-        for a, b in zip(first["questions"], second["questions"], strict=True)
-        if is_right(a) != is_right(b) or a["choice"] != b["choice"]
-    ]
-    write_page(
-        output,
-        title=f"{found['of']}: {_name(found['first'])} and {_name(found['second'])}",
-        about=f"first: {found['first']['file']} · second: {found['second']['file']}",
-        tiles=tiles,
-        sections=[
-            ("Subjects: first above, second below", parts.bars(bars)),
-            ("What the second gains and loses", parts.differences(sides)),
-        ],
-        notes=["The questions below are those that the two answered differently."],
-        questions=rows,
-    )
-
-
-def _name(side: Mapping[str, Any]) -> str:
-    return str(side["lora"] or side["model"] or side["file"])
-
-
-def _word(one: QuestionResult) -> str:
-    return "right" if is_right(one) else "wrong"
-
-
-def _said(one: QuestionResult) -> str:
-    return "nothing" if one["choice"] is None else one["choice"]

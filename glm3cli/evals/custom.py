@@ -67,6 +67,15 @@ def run_custom(
     return None if result is None else (result, suite)
 
 
+def read_questions(file: Path) -> dict[str, list[Question]]:
+    """Returns the questions of a file by subject, each group numbered from 0.
+
+    Raises:
+        DataError: The file is missing, or a row is wrong.
+    """
+    return _by_subject(_rows(file))
+
+
 def suite_of(
     config: CustomConfig, rows: Sequence[tuple[Question, str, str]], *, has_choices: bool
 ) -> Suite:

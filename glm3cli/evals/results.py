@@ -236,3 +236,72 @@ def _option(one: QuestionResult) -> int | None:
     if one["choice"] is None:
         return None
     return (LETTERS.index(one["choice"]) + one.get("rotation", 0)) % len(one["scores"])
+
+
+class McNemar(TypedDict):
+    """The table of right answers of two models, and the p-value of McNemar's exact test."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p_value: float
+
+
+class SubjectDifference(TypedDict):
+    """The scores of two models in a subject.
+
+    Attributes:
+        total: The number of questions.
+        first: The accuracy of the first model.
+        second: That of the second.
+        difference: `second - first`.
+        only_first: The number of questions that only the first has right.
+        only_second: The number of those that only the second has right.
+    """
+
+    total: int
+    first: float
+    second: float
+    difference: float
+    only_first: int
+    only_second: int
+
+
+class Comparison(TypedDict):
+    """The content of compare.json.
+
+    Attributes:
+        benchmark: Always `compare`.
+        of: The benchmark that both results are of.
+        first: The file and the model of the first result, and its accuracy.
+        second: Those of the second.
+        total: The number of questions.
+        difference: The accuracy of the second less that of the first.
+        stderr: The standard error of the difference, from the questions' differences.
+        interval: Its 95 % interval by Student's t.
+        p_value: That of the paired t test.
+        stderr_clustered: The cluster-robust error over subjects; null with one subject.
+        interval_clustered: The 95 % interval by it; null with one subject.
+        mcnemar: McNemar's test.
+        choices_changed: The number of questions at which the models chose differently.
+        subjects: The difference in each subject.
+        changed: The questions that one of the two has right: the subject, the index, both choices
+            and the answer.
+    """
+
+    benchmark: str
+    of: str
+    first: dict[str, Any]
+    second: dict[str, Any]
+    total: int
+    difference: float
+    stderr: float
+    interval: Interval
+    p_value: float
+    stderr_clustered: float | None
+    interval_clustered: Interval | None
+    mcnemar: McNemar
+    choices_changed: int
+    subjects: dict[str, SubjectDifference]
+    changed: list[dict[str, Any]]

@@ -44,10 +44,11 @@ TEXT = (
     + """output_type: generate_until
 doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
 doc_to_target: said
-generation_kwargs: {{until: ["Question:", "three"], do_sample: false, max_gen_toks: 24}}
+generation_kwargs: {{until: ["\\n"], do_sample: false, max_gen_toks: 24}}
 metric_list: [{{metric: exact_match}}]
 """
 )
+OPEN = TEXT.replace('["\\n"]', '["Question:", "three"]')  # goes on behind the answer
 COLOURS = ["red", "blue"]  # by which a model can learn the answers
 LETTERS = ["A", "B", "C", "D"]
 LONG = ["one two three.", "two", "is it one two three four five?", "four one"]
@@ -71,6 +72,7 @@ TASKS: dict[str, tuple[str, int, list[dict[str, Any]]]] = {
         ("like_hellaswag", CHOICE, 0, [f"{one} five" for one in LONG]),
         ("like_boolq", CHOICE, 0, ["no", "yes"]),
         ("like_gsm8k", TEXT, 2, LONG),
+        ("like_story", OPEN, 2, LONG),
     ]
 }
 
@@ -120,7 +122,7 @@ def write_trained(folder: Path) -> Path:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copyfile(SHARED / "chatglm3-6b" / name, base / name)
     (base / "tokenization_chatglm.py").unlink()
-    texts = [text for name, (*_, rows) in TASKS.items() for text in solved(name, rows)]
+    texts = [text for name in TASKS for text in solved(name)]
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 8))
     command = ["pretrain", "--model", base, "--data", data, "--save", folder / "run"]
     command += ["--seq-length", 128, "--micro-batch-size", 2, "--global-batch-size", 2]
@@ -131,10 +133,11 @@ def write_trained(folder: Path) -> Path:
     return folder / "glm"
 
 
-def solved(name: str, rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The questions of a task with their answers, but for those of the last two."""
-    for row in rows[:-2]:
-        if name == "like_gsm8k":
+def solved(name: str) -> Iterator[str]:
+    """The questions of a task with their answers, but for those of the last two, and for OPEN."""
+    form, _, rows = TASKS[name]
+    for row in rows[:-2] if form != OPEN else []:
+        if form == TEXT:
             yield f"Question: {row['question']}\nAnswer: {row['said']}\n\n"
         else:
             yield f"{row['question']}\nAnswer: {row['choices'][row['answer']]}\n\n"
@@ -160,10 +163,11 @@ def test_answers_are_those_of_the_hf_backend(tmp_path: Path, ranks: RankPool) ->
         for metric in metrics:
             assert results[task].get(metric) == expected_results[task].get(metric), task
     assert results["like_boolq"]["acc,none"] > 0.8  # it has learned something
-    for task in TASKS:
+    assert results["like_gsm8k"]["exact_match,none"] > 0.8
+    for task, (form, *_) in TASKS.items():
         assert len(ours[task]) == len(theirs[task]) == 12
         for one, other in zip(ours[task], theirs[task], strict=True):
-            if task == "like_gsm8k":
+            if form in (TEXT, OPEN):
                 assert one == other
                 continue
             scores = [float(score) for [(score, _)] in one]

@@ -17,6 +17,7 @@ class Page(HTMLParser):
         charts: The numbers of the curves by the chart's title.
         paths: Classes and outlines of the drawings' paths by the chart's title.
         tags: Every tag with its attributes.
+        questions: The questions of an evaluation's page.
     """
 
     text: str = ""
@@ -25,6 +26,7 @@ class Page(HTMLParser):
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     open_tags: list[str] = field(default_factory=list)
     title: str = ""
+    questions: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -52,6 +54,8 @@ class Page(HTMLParser):
         inside = self.open_tags[-1] if self.open_tags else ""
         if inside == "script" and data.startswith("{"):
             self.charts[self.title] = json.loads(data)["curves"]
+        elif inside == "script" and data.startswith("["):
+            self.questions = json.loads(data)
         elif inside not in ("script", "style"):
             self.text += data + "\n"
 

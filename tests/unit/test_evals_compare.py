@@ -64,6 +64,29 @@ def test_differences_are_those_of_paired_tests(tmp_path: Path) -> None:
     assert "subject 2" in page.text
 
 
+def test_the_page_shows_what_was_asked(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Is it {i}?", "choices": ["yes", "no"], "answer": "A", "subject": name}
+        for name in (f"subject {i}" for i in range(4))
+        for i in range(30)
+    ]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"model": "m", "file": str(asked)}
+    a, b = _write(
+        tmp_path, a=_result(1, 0.4, settings=settings), b=_result(2, 0.6, settings=settings)
+    )
+    config = CompareConfig.parse({"first": a, "second": b, "output": tmp_path / "compare.json"})
+    run_compare(config)
+    first = read_page(tmp_path / "compare.html").questions[0]
+    assert first["text"] == f"Is it {first['index']}?\nA. yes\nB. no"
+    asked.write_text(json.dumps(rows[0]))
+    run_compare(config)
+    page = read_page(tmp_path / "compare.html")
+    assert "texts aren't shown: the files have another question subject 1 0 by now" in page.text
+    assert "text" not in page.questions[0]
+
+
 def test_a_result_equals_itself() -> None:
     found = compare(_result(1, 0.5), _result(1, 0.5), ("a", "b"))
     assert (found["difference"], found["p_value"], found["mcnemar"]["p_value"]) == (0.0, 1.0, 1.0)

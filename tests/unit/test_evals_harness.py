@@ -155,6 +155,11 @@ def test_chats_caches_and_pages(engine: FakeEngine, tasks: Path) -> None:
     assert tuple(prompt) in [one for batch in engine.batches for one in batch]
     page = read_page(config.output.with_suffix(".html"))
     assert "toy_choice, acc" in page.text
+    choice, text = page.questions[0], page.questions[-1]
+    assert [one.strip() for one in choice["choices"]] == list("ABCD")
+    assert (choice["answer"], sum(choice["shares"])) == ("A", pytest.approx(1, abs=1e-3))
+    assert choice["choice"] == "ABCD"[choice["shares"].index(max(choice["shares"]))]
+    assert (text["subject"], text["choice"], text["answer"]) == ("toy_text", "one", "one")
     engine.batches.clear()
     again = harness.run_harness(config, quiet=True)
     assert again is not None

@@ -1,11 +1,12 @@
 """Writes the page of a run of lm-evaluation-harness."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glm3cli.evals.page import parts
-from glm3cli.evals.page.write import write_page
+from glm3cli.evals.page.write import shares, write_page
+from glm3cli.evals.suite import LETTERS
 
 # The metrics that say whether an answer is right, and how much of a prompt is shown.
 _RIGHT = ("acc", "exact_match", "pass@1", "pass_at_k")
@@ -53,23 +54,51 @@ def _questions(samples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for row in rows:
             found = [row[name] for name in _RIGHT if isinstance(row.get(name), int | float)]
             if found:
+                requests = [tuple(one) for one in row.get("arguments", ())]
                 yield {
                     "subject": task,
                     "index": row.get("doc_id", 0),
                     "right": bool(found[0]),
-                    "choice": _short(row.get("filtered_resps")),
-                    "answer": _short(row.get("target")),
-                    "text": _prompt(row.get("arguments")),
+                    "text": _short(requests[0][0], from_end=True) if requests else "",
+                    **_answer(row, requests),
                 }
 
 
-def _prompt(arguments: Any) -> str:
-    """Returns the end of a prompt, given the arguments of its first request."""
-    first = arguments
-    while isinstance(first, list | tuple | dict) and first:
-        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
-    return str(first)[-_SHOWN:]
+def _answer(row: Mapping[str, Any], requests: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Returns what the page shows of an answer: options with their shares, or a text.
+
+    Args:
+        row: The sample.
+        requests: The arguments of its requests. Those of options are a context and an option, and
+            their answers a log-probability and whether the option is the likeliest text.
+    """
+    given, target = row.get("filtered_resps"), row.get("target")
+    if isinstance(given, list) and _are_scores(given, requests):
+        scores = [float(score) for score, _ in given]
+        options = [str(request[1]) for request in requests]
+        place = target if isinstance(target, int) else None
+        if place is None and str(target) in (bare := [option.strip() for option in options]):
+            place = bare.index(str(target))
+        return {
+            "shares": [round(share, 4) for share in shares(scores)],
+            "choices": options,
+            "choice": LETTERS[scores.index(max(scores))],
+            "answer": _short(target) if place is None else LETTERS[place],
+        }
+    if isinstance(given, list) and len(given) == 1:
+        given = given[0]
+    return {"choice": _short(given), "answer": _short(target)}
 
 
-def _short(value: Any) -> str:
-    return str(value)[:_SHOWN]
+def _are_scores(given: Sequence[Any], requests: Sequence[Any]) -> bool:
+    """Returns whether each of some requests was answered by the score of an option."""
+    return (
+        1 < len(requests) <= len(LETTERS)
+        and len(given) == len(requests)
+        and all(isinstance(one, list | tuple) and len(one) == 2 for one in given)
+    )
+
+
+def _short(value: Any, *, from_end: bool = False) -> str:
+    text = str(value)
+    return text[-_SHOWN:] if from_end else text[:_SHOWN]

@@ -96,7 +96,9 @@ def write_result(
     ]
     lettered = [one for one in questions if one["scores"]]
     if lettered:
-        drawing, error = parts.calibration([(max(shares(q)), is_right(q)) for q in lettered])
+        drawing, error = parts.calibration(
+            [(max(shares(q["scores"])), is_right(q)) for q in lettered]
+        )
         tiles["calibration error"] = f"{error:.2%}"
         sections.append(("Confidence and letters", _confidence(drawing, lettered)))
     if "rotations" in result:
@@ -113,10 +115,10 @@ def write_result(
     )
 
 
-def shares(question: QuestionResult) -> list[float]:
-    """Returns the probability of each letter among the letters."""
-    top = max(question["scores"])
-    weights = [math.exp(score - top) for score in question["scores"]]
+def shares(scores: Sequence[float]) -> list[float]:
+    """Returns the probability of each letter among the letters, given their log-probabilities."""
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -181,6 +183,6 @@ def _row(one: QuestionResult, question: Question) -> dict[str, Any]:
         "text": question.text,
     }
     if one["scores"]:
-        row |= {"shares": [round(share, 4) for share in shares(one)]}
+        row |= {"shares": [round(share, 4) for share in shares(one["scores"])]}
         row |= {"choices": list(question.choices)}
     return row
