@@ -7,6 +7,11 @@ to tp1pp2, tp2pp4 and `dist` and from each of these back, and copies the same so
 before every conversion. Each runs in a process of its own; that all is on the disk counts too.
 The table has the medians. What was made is removed again.
 
+A virtual machine may hand free memory back to its host within seconds, and then writes a file of
+new pages ten times slower. So a copy that follows a deletion at once would be measured with other
+pages than a conversion: before each measurement the program waits until deleted files are as good
+as forgotten (--settle).
+
 --layers 2 makes a small model of the same tensors. --cold empties the page cache before every
 measurement, of the whole machine: as root, and on a machine of one's own only.
 """
@@ -59,6 +64,7 @@ class Bench:
     folder: Path
     flags: list[str]
     cold: bool
+    settle: float
     rows: dict[str, Row] = field(default_factory=dict)
 
     def run_round(self, conversions: dict[str, list[str]]) -> None:
@@ -87,6 +93,7 @@ class Bench:
         """Seconds until all of `target` is on the disk, and the highest private memory."""
         if self.cold:
             Path("/proc/sys/vm/drop_caches").write_text("1")
+        time.sleep(self.settle)
         start = time.monotonic()
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
@@ -178,6 +185,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=["bin", "safetensors"], default="bin")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-verify", action="store_true", help="without reading back")
+    parser.add_argument("--settle", type=float, default=8, help="seconds before each measurement")
     parser.add_argument("--cold", action="store_true", help="empty the page cache each time")
     options = parser.parse_args()
     # By default SIGTERM would end us without removing anything.
@@ -191,7 +199,8 @@ def main() -> None:
             sys.exit(f"{folder} needs {needed / 1e9:.0f} GB free")
         say(f"making a model of {num_bytes / 1e9:.1f} GB")
         make_source(folder / "hf", model, options.kind)
-        bench = Bench(folder, ["--no-verify"] if options.no_verify else [], options.cold)
+        flags = ["--no-verify"] if options.no_verify else []
+        bench = Bench(folder, flags, options.cold, options.settle)
         for _ in range(options.rounds):
             bench.run_round(conversions_of(options.layers))
     print(
