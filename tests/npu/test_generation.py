@@ -230,7 +230,7 @@ def served(ask: Asking) -> Any:
     }
 
 
-@pytest.mark.parametrize("sizes", ["one rank", "pp2"])
+@pytest.mark.parametrize("sizes", ["one rank", pytest.param("tp2", marks=pytest.mark.slow), "pp2"])
 def test_a_prompts_file_and_a_server_give_the_cpus_texts(
     ranks: RankPool, npu_ranks: RankPool, model: Path, tmp_path: Path, sizes: str
 ) -> None:
