@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from glm3cli.device.dtypes import Quantized
 from glm3cli.device.kernels import Kernels
 
 _ONEDNN = torch.ops.mkldnn
+# oneDNN 3.12 multiplies three to six rows by another program than one or two, which loads a weight
+# from memory 1.3 to 1.6 times as fast (on Zen 4). Fewer rows get zeros beside them.
+_LEAST_ROWS = 5
 # Of torch's kernel for 4 bits, which takes outputs in blocks of so many.
 _BLOCK = 16
 
@@ -26,10 +30,13 @@ class CpuKernels(Kernels):
         return _ONEDNN._reorder_linear_weight(weight, None) if _is_multiplied(weight) else weight
 
     def linear(self, hidden: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """Multiplies by oneDNN if the weight is in its layout."""
+        """Multiplies by oneDNN, at least five rows, if the weight is in its layout."""
         if not packed.is_mkldnn:
             return super().linear(hidden, packed, bias)
-        return _ONEDNN._linear_pointwise(hidden, packed, bias, "none", [], "")
+        count = hidden.size(0)
+        if count < _LEAST_ROWS:
+            hidden = pad(hidden, (0, 0, 0, _LEAST_ROWS - count))
+        return _ONEDNN._linear_pointwise(hidden, packed, bias, "none", [], "")[:count]
 
     def pack_quantized(self, weight: Quantized, dtype: torch.dtype) -> Any:
         """Returns the weight as torch's own kernels take it; as it is if they can't.

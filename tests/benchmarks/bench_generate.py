@@ -4,14 +4,17 @@
 
 continues random prompts greedily by our engine and by transformers' GlmForCausalLM, with the same
 random weights in fp32 (8 layers, hidden size 512, ChatGLM3's vocabulary). The ways take turns, and
-must give the same tokens; the times are medians. The bound is that of the memory: the weights,
-which each token reads, over the bytes that a sum over as many takes a second, measured in between.
+must give the same tokens; the times are medians. Decoding is what the tokens after the first one
+take: the time of a whole answer less that of an answer of one token. Its bound is that of the
+memory: how often a second a sum over as many bytes as the weights have, which each token reads, is
+done in between.
 `--large` has a model of about a billion parameters, in fp32 and bf16; `--ranks` compares two ranks
 of one thread with the one process.
 """
 
 import argparse
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -149,22 +152,36 @@ def alternate(
     return {name: statistics.median(one) for name, one in times.items()}, equal
 
 
-def bandwidth(size: int) -> float:
-    """Returns the bytes per second that a sum over so many bytes reads."""
-    numbers = torch.ones(size // 4)
-    times = []
-    for _ in range(7):
-        started = time.perf_counter()
-        numbers.sum()
-        times.append(time.perf_counter() - started)
-    return size / statistics.median(times)
-
-
 def read_bytes(shape: dict[str, Any], dtype: str) -> int:
     """Returns the bytes of weights that one decoded token reads: all but the embedding."""
     model = ModelConfig(**shape)
     width = 4 if dtype == "fp32" else 2
     return (model.num_parameters - model.padded_vocab_size * model.hidden_size) * width
+
+
+def decode(name: str, ways: dict[str, Way], length: int, rounds: int, weights: int) -> None:
+    """Prints a row about the tokens of one prompt after the first one."""
+    prompts, numbers = prompts_of([16]), torch.ones(weights // 4)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    reads, equal = [], True
+    for turn in range(rounds + 1):
+        answers = []
+        for way_name, way in ways.items():
+            moments = [time.perf_counter()]
+            numbers.sum()
+            for count in (1, 1 + length):
+                moments.append(time.perf_counter())
+                answers.append(way(prompts, count))
+            read, first, whole = map(operator.sub, [*moments[1:], time.perf_counter()], moments)
+            if turn:  # the first round warms up
+                reads.append(read)
+                times[way_name].append(whole - first)
+        equal &= all(one == answers[1] for one in answers[1::2])
+    medians = {way_name: statistics.median(one) for way_name, one in times.items()}
+    bound = 1 / statistics.median(reads)
+    share = length / next(iter(medians.values())) / bound
+    more = f"; {share:.0%} of the bound of {bound:.1f} ({weights * bound / 1e9:.0f} GB/s)"
+    line(name, length, medians, equal, more)
 
 
 def line(name: str, tokens: int, times: dict[str, float], equal: bool, more: str = "") -> None:
@@ -187,13 +204,12 @@ def compare(shape: dict[str, Any], dtype: str, rounds: int, *, all_rows: bool) -
         ways = {"ours": by_engine(engine), "generate": by_generate(glm)}
         weights = read_bytes(shape, dtype)
         length = 64 if all_rows else 16
-        times, equal = alternate(ways, prompts_of([16]), length, rounds)
-        bound = bandwidth(weights) / weights
-        more = f"; {length / times['ours'] / bound:.0%} of the bound of {bound:.0f}"
-        line(f"{dtype}, batch 1", length, times, equal, more)
+        decode(f"{dtype}, batch 1, decoding", ways, length, rounds, weights)
         few_bits(engine, shape, dtype, rounds)
         if not all_rows:
             return
+        times, equal = alternate(ways, prompts_of([16]), 64, rounds)
+        line("batch 1", 64, times, equal)
         times, equal = alternate(ways, prompts_of([16] * 16), 64, rounds)
         line("batch 16", 16 * 64, times, equal)
         times, equal = alternate(ways, prompts_of([1024]), 1, rounds)
