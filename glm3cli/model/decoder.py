@@ -23,6 +23,7 @@ from glm3cli.model.cache import KVCache, Run, Step
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.quantized import quantize
 from glm3cli.model.rotary import angles_at
+from glm3cli.parallel.sums import Sums
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -133,7 +134,7 @@ class Decoder:
         self._bits = bits
         self._selected = selected
         self._gpt = gpt
-        self._group = tp_group
+        self._group, self._sums = tp_group, Sums(tp_group)
         self._kernels = require_active().kernels
         self._eps = model.layernorm_epsilon
         self._rope = (model.rotary_base, model.rope_factor)
@@ -190,7 +191,7 @@ class Decoder:
 
         def summed(hidden: Tensor) -> Tensor:
             partial = product(hidden)
-            dist.all_reduce(partial, group=self._group)
+            self._sums.add_up(partial)
             return partial
 
         whole = product if self._group.size() == 1 else summed
@@ -211,7 +212,15 @@ class Decoder:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Returns the hidden states of tokens before the first layer, [tokens, h]."""
-        return self._gpt.embedding.word_embeddings(tokens)
+        embedding = self._gpt.embedding.word_embeddings
+        if self._group.size() == 1:
+            return embedding(tokens)
+        places = tokens - embedding.vocab_start_index
+        is_elsewhere = (places < 0) | (places >= len(embedding.weight))
+        hidden = embedding.weight.detach()[places.masked_fill(is_elsewhere, 0)]
+        hidden.masked_fill_(is_elsewhere.unsqueeze(1), 0)
+        self._sums.add_up(hidden)
+        return hidden
 
     def forward(self, hidden: Tensor, runs: Sequence[Run], cache: KVCache) -> Tensor:
         """Runs this rank's layers on new tokens, and caches their keys and values.
