@@ -9,7 +9,7 @@ take: the time of a whole answer less that of an answer of one token. Its bound 
 memory: how often a second a sum over as many bytes as the weights have, which each token reads, is
 done in between.
 `--large` has a model of about a billion parameters, in fp32 and bf16; `--ranks` compares two ranks
-of one thread with the one process.
+of one thread with the one process; `--profile` says where the time of a decoding step goes.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -47,6 +48,8 @@ LARGE = SMALL | {
     "num_attention_heads": 16,
     "kv_channels": 128,
 }
+# The operators of each kind of work, by a part of their names; the rest are small ones.
+KINDS = {"products": "_linear_pointwise", "attention": "_scaled_dot_product", "messages": "c10d::"}
 MIXED = [8, 200, 30, 60, 12, 120, 250, 16, 90, 40, 24, 150, 70, 10, 300, 50]
 Prompts = Sequence[Sequence[int]]
 Way = Callable[[Prompts, int], list[list[int]]]
@@ -270,6 +273,31 @@ def on_ranks(sizes: dict[str, int], rounds: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
+def profile(shape: dict[str, Any], dtype: str, count: int) -> None:
+    """Prints what shares of a decoding step of so many texts the kinds of work have."""
+    from glm3cli.infer.requests import Request
+    from glm3cli.infer.sampling import Sampling
+
+    with ExitStack() as stack:
+        engine = open_engine(stack, shape, dtype)
+        for prompt in prompts_of([16] * count):
+            engine.add(Request(prompt, Sampling(), 64, logprobs=None))
+        for _ in range(8):
+            engine.step()
+        with torch.profiler.profile() as profiler:
+            started = time.perf_counter()
+            for _ in range(20):
+                engine.step()
+            seconds = time.perf_counter() - started
+    found: Counter[str] = Counter()
+    for one in profiler.key_averages():
+        kind = next((name for name, part in KINDS.items() if part in one.key), "small operators")
+        found[kind] += one.self_cpu_time_total / 1e6
+    found["Python"] = seconds - sum(found.values())
+    shares = ", ".join(f"{name} {spent / seconds:.0%}" for name, spent in found.most_common())
+    print(f"{dtype}, batch {count}: {seconds / 20 * 1e3:.1f} ms a step; {shares}", flush=True)
+
+
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -277,6 +305,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of one process")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--ranks", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--on-rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
     from glm3cli.device import select
@@ -297,6 +326,10 @@ def main() -> None:
             rate = statistics.median(found)
             share = rate / statistics.median(rates["one process"])
             print(f"batch 16, {name:12} {rate:8.1f} tokens/s, {share:.2f} of one process")
+        return
+    if given.profile:
+        for count in (1, 16):
+            profile(LARGE if given.large else SMALL, "fp32", count)
         return
     if given.large:
         for dtype in ("fp32", "bf16"):
