@@ -23,7 +23,7 @@ from torch.utils._device import _device_constructors
 
 from glm3cli.device.base import Device, require_active
 from glm3cli.device.catalog import Chip, find_chip
-from glm3cli.device.cpu_kernels import CpuKernels
+from glm3cli.device.cpu_kernels import PRODUCTS, CpuKernels
 from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.kernels import Kernels
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
@@ -107,8 +107,8 @@ _FACTORIES = {
     "empty_like": "dist_checkpointing/exchange_utils.py: receive buffers",
     "empty": "dist_checkpointing/exchange_utils.py: receive buffers",
 }
-# The order counts: the last row imports megatron, which then binds some of the names of the rows
-# before it and decorates functions with torch.compile.
+# The order counts: the last rows import megatron, which then binds some of the names of the rows
+# before them and decorates functions with torch.compile.
 REDIRECTS = (
     *(Redirect("torch", name, _on_cpu, why) for name, why in _FACTORIES.items()),
     *EXCHANGES,
@@ -141,6 +141,7 @@ REDIRECTS = (
         _set_rng_state,
         "tensor_parallel/random.py: queues the call until CUDA is initialised, which never comes",
     ),
+    *PRODUCTS,
 )
 
 
@@ -148,6 +149,9 @@ REDIRECTS = (
 # and keeps the last 1024: 0.6 MB each, half of it in the cache of torch's layer over it (ideep's
 # lru_cache). A server meets all numbers. Those of a few tokens are in use all the time, and stay.
 _COMPILED = dict.fromkeys(("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "256")
+# Training uses ten products for each length of a micro-batch, of 2 MB each, since the weights stay
+# as they are: more than three lengths would only fill the caches with what isn't used again.
+_COMPILED_IN_TRAINING = "32"
 # Has torch's allocator (alloc_cpu.cpp) ask for pages of 2 MiB for tensors that fill one. Most Linux
 # systems give them to those who ask; from pages of 4 KiB a core reads weights half as fast.
 _HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
@@ -233,7 +237,9 @@ class CpuDevice(Device):
         """Tells glibc to keep freed memory, and to map none for a single tensor.
 
         Each large tensor would otherwise be mapped anew, and its pages zeroed one fault at a time.
+        What oneDNN has compiled is kept for fewer lengths than in inference.
         """
+        os.environ.update(dict.fromkeys(self._ours & _COMPILED.keys(), _COMPILED_IN_TRAINING))
         _set_malloc(_KEEP_FREED)
 
     def return_freed_memory(self) -> None:

@@ -101,6 +101,7 @@ class PlannedDevice(Device):
 
     def leave_out(self, names: Collection[str]) -> None:
         """Uses plain torch for the named operations, and the planned kind's kernels for others."""
+        self.without_kernels = tuple(dict.fromkeys(names))
         is_npu = issubclass(self._kind, NpuDevice)
         self.kernels = without(_PlannedNpuKernels() if is_npu else _PlainKernels(), names)
         self.fuses_adamw = self._kind.fuses_adamw and "adamw" not in names

@@ -1,11 +1,13 @@
 """The device layer: which device is chosen, the CPU's redirects, and the order of activation."""
 
 import os
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from glm3cli.device import DEVICES, cpu, find, require_active, select
+from glm3cli.device import DEVICES, cpu, cpu_kernels, find, require_active, select
 from glm3cli.errors import DeviceError
 from glm3cli.host import memory
 from tests.support.stand_ins import run, stand_in
@@ -72,6 +74,76 @@ def test_the_random_state_of_cuda_is_the_cpus():
         assert torch.equal(torch.rand(3), drawn)
     finally:
         torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "dtype", "left_out", "times"),
+    [
+        (6, torch.float32, (), 2),
+        (0, torch.float32, (), 0),
+        (6, torch.bfloat16, (), 0),
+        (6, torch.float32, ("linear",), 0),
+    ],
+)
+def test_onednn_multiplies_in_training_where_mkl_is_slow(
+    monkeypatch, trains, rows, dtype, left_out, times
+):
+    """Outputs and the inputs' gradients in fp32; a weight's is added where the others are."""
+    from megatron.core.tensor_parallel import layers
+
+    operator, calls = cpu_kernels._ONEDNN._linear_pointwise, []
+    onednn = SimpleNamespace(_linear_pointwise=lambda *args: calls.append(1) or operator(*args))
+    monkeypatch.setattr(cpu_kernels, "_multiplies_slowly", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "_ONEDNN", onednn)
+    monkeypatch.setattr(require_active(), "without_kernels", left_out)
+    for row in cpu_kernels.PRODUCTS:
+        owner, present = row.original()
+        original = getattr(present, "__wrapped__", present)
+        monkeypatch.setattr(owner, row.attribute, row.replace(original))
+    torch.manual_seed(0)
+    shapes = (rows, 2, 12), (7, 12), (7,), (rows, 2, 7)
+    hidden, weight, bias, grad = (torch.randn(shape).to(dtype) for shape in shapes)
+    exact = hidden.double() @ weight.double().T + bias.double()
+    hidden.requires_grad_()
+    weight.requires_grad_(trains).main_grad = torch.ones(7, 12)
+    if trains:
+        function = layers.LinearWithGradAccumulationAndAsyncCommunication
+        found = function.apply(hidden, weight, bias, True, False, False, None, 0, None)
+    else:
+        found = layers.LinearWithFrozenWeight.apply(hidden, weight, bias, False, None)
+    assert not found._is_view()  # which megatron-core's loss changes in place
+    found.backward(grad)
+    assert len(calls) == times
+    close = partial(torch.testing.assert_close, check_dtype=False, rtol=2**-7, atol=2**-6)
+    if dtype == torch.float32:
+        close = partial(close, rtol=1e-5, atol=1e-5)
+    close(found.double(), exact)
+    close(hidden.grad.double(), grad.double() @ weight.detach().double())
+    added = torch.einsum("nbo,nbi->oi", grad.double(), hidden.detach().double())
+    close(weight.main_grad.double(), 1 + added * trains)
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "AuthenticAMD"])
+def test_mkl_multiplies_in_training_on_intels_processors(monkeypatch, tmp_path, vendor):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu_kernels, "_PROCESSOR", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert cpu_kernels._multiplies_slowly() == (has_both and vendor != "GenuineIntel")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not cpu_kernels._multiplies_slowly()
+
+
+def test_training_keeps_fewer_compiled_products_unless_a_user_has_chosen(monkeypatch):
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: object())  # another libc, left as it is
+    names = ["LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"]
+    for name in names:
+        monkeypatch.setenv(name, "256")
+    device = select("cpu")
+    monkeypatch.setattr(device, "_ours", {names[0]})
+    device.keep_freed_memory()
+    assert [os.environ[name] for name in names] == ["32", "256"]
 
 
 def test_the_cpu_is_one_device_for_every_rank(monkeypatch):
