@@ -22,8 +22,9 @@ from torch import Tensor
 from glm3cli.device import require_active
 from glm3cli.errors import DeviceError
 
-# The most bytes that are summed in shared memory; gloo's way costs little beside longer sums.
-LARGEST = 2**18
+# The most bytes that are summed in shared memory, which holds them twice for each rank: a container
+# may have no more than 64 MiB of it.
+LARGEST = 2**21
 # Processors on which all cores see the stores of one in their order. The others need barriers,
 # which Python has none of.
 _ORDERED = ("x86_64", "AMD64")
