@@ -9,7 +9,8 @@ take: the time of a whole answer less that of an answer of one token. Its bound 
 memory: how often a second a sum over as many bytes as the weights have, which each token reads, is
 done in between.
 `--large` has a model of about a billion parameters, in fp32 and bf16; `--ranks` compares two ranks
-of one thread with the one process; `--profile` says where the time of a decoding step goes.
+of one thread with the one process, also with stages of seven layers and one, since the output layer
+has as many weights as nine of them; `--profile` says where the time of a decoding step goes.
 """
 
 import argparse
@@ -254,7 +255,7 @@ def on_rank(sizes: str, rounds: int) -> None:
             print(json.dumps(times["ours"]), flush=True)
 
 
-def on_ranks(sizes: dict[str, int], rounds: int) -> float:
+def on_ranks(sizes: dict[str, Any], rounds: int) -> float:
     """Returns the seconds of batch 16 at these parallel sizes, in processes of their own."""
     ranks = sizes.get("tp", 1) * sizes.get("pp", 1)
     module = ["-m", "tests.benchmarks.bench_generate"]
@@ -317,7 +318,12 @@ def main() -> None:
         return
     torch.set_num_threads(given.threads)
     if given.ranks:
-        ways = {"one process": {}, "tp 2": {"tp": 2}, "pp 2": {"pp": 2}}
+        ways: dict[str, dict[str, Any]] = {
+            "one process": {},
+            "tp 2": {"tp": 2},
+            "pp 2": {"pp": 2},
+            "pp 2, 7 + 1": {"pp": 2, "layers_per_stage": "7,1"},
+        }
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(3):
             for name, sizes in ways.items():
