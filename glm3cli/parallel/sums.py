@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from glm3cli.device import require_active
-from glm3cli.errors import DeviceError
 
 # The most bytes that are summed in shared memory, which holds them twice for each rank: a container
 # may have no more than 64 MiB of it.
@@ -50,7 +49,7 @@ class Sums:
         """Replaces a contiguous tensor by the sum over the ranks, of the same bits on each.
 
         Raises:
-            DeviceError: Another rank has ended, or doesn't come.
+            DistBackendError: Another rank has ended, or doesn't come.
         """
         if self._memory is None or tensor.nbytes > LARGEST:
             dist.all_reduce(tensor, group=self._group)
@@ -84,7 +83,7 @@ class SharedMemory:
         """Replaces a contiguous tensor of at most `LARGEST` bytes by the sum over the ranks.
 
         Raises:
-            DeviceError: Another rank has ended, or doesn't come.
+            DistBackendError: Another rank has ended, or doesn't come.
         """
         self._count += 1
         flat = tensor.view(-1)
@@ -99,7 +98,7 @@ class SharedMemory:
         """Waits until another rank has begun the sum, too.
 
         Raises:
-            DeviceError: It has ended, or doesn't come.
+            DistBackendError: It has ended, or doesn't come.
         """
         place, looks, end = rank * _LINE // 8, 0, time.monotonic() + _PATIENCE
         while self._counts[place] < self._count:
@@ -107,9 +106,9 @@ class SharedMemory:
             if looks >= _LOOKS:
                 os.sched_yield()
             if looks % _LOOKS == 0 and (time.monotonic() > end or _has_ended(self._pids[rank])):
-                raise DeviceError(
-                    f"rank {rank} of a tensor parallel group has ended, or hangs, within a step",
-                    "its own message, if there is one, says why; start the command again",
+                # As a process group has it: the launcher looks for the rank that is the cause.
+                raise dist.DistBackendError(
+                    f"rank {rank} of a tensor parallel group has ended, or hangs, within a step"
                 )
 
 
