@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 _TOKENS = 2048
 # The longest stretch: what the next one reads again is little then, and so is what a kill loses.
 _TOKENS_OF_A_STRETCH = 16 * _TOKENS
+# So many batches of each copy are gathered at once where there are several copies: one that is slow
+# at some batches then has them quick at others, and the copies hardly wait for each other.
+_BATCHES_OF_A_ROUND = 8
 # The fewest stretches of a share of some batches, so that the shares need about the same work.
 _STRETCHES = 4
 
@@ -128,9 +131,9 @@ def spread(
     stretches: Sequence[Stretch],
     begin: Callable[[Batch], Callable[[], list[Result]]],
 ) -> Iterator[dict[int, Result]]:
-    """Runs all batches in rounds; in each round every model copy runs one of its share.
+    """Runs all batches in rounds, in each of which every model copy runs some of its share.
 
-    A round begins before the results of the one before it are taken, so that the device has work
+    A batch begins before the results of the one before it are taken, so that the device has work
     while these are written.
 
     Args:
@@ -144,14 +147,17 @@ def spread(
     """
     shares = shares_of(stretches, grid.dp_size)
     mine = shares[grid.dp_rank]
-    under_way: Callable[[], list[Result]] | None = None
-    for turn in range(max(map(len, shares)) + 1):
-        begun = begin(mine[turn]) if turn < len(mine) else None
-        if turn > 0:
-            results = _gathered(grid, under_way() if under_way is not None else [])
-            members = [share[turn - 1].members for share in shares if turn <= len(share)]
-            yield dict(zip(chain(*members), chain(*results), strict=True))
-        under_way = begun
+    size = 1 if grid.dp_size == 1 else _BATCHES_OF_A_ROUND
+    turns = max(map(len, shares))
+    begun = begin(mine[0]) if mine else None
+    for start in range(0, turns, size):
+        results: list[Result] = []
+        for turn in range(start, start + size):
+            under_way, begun = begun, begin(mine[turn + 1]) if turn + 1 < len(mine) else None
+            results += under_way() if under_way is not None else []
+        done = [batch for share in shares for batch in share[start : start + size]]
+        members = chain.from_iterable(batch.members for batch in done)
+        yield dict(zip(members, chain(*_gathered(grid, results)), strict=True))
 
 
 def _gathered(grid: Grid, value: list[Any]) -> list[list[Any]]:
