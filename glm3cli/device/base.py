@@ -203,11 +203,11 @@ class Device(ABC):
         """Makes the same work give the same bits in every run, at the price of some speed."""
         torch.use_deterministic_algorithms(True)
 
-    def keep_freed_memory(self) -> None:  # noqa: B027 - most allocators do
-        """Makes the allocator keep freed memory, since every step asks for the same again."""
+    def tune_memory_for_training(self) -> None:  # noqa: B027 - most allocators do
+        """Has freed memory kept, since every step asks for the same again."""
 
-    def return_freed_memory(self) -> None:  # noqa: B027 - caching allocators reuse theirs
-        """Makes the allocator return freed memory, where no two steps ask for the same."""
+    def tune_memory_for_serving(self) -> None:  # noqa: B027 - caching allocators reuse theirs
+        """Has freed memory returned, since no two steps ask for the same."""
 
     def new_graphs(self) -> Graphs:
         """Returns an empty collection of graphs; only where `captures_steps` is set.

@@ -233,7 +233,7 @@ class CpuDevice(Device):
         """Returns the CPU, whatever the rank."""
         return _CPU
 
-    def keep_freed_memory(self) -> None:
+    def tune_memory_for_training(self) -> None:
         """Tells glibc to keep freed memory, and to map none for a single tensor.
 
         Each large tensor would otherwise be mapped anew, and its pages zeroed one fault at a time.
@@ -242,7 +242,7 @@ class CpuDevice(Device):
         os.environ.update(dict.fromkeys(self._ours & _COMPILED.keys(), _COMPILED_IN_TRAINING))
         _set_malloc(_KEEP_FREED)
 
-    def return_freed_memory(self) -> None:
+    def tune_memory_for_serving(self) -> None:
         """Tells glibc to map each large tensor by itself.
 
         Between tensors of ever other sizes, and what is compiled for these, the heap would get

@@ -82,7 +82,7 @@ def measure(device: Device, grid: Grid) -> Speeds:
         device: The active device.
         grid: This rank's place; all ranks are data parallel.
     """
-    device.keep_freed_memory()
+    device.tune_memory_for_training()
     network = _network(device) if grid.world_size > 1 else {}
     return Speeds(
         matrix=_matrix(device),

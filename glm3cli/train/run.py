@@ -82,7 +82,7 @@ def run_training(
         )
         for remark in (utilisation.describe(), *device.remarks, *filter(None, [warning])):
             metrics.say(remark)
-        device.keep_freed_memory()
+        device.tune_memory_for_training()
         try:
             return _train(prepared, blend, grid, metrics, storage, probes or no_probes)
         finally:

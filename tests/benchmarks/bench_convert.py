@@ -7,10 +7,9 @@ to tp1pp2, tp2pp4 and `dist` and from each of these back, and copies the same so
 before every conversion. Each runs in a process of its own; that all is on the disk counts too.
 The table has the medians. What was made is removed again.
 
-A virtual machine may hand free memory back to its host within seconds, and then writes a file of
-new pages ten times slower. So a copy that follows a deletion at once would be measured with other
-pages than a conversion: before each measurement the program waits until deleted files are as good
-as forgotten (--settle).
+A virtual machine may hand free memory back to its host within seconds; to get it again makes
+writing a file ten times slower. What follows a deletion at once is spared that. So the program
+waits before each measurement (--settle), and copies and conversions begin alike.
 
 --layers 2 makes a small model of the same tensors. --cold empties the page cache before every
 measurement, of the whole machine: as root, and on a machine of one's own only.

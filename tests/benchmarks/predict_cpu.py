@@ -134,7 +134,7 @@ def steps(
     from glm3cli.train.setup import build_train_step, make_loader
     from tests.support.tiny import Samples, train_config
 
-    require_active().keep_freed_memory()
+    require_active().tune_memory_for_training()
     config, model, clock = train_config(**options), ModelConfig(**shape), getattr(time, clock_name)
     operations, multiply = products()
     with open_grid(config) as grid:

@@ -142,7 +142,7 @@ def test_training_keeps_fewer_compiled_products_unless_a_user_has_chosen(monkeyp
         monkeypatch.setenv(name, "256")
     device = select("cpu")
     monkeypatch.setattr(device, "_ours", {names[0]})
-    device.keep_freed_memory()
+    device.tune_memory_for_training()
     assert [os.environ[name] for name in names] == ["32", "256"]
 
 

@@ -14,6 +14,7 @@ from glm3cli.data.tokens.chat import Message, build_prompt
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.harness import run as harness
 from glm3cli.evals.harness.code import CodeEval, check_can_run, passes
+from glm3cli.evals.page.harness import write_harness
 from tests.support.exam import FakeEngine, FakeModel, exam_tokenizer, score, write_exam_model
 from tests.support.ranks import RankPool
 from tests.support.report_page import read_page
@@ -168,6 +169,22 @@ def test_chats_caches_and_pages(engine: FakeEngine, tasks: Path) -> None:
     without = harness.run_harness(_config(tasks, **options, log_samples=False), quiet=True)
     assert without is not None
     assert "samples" not in without[0]
+
+
+@pytest.mark.parametrize(("target", "answer"), [(1, "B"), ("no", "B"), (-100, "-100"), (7, "7")])
+def test_a_page_shows_targets_of_any_form(tmp_path: Path, target: Any, answer: str) -> None:
+    sample = {
+        "doc_id": 0,
+        "acc": 1.0,
+        "arguments": [("Is it?", " yes"), ("Is it?", " no")],
+        "filtered_resps": [(-2.0, False), (-1.0, True)],
+        "target": target,
+    }
+    result = {"results": {}, "settings": {}, "versions": {}, "is_score": True}
+    write_harness(tmp_path / "x.json", result | {"samples": {"task": [sample]}})
+    [row] = read_page(tmp_path / "x.html").questions
+    assert (row["text"], row["choice"], row["answer"]) == ("Is it?", "B", answer)
+    assert row["shares"] == [0.2689, 0.7311]
 
 
 PUBLISHED = {

@@ -14,6 +14,7 @@ from glm3cli.config.evaluation import MmluConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.evals.ledger import Status
+from glm3cli.evals.spread import Batch, spread
 from glm3cli.infer.scoring import NextToken
 from glm3cli.parallel.groups import open_grid
 from tests.support.exam import (
@@ -324,6 +325,21 @@ def test_data_parallel_ranks_share_the_questions(
         assert result["questions"] == alone["questions"]
         assert result["micro"] == alone["micro"]
     assert json.loads(options["output"].read_text()) == shared[0][0]
+
+
+def spread_on_rank() -> list[dict[int, int]]:
+    stretches = [[Batch((2 * i, 2 * i + 1), cost=1 + i % 3)] for i in range(50)]
+    with open_grid(ParallelConfig()) as grid:
+        squares = spread(grid, stretches, lambda batch: lambda: [one**2 for one in batch.members])
+        return list(squares)
+
+
+def test_every_rank_has_all_answers_after_each_of_some_rounds(ranks: RankPool) -> None:
+    first, second = ranks.run(2, spread_on_rank)
+    assert first == second
+    assert len(first) > 2
+    merged = [pair for found in first for pair in found.items()]
+    assert sorted(merged) == [(one, one**2) for one in range(100)]
 
 
 @needs_shared

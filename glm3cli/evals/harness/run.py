@@ -86,8 +86,8 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
             "settings": {**config.to_options(), "world_size": grid.world_size},
             "versions": versions(*PACKAGES, "lm-eval"),
         }
-        write_harness(config.output, result)
         write_json(config.output, result)
+        write_harness(config.output, result)
     from lm_eval.utils import make_table
 
     tables = [make_table(found, part) for part in ("results", "groups") if part in found]

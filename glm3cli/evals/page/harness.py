@@ -76,7 +76,7 @@ def _answer(row: Mapping[str, Any], requests: Sequence[Sequence[Any]]) -> dict[s
     if isinstance(given, list) and _are_scores(given, requests):
         scores = [float(score) for score, _ in given]
         options = [str(request[1]) for request in requests]
-        place = target if isinstance(target, int) else None
+        place = target if isinstance(target, int) and 0 <= target < len(options) else None
         if place is None and str(target) in (bare := [option.strip() for option in options]):
             place = bare.index(str(target))
         return {

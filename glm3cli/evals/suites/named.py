@@ -6,12 +6,12 @@ from typing import Any
 
 from glm3cli.config.options.run import split_suite
 from glm3cli.errors import DataError
-from glm3cli.evals.custom import read_questions
 from glm3cli.evals.questions import Subject, read_subjects
 from glm3cli.evals.suite import Question, Suite
 from glm3cli.evals.suites.ceval import CEVAL
 from glm3cli.evals.suites.cmmlu import CMMLU
 from glm3cli.evals.suites.mmlu import MMLU
+from glm3cli.evals.suites.own import by_subject, read_rows
 
 _SUITES = {suite.name: suite for suite in (MMLU, CEVAL, CMMLU)}
 
@@ -48,7 +48,8 @@ def questions_of(result: Mapping[str, Any]) -> dict[tuple[str, int], Question]:
     """
     settings = result["settings"]
     if "file" in settings:
-        found = [one for group in read_questions(Path(settings["file"])).values() for one in group]
+        groups = by_subject(read_rows(Path(settings["file"])))
+        found = [one for group in groups.values() for one in group]
     elif "data_dir" in settings and (suite := _SUITES.get(result["benchmark"])):
         subjects = read_subjects(suite, Path(settings["data_dir"]), num_shots=0)
         found = [one for subject in subjects for one in subject.questions]

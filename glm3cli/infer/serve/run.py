@@ -67,7 +67,7 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
     from glm3cli.parallel.orders import Orders
 
     with model:
-        require_active().return_freed_memory()
+        require_active().tune_memory_for_serving()
         model.engine.limit(config.max_batch_size)
         if not is_speaker():
             for number in _STOPS:  # rank 0 says when it is over
