@@ -192,7 +192,9 @@ and from generation_config.json. A chat's answer may fill the model's positions 
 --max-queue more wait; then requests are refused with 429. SIGTERM or Ctrl-C refuses new requests
 with 503, lets running answers end within --shutdown-timeout, and exits with 0. Prompts are in no
 log. --lora NAME=ADAPTER (repeat it) has requests for the model NAME computed with an adapter, side
-by side with those for the others and for the bare model. Encryption is a reverse proxy's work.
+by side with those for the others and for the bare model. More ranks than --tp times --pp hold
+further copies of the model, each with --max-batch-size places; an answer is made by the copy that
+has the least to do, or has read the beginning of its prompt. Encryption is a reverse proxy's work.
 lm-evaluation-harness scores a server:
 
     lm_eval --model local-completions --tasks TASK

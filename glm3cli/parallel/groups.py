@@ -41,6 +41,8 @@ class Grid:
         pp_group: The process group of the stages of this rank's pipeline.
         dp_group: The process group of the ranks that hold the same weights, and train on other
             samples; without the context parallel ranks.
+        copy_group: The process group of the ranks that hold one copy of the model (tp x pp); its
+            first rank is the first one of the first stage.
         closing: Callbacks that drop references to the groups; called before these are destroyed.
     """
 
@@ -57,6 +59,7 @@ class Grid:
     tp_group: Any
     pp_group: Any
     dp_group: Any
+    copy_group: Any
     closing: ExitStack
 
     @property
@@ -68,6 +71,11 @@ class Grid:
     def is_last_stage(self) -> bool:
         """Whether this rank runs the last pipeline stage, which has the output layer."""
         return self.pp_rank == self.pp_size - 1
+
+    @property
+    def leads_copy(self) -> bool:
+        """Whether this rank is the first one of its copy of the model."""
+        return self.rank == dist.get_global_rank(self.copy_group, 0)
 
     @property
     def last_stage_rank(self) -> int:
@@ -135,6 +143,7 @@ def _here(parallel_state: Any, closing: ExitStack) -> Grid:
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
+        copy_group=parallel_state.get_model_parallel_group(),
         closing=closing,
     )
 

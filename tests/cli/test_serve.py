@@ -55,7 +55,7 @@ def serve(log: Path, model: Path, *options: object) -> tuple[subprocess.Popen[by
         (["--serve", "0", "--num-beams", "2"], "--num-beams doesn't go with --serve"),
         (["--prompt", "a", "--max-queue", "3"], "--max-queue goes with --serve"),
         (["--serve", "0", "--api-key-file", "/nowhere"], "--api-key-file /nowhere: "),
-        (["--serve", "0", "--nproc", "2"], "--serve runs one copy of the model"),
+        (["--serve", "0", "--nproc", "3", "--tp", "2"], "3 rank(s) can't hold --tp 2"),
     ],
 )
 def test_what_cannot_be_served_is_said_at_once(
@@ -88,6 +88,7 @@ def test_the_extra_is_asked_for(endless: Path, monkeypatch: pytest.MonkeyPatch) 
         pytest.param([], id="one rank"),
         pytest.param(["--nproc", "2", "--tp", "2"], id="tp2", marks=pytest.mark.slow),
         pytest.param(["--nproc", "2", "--pp", "2"], id="pp2", marks=pytest.mark.slow),
+        pytest.param(["--nproc", "2"], id="dp2", marks=pytest.mark.slow),
     ],
 )
 def test_sigterm_lets_answers_end(endless: Path, tmp_path: Path, ranks: list[str]) -> None:
@@ -131,8 +132,11 @@ def test_what_takes_too_long_is_cut_off(endless: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_busy", [True, False])
-def test_a_rank_that_dies_ends_the_server(endless: Path, tmp_path: Path, is_busy: bool) -> None:
-    process, url = serve(tmp_path / "log", endless, "--nproc", "2", "--tp", "2")
+@pytest.mark.parametrize("tp", [2, 1])
+def test_a_rank_that_dies_ends_the_server(
+    endless: Path, tmp_path: Path, tp: int, is_busy: bool
+) -> None:
+    process, url = serve(tmp_path / "log", endless, "--nproc", "2", "--tp", tp)
     body = {"messages": HI, "max_tokens": 4000, "stream": True}
     ranks = {
         child.environ().get("RANK"): child

@@ -1,5 +1,8 @@
 """A server that is asked too much: places, the queue, clients that leave, limits and keys."""
 
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,45 @@ def crowd(ask: Asking) -> Any:
 @pytest.mark.parametrize("sizes", ["tp1 pp1", "pp2"])
 def test_who_leaves_makes_room(ranks: RankPool, endless: Path, sizes: str) -> None:
     assert ask_at(ranks, sizes, crowd, endless, max_batch_size=2, max_queue=2)
+
+
+def under_way(ask: Asking) -> list[int]:
+    """Returns the number of answers in each copy of the model."""
+    text = httpx.get(f"{ask.url}/metrics").text
+    return [int(found) for found in re.findall(r'glm3_under_way\{copy="\d+"\} (\d+)\.0', text)]
+
+
+def share_out(ask: Asking) -> Any:
+    """Begins four answers, ends some of them, and asks for more."""
+    seen = [under_way(ask)]
+
+    def begin(stack: ExitStack) -> Iterator[Any]:
+        stream = stack.enter_context(say(ask, max_tokens=1500, stream=True))
+        next(iter(stream))
+        seen.append(under_way(ask))
+        return stream
+
+    with ExitStack() as all_of_them:
+        streams = [begin(all_of_them) for _ in range(4)]
+        texts = ["".join(c.choices[0].delta.content or "" for c in one) for one in streams]
+    assert texts == [texts[0]] * 4
+    with ExitStack() as first, ExitStack() as second:
+        for one in (first, second, first, second):
+            begin(one)
+        first.close()  # clients that leave
+        while under_way(ask) != [0, 2]:
+            pass
+        begin(second)
+    while under_way(ask) != [0, 0]:
+        pass
+    return seen
+
+
+def test_copies_share_what_is_asked(ranks: RankPool, endless: Path) -> None:
+    """Each answer goes where the fewest are under way; a client that leaves makes room there."""
+    seen = ask_at(ranks, "dp2", share_out, endless)
+    assert seen[:5] == [[0, 0], [1, 0], [1, 1], [2, 1], [2, 2]]
+    assert seen[5:] == [[1, 0], [1, 1], [2, 1], [2, 2], [1, 2]]
 
 
 def late(ask: Asking) -> Any:

@@ -109,7 +109,7 @@ def write_exam_model(folder: Path, **changes: int) -> Path:
 
 def one_rank() -> Grid:
     """The grid of a process that is alone."""
-    return Grid(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, None, None, None, ExitStack())
+    return Grid(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, None, None, None, None, ExitStack())
 
 
 class FakeEngine:

@@ -24,9 +24,15 @@ SIZES: dict[str, tuple[int, dict[str, int]]] = {
     "tp1 pp1": (1, {}),
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
+    "dp2": (2, {}),
+    "tp2 dp2": (4, {"tp": 2}),
 }
 AT_ALL_SIZES = pytest.mark.parametrize(
-    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * (sizes == "tp2")) for sizes in SIZES]
+    "sizes",
+    [
+        pytest.param(sizes, marks=[] if sizes in ("tp1 pp1", "pp2") else [pytest.mark.slow])
+        for sizes in SIZES
+    ],
 )
 HI = [{"role": "user", "content": "hi"}]
 WEATHER = {

@@ -1,7 +1,8 @@
 """`Metrics`: what Prometheus reads at /metrics."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -56,6 +57,21 @@ class Metrics:
         waiting = Gauge("glm3_waiting", "Answers that wait for a place.", registry=self._registry)
         waiting.set_function(lambda: queries.num_waiting)
         ProcessCollector(registry=self._registry)
+
+    def watch(self, loads: Sequence[int]) -> None:
+        """Shows how many answers are under way in each copy of the model.
+
+        Args:
+            loads: Their numbers, which change.
+        """
+        gauge = Gauge(
+            "glm3_under_way",
+            "Answers that run or wait in a copy of the model.",
+            ["copy"],
+            registry=self._registry,
+        )
+        for copy in range(len(loads)):
+            gauge.labels(str(copy)).set_function(partial(loads.__getitem__, copy))
 
     def text(self) -> bytes:
         """Returns all of it in Prometheus's text format."""

@@ -40,12 +40,6 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
     """
     _check_installed()
     check_model(config)
-    if config.world_size > config.model_parallel_size:
-        raise ConfigError(
-            f"--serve runs one copy of the model, and {config.world_size} ranks are more than "
-            f"--tp {config.tp} x --pp {config.pp}",
-            "start as many ranks as that, and another server for another copy",
-        )
     if _name(config) in config.adapters:
         raise ConfigError(
             f"--lora {_name(config)}=...: the model itself has this name",
@@ -63,17 +57,23 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
     if model is None:
         return
     from glm3cli.device import require_active
-    from glm3cli.infer.serve.work import Worker, follow
+    from glm3cli.infer.serve.work import Worker, follow, lead_copy
+    from glm3cli.parallel.links import link_copies
     from glm3cli.parallel.orders import Orders
 
     with model:
         require_active().tune_memory_for_serving()
         model.engine.limit(config.max_batch_size)
+        links = link_copies(model.engine.grid)
         if not is_speaker():
             for number in _STOPS:  # rank 0 says when it is over
                 signal.signal(number, signal.SIG_IGN)
             accept(_STOPS)
-            follow(Worker(model), Orders(model.engine.grid))
+            worker, ranks = Worker(model), Orders(model.engine.grid, of_copy=True)
+            if links:
+                lead_copy(worker, ranks, *links)
+            else:
+                follow(worker, ranks)
             return
         from glm3cli.infer.serve.app import Policy
         from glm3cli.infer.serve.protocol.answer import Served
@@ -84,7 +84,7 @@ def serve(config: GenerateConfig, on_ready: Callable[[str], None]) -> None:
             tuple(models), tuple(keys), config.request_timeout, tuple(config.allow_origin)
         )
         listener = _listen(*config.address)
-        Server(config, model, listener, policy).run(lambda: on_ready(_url(listener)))
+        Server(config, model, listener, policy, links).run(lambda: on_ready(_url(listener)))
 
 
 def _name(config: GenerateConfig) -> str:

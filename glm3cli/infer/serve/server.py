@@ -5,7 +5,8 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from types import FrameType
 
 import uvicorn
@@ -14,6 +15,7 @@ from glm3cli.config.inference import GenerateConfig
 from glm3cli.errors import StoppedError
 from glm3cli.infer.model import Model
 from glm3cli.infer.serve.app import Policy, Service
+from glm3cli.infer.serve.copies import Copies, Others
 from glm3cli.infer.serve.orders import Update
 from glm3cli.infer.serve.protocol.asked import Reader
 from glm3cli.infer.serve.queries import Queries
@@ -29,14 +31,19 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """Serves a model from rank 0.
+    """Serves a model from rank 0, which shares requests out among the copies of the model.
 
     The main thread works on the model, since devices are chosen by thread, and since signals reach
     it; the other one speaks HTTP.
     """
 
     def __init__(
-        self, config: GenerateConfig, model: Model, listener: socket.socket, policy: Policy
+        self,
+        config: GenerateConfig,
+        model: Model,
+        listener: socket.socket,
+        policy: Policy,
+        links: Sequence[Connection],
     ) -> None:
         """Prepares a server.
 
@@ -45,12 +52,16 @@ class Server:
             model: The model on this rank.
             listener: The socket that is listened on.
             policy: What clients may do.
+            links: The connections to the other copies of the model.
         """
         self._config = config
         self._model = model
         self._listener = listener
         self._policy = policy
         self._inbox = Inbox()
+        self._others = Others(links)
+        puts = [self._inbox.put, *self._others.puts]
+        self._copies = Copies(puts, config.max_batch_size)
         self._http = threading.Thread(target=self._run_http, name="http")
         self._is_ready = threading.Event()
         self._is_stopped = False
@@ -64,23 +75,30 @@ class Server:
         Raises:
             StoppedError: A second signal has come.
         """
-        ranks = Orders(self._model.engine.grid)
+        ranks = Orders(self._model.engine.grid, of_copy=True)
         previous = {number: signal.signal(number, self._stop) for number in STOPS}
         self._http.start()
         self._is_ready.wait()
         accept(STOPS)
         try:
+            self._others.listen(self._tell, self._inbox)
             on_ready()
             lead(Worker(self._model), ranks, self._inbox, self._tell)
         finally:
+            self._others.close()
             self._loop.call_soon_threadsafe(self._has_worked.set)
             self._http.join()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _tell(self, updates: list[Update]) -> None:
-        """Gives updates to the other thread."""
-        self._loop.call_soon_threadsafe(self._service.queries.deliver, updates)
+        """Gives updates to the thread that speaks HTTP."""
+        self._loop.call_soon_threadsafe(self._deliver, updates)
+
+    def _deliver(self, updates: list[Update]) -> None:
+        """Gives updates to those that wait for them."""
+        self._copies.note(updates)
+        self._service.queries.deliver(updates)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         """Begins to stop."""
@@ -104,8 +122,10 @@ class Server:
         config, engine = self._config, self._model.engine
         most = min(config.max_request_tokens or engine.model.seq_length, engine.model.seq_length)
         reader = Reader(self._model.tokenizer, config, engine.model.padded_vocab_size, most)
-        queries = Queries(self._inbox.put, config.max_batch_size, config.max_queue)
+        room = config.max_batch_size * len(self._copies.loads)
+        queries = Queries(self._copies.put, room, config.max_queue)
         self._service = Service(reader, queries, self._policy)
+        self._service.metrics.watch(self._copies.loads)
         server = uvicorn.Server(
             uvicorn.Config(
                 self._service.app,

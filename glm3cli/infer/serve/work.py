@@ -1,13 +1,16 @@
-"""`Worker`: runs the orders of the HTTP side on the engine, on all ranks alike.
+"""`Worker`: runs the orders of the HTTP side on the engine, on all ranks of a copy alike.
 
-Rank 0 calls `lead`, the others `follow`. While there is nothing to do, the other ranks wait for the
-store that all ranks share; in between, rank 0 tells them before each step what is new.
+Rank 0 calls `lead`, the first ranks of other copies `lead_copy`, and all others `follow`. While
+there is nothing to do, these wait for the store that all ranks share; in between, the first rank of
+their copy tells them before each step what is new.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.infer.engine import Engine
@@ -29,6 +32,7 @@ class Inbox:
         self._changed = threading.Condition()
         self._orders: list[Order] = []
         self._is_closed = False
+        self._error: Exception | None = None
 
     def put(self, orders: Sequence[Order]) -> None:
         """Adds orders."""
@@ -42,15 +46,27 @@ class Inbox:
             self._is_closed = True
             self._changed.notify()
 
+    def fail(self, error: Exception) -> None:
+        """Ends the work before the next step by an error, unless it is closed."""
+        with self._changed:
+            self._error = None if self._is_closed else error
+            self._is_closed = True
+            self._changed.notify()
+
     def take(self, *, waits: bool) -> list[Order] | None:
         """Takes the orders out; None after `close`.
 
         Args:
             waits: Whether to wait until there is an order.
+
+        Raises:
+            Exception: The error that `fail` was given.
         """
         with self._changed:
             while waits and not self._orders and not self._is_closed:
                 self._changed.wait()
+            if self._error is not None:
+                raise self._error
             orders, self._orders = self._orders, []
             return None if self._is_closed else orders
 
@@ -164,11 +180,11 @@ class Worker:
 
 
 def lead(worker: Worker, ranks: Orders, inbox: Inbox, on_updates: OnUpdates) -> None:
-    """Works on rank 0 until the inbox is closed, and tells the other ranks what to do.
+    """Works on a copy's first rank until the inbox is closed, and tells the others what to do.
 
     Args:
         worker: The worker of this rank.
-        ranks: The way to the other ranks.
+        ranks: The way to the other ranks of the copy.
         inbox: Where orders come from.
         on_updates: Called with what there is new, after each step with any.
     """
@@ -185,8 +201,29 @@ def lead(worker: Worker, ranks: Orders, inbox: Inbox, on_updates: OnUpdates) -> 
             on_updates(updates)
 
 
+def lead_copy(worker: Worker, ranks: Orders, link: Connection) -> None:
+    """Works on the first rank of a copy that isn't rank 0's, until rank 0 ends.
+
+    Args:
+        worker: The worker of this rank.
+        ranks: The way to the other ranks of the copy.
+        link: The connection to rank 0.
+    """
+    inbox = Inbox()
+
+    def hear() -> None:
+        with suppress(EOFError, OSError):  # rank 0 has ended without a word
+            while (orders := link.recv()) is not None:
+                inbox.put(orders)
+        inbox.close()
+
+    threading.Thread(target=hear, daemon=True).start()
+    with link, suppress(BrokenPipeError, ConnectionResetError):
+        lead(worker, ranks, inbox, link.send)
+
+
 def follow(worker: Worker, ranks: Orders) -> None:
-    """Works on a rank other than 0 until rank 0 ends."""
+    """Works on any other rank until the first one of its copy ends."""
     while True:
         if worker.is_idle:
             orders = ranks.receive()
