@@ -5,8 +5,9 @@
 serves a model of random weights (8 layers, hidden size 512, ChatGLM3's vocabulary) in fp32 with two
 threads, and asks it with streams: one client alone, and sixteen at once, all of which want 64
 tokens for a prompt of their own. `transformers serve --continuous-batching` gets the same questions
-about the same weights, if fastapi is there (`--peer-path DIR` has it where it isn't installed). The
-servers take turns; rates are medians. Then 200 clients come at once and 150 of them leave, which
+about the same weights, if fastapi is there (`--peer-path DIR` has it where it isn't installed). A
+third server has two copies of the model, each with one thread. The servers take turns; rates are
+medians. Then 200 clients come at once and 150 of them leave, which
 must leave no place taken.
 """
 
@@ -146,7 +147,8 @@ def compare(model: Path, folder: Path, rounds: int, peer_path: str | None) -> No
     """Prints the rates of both servers, alone and with sixteen clients."""
     sides = {"glm3": ours(model, port := free_port())}
     ports = {"glm3": port}
-    more: dict[str, dict[str, str]] = {"glm3": {}}
+    more: dict[str, dict[str, str]] = {"glm3": {}, "two copies": {"OMP_NUM_THREADS": "1"}}
+    sides["two copies"] = ours(model, ports.setdefault("two copies", free_port()), "--nproc", "2")
     if peer_path is not None or has_fastapi():
         ports["transformers"] = free_port()
         sides["transformers"] = theirs(model, ports["transformers"])
@@ -174,6 +176,8 @@ def compare(model: Path, folder: Path, rounds: int, peer_path: str | None) -> No
         )
     one, many = (statistics.median(rates["glm3", count]) for count in (1, NUM_CLIENTS))
     print(f"glm3, {NUM_CLIENTS} clients / one: {many / one:.2f} x")
+    copies = statistics.median(rates["two copies", NUM_CLIENTS])
+    print(f"two copies / one, {NUM_CLIENTS} clients: {copies / many:.2f} x")
     if "transformers" in sides:
         peer = statistics.median(rates["transformers", NUM_CLIENTS])
         print(f"glm3 / transformers serve, {NUM_CLIENTS} clients: {many / peer:.2f} x")
