@@ -23,7 +23,7 @@ _MOST_BEGINNINGS = 4096
 
 
 class Copies:
-    """Where orders go. Its methods must be called in one thread.
+    """Shares orders out among the copies. Its methods must be called in one thread.
 
     Attributes:
         loads: The number of sequences that are under way in each copy.
