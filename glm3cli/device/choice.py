@@ -41,6 +41,7 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
         "_scaled_dot_product_flash_attention",
         "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention",
+        "baddbmm",  # of `functions.attention`; plain torch's has bmm
     ),
     "cross-entropy": ("npu_cross_entropy_loss",),
     "mc2": ("npu_all_gather_base_mm", "npu_mm_reduce_scatter_base"),

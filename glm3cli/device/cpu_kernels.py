@@ -1,4 +1,4 @@
-"""What a CPU computes otherwise than plain torch does: the linear layers.
+"""What a CPU computes otherwise than plain torch does: the linear layers, and attention.
 
 A decoded token multiplies each weight by one row, or by a few. MKL, which torch calls for them in
 fp32, multiplies one row on a single thread, and a few rows at half the speed of oneDNN with weights
@@ -8,6 +8,9 @@ In training MKL multiplies many rows. On processors that aren't Intel's it uses 
 have AVX-512, which oneDNN uses: on a Zen 4 that is 9 to 14 % faster. `PRODUCTS` are the redirects
 that put it in MKL's place there. The gradients of weights stay with MKL, which adds to `main_grad`
 while it multiplies: torch offers no such product of oneDNN's.
+
+Attention of some hundreds of positions, and of packs, is `functions.attention`: two thirds of the
+time of torch's own, which is made for longer sequences, and computes whole squares of packs.
 """
 
 import functools
@@ -20,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
+from glm3cli.device import functions
 from glm3cli.device.base import require_active
 from glm3cli.device.dtypes import Quantized
 from glm3cli.device.kernels import Kernels
@@ -29,13 +33,24 @@ _ONEDNN = torch.ops.mkldnn
 # oneDNN 3.12 multiplies three to six rows by another program than one or two, which loads a weight
 # from memory 1.3 to 1.6 times as fast (on Zen 4). Fewer rows get zeros beside them.
 _LEAST_ROWS = 5
+# Of fewer positions the products are too small. From so many on torch's attention takes the queries
+# of a head in blocks of 256 instead of 64 (FlashAttentionKernel.cpp), and is as fast.
+_FEW_POSITIONS, _MANY_POSITIONS = 512, 768
 _PROCESSOR = Path("/proc/cpuinfo")
 # Of torch's kernel for 4 bits, which takes outputs in blocks of so many.
 _BLOCK = 16
 
 
 class CpuKernels(Kernels):
-    """Plain torch, with oneDNN's linear layers in inference, and torch's own of fewer bits."""
+    """Plain torch, with other attention in training, and other linear layers in inference."""
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None
+    ) -> Tensor:
+        """Computes it in products of MKL's over all heads, where that is the faster way."""
+        if _attends_in_blocks(query, is_packed=segment_ids is not None):
+            return functions.attention(query, key, value, scale, segment_ids)
+        return super().attention(query, key, value, scale, segment_ids)
 
     def pack(self, weight: Tensor) -> Tensor:
         """Returns a weight in oneDNN's own layout, or as it is where oneDNN can't multiply it."""
@@ -74,6 +89,16 @@ class CpuKernels(Kernels):
             product = torch.ops.aten._weight_int4pack_mm_for_cpu(hidden.bfloat16(), *packed)
         product = product.to(hidden.dtype)
         return product if bias is None else product.add_(bias)
+
+
+def _attends_in_blocks(query: Tensor, *, is_packed: bool) -> bool:
+    """Returns whether `functions.attention` is faster than torch's, to which packs are a mask."""
+    return (
+        query.dtype == torch.float32
+        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and query.size(0) >= _FEW_POSITIONS
+        and (is_packed or query.size(0) < _MANY_POSITIONS)
+    )
 
 
 def _is_multiplied(weight: Tensor) -> bool:

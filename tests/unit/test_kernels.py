@@ -11,7 +11,8 @@ from glm3cli.device import select
 
 select("cpu").activate()
 
-from glm3cli.device.choice import METHODS, without  # noqa: E402
+from glm3cli.device import functions  # noqa: E402
+from glm3cli.device.choice import METHODS, StepwiseKernels, without  # noqa: E402
 from glm3cli.device.cpu_kernels import CpuKernels  # noqa: E402
 from glm3cli.device.kernels import Kernels  # noqa: E402
 from glm3cli.model.rotary import angles_at, rotation_of_sequence  # noqa: E402
@@ -140,6 +141,61 @@ def test_packs_are_their_samples_alone_and_all_layers_share_a_mask() -> None:
                     alone = PLAIN.attention(*own, 0.3, None)
                     torch.testing.assert_close(found[start:end, row : row + 1], alone)
     assert len(kept) == 1
+
+
+# The padding has the number 0: in front of the first row, behind the second one.
+PACKS = torch.zeros(2, 90, dtype=torch.long)
+PACKS[0, 5:30], PACKS[0, 30:80], PACKS[0, 80:] = 1, 2, 3
+PACKS[1, :1], PACKS[1, 1:70] = 1, 2
+
+
+@pytest.mark.parametrize("segment_ids", [None, PACKS], ids=["whole", "packed"])
+@pytest.mark.parametrize(("heads", "groups"), [(6, 2), (3, 1), (2, 2)])
+def test_attention_in_blocks_and_its_gradients(
+    heads: int, groups: int, segment_ids: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 16, whose ends are neither samples' nor the sequence's, in views as layers have."""
+    monkeypatch.setattr(functions, "_MOST_QUERIES", 16)
+    torch.manual_seed(0)
+    query, mixed = leaf(90, 2, heads, 8), leaf(90, 2, groups, 20)
+    key, value = mixed.split([8, 12], dim=3)
+    above = torch.randn(90, 2, heads, 12, dtype=torch.float64)
+    given = query, key, value[..., :8], 0.3, segment_ids
+    found, expected = functions.attention(*given), StepwiseKernels().attention(*given)
+    torch.testing.assert_close(found, expected)
+    gradients = [
+        torch.autograd.grad(one, (query, mixed), above[..., :8]) for one in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients)
+    # Bit for bit the same when it is computed again, as recomputation and resumed runs need it.
+    again = torch.autograd.grad(functions.attention(*given), (query, mixed), above[..., :8])
+    assert all(torch.equal(*pair) for pair in zip(again, gradients[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("length", "is_packed", "dtype", "is_ours"),
+    [
+        (512, False, torch.float32, True),
+        (512, True, torch.float32, True),
+        (512, False, torch.bfloat16, False),
+        (511, True, torch.float32, False),
+        (768, False, torch.float32, False),
+        (768, True, torch.float32, True),
+    ],
+)
+def test_a_cpu_attends_in_blocks_where_that_is_faster(
+    length: int, is_packed: bool, dtype: torch.dtype, is_ours: bool
+) -> None:
+    torch.manual_seed(0)
+    numbers = torch.arange(length).div(300, rounding_mode="floor")[None] if is_packed else None
+    heads = [torch.randn(length, 1, n, 8).to(dtype).requires_grad_() for n in (4, 2, 2)]
+    context, expected = (
+        kernels.attention(*heads, 0.3, numbers) for kernels in (CpuKernels(), PLAIN)
+    )
+    assert ("Flash" not in str(context.grad_fn.next_functions[0][0])) is is_ours
+    gradients = [torch.autograd.grad(one.square().sum(), heads) for one in (context, expected)]
+    torch.testing.assert_close(context, expected)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_left_out_is_computed_in_single_steps() -> None:
