@@ -6,7 +6,8 @@ which assumes CUDA; afterwards `require_active()` returns the device, and its `k
 chip's fused operations (kernels.py in plain torch, npu/kernels.py on NPUs); `choice` puts plain
 torch in the place of those that a user doesn't want. `catalog` and `peaks` read chips.toml, the
 table of known devices; `planned` and `operations` let forecast/ plan for a device that isn't here.
-npu/ is the Ascend NPU, and doctor/ examines the machine.
+npu/ is the Ascend NPU, functions/ has operations with gradients of their own, and doctor/
+examines the machine.
 
 Rooms above use what this file exports and the modules above by name; no other room may import
 torch_npu or MindSpeed, or name a chip. This room imports config/, host/ and errors of ours.

@@ -120,7 +120,8 @@ def reason_unused(name: str, chips: type[Kernels], left_out: Collection[str]) ->
     if name in left_out:
         return "--without-kernel"
     methods = METHODS[name]
-    if methods and all(getattr(chips, one) is getattr(Kernels, one) for one in methods):
+    is_plain = methods and all(getattr(chips, one) is getattr(Kernels, one) for one in methods)
+    if is_plain or name in chips.composed:
         return "this chip has none"
     return _REASONS.get(name, "nothing has called it")
 

@@ -25,7 +25,7 @@ from glm3cli.device.base import Device, require_active
 from glm3cli.device.catalog import Chip, find_chip
 from glm3cli.device.cpu_kernels import PRODUCTS, CpuKernels
 from glm3cli.device.gloo import EXCHANGES
-from glm3cli.device.kernels import Kernels
+from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.host.memory import total_memory
 
@@ -202,6 +202,7 @@ class CpuDevice(Device):
     fuses_gradient_accumulation: ClassVar[bool] = True
     kernels_class: ClassVar[type[Kernels]] = CpuKernels
     fuses_adamw: bool = True
+    saved_for_backward: SavedForBackward = CpuKernels.saved_for_backward
     environment: ClassVar[Mapping[str, str]] = _COMPILED | _HUGE_PAGES
     related: ClassVar[tuple[str, ...]] = ("GLOO_",)
 

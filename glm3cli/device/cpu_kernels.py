@@ -1,4 +1,4 @@
-"""What a CPU computes otherwise than plain torch does: the linear layers, and attention.
+"""What a CPU computes otherwise than plain torch does: linear layers, attention, and small parts.
 
 A decoded token multiplies each weight by one row, or by a few. MKL, which torch calls for them in
 fp32, multiplies one row on a single thread, and a few rows at half the speed of oneDNN with weights
@@ -10,13 +10,15 @@ that put it in MKL's place there. The gradients of weights stay with MKL, which 
 while it multiplies: torch offers no such product of oneDNN's.
 
 Attention of some hundreds of positions, and of packs, is `functions.attention`: two thirds of the
-time of torch's own, which is made for longer sequences, and computes whole squares of packs.
+time of torch's own, which is made for longer sequences, and computes whole squares of packs. Norms
+and rotations, too, are those of `functions` that take the fewest passes over memory.
 """
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from glm3cli.device import functions
 from glm3cli.device.base import require_active
 from glm3cli.device.dtypes import Quantized
-from glm3cli.device.kernels import Kernels
+from glm3cli.device.kernels import Kernels, Rotation, SavedForBackward
 from glm3cli.device.redirects import Redirect
 
 _ONEDNN = torch.ops.mkldnn
@@ -42,7 +44,23 @@ _BLOCK = 16
 
 
 class CpuKernels(Kernels):
-    """Plain torch, with other attention in training, and other linear layers in inference."""
+    """Plain torch, with attention and norms of its own in training, linear layers in inference."""
+
+    saved_for_backward: ClassVar[SavedForBackward] = replace(
+        Kernels.saved_for_backward, norm_copies=1
+    )
+    composed: ClassVar[frozenset[str]] = frozenset({"rms-norm", "rotary"})
+
+    def rms_norm(self, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Computes it with a gradient of its own."""
+        if not torch.is_grad_enabled():
+            return super().rms_norm(hidden, weight, eps)
+        return functions.rms_norm(hidden, weight, eps)
+
+    def rotate(self, heads: Tensor, rotation: Rotation) -> Tensor:
+        """Multiplies pairs as complex numbers, which torch has of 32 bits and of 64."""
+        is_wide = heads.dtype in (torch.float32, torch.float64)
+        return functions.rotate(heads, *rotation, as_complex=is_wide)
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, segment_ids: Tensor | None

@@ -54,8 +54,11 @@ class Kernels:
 
     Attributes:
         saved_for_backward: What these kernels save for the backward pass.
+        composed: The operations, as --without-kernel names them, that a subclass computes of single
+            operators of torch's, too, but of others: no operator of the chip shows that it did.
     """
 
+    composed: ClassVar[frozenset[str]] = frozenset()
     # Torch computes the norm in several operations, which save two fp32 copies; its attention
     # saves the logarithm of each row's sum.
     saved_for_backward: ClassVar[SavedForBackward] = SavedForBackward(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from glm3cli.device.base import Device, standing_in
 from glm3cli.device.choice import without
+from glm3cli.device.cpu import CpuDevice
+from glm3cli.device.cpu_kernels import CpuKernels
 from glm3cli.device.kernels import Kernels
 from glm3cli.device.npu.device import NpuDevice
 from glm3cli.device.npu.kernels import NpuKernels
@@ -70,6 +72,10 @@ class _PlainKernels(Kernels):
         return context.permute(2, 0, 1, 3)
 
 
+class _PlannedCpuKernels(_PlainKernels, CpuKernels):
+    """A CPU's kernels, but for attention."""
+
+
 class _PlannedNpuKernels(NpuKernels):
     """Ascend's kernels, but with communication and products of `--mc2` one after the other.
 
@@ -102,9 +108,14 @@ class PlannedDevice(Device):
     def leave_out(self, names: Collection[str]) -> None:
         """Uses plain torch for the named operations, and the planned kind's kernels for others."""
         self.without_kernels = tuple(dict.fromkeys(names))
-        is_npu = issubclass(self._kind, NpuDevice)
-        self.kernels = without(_PlannedNpuKernels() if is_npu else _PlainKernels(), names)
+        self.kernels = without(self._whole_kernels(), names)
         self.fuses_adamw = self._kind.fuses_adamw and "adamw" not in names
+
+    def _whole_kernels(self) -> Kernels:
+        """Returns the planned kind's kernels, for meta tensors."""
+        if issubclass(self._kind, NpuDevice):
+            return _PlannedNpuKernels()
+        return _PlannedCpuKernels() if issubclass(self._kind, CpuDevice) else _PlainKernels()
 
     def _prepare(self) -> None:
         """Does nothing, since the CPU that it stands in for is prepared."""

@@ -145,7 +145,8 @@ def _saved_by_chunk(
     if config.pp > 1:
         # The tensor that was sent to the next stage (some devices hold it until it has gone), and
         # the one that was received, unless the first norm saves copies instead of it.
-        copied = kernels.norm_copies > 0 and config.dtype != "fp32"
+        # Of two copies in fp32, one is the received tensor itself.
+        copied = kernels.norm_copies == 1 or (kernels.norm_copies > 0 and config.dtype != "fp32")
         saved += sizes.hidden * (2 if copied else 1)
     return saved
 

@@ -33,19 +33,45 @@ def test_swiglu_and_its_gradient() -> None:
     assert torch.autograd.gradcheck(PLAIN.swiglu, values)
 
 
-def test_rotation_and_its_gradient() -> None:
+def test_a_cpus_norm_and_its_gradients() -> None:
+    torch.manual_seed(0)
+    hidden, weight = leaf(3, 2, 12), leaf(12)
+    norm = CpuKernels().rms_norm
+    torch.testing.assert_close(norm(hidden, weight, 0.1), PLAIN.rms_norm(hidden, weight, 0.1))
+    assert torch.autograd.gradcheck(lambda *given: norm(*given, 0.1), (hidden, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cpus_norm_of_16_bits_is_computed_in_fp32(dtype: torch.dtype) -> None:
+    """Numbers whose squares overflow in fp16; each result is rounded once, as torch's."""
+    torch.manual_seed(0)
+    given = [(400 * leaf(3, 2, 40)).detach().to(dtype), leaf(40).detach().to(dtype)]
+    above, results = torch.randn(3, 2, 40).to(dtype), []
+    for kernels in (CpuKernels(), PLAIN):
+        hidden, weight = (one.clone().requires_grad_() for one in given)
+        normed = kernels.rms_norm(hidden, weight, 1e-5)
+        results.append((normed, *torch.autograd.grad(normed, (hidden, weight), above)))
+    # Of 400 numbers, gradients are about 1 / 400.
+    torch.testing.assert_close(*results, rtol=2**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", [PLAIN, CpuKernels()], ids=["plain", "cpu"])
+def test_rotation_and_its_gradient(kernels: Kernels) -> None:
     """Pair (2i, 2i + 1) of the first half turns by position / base^(4i / width)."""
     torch.manual_seed(0)
     heads = leaf(5, 2, 3, 8)
     rotation = rotation_of_sequence(5, 8, 10_000.0, torch.float64, torch.device("cpu"))
-    found = PLAIN.rotate(heads, rotation).detach()
+    found = kernels.rotate(heads, rotation).detach()
     assert torch.equal(found[..., 4:], heads[..., 4:])
     pairs = torch.view_as_complex(heads.detach()[..., :4].reshape(5, 2, 3, 2, 2))
     angles = torch.arange(5).double().unsqueeze(1) * torch.tensor([1.0, 10_000.0**-0.5]).double()
     turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None, None]
     expected = torch.view_as_real(turned).reshape(5, 2, 3, 4)
     torch.testing.assert_close(found[..., :4], expected, rtol=0, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda x: PLAIN.rotate(x, rotation), heads)
+    assert torch.autograd.gradcheck(lambda x: kernels.rotate(x, rotation), heads)
+    spread = torch.autograd.grad(kernels.rotate(heads, rotation).sum(), heads)
+    expected_of_ones = torch.autograd.grad(PLAIN.rotate(heads, rotation).sum(), heads)
+    torch.testing.assert_close(spread, expected_of_ones)
 
 
 def test_inference_rotates_in_place_as_training_does() -> None:
@@ -155,7 +181,7 @@ def test_attention_in_blocks_and_its_gradients(
     heads: int, groups: int, segment_ids: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 16, whose ends are neither samples' nor the sequence's, in views as layers have."""
-    monkeypatch.setattr(functions, "_MOST_QUERIES", 16)
+    monkeypatch.setattr(functions.blocks, "_MOST_QUERIES", 16)
     torch.manual_seed(0)
     query, mixed = leaf(90, 2, heads, 8), leaf(90, 2, groups, 20)
     key, value = mixed.split([8, 12], dim=3)

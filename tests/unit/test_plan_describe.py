@@ -208,7 +208,7 @@ def test_the_description_has_all_that_one_decides_by():
     ]
     assert [line.split(":")[0] for line in lines[4:]] == ["stage 0", "stage 1", "checkpoint"]
     assert "optimizer 5." in lines[4]
-    assert ", activations 0.26 GiB, backward pass 0.01 GiB, " in lines[4]
+    assert ", activations 0.24 GiB, backward pass 0.01 GiB, " in lines[4]
     assert lines[4].endswith("; peak 20.35 GiB in the optimizer step")
 
 
