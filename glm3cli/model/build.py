@@ -233,20 +233,22 @@ def _build_chunk(
     pp_rank = parallel_state.get_pipeline_model_parallel_rank()
     num_layers = len(parallel.layers_of(model.num_layers, pp_rank, chunk))
     spec = layer_spec(model, linear_layers(parallel, config, adapted=bool(adapters)))
-    gpt = ChatGLM(
-        config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(
-            layer_specs=[spec] * num_layers, layer_norm=RMSNorm
-        ),
-        vocab_size=model.padded_vocab_size,
-        max_sequence_length=model.seq_length,
-        pre_process=pp_rank == 0 and chunk == 0,
-        post_process=pp_rank == parallel.pp - 1 and chunk == parallel.vpp - 1,
-        parallel_output=True,
-        share_embeddings_and_output_weights=False,
-        position_embedding_type="none",  # core attention rotates
-        vp_stage=chunk if parallel.vpp > 1 else None,
-    )
+    # Megatron-core would make the weights on the host, whose memory they don't need to fill first.
+    with require_active().torch_device():
+        gpt = ChatGLM(
+            config=config,
+            transformer_layer_spec=TransformerBlockSubmodules(
+                layer_specs=[spec] * num_layers, layer_norm=RMSNorm
+            ),
+            vocab_size=model.padded_vocab_size,
+            max_sequence_length=model.seq_length,
+            pre_process=pp_rank == 0 and chunk == 0,
+            post_process=pp_rank == parallel.pp - 1 and chunk == parallel.vpp - 1,
+            parallel_output=True,
+            share_embeddings_and_output_weights=False,
+            position_embedding_type="none",  # core attention rotates
+            vp_stage=chunk if parallel.vpp > 1 else None,
+        )
     gpt.model_type = ModelType.encoder_or_decoder
     attach(gpt.decoder.layers, adapters)
     _mark_pieces(gpt)
