@@ -9,7 +9,7 @@ With more tensor-parallel ranks than query groups, megatron-core gathers the QKV
 slices them again, so its pieces are plain ranges of rows there, too (same function, steps 1 to 4).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,31 +19,52 @@ from glm3cli.checkpoint.scratch import Cat
 from glm3cli.config.model import ModelConfig
 
 
-def to_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
+def to_megatron(tensor: Tensor, how: Cut, model: ModelConfig, cat: Cat = torch.cat) -> Tensor:
     """Returns a canonical tensor with its rows in Megatron's order.
 
     Args:
         tensor: The canonical tensor of one weight, [rows, ...].
         how: How the weight is cut; only `Cut.QKV` has another order in Megatron.
         model: The model's shape.
+        cat: Joins the rows in their new order.
     """
     if how is not Cut.QKV:
         return tensor
-    groups, rest = model.num_query_groups, tensor.shape[1:]
-    sizes = [model.query_size, model.kv_size, model.kv_size]
-    parts = [part.reshape(groups, -1, *rest) for part in torch.split(tensor, sizes)]
-    return torch.cat(parts, dim=1).reshape(tensor.shape)
+    parts = torch.split(tensor, [model.query_size, model.kv_size, model.kv_size])
+    by_group = zip(*(part.chunk(model.num_query_groups) for part in parts), strict=True)
+    return cat([rows for group in by_group for rows in group], 0)
 
 
-def from_megatron(tensor: Tensor, how: Cut, model: ModelConfig) -> Tensor:
+def from_megatron(tensor: Tensor, how: Cut, model: ModelConfig, cat: Cat = torch.cat) -> Tensor:
     """Returns the canonical tensor of one in Megatron's row order; the inverse of `to_megatron`."""
+    return _canonical([tensor], how, model, cat)
+
+
+def _canonical(pieces: Sequence[Tensor], how: Cut, model: ModelConfig, cat: Cat) -> Tensor:
+    """Returns the canonical tensor of consecutive rows in Megatron's order.
+
+    Args:
+        pieces: The rows; if there are several pieces, they are copied once.
+        how: How the weight is cut; for `Cut.QKV` the order is changed.
+        model: The model's shape.
+        cat: Joins the rows in their new order.
+    """
     if how is not Cut.QKV:
-        return tensor
-    groups, rest = model.num_query_groups, tensor.shape[1:]
-    heads = model.num_attention_heads // groups
-    grouped = tensor.reshape(groups, (heads + 2) * model.kv_channels, *rest)
-    parts = torch.split(grouped, [n * model.kv_channels for n in (heads, 1, 1)], dim=1)
-    return torch.cat([part.reshape(-1, *rest) for part in parts])
+        return pieces[0] if len(pieces) == 1 else cat(list(pieces), 0)
+    heads, width = model.num_attention_heads // model.num_query_groups, model.kv_channels
+    parts = [(0, heads), (heads, heads + 1), (heads + 1, heads + 2)]
+    starts = range(0, model.num_query_groups * (heads + 2), heads + 2)
+    runs = [((s + first) * width, (s + end) * width) for first, end in parts for s in starts]
+    return cat([rows for run in runs for rows in _rows(pieces, *run)], 0)
+
+
+def _rows(pieces: Sequence[Tensor], start: int, end: int) -> Iterator[Tensor]:
+    """Yields the rows from `start` to `end` of pieces that follow each other, as views."""
+    for piece in pieces:
+        size = len(piece)
+        if start < size and end > 0:
+            yield piece[max(start, 0) : end]
+        start, end = start - size, end - size
 
 
 def cut(tensor: Tensor, how: Cut, tp: int, model: ModelConfig) -> list[Tensor]:
@@ -74,7 +95,7 @@ def pieces_of(
             yield cat(list(pair), 0)
     else:
         dim = 1 if how is Cut.COLS else 0
-        yield from to_megatron(tensor, how, model).chunk(tp, dim=dim)
+        yield from to_megatron(tensor, how, model, cat).chunk(tp, dim=dim)
 
 
 def join(pieces: list[Tensor], how: Cut, model: ModelConfig, cat: Cat = torch.cat) -> Tensor:
@@ -88,12 +109,14 @@ def join(pieces: list[Tensor], how: Cut, model: ModelConfig, cat: Cat = torch.ca
         model: The model's shape.
         cat: Joins the pieces.
     """
-    if how is Cut.WHOLE or len(pieces) == 1:
-        return from_megatron(pieces[0], how, model)
-    if how is Cut.GATED:
+    if how is Cut.WHOLE:
+        return pieces[0]
+    if how is Cut.GATED and len(pieces) > 1:
         gate, up = zip(*(piece.chunk(2) for piece in pieces), strict=True)
         return cat([*gate, *up], 0)
-    return from_megatron(cat(pieces, 1 if how is Cut.COLS else 0), how, model)
+    if how is Cut.COLS and len(pieces) > 1:
+        return cat(pieces, 1)
+    return _canonical(pieces, how, model, cat)
 
 
 def piece_shape(shape: tuple[int, ...], how: Cut, tp: int) -> tuple[int, ...]:

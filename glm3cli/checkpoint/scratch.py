@@ -7,7 +7,7 @@ which takes longer than filling it.
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,11 +16,19 @@ from torch import Tensor
 Cat = Callable[[list[Tensor], int], Tensor]
 # Hardly any tensors but the embedding and the output layer of a large model are larger.
 _MOST_BYTES = 2**28
+_BLOCK = 2**23  # bytes; smaller ones take more calls, larger ones leave the processor's caches
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """Returns a view of a tensor's bytes; of a copy if the tensor isn't contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def blocks_of(tensor: Tensor) -> Iterator[memoryview]:
+    """Yields a tensor's bytes in blocks, so that others can follow while the tensor is written."""
+    values = bytes_of(tensor)
+    for start in range(0, values.nbytes, _BLOCK):
+        yield values[start : start + _BLOCK]
 
 
 class Scratch:
@@ -42,6 +50,12 @@ class Scratch:
         shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
         dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         return torch.cat(tensors, dim=dim, out=self._take(shape, dtype))
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns the tensor itself if it has this type, else a copy of it in the next buffer."""
+        if tensor.dtype == dtype:
+            return tensor
+        return self._take(list(tensor.shape), dtype).copy_(tensor)
 
     def contiguous(self, tensor: Tensor) -> Tensor:
         """Returns the tensor itself if it is contiguous, else a copy in the next buffer."""

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from glm3cli.checkpoint.cuts import cut, from_megatron, join, piece_shape, to_megatron
 from glm3cli.checkpoint.names import WEIGHTS, Cut
+from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.config.model import ModelConfig
 
 
@@ -36,6 +37,25 @@ def test_join_is_the_inverse_of_cut(model, tp, weight):
     assert len(pieces) == tp
     assert {tuple(piece.shape) for piece in pieces} == {piece_shape(shape, weight.cut, tp)}
     assert torch.equal(join(pieces, weight.cut, model), tensor)
+
+
+@settings(max_examples=30)
+@given(models(), st.sampled_from([1, 2, 4, 8]), st.sampled_from(WEIGHTS))
+def test_a_tensor_of_pieces_is_copied_once_into_the_given_memory(model, tp, weight):
+    tensor = torch.randn(weight.shape(model))
+    pieces = cut(tensor, weight.cut, tp, model)
+    scratch = Scratch()
+    taken = scratch.contiguous(torch.empty(tensor.numel(), 2)[:, 0]).data_ptr()
+    found = join(pieces, weight.cut, model, scratch.cat)
+    assert torch.equal(found, tensor)
+    again = to_megatron(found.clone(), weight.cut, model, scratch.cat)
+    places = {found.data_ptr(), again.data_ptr()}
+    if weight.cut is Cut.QKV:
+        assert places == {taken}
+    elif weight.cut is Cut.WHOLE or tp == 1:
+        assert taken not in places
+    else:
+        assert found.data_ptr() == taken
 
 
 @settings(max_examples=30)

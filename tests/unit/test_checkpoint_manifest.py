@@ -8,8 +8,9 @@ import pytest
 import torch
 import xxhash
 
+from glm3cli.checkpoint import scratch
 from glm3cli.checkpoint.convert import convert as convert_module
-from glm3cli.checkpoint.convert import needs
+from glm3cli.checkpoint.convert import needs, tensor_digests
 from glm3cli.checkpoint.convert.check import check
 from glm3cli.checkpoint.convert.convert import convert
 from glm3cli.checkpoint.convert.inspect import inspect
@@ -92,6 +93,58 @@ def test_files_of_weights_are_hashed_while_they_are_written(hf, tmp_path, monkey
     assert "model_optim_rng.pt" not in others
     assert not any(name.endswith((".distcp", ".safetensors")) for name in others)
     assert "config.json" in others
+
+
+def test_bytes_that_were_called_final_stay_as_they_are(hf, tmp_path, monkeypatch):
+    notes = []
+
+    def note(follower, path, end):
+        notes.append((path.name, end, path.read_bytes()[:end]))
+        original(follower, path, end)
+
+    original = Follower.note
+    monkeypatch.setattr(scratch, "_BLOCK", 300)  # so that every tensor is several blocks
+    monkeypatch.setattr(Follower, "note", note)
+    for name, options in OPTIONS.items():
+        notes.clear()
+        convert(hf, tmp_path / name, options)
+        written = {path.name: [] for path in (tmp_path / name).rglob("*")}
+        for path in (tmp_path / name).rglob("*"):
+            if path.is_file():
+                written[path.name].append(path.read_bytes())
+        assert all(len(part) == end for _, end, part in notes)
+        for file, end, part in notes:
+            assert part in [content[:end] for content in written[file]]
+        if name != "dist":  # torch writes a tensor of this layout by one call
+            assert len(notes) > 2 * 31
+        assert check(tmp_path / name).tensors == 31
+
+
+def test_a_file_that_can_not_be_hashed_is_an_error_at_the_end(tmp_path):
+    paths = [tmp_path / str(i) for i in range(5)]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 9)
+    with Follower() as follower:
+        for path in paths:
+            follower.note(path, 4)
+        expected = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        assert follower.finish(paths).result() == expected
+    with Follower() as follower:
+        follower.note(paths[0], 4)
+        follower.note(tmp_path / "gone", 4)
+        with pytest.raises(FileNotFoundError, match="gone"):
+            follower.finish(paths).result()
+
+
+def test_a_tensor_is_looked_at_in_blocks(monkeypatch):
+    monkeypatch.setattr(tensor_digests, "_BLOCK", 64)
+    for tensor in (torch.randn(7, 30).half()[:, :29], torch.randn(1), torch.randn(16)):
+        looked = []
+        value = tensor_digests.digest(tensor, lambda block, looked=looked: looked.append(block))
+        assert value == xxhash.xxh3_128_hexdigest(tensor.contiguous().numpy().tobytes())
+        assert value == tensor_digests.digest(tensor)
+        assert torch.equal(torch.cat(looked), tensor.flatten())
+        assert max(block.nbytes for block in looked) <= 64
 
 
 def test_unverified_weights_have_no_file_hashes_but_are_checked(hf, tmp_path):

@@ -5,6 +5,7 @@ adapter, casts, computes the digest, and looks for values that are not finite.
 """
 
 import logging
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Transfer:
         self.non_finite = 0
         self.memory = PrivateMemory()
         source.cat = Scratch(2).cat  # for the tensor that is written, and the next
+        self._casts = Scratch(2)
         self._report, self._handed_over = report, 0
         self._order = slots(plan.model)
         self._pool = started_pool()
@@ -125,16 +127,18 @@ class Transfer:
     def _prepare(self, slot: Slot) -> _Prepared:
         """Reads a tensor, merges the adapter into it, casts it, and examines the result."""
         tensor = self.adapter.merge(*slot, self.source.read(*slot))
-        tensor = tensor.to(self.plan.dtypes[slot])
-        return _Prepared(tensor, digest(tensor), _count_non_finite(tensor))
+        tensor = self._casts.cast(tensor, self.plan.dtypes[slot])
+        counts: list[int] = []
+        value = digest(tensor, lambda block: counts.append(_count_non_finite(block)))
+        return _Prepared(tensor, value, sum(counts))
 
 
-def _count_non_finite(tensor: Tensor) -> int:
-    """Returns the number of a tensor's values that are NaN or infinite."""
-    low, high = torch.aminmax(tensor)  # NaN if any value is; needs no memory
-    if torch.isfinite(low) and torch.isfinite(high):
+def _count_non_finite(block: Tensor) -> int:
+    """Returns the number of values that are NaN or infinite."""
+    low, high = torch.aminmax(block)  # NaN if any value is; needs no memory
+    if math.isfinite(low) and math.isfinite(high):
         return 0
-    return int((~torch.isfinite(tensor)).sum())
+    return int((~torch.isfinite(block)).sum())
 
 
 def label(slot: Slot) -> str:

@@ -6,13 +6,14 @@ The digests are for whoever gets the files: `sha256sum` computes the same ones.
 import hashlib
 import mmap
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
 from glm3cli.host.signals import started_pool
 
 _BLOCK = 2**22  # bytes that are hashed by one call
+_AT_A_TIME = 2  # files
 
 
 def file_digest(path: Path) -> str:
@@ -44,11 +45,12 @@ class FileDigests:
 
     def finish(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Hashes the rest of the files and returns the digest of each, in hexadecimal digits."""
-        found = {}
-        for path in paths:
-            self.advance(path)
-            found[path] = self._hashes[path].hexdigest()
-        return found
+        return {path: self.digest(path) for path in paths}
+
+    def digest(self, path: Path) -> str:
+        """Hashes the rest of a file and returns its digest, in hexadecimal digits."""
+        self.advance(path)
+        return self._hashes[path].hexdigest()
 
 
 def _update(value: "hashlib._Hash", path: Path, start: int, end: int) -> None:
@@ -67,19 +69,25 @@ def _update(value: "hashlib._Hash", path: Path, start: int, end: int) -> None:
 
 
 class Follower:
-    """Hashes files in a second thread while they are being written; use it as a context manager.
+    """Hashes files in other threads while they are being written; use it as a context manager.
 
-    The bytes that were just written are still in the page cache, so the disk isn't read.
+    The bytes that were just written are still in the page cache, so the disk isn't read. SHA-256 is
+    the slowest part of a conversion and goes from front to back, so two files are hashed at a time.
     """
 
     def __init__(self) -> None:
         self._digests = FileDigests()
-        self._pool = started_pool()
+        self._pools = [started_pool() for _ in range(_AT_A_TIME)]
+        self._pool_of: dict[Path, ThreadPoolExecutor] = {}
         self._hashing: list[Future[None]] = []
 
     def note(self, path: Path, end: int) -> None:
         """Hashes a file up to the byte `end`; all bytes before it must have their final values."""
-        self._hashing.append(self._pool.submit(self._digests.advance, path, end))
+        self._hashing.append(self._pool(path).submit(self._digests.advance, path, end))
+
+    def _pool(self, path: Path) -> ThreadPoolExecutor:
+        """Returns the one thread that hashes a file: the two get files in turn."""
+        return self._pool_of.setdefault(path, self._pools[len(self._pool_of) % _AT_A_TIME])
 
     def finish(self, paths: Iterable[Path]) -> Future[dict[Path, str]]:
         """Starts to hash the rest of the files, which must be complete.
@@ -87,15 +95,17 @@ class Follower:
         Returns:
             A future of the SHA-256 of each file, in hexadecimal digits.
         """
-        return self._pool.submit(self._finish, list(paths))
+        rest = {path: self._pool(path).submit(self._digests.digest, path) for path in paths}
+        return self._pools[0].submit(self._collect, rest)
 
-    def _finish(self, paths: list[Path]) -> dict[Path, str]:
-        for part in self._hashing:  # all are done: what went wrong there is raised here
+    def _collect(self, rest: dict[Path, Future[str]]) -> dict[Path, str]:
+        for part in self._hashing:  # what went wrong there is raised here
             part.result()
-        return self._digests.finish(paths)
+        return {path: value.result() for path, value in rest.items()}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)

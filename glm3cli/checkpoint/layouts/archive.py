@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
-from glm3cli.checkpoint.scratch import bytes_of
+from glm3cli.checkpoint.layouts.write_plan import Final
+from glm3cli.checkpoint.scratch import blocks_of
 
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
 _CENTRAL_HEADER = 46
@@ -59,33 +60,39 @@ class Archive:
             self._directory = archive.start_dir
         self._checksums: dict[str, int] = {}
 
-    def fill(self, number: int, tensor: Tensor) -> None:
+    def fill(self, number: int, tensor: Tensor, final: Final) -> None:
         """Writes the values of one tensor.
 
         Args:
             number: The place of the tensor among those of the content, counted from 0.
             tensor: The values, in the shape and type that the content has there.
+            final: Called with the file and the byte before which nothing is going to change.
 
         Raises:
             OSError: The disk is full or failing.
         """
         name = f"data/{number}"
-        entry, values = self._entries[name], bytes_of(tensor)
-        assert entry.file_size == values.nbytes, f"{name} holds {entry.file_size} bytes"
+        entry, first = self._entries[name], self._first_missing()
+        assert entry.file_size == tensor.nbytes, f"{name} holds {entry.file_size} bytes"
         assert name not in self._checksums, f"{name} was filled before"
         self._file.seek(values_offset(self._file, entry))
-        self._file.write(values)
-        checksum = zlib_ng.crc32(values)  # three times as fast as zlib's
+        checksum = 0
+        for block in blocks_of(tensor):
+            checksum = zlib_ng.crc32(block, checksum)  # three times as fast as zlib's
+            self._file.write(block)
+            self._file.flush()
+            if first == entry.header_offset:
+                final(self.path, self._file.tell())
         descriptor = self._file.tell()
         if self._file.read(4) == b"PK\x07\x08":
             self._file.seek(descriptor + _CRC_IN_DESCRIPTOR)
             self._file.write(struct.pack("<I", checksum))
         self._file.flush()
         self._checksums[name] = checksum
+        final(self.path, self._first_missing())
 
-    @property
-    def final(self) -> int:
-        """The byte of the file before which nothing is going to change."""
+    def _first_missing(self) -> int:
+        """Returns the byte of the file before which all tensors are filled in."""
         missing = (e.header_offset for n, e in self._entries.items() if n not in self._checksums)
         return min(missing, default=self._directory)
 

@@ -191,7 +191,7 @@ class DistSource(StoredSource):
                 offsets, stored = self._box(part, index)
                 extents = zip(offsets, stored.shape, strict=True)
                 tensor[tuple(slice(start, start + size) for start, size in extents)] = stored
-        return from_megatron(in_fp32(tensor), weight.cut, self.model)
+        return from_megatron(in_fp32(tensor), weight.cut, self.model, self.cat)
 
     def _box(self, part: _Part, layer: int | None) -> tuple[tuple[int, ...], Tensor]:
         """Returns the indices at which a part begins in its tensor, and the part's values.

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from glm3cli.checkpoint.cuts import to_megatron
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.names import Slot, Stage, slots
-from glm3cli.checkpoint.scratch import bytes_of
+from glm3cli.checkpoint.scratch import Scratch, bytes_of
 
 
 def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
@@ -97,6 +97,7 @@ class _Planner(DefaultSavePlanner):
         super().__init__(flatten_state_dict=False)
         self._plan, self._produce, self._between = plan, produce, between
         self._slots: dict[MetadataIndex, Slot] = {}
+        self._cat = Scratch().cat
 
     def create_local_plan(self) -> SavePlan:
         """Returns the writes of this process, which is the only one."""
@@ -138,7 +139,7 @@ class _Planner(DefaultSavePlanner):
             return stream
         self._between()
         slot = self._slots[write_item.index]
-        tensor = to_megatron(self._produce(*slot), slot[0].cut, self._plan.model)
+        tensor = to_megatron(self._produce(*slot), slot[0].cut, self._plan.model, self._cat)
         # torch.save writes the whole storage, which may be a mapped file or a buffer.
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
             tensor = _alone(tensor)

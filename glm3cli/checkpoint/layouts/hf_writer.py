@@ -14,7 +14,7 @@ from glm3cli.checkpoint.layouts.hf import SAFETENSORS_DTYPES
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
-from glm3cli.checkpoint.scratch import bytes_of
+from glm3cli.checkpoint.scratch import blocks_of
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -90,6 +90,7 @@ def _write_shard(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for weight, layer in shard:
-            file.write(bytes_of(produce(weight, layer)))
-            file.flush()
-            final(path, file.tell())
+            for block in blocks_of(produce(weight, layer)):
+                file.write(block)
+                file.flush()
+                final(path, file.tell())

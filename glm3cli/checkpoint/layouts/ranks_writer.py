@@ -57,9 +57,7 @@ def write_ranks(
             tensor = produce(weight, layer)
             pieces = pieces_of(tensor, weight.cut, parallel.tp, plan.model, scratch.cat)
             for t, piece in enumerate(pieces):
-                archive = archives[t, p]
-                archive.fill(number, scratch.contiguous(piece))
-                final(archive.path, archive.final)
+                archives[t, p].fill(number, scratch.contiguous(piece), final)
 
 
 def _stage(layout: Layout, plan: WritePlan, p: int) -> tuple[dict[str, Any], list[Slot]]:
