@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -118,6 +119,9 @@ def test_bytes_that_were_called_final_stay_as_they_are(hf, tmp_path, monkeypatch
         if name != "dist":  # torch writes a tensor of this layout by one call
             assert len(notes) > 2 * 31
         assert check(tmp_path / name).tensors == 31
+        for path in (tmp_path / name).rglob("*.pt"):
+            with zipfile.ZipFile(path) as archive:
+                assert archive.testzip() is None
 
 
 def test_a_file_that_can_not_be_hashed_is_an_error_at_the_end(tmp_path):

@@ -1,11 +1,12 @@
 """Files that are whole, fingerprints, memory, and versions, as the machine around us has them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from glm3cli.host import fingerprints, memory
+from glm3cli.host import files, fingerprints, memory
 from glm3cli.host.files import existing_parent, write_json, write_text
 from glm3cli.host.fingerprints import fingerprint
 from glm3cli.host.parsing import read_json
@@ -108,3 +109,25 @@ def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "a.json").write_bytes(text)
     with pytest.raises(ValueError, match=r".+"):
         read_json(tmp_path / "a.json")
+
+
+def test_large_values_are_written_by_calls_of_a_mebibyte(tmp_path, monkeypatch):
+    written = []
+
+    def write(file, values):
+        written.append(original(file, values))
+        return written[-1]
+
+    original = files._Pieces.write
+    monkeypatch.setattr(files._Pieces, "write", write)
+    values = os.urandom(2**21 + 12_345)
+    with files.open_large(tmp_path / "new", "wb") as file:
+        file.write(b"head")
+        file.write(values)
+    assert (tmp_path / "new").read_bytes() == b"head" + values
+    assert max(written) == 2**20
+    with files.open_large(tmp_path / "new", "r+b") as file:
+        file.seek(5)
+        file.write(values)
+        assert file.read() == b""
+    assert (tmp_path / "new").read_bytes() == b"head" + values[:1] + values

@@ -17,6 +17,7 @@ from zlib_ng import zlib_ng
 
 from glm3cli.checkpoint.layouts.write_plan import Final
 from glm3cli.checkpoint.scratch import blocks_of
+from glm3cli.host.files import open_large
 
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
 _CENTRAL_HEADER = 46
@@ -50,7 +51,7 @@ class Archive:
         with torch.serialization.skip_data():
             torch.save(content, path)
         self.path = path
-        self._file = path.open("r+b")
+        self._file = open_large(path, "r+b")
         with zipfile.ZipFile(self._file) as archive:
             self._entries = {
                 entry.filename.split("/", 1)[1]: entry

@@ -8,8 +8,10 @@ any parallel sizes.
 
 import io
 import json
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -36,6 +38,7 @@ from glm3cli.checkpoint.cuts import to_megatron
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.names import Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch, bytes_of
+from glm3cli.host.files import open_large
 
 
 def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
@@ -57,7 +60,7 @@ def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) ->
         try:
             save(
                 {},
-                storage_writer=_Writer(folder, thread_count=1, sync_files=False),
+                storage_writer=_Writer(folder),
                 planner=_Planner(plan, produce, lambda: _note_written(folder, final)),
                 no_dist=True,
             )
@@ -75,8 +78,23 @@ def _note_written(folder: Path, final: Final) -> None:
         final(path, path.stat().st_size)
 
 
+class _Files(FileSystem):
+    """The file system, with files to which whole tensors are written."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        """Opens a new file, and closes it when the block ends."""
+        assert mode == "wb", f"a file of tensors is opened with the mode {mode}"
+        with open_large(Path(path), "wb") as stream:
+            yield stream
+
+
 class _Writer(FileSystemWriter):
     """A writer that leaves a random number and the folder's temporary name out of `.metadata`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, thread_count=1, sync_files=False)
+        self.fs = _Files()
 
     def storage_meta(self) -> StorageMeta:
         """Returns a note without any value, so that equal models make equal files."""

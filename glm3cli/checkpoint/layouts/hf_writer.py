@@ -15,6 +15,7 @@ from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
 from glm3cli.checkpoint.scratch import blocks_of
+from glm3cli.host.files import open_large
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -86,7 +87,7 @@ def _write_shard(
     metadata = {"__metadata__": {"format": "pt"}}
     text = json.dumps(metadata | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
-    with path.open("wb") as file:
+    with open_large(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for weight, layer in shard:
