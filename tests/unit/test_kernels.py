@@ -1,10 +1,12 @@
 """The kernels in plain torch against the formulas that define them."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import psutil
 import pytest
 import torch
+from torch import Tensor
 
 from glm3cli.config.launch import KERNELS
 from glm3cli.device import select
@@ -53,6 +55,28 @@ def test_a_cpus_norm_of_16_bits_is_computed_in_fp32(dtype: torch.dtype) -> None:
         results.append((normed, *torch.autograd.grad(normed, (hidden, weight), above)))
     # Of 400 numbers, gradients are about 1 / 400.
     torch.testing.assert_close(*results, rtol=2**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_gradient_the_bits_are_the_same(dtype: torch.dtype) -> None:
+    """A reference, whose passes have none, equals the policy that begins from its weights."""
+    torch.manual_seed(0)
+    kernels = CpuKernels()
+    hidden, weight = torch.randn(512, 2, 64, dtype=dtype), torch.randn(64, dtype=dtype)
+    heads = hidden.view(512, 2, 4, 16)
+    rotation = rotation_of_sequence(512, 16, 10_000.0, dtype, torch.device("cpu"))
+    passes: list[Callable[[Tensor], Tensor]] = [
+        lambda one: kernels.rms_norm(one, weight, 1e-5),
+        kernels.swiglu,
+        lambda one: kernels.rotate(one.view_as(heads), rotation),
+        lambda one: kernels.attention(one.view_as(heads), heads, heads, 0.25, None),
+        lambda one: kernels.cross_entropy(one, torch.zeros(512, 2, dtype=torch.long)),
+    ]
+    for number, compute in enumerate(passes):
+        found = compute(hidden.clone().requires_grad_())
+        assert found.requires_grad
+        with torch.no_grad():
+            assert torch.equal(compute(hidden), found), number
 
 
 @pytest.mark.parametrize("kernels", [PLAIN, CpuKernels()], ids=["plain", "cpu"])

@@ -12,7 +12,12 @@ Turn = Callable[[Tensor, Tensor, Tensor, int, Tensor], None]
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Returns hidden / rms(hidden) * weight, as `Kernels.rms_norm` has it."""
+    """Returns hidden / rms(hidden) * weight, as `Kernels.rms_norm` has it.
+
+    The bits are the same with a gradient and without: a policy begins as its reference.
+    """
+    if not torch.is_grad_enabled():
+        return _scaled(hidden, weight, eps)[0]
     return _RMSNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
 
 
@@ -49,12 +54,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        numbers = _at_least_fp32(hidden)
-        norms = torch.linalg.vector_norm(numbers, dim=-1, keepdim=True)
-        inverse = norms.square_().div_(hidden.size(-1)).add_(eps).rsqrt_()
-        normed = numbers * inverse
+        result, normed, inverse = _scaled(hidden, weight, eps)
         ctx.save_for_backward(normed, weight, inverse)
-        return (normed * weight).to(hidden.dtype)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
@@ -65,6 +67,15 @@ class _RMSNorm(torch.autograd.Function):
         means = torch.matmul(product, scale).div_(scale.numel()).unsqueeze(-1)
         torch.mul(grad, scale, out=product).addcmul_(normed, means, value=-1).mul_(inverse)
         return product.to(grads[0].dtype), of_weight, None
+
+
+def _scaled(hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the norm's result, the result before the weight, and 1 / rms, [..., 1]."""
+    numbers = _at_least_fp32(hidden)
+    norms = torch.linalg.vector_norm(numbers, dim=-1, keepdim=True)
+    inverse = norms.square_().div_(hidden.size(-1)).add_(eps).rsqrt_()
+    normed = numbers * inverse
+    return (normed * weight).to(hidden.dtype), normed, inverse
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:
