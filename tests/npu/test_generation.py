@@ -159,7 +159,10 @@ def assert_near(one: Any, other: Any) -> None:
     assert one.logprobs[:same] == pytest.approx(other.logprobs[:same], abs=NEAR)
 
 
-@pytest.mark.parametrize("sizes", ["one rank", pytest.param("tp2", marks=pytest.mark.slow), "pp2"])
+@pytest.mark.parametrize(
+    "sizes",
+    ["one rank", *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in ("tp2", "pp2"))],
+)
 def test_every_way_of_decoding_gives_the_cpus_tokens(
     ranks: RankPool, npu_ranks: RankPool, sizes: str
 ) -> None:

@@ -30,7 +30,8 @@ def assert_alike(found: Trained, expected: Trained, first: int = 0, loss: float 
 
 
 @pytest.mark.parametrize(
-    "sizes", ["tp1 pp1", pytest.param("tp2 pp1", marks=pytest.mark.slow), "tp1 pp2"]
+    "sizes",
+    [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ("tp1 pp1", "tp2 pp1")] + ["tp1 pp2"],
 )
 def test_20_steps_have_the_cpus_losses(
     ranks: RankPool, npu_ranks: RankPool, tmp_path: Path, sizes: str
