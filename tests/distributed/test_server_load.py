@@ -61,6 +61,14 @@ def under_way(ask: Asking) -> list[int]:
     return [int(found) for found in re.findall(r'glm3_under_way\{copy="\d+"\} (\d+)\.0', text)]
 
 
+def wait_for(ask: Asking, loads: list[int]) -> None:
+    """Waits until so many answers are under way in each copy."""
+    for _ in range(1000):
+        if under_way(ask) == loads:
+            return
+    raise AssertionError(f"{under_way(ask)} are under way, not {loads}")
+
+
 def share_out(ask: Asking) -> Any:
     """Begins four answers, ends some of them, and asks for more."""
     seen = [under_way(ask)]
@@ -79,11 +87,9 @@ def share_out(ask: Asking) -> Any:
         for one in (first, second, first, second):
             begin(one)
         first.close()  # clients that leave
-        while under_way(ask) != [0, 2]:
-            pass
+        wait_for(ask, [0, 2])
         begin(second)
-    while under_way(ask) != [0, 0]:
-        pass
+    wait_for(ask, [0, 0])
     return seen
 
 

@@ -15,8 +15,9 @@ from glm3cli.config.inference import GenerateConfig
 from glm3cli.errors import StoppedError
 from glm3cli.infer.model import Model
 from glm3cli.infer.serve.app import Policy, Service
-from glm3cli.infer.serve.copies import Copies, Others
+from glm3cli.infer.serve.copies import Copies
 from glm3cli.infer.serve.orders import Update
+from glm3cli.infer.serve.others import Others
 from glm3cli.infer.serve.protocol.asked import Reader
 from glm3cli.infer.serve.queries import Queries
 from glm3cli.infer.serve.work import Inbox, Worker, lead
