@@ -1,11 +1,12 @@
-"""Makes SIGTERM end work on files by an exception, so that the work tidies up, and holds signals.
+"""Makes SIGTERM end work on files by an exception, so that the work tidies up; holds or reads signals.
 
 Training answers signals in its own way, after a save: see train/signals.py.
 """
 
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -63,6 +64,31 @@ def signals_held() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+@contextmanager
+def signals_read(signals: Collection[signal.Signals]) -> Iterator[socket.socket]:
+    """Within the block signals do nothing but arrive at a socket, each as a byte, its number.
+
+    Any thread can read it. A handler is of no use to one that waits for what it does: Python runs
+    handlers in the main thread, and a signal that comes when that is just about to wait for a lock
+    is handled after the wait.
+
+    The numbers of other signals that have a handler in Python arrive, too. Only the main thread
+    may enter the block.
+    """
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in signals}
+        try:
+            yield reader
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
 
 
 def started_pool(count: int = 1) -> ThreadPoolExecutor:

@@ -130,6 +130,21 @@ def test_what_takes_too_long_is_cut_off(endless: Path, tmp_path: Path) -> None:
     assert end(process, tmp_path / "log").code == 0
 
 
+def test_a_second_signal_waits_for_no_answer(endless: Path, tmp_path: Path) -> None:
+    process, url = serve(tmp_path / "log", endless, "--shutdown-timeout", "200")
+    body = {"messages": HI, "max_tokens": 4000, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{url}/health").status_code == 200:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        ended = end(process, tmp_path / "log")
+    assert ended.code == 143
+    assert ended.err.endswith("error: the server was stopped before its answers had ended\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_busy", [True, False])
 @pytest.mark.parametrize("tp", [2, 1])

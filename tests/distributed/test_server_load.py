@@ -1,6 +1,9 @@
 """A server that is asked too much: places, the queue, clients that leave, limits and keys."""
 
+import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +13,8 @@ import httpx
 import openai
 import pytest
 
+from glm3cli.config.inference import GenerateConfig
+from glm3cli.infer.serve.run import serve
 from tests.support.chain_model import ENDLESS, write_chain_model
 from tests.support.ranks import RankPool
 from tests.support.server import HI, Asking, ask_at, say
@@ -125,3 +130,26 @@ def test_limits_and_keys(ranks: RankPool, endless: Path, tmp_path: Path) -> None
         "served_model_name": "mine",
     }
     assert ask_at(ranks, "tp1 pp1", late, endless, **options) == "https://a.b"
+
+
+def serve_with_signals_elsewhere(model: Path) -> str:
+    """Serves on a rank whose main thread isn't woken by signals, and is stopped by one."""
+
+    def begin(url: str) -> None:
+        def stop() -> None:
+            found.append(httpx.get(f"{url}/health").json()["status"])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=stop).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    found: list[str] = []
+    try:
+        serve(GenerateConfig.parse({"model": model, "serve": "0", "device": "cpu"}), begin)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    return found[0]
+
+
+def test_a_signal_needs_no_free_main_thread(ranks: RankPool, endless: Path) -> None:
+    assert ranks.run(1, serve_with_signals_elsewhere, endless) == ["ok"]

@@ -7,12 +7,12 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from types import FrameType
 
 import uvicorn
 
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.errors import StoppedError
+from glm3cli.host.signals import signals_read
 from glm3cli.infer.model import Model
 from glm3cli.infer.serve.app import Policy, Service
 from glm3cli.infer.serve.copies import Copies
@@ -65,7 +65,6 @@ class Server:
         self._copies = Copies(puts, config.max_batch_size)
         self._http = threading.Thread(target=self._run_http, name="http")
         self._is_ready = threading.Event()
-        self._is_stopped = False
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Serves until a signal comes; a second one doesn't wait for the answers that run.
@@ -77,20 +76,18 @@ class Server:
             StoppedError: A second signal has come.
         """
         ranks = Orders(self._model.engine.grid, of_copy=True)
-        previous = {number: signal.signal(number, self._stop) for number in STOPS}
-        self._http.start()
-        self._is_ready.wait()
-        accept(STOPS)
-        try:
-            self._others.listen(self._tell, self._inbox)
-            on_ready()
-            lead(Worker(self._model), ranks, self._inbox, self._tell)
-        finally:
-            self._others.close()
-            self._loop.call_soon_threadsafe(self._has_worked.set)
-            self._http.join()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with signals_read(STOPS) as self._signals:
+            self._http.start()
+            self._is_ready.wait()
+            accept(STOPS)
+            try:
+                self._others.listen(self._tell, self._inbox)
+                on_ready()
+                lead(Worker(self._model), ranks, self._inbox, self._tell)
+            finally:
+                self._others.close()
+                self._loop.call_soon_threadsafe(self._has_worked.set)
+                self._http.join()
 
     def _tell(self, updates: list[Update]) -> None:
         """Gives updates to the thread that speaks HTTP."""
@@ -101,12 +98,15 @@ class Server:
         self._copies.note(updates)
         self._service.queries.deliver(updates)
 
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        """Begins to stop."""
-        if self._is_stopped:
-            raise StoppedError("the server was stopped before its answers had ended")
-        self._is_stopped = True
-        self._loop.call_soon_threadsafe(self._must_stop.set)
+    def _hear_signals(self) -> None:
+        """Begins to stop, or stops at once if that has begun."""
+        for number in self._signals.recv(16):
+            if number not in STOPS:
+                continue
+            if self._must_stop.is_set():
+                message = "the server was stopped before its answers had ended"
+                self._inbox.fail(StoppedError(message))
+            self._must_stop.set()
 
     def _run_http(self) -> None:
         """Runs the thread that speaks HTTP."""
@@ -120,6 +120,7 @@ class Server:
         """Answers requests until it is to stop, or the work has ended."""
         self._loop = asyncio.get_running_loop()
         self._must_stop, self._has_worked = asyncio.Event(), asyncio.Event()
+        self._loop.add_reader(self._signals, self._hear_signals)
         config, engine = self._config, self._model.engine
         most = min(config.max_request_tokens or engine.model.seq_length, engine.model.seq_length)
         reader = Reader(self._model.tokenizer, config, engine.model.padded_vocab_size, most)
