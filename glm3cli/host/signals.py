@@ -1,4 +1,4 @@
-"""Makes SIGTERM end work on files by an exception, so that the work tidies up; holds or reads signals.
+"""Makes SIGTERM an exception, so that work on files tidies up; holds signals back, or reads them.
 
 Training answers signals in its own way, after a save: see train/signals.py.
 """

@@ -7,18 +7,23 @@ through collectives, for which one copy would wait for the other.
 import os
 import secrets
 import socket
+import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from threading import Thread
 from typing import Any
 
 import torch.distributed as dist
 
 from glm3cli.errors import DeviceError
 from glm3cli.parallel.groups import Grid
+from glm3cli.parallel.join import patience, ranges
 
 _KEY_BYTES = 32
 _HERE = "127.0.0.1"
+_LOOKING = 0.05  # seconds between two looks at who has come
 
 
 def link_copies(grid: Grid) -> list[Connection]:
@@ -36,13 +41,11 @@ def link_copies(grid: Grid) -> list[Connection]:
     """
     if grid.dp_size == 1:
         return []
-    listener, key = _listen(grid) if grid.rank == 0 else (None, b"")
-    told: list[Any] = [None if listener is None else (_address(listener), key)]
+    door = _Door(grid) if grid.rank == 0 else None
+    told: list[Any] = [door and (door.address, door.key)]
     dist.broadcast_object_list(told, src=0)
-    if listener is not None:
-        with listener:
-            found = dict(_accept(listener) for _ in range(grid.dp_size - 1))
-        return [found[rank] for rank in sorted(found)]
+    if door is not None:
+        return door.wait(patience())
     if not grid.leads_copy:
         return []
     [(address, key)] = told
@@ -55,7 +58,99 @@ def link_copies(grid: Grid) -> list[Connection]:
             "open this machine's way to it: the ranks of a server talk through ports of their own",
         ) from error
     connection.send(grid.dp_rank)
-    return [_without_delay(connection)]
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        _hurry(same)
+    return [connection]
+
+
+@dataclass
+class _Visitor:
+    """Somebody who has connected to rank 0.
+
+    Attributes:
+        socket: The connection, for what only sockets can do.
+        connection: The same one, for messages.
+        dp_rank: The data parallel rank of a copy that has shown the key; before that, None.
+    """
+
+    socket: socket.socket
+    connection: Connection
+    dp_rank: int | None = None
+
+    def hear(self, key: bytes) -> None:
+        """Asks for the key, and hears which copy it is; a stranger may never answer."""
+        with suppress(AuthenticationError, EOFError, OSError):
+            deliver_challenge(self.connection, key)
+            answer_challenge(self.connection, key)
+            self.dp_rank = self.connection.recv()
+
+    def send_away(self) -> None:
+        """Ends the connection, and a thread that still waits for an answer."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+@dataclass
+class _Door:
+    """Where the other copies come to rank 0.
+
+    Attributes:
+        grid: The ranks.
+        key: What they have to show.
+        address: The address at which they reach rank 0.
+    """
+
+    grid: Grid
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(_KEY_BYTES))
+    address: tuple[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        host = _HERE if _is_on_one_machine() else ""
+        self._server = socket.create_server((host, 0), backlog=self.grid.dp_size)
+        self._server.settimeout(_LOOKING)
+        port = self._server.getsockname()[1]
+        self.address = (host or os.environ["MASTER_ADDR"], port)
+
+    def wait(self, seconds: float) -> list[Connection]:
+        """Waits for all other copies; returns the connections to them, by data parallel rank.
+
+        Raises:
+            DeviceError: One hasn't come in time.
+        """
+        end = time.monotonic() + seconds
+        visitors: list[_Visitor] = []
+        with self._server:
+            while (missing := self._missing(visitors)) and time.monotonic() < end:
+                self._let_in(visitors)
+        strangers = [one for one in visitors if one.dp_rank is None]
+        for one in visitors if missing else strangers:
+            one.send_away()
+        if missing:
+            raise DeviceError(
+                f"data parallel rank(s) {ranges(missing)} have not reached rank 0 at "
+                f"{':'.join(map(str, self.address))} within {seconds:g} s",
+                "open their machines' way to it: the ranks of a server talk through ports of their "
+                "own; GLM3_START_TIMEOUT=SECONDS waits longer",
+            )
+        found = {one.dp_rank: one for one in visitors if one.dp_rank is not None}
+        for one in found.values():
+            _hurry(one.socket)
+            one.socket.close()
+        return [found[rank].connection for rank in sorted(found)]
+
+    def _missing(self, visitors: list[_Visitor]) -> list[int]:
+        """Returns the data parallel ranks of the copies that haven't come."""
+        come = {one.dp_rank for one in visitors}
+        return [rank for rank in range(1, self.grid.dp_size) if rank not in come]
+
+    def _let_in(self, visitors: list[_Visitor]) -> None:
+        """Waits a moment for another visitor, who is heard in a thread of his own."""
+        with suppress(TimeoutError):
+            theirs, _ = self._server.accept()
+            one = _Visitor(theirs, Connection(os.dup(theirs.fileno())))
+            visitors.append(one)
+            Thread(target=one.hear, args=(self.key,), daemon=True).start()
 
 
 def _is_on_one_machine() -> bool:
@@ -63,29 +158,6 @@ def _is_on_one_machine() -> bool:
     return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
 
 
-def _listen(grid: Grid) -> tuple[Listener, bytes]:
-    """Listens where the other ranks reach rank 0; returns the key that they need, too."""
-    key = secrets.token_bytes(_KEY_BYTES)
-    host = _HERE if _is_on_one_machine() else ""
-    return Listener((host, 0), backlog=grid.dp_size, authkey=key), key
-
-
-def _address(listener: Listener) -> tuple[str, int]:
-    """Returns the address at which the other ranks reach a listener."""
-    host, port = listener.address
-    return (_HERE if host == _HERE else os.environ["MASTER_ADDR"]), port
-
-
-def _accept(listener: Listener) -> tuple[int, Connection]:
-    """Returns the data parallel rank of the next copy that comes, and the connection to it."""
-    while True:
-        with suppress(AuthenticationError, EOFError, ConnectionError):  # somebody else
-            connection = listener.accept()
-            return connection.recv(), _without_delay(connection)
-
-
-def _without_delay(connection: Connection) -> Connection:
+def _hurry(ours: socket.socket) -> None:
     """Has the system send each message at once, also before the one before it has arrived."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
-        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
+    ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
