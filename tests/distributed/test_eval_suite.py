@@ -44,6 +44,7 @@ def train_on_a_rank(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_the_score_is_that_of_eval_at_all_parallel_sizes(ranks: RankPool, tmp_path: Path) -> None:
     model = write_exam_model(tmp_path / "model")
     exam = write_exam(tmp_path / "exam", {"astronomy": 13, "virology": 14, "law": 6})

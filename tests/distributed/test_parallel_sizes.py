@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.checkpoints import assert_same, read_all
 from tests.support.ranks import RankPool
+from tests.support.slow import mostly_slow
 from tests.support.tiny import TINY
 from tests.support.training import Trained, first_source, train_steps
 from tests.support.weights import Difference, difference, weights_of, whole_weights
@@ -75,20 +76,42 @@ PARALLEL_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "recompute full": (1, {"recompute": "full"}),
     "recompute selective": (1, {"recompute": "selective", "micro_batch_size": 4}),
 }
+# Of the others each is a part of one of these, or a pair of what these show.
+QUICK = (
+    "tp2",
+    "tp2 sending while it multiplies",
+    "tp4, more ranks than groups",
+    "pp2 vpp2",
+    "pp2 uneven",
+    "tp2 pp2 vpp2",
+    "one rank, replicated optimizer",
+    "dp2 overlapped",
+    "dp2 pp2 vpp2 overlapped",
+    "cp4, more ranks than groups",
+    "cp2 dp2 overlapped",
+    "recompute a block",
+    "micro-batch 4",
+    "recompute full",
+)
 STEPS = 10
 RESUMES = [
     ("1x1", "1x1"),
     ("tp2 pp2", "1x1"),
-    ("dp2", "tp2"),
     ("pp2 vpp2", "dp2"),
-    ("dp2", "dp4"),
     ("dp4", "tp2 pp2 uneven"),
-    ("dp2 replicated", "tp2 replicated"),
     ("dp2 replicated", "dp4"),
-    ("dp2", "dp2 replicated"),
     ("cp2", "dp2"),
-    ("dp2 overlapped", "dp2 overlapped"),
-    ("dp2", "cp2 tp2"),
+]
+SLOW_RESUMES = [
+    pytest.param(before, after, marks=pytest.mark.slow)
+    for before, after in (
+        ("dp2", "tp2"),
+        ("dp2", "dp4"),
+        ("dp2 replicated", "tp2 replicated"),
+        ("dp2", "dp2 replicated"),
+        ("dp2 overlapped", "dp2 overlapped"),
+        ("dp2", "cp2 tp2"),
+    )
 ]
 RESUME_SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "1x1": (1, {}),
@@ -140,7 +163,7 @@ def distance(found: Sequence[Trained], one_rank: Trained) -> Difference:
     return difference(weights, expected, weights_of(first_source()), TINY)
 
 
-@pytest.mark.parametrize("sizes", PARALLEL_SIZES)
+@pytest.mark.parametrize("sizes", mostly_slow(PARALLEL_SIZES, QUICK))
 def test_all_parallel_sizes_train_alike(ranks: RankPool, one_rank: Trained, sizes: str) -> None:
     world_size, options = PARALLEL_SIZES[sizes]
     check_alike(ranks.run(world_size, train_steps, options, 0, STEPS), one_rank)
@@ -165,7 +188,7 @@ def test_ranks_that_drift_apart_are_noticed(one_rank: Trained) -> None:
         whole_weights([one_rank.pieces, other], TINY)
 
 
-@pytest.mark.parametrize(("before", "after"), RESUMES)
+@pytest.mark.parametrize(("before", "after"), RESUMES + SLOW_RESUMES)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     ranks: RankPool, one_rank: Trained, tmp_path: Path, before: str, after: str
 ) -> None:

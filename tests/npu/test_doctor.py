@@ -44,12 +44,10 @@ def failures_of_operators(names: list[str]) -> dict[str, str]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [
-        sorted(faults.OPERATORS.keys() - faults.LONG),
-        pytest.param(sorted(faults.LONG), marks=pytest.mark.slow),
-    ],
+    [sorted(faults.OPERATORS.keys() - faults.LONG), sorted(faults.LONG)],
     ids=["short", "long"],
 )
 def test_every_fault_of_an_operator_is_found_with_a_way_out(

@@ -77,6 +77,7 @@ def answers(
     return [one.token_ids for one in found], [x for one in found for x in one.logprobs], replays
 
 
+@pytest.mark.slow
 def test_answers_are_the_cpus(ranks: RankPool, npu_ranks: RankPool) -> None:
     [(tokens, logprobs, _)] = ranks.run(1, answers, {}, "fp32")
     assert len({tuple(one) for one in tokens}) == len(tokens)

@@ -55,7 +55,8 @@ def test_adapters_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, siz
         assert found.grad_norms == pytest.approx(expected.grad_norms, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_preferences_have_the_cpus_losses(
     ranks: RankPool, npu_ranks: RankPool, method: str
 ) -> None:
@@ -96,7 +97,11 @@ def test_16_bits_train_as_on_the_cpu(ranks: RankPool, npu_ranks: RankPool, dtype
     assert_alike(found, expected, loss=3e-3)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bf16"}, {}], ids=["replicated", "distributed"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({"dtype": "bf16"}, marks=pytest.mark.slow), {}],
+    ids=["replicated", "distributed"],
+)
 def test_resumes(npu_ranks: RankPool, tmp_path: Path, options: dict[str, Any]) -> None:
     """The fused AdamW takes the number of its steps on the card, also from a checkpoint."""
     size = 1 if options else 2

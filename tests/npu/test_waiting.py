@@ -14,6 +14,7 @@ import pytest
 from tests.distributed.test_engine import LENGTH, MODEL, PROMPTS, random_source
 from tests.distributed.test_packed_training import write_files
 from tests.support.ranks import RankPool
+from tests.support.slow import mostly_slow
 from tests.support.training import build
 
 pytestmark = pytest.mark.dist
@@ -65,7 +66,7 @@ def waits_of_steps(
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", mostly_slow(STEPS, ["one rank", "pp2", "dpo"]))
 def test_no_micro_batch_makes_the_host_wait(npu_ranks: RankPool, tmp_path: Path, name: str) -> None:
     size, options = STEPS[name]
     prefix = None
