@@ -186,10 +186,18 @@ class Pipeline:
     def _send(self, hidden: Tensor) -> None:
         """Begins to send hidden states to the next stage, and waits for what was sent long ago."""
         # Every stage may be a pass behind the one before it.
-        while len(self._sent) >= self._grid.pp_size:
-            self._sent.popleft()[0].wait()
+        self._wait_for_all_but(self._grid.pp_size - 1)
         work = dist.isend(hidden, self._neighbour(1), group=self._grid.pp_group)
         self._sent.append((work, hidden))
+
+    def finish_sending(self) -> None:
+        """Waits until all is sent: a rank that hears of no later stage may not end before."""
+        self._wait_for_all_but(0)
+
+    def _wait_for_all_but(self, count: int) -> None:
+        """Waits for what was sent before the last `count` messages."""
+        while len(self._sent) > count:
+            self._sent.popleft()[0].wait()
 
     def _neighbour(self, step: int) -> int:
         """Returns the rank that runs the stage so many after this one."""

@@ -192,6 +192,7 @@ class Scoring:
                 whole = logits.new_zeros(len(prompts), longest, logits.size(-1))
             first = longest - len(prompts[row]) + start
             whole[row, first : first + len(logits)] = logits
+        self._pipeline.finish_sending()
         return whole
 
     def _passes(
