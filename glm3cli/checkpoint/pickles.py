@@ -10,6 +10,7 @@ import contextlib
 import enum
 import pickle
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,21 +79,26 @@ def _allowed(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], 
     ]
 
 
+# What torch's loader may build is one list for all threads.
+_LOADING = threading.Lock()
+
+
 @contextlib.contextmanager
 def _allowing_only(path: Path) -> Iterator[None]:
     """Lets torch's loader build what a file of weights may have, and nothing that others allow.
 
     Megatron-core allows its own enums once it is imported, whose values differ from release to
-    release: stand-ins take any.
+    release: stand-ins take any. Other threads wait until the block has ended.
     """
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    try:
-        torch.serialization.add_safe_globals(_allowed(path))
-        yield
-    finally:
+    with _LOADING:
+        before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        try:
+            torch.serialization.add_safe_globals(_allowed(path))
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _foreign(path: Path) -> list[str]:

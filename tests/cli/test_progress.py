@@ -71,7 +71,8 @@ def test_the_core_prints_no_progress(tmp_path, capsys):
     for kind in ("converting", "verifying"):
         amounts = [done for what, done, of in told if what == kind and of == total]
         assert amounts == sorted(amounts)
-        assert (amounts[0], amounts[-1]) == (0, total)
+        assert amounts[-1] == total
+        assert amounts[0] == 0 or kind == "verifying"  # some was read back before
     assert {what for what, *_ in told} == {"converting", "verifying"}
     check(tmp_path / "mg", lambda *what: told.append(what))
     assert told[-1][:2] == ("checking", total)

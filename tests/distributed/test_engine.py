@@ -262,7 +262,9 @@ def in_16_bits(dtype: Any, options: dict[str, int]) -> list[torch.Tensor] | None
 
     parallel = ParallelConfig(**options)
     with open_grid(parallel) as grid:
-        logits = Engine(random_source(MODEL), parallel, dtype, grid).all_logits(PROMPTS)
+        engine = Engine(random_source(MODEL), parallel, dtype, grid)
+        logits = engine.all_logits(PROMPTS)
+        assert not engine.scoring._pipeline._sent  # a stage that ended early would cut it off
         if logits is None:
             return None
         assert logits.dtype == torch.float32

@@ -35,12 +35,12 @@ def inject(monkeypatch):
     """Lets a fault happen to the folder when all is written and nothing is verified."""
 
     def prepare(fault):
-        def copy_companions(source, target, *rest):
-            original(source, target, *rest)
-            fault(target)
+        def verify(layout, folder, *rest):
+            fault(folder)
+            return original(layout, folder, *rest)
 
-        original = module.copy_companions
-        monkeypatch.setattr(module, "copy_companions", copy_companions)
+        original = module.verify
+        monkeypatch.setattr(module, "verify", verify)
 
     return prepare
 

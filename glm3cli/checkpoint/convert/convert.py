@@ -1,8 +1,9 @@
 """Converts a model from any layout to any other, one tensor at a time.
 
 Every tensor is read in its canonical form, cast, and handed to the writer of the new layout. The
-files are hashed close behind the writer, while they are in the page cache. Then the new folder is
-verified (see `verify`), and a manifest is added (see `files/manifest`).
+files are hashed, and the tensors read back, close behind the writer, while they are in the page
+cache. Then the whole new folder is verified (see `verify`), and a manifest is added (see
+`files/manifest`).
 """
 
 import logging
@@ -18,6 +19,7 @@ from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.adapter.reader import open_adapter
 from glm3cli.checkpoint.convert.needs import Needs, check_needs, needs_of
 from glm3cli.checkpoint.convert.preflight import check_legacy
+from glm3cli.checkpoint.convert.read_back import ReadBack
 from glm3cli.checkpoint.convert.report import Report, report_nothing
 from glm3cli.checkpoint.convert.target import check_target
 from glm3cli.checkpoint.convert.tensor_digests import slot_name
@@ -110,14 +112,18 @@ def convert(
     check_needs(target_path, _needs(source, plan, adapter, options))
     with staged(target_path, force=options.force) as folder:
         transfer = Transfer(source, plan, adapter, report)
-        with Follower() as follower, Flusher() as flusher, started_pool() as disk:
-            followers = [flusher.note, follower.note] if options.verify else [flusher.note]
-            transfer.write(options.layout, folder, partial(_note_all, followers))
+        read_back = ReadBack(options.layout, folder, target_path, transfer)
+        with Follower() as follower, Flusher() as flusher, read_back, started_pool() as disk:
             copy_companions(source_path, folder, plan.model, options.layout)
+            followers = [flusher.note, follower.note] if options.verify else [flusher.note]
+            written = read_back.note if options.verify else None
+            transfer.write(options.layout, folder, partial(_note_all, followers), written)
             syncing = disk.submit(sync, folder)  # while all is read back
             verified = Verification({}, None)
             if options.verify:
-                verified = verify(options.layout, folder, target_path, transfer, follower, report)
+                verified = verify(
+                    options.layout, folder, target_path, transfer, follower, read_back, report
+                )
             syncing.result()
         _manifest(folder, transfer, options, source_path, verified.file_digests).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -50,30 +50,11 @@ def slot_name(slot: Slot) -> str:
     return slot[0].name("chatglm", slot[1])
 
 
-def tensor_digests(source: StoredSource) -> Iterator[tuple[Slot, str, int]]:
+def all_digests(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot, str, int]]:
     """Yields the slot, the digest and the size in bytes of every canonical tensor.
 
-    Two tensors are read at a time, from the last to the first: when a new model is larger than the
-    page cache, its end is what the cache still has.
-    """
-    source.cat = Scratch().cat  # a tensor isn't used any more once its digest is known
-
-    def measure(slot: Slot) -> tuple[Slot, str, int]:
-        tensor = source.read(*slot)
-        return slot, digest(tensor), tensor.nbytes
-
-    pool = started_pool(2)
-    try:
-        yield from pool.map(measure, reversed(list(slots(source.model))))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def all_digests(source: StoredSource, files: FileDigests) -> Iterator[tuple[Slot, str, int]]:
-    """Yields what `tensor_digests` yields, first tensor first, while the files are hashed, too.
-
-    A second thread hashes the files at about the place where the tensors are read: what one of the
-    two reads from the disk, the other finds in the page cache.
+    A second thread hashes the files meanwhile, at about the place where the tensors are read: what
+    one of the two reads from the disk, the other finds in the page cache.
 
     Args:
         source: The weights.

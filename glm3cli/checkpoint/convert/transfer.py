@@ -6,6 +6,7 @@ adapter, casts, computes the digest, and looks for values that are not finite.
 
 import logging
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from glm3cli.host.memory import PrivateMemory
 from glm3cli.host.signals import started_pool
 
 _log = logging.getLogger(__name__)
+
+# Called with a tensor that was written.
+Written = Callable[[Slot], None]
 
 
 @dataclass(frozen=True)
@@ -74,36 +78,44 @@ class Transfer:
         self._report, self._handed_over = report, 0
         self._order = slots(plan.model)
         self._pool = started_pool()
+        self._written: Written = _note_nothing
+        self._being_written: Slot | None = None
         self._coming: tuple[Slot, Future[_Prepared]] | None = None
 
-    def write(self, layout: Layout, folder: Path, final: Final) -> None:
-        """Writes all tensors into the empty `folder`.
+    def write(
+        self, layout: Layout, folder: Path, final: Final, written: Written | None = None
+    ) -> None:
+        """Writes all tensors into `folder`, which has no files of weights.
 
         Args:
             layout: The layout to write.
             folder: The new folder.
             final: Called with a file and the byte before which nothing is going to change.
+            written: Called with each tensor that was written.
 
         Raises:
             CheckpointError: The source is damaged.
             OSError, RuntimeError: The disk is full or failing.
         """
         try:
-            self._report_written()
+            self._written = written or _note_nothing
+            self._note_written()
             self._prepare_next()
             write(layout, folder, self.plan, self._produce, final)
             assert self._coming is None, "a source tensor was not used"
-            self._report_written()
+            self._note_written()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def _report_written(self) -> None:
-        """Reports the tensors that were handed over before: the writer is done with them."""
+    def _note_written(self) -> None:
+        """Notes the tensors that were handed over before: the writer is done with them."""
+        if self._being_written is not None:
+            self._written(self._being_written)
         self._report("converting", self._handed_over, self.plan.total_bytes)
 
     def _produce(self, weight: Weight, layer: int | None) -> Tensor:
         """Returns the tensor that the writer asks for, and starts to prepare the next one."""
-        self._report_written()
+        self._note_written()
         assert self._coming is not None, "there are no more tensors"
         slot, coming = self._coming
         assert slot == (weight, layer), f"{label(slot)} was to be asked for"
@@ -117,6 +129,7 @@ class Transfer:
             _log.warning("%d values of %s are NaN or infinite in %s", count, label(slot), kind)
         self.memory.sample()
         self._handed_over += prepared.tensor.nbytes
+        self._being_written = slot
         return prepared.tensor
 
     def _prepare_next(self) -> None:
@@ -131,6 +144,10 @@ class Transfer:
         counts: list[int] = []
         value = digest(tensor, lambda block: counts.append(_count_non_finite(block)))
         return _Prepared(tensor, value, sum(counts))
+
+
+def _note_nothing(_slot: Slot) -> None:
+    """Notes nothing of a tensor that was written."""
 
 
 def _count_non_finite(block: Tensor) -> int:

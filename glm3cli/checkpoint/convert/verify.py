@@ -1,7 +1,7 @@
-"""Verifies a conversion: reads the new folder back as any model, and compares it with the source.
+"""Verifies a conversion: opens the new folder as any model, and compares it with the source.
 
-Every tensor must have the digest that it had when it was handed to the writer. Of a small model
-the logits on a fixed prompt are computed, too, from the source and from the new folder.
+Every tensor is read back (see `read_back`). Of a small model the logits on a fixed prompt are
+computed, too, from the source and from the new folder.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from glm3cli.checkpoint.adapter.pairs import Adapter
+from glm3cli.checkpoint.convert.read_back import ReadBack
 from glm3cli.checkpoint.convert.report import Report
-from glm3cli.checkpoint.convert.tensor_digests import tensor_digests
-from glm3cli.checkpoint.convert.transfer import Transfer, label
+from glm3cli.checkpoint.convert.transfer import Transfer
 from glm3cli.checkpoint.convert.verify_glm import verify_files, verify_logits
 from glm3cli.checkpoint.files.digests import Follower
 from glm3cli.checkpoint.layouts.companions import tokenizer_of
@@ -53,6 +53,7 @@ def verify(
     target: Path,
     transfer: Transfer,
     follower: Follower,
+    read_back: ReadBack,
     report: Report,
 ) -> Verification:
     """Compares the new folder with what was to be written.
@@ -63,6 +64,7 @@ def verify(
         target: The name that it is going to have, for messages.
         transfer: What was written into it.
         follower: Has hashed the files of weights while they were written.
+        read_back: Has begun to read the tensors back.
         report: Called with the progress, as "verifying".
 
     Raises:
@@ -73,30 +75,13 @@ def verify(
         verify_files(folder, target, transfer.plan.model, tokenizer_of(transfer.source.path))
     written = open_source(folder)
     hashed = follower.finish(written.files())
-    _compare_tensors(written, target, transfer, report)
+    read_back.finish(report)
     difference = _compare_logits(written, target, transfer)
     # NaN and infinite values don't come through two forward passes alike.
     if layout == "glm" and is_small(written) and not transfer.non_finite:
         expected = _logits(written.model, written.read)
         verify_logits(folder, target, _prompt(written.model), expected, transfer.memory)
     return Verification(hashed.result(), difference)
-
-
-def _compare_tensors(
-    written: StoredSource, target: Path, transfer: Transfer, report: Report
-) -> None:
-    """Reads every tensor back and compares its digest with that of the tensor to be written."""
-    done, total = 0, transfer.plan.total_bytes
-    report("verifying", done, total)
-    for slot, value, num_bytes in tensor_digests(written):
-        if value != transfer.digests[slot]:
-            raise CheckpointError(
-                f"{target}: {label(slot)} reads back differently",
-                "the disk may be failing or full; nothing was kept",
-            )
-        transfer.memory.sample()
-        done += num_bytes
-        report("verifying", done, total)
 
 
 def _compare_logits(written: StoredSource, target: Path, transfer: Transfer) -> float | None:

@@ -45,7 +45,7 @@ def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) ->
     """Writes the tensors, the (empty) extra states, and the two metadata files.
 
     Args:
-        folder: An empty folder.
+        folder: A folder without weights.
         plan: The model and the type of every tensor.
         produce: Returns the canonical tensor of a weight; called in the order of `slots`.
         final: Called with a file and the byte before which nothing is going to change.

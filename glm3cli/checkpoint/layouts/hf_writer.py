@@ -23,11 +23,11 @@ _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 def write_hf(
     layout: HfLayout, folder: Path, plan: WritePlan, produce: Produce, final: Final
 ) -> None:
-    """Writes all tensors, shard by shard, and the index if there are several shards.
+    """Writes the headers, the index if there are several shards, and the tensors shard by shard.
 
     Args:
         layout: The layout whose names the tensors get.
-        folder: An empty folder.
+        folder: A folder without weights.
         plan: The model, the type of every tensor, and the size of a shard.
         produce: Returns the canonical tensor of a weight; called in the order of `slots`.
         final: Called with a file and the byte before which nothing is going to change.
@@ -36,18 +36,21 @@ def write_hf(
         OSError: The disk is full or failing.
     """
     shards = list(_shards(plan))
+    begins: dict[Path, int] = {}
     places: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        name = f"model{number}.safetensors"
+        path = folder / f"model{number}.safetensors"
         header = _header(layout, shard, plan)
-        _write_shard(folder / name, header, shard, produce, final)
-        places |= dict.fromkeys(header, name)
+        begins[path] = _begin_shard(path, header, sum(plan.num_bytes(slot) for slot in shard))
+        places |= dict.fromkeys(header, path.name)
     if len(shards) > 1:
-        total = sum(plan.num_bytes(slot) for slot in plan.dtypes)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        total = {"total_size": plan.total_bytes}
+        index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
         text = json.dumps(index, indent=2) + "\n"
         (folder / SAFETENSORS_INDEX).write_text(text, encoding="utf-8")
+    for (path, begin), shard in zip(begins.items(), shards, strict=True):
+        _fill_shard(path, begin, shard, produce, final)
 
 
 def _shards(plan: WritePlan) -> Iterator[list[Slot]]:
@@ -80,18 +83,27 @@ def _header(layout: HfLayout, shard: list[Slot], plan: WritePlan) -> dict[str, o
     return header
 
 
-def _write_shard(
-    path: Path, header: dict[str, object], shard: list[Slot], produce: Produce, final: Final
-) -> None:
-    """Writes the header and the tensors of one shard."""
+def _begin_shard(path: Path, header: dict[str, object], num_bytes: int) -> int:
+    """Writes the header of a shard, and leaves room for its tensors; returns where they begin."""
     metadata = {"__metadata__": {"format": "pt"}}
     text = json.dumps(metadata | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
-    with open_large(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
+        begin = file.tell()
+        file.truncate(begin + num_bytes)
+    return begin
+
+
+def _fill_shard(path: Path, begin: int, shard: list[Slot], produce: Produce, final: Final) -> None:
+    """Writes the tensors of one shard, which begin at the byte `begin`."""
+    size = path.stat().st_size
+    with open_large(path, "r+b") as file:
+        file.seek(begin)
         for weight, layer in shard:
             for block in blocks_of(produce(weight, layer)):
                 file.write(block)
                 file.flush()
                 final(path, file.tell())
+        assert file.tell() == size, f"{path.name} has room for {size} bytes"

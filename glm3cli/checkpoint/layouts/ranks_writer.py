@@ -31,7 +31,7 @@ def write_ranks(
 
     Args:
         layout: legacy or mcore.
-        folder: An empty folder.
+        folder: A folder without weights.
         plan: The model, the parallel sizes, and the type of every tensor.
         produce: Returns the canonical tensor of a weight; called in the order of `slots`.
         final: Called with a file and the byte before which nothing is going to change.

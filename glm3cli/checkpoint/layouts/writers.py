@@ -7,13 +7,17 @@ from glm3cli.checkpoint.layouts.ranks_writer import write_ranks
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.names import Layout
 
+# The layouts whose folder can be opened as a model once its writer asks for the first tensor: the
+# values that aren't written yet are missing, and nothing else.
+OPEN_FROM_THE_START: frozenset[Layout] = frozenset({"chatglm", "glm", "mcore", "legacy"})
+
 
 def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
     """Writes all weights of a model; only one of them is in memory at a time.
 
     Args:
         layout: The layout to write.
-        folder: An empty folder.
+        folder: A folder without weights.
         plan: The model, its parallel sizes, and the type of every tensor.
         produce: Returns the canonical tensor of a weight; called in the order of `slots`.
         final: Called with a file and the byte before which nothing is going to change.

@@ -1,0 +1,92 @@
+"""What a conversion has written is read back while it goes on, and compared."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from glm3cli.checkpoint import pickles
+from glm3cli.checkpoint.convert import read_back
+from glm3cli.checkpoint.convert.convert import convert
+from glm3cli.config.convert import ConvertOptions
+from glm3cli.config.parallel import ModelParallelConfig
+from glm3cli.errors import CheckpointError
+from glm3cli.host import files
+from tests.support.checkpoints import random_weights, write_hf
+from tests.support.tiny_tokenizer import tiny_tokenizer_folder
+
+LAYOUTS = ("chatglm", "glm", "mcore", "legacy", "dist")
+# The output layer comes last; in no layout its first values stand elsewhere in the files.
+FIRST = "transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"
+LAST = "transformer.output_layer.weight"
+
+
+@pytest.fixture
+def hf(tmp_path):
+    """A model whose tokenizer can be read, as the glm layout needs it."""
+    source = write_hf(tmp_path / "hf")
+    pieces = (tiny_tokenizer_folder() / "tokenizer.model").read_bytes()
+    (source / "tokenizer.model").write_bytes(pieces)
+    return source
+
+
+def spoil(monkeypatch, name):
+    """Has the first write of a tensor change a bit of its first values, and counts such writes."""
+    values = random_weights()[name].flatten()[:8].numpy().tobytes()
+    spoiled = []
+
+    def write(self, given):
+        data = bytearray(given)
+        place = data.find(values)
+        if place >= 0:
+            data[place] ^= 1
+            spoiled.append(place)
+        return original(self, data)
+
+    original = files._Pieces.write
+    monkeypatch.setattr(files._Pieces, "write", write)
+    return spoiled
+
+
+@pytest.mark.parametrize("name", [FIRST, LAST])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_written_wrongly_is_noticed(hf, tmp_path, monkeypatch, layout, name):
+    spoiled = spoil(monkeypatch, name)
+    options = ConvertOptions(layout=layout, parallel=ModelParallelConfig(), shard_bytes=10_000)
+    with pytest.raises(CheckpointError, match=r"new: \S+( of layer 0)? reads back differently"):
+        convert(hf, tmp_path / "new", options)
+    assert len(spoiled) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_is_read_back_as_soon_as_the_layout_allows(hf, tmp_path, monkeypatch, layout):
+    read, at_the_end = [], []
+
+    def digest(tensor):
+        read.append(tensor.shape)
+        return original(tensor)
+
+    def finish(self, report):
+        self._pool.submit(int).result()  # behind what was asked for before
+        at_the_end.append(len(read))
+        return original_finish(self, report)
+
+    original, original_finish = read_back.digest, read_back.ReadBack.finish
+    monkeypatch.setattr(read_back, "_THREADS", 1)
+    monkeypatch.setattr(read_back, "digest", digest)
+    monkeypatch.setattr(read_back.ReadBack, "finish", finish)
+    tensors = convert(hf, tmp_path / "new", ConvertOptions(layout=layout)).tensors
+    assert len(read) == tensors
+    assert at_the_end == [0 if layout == "dist" else tensors]
+
+
+def test_files_are_loaded_by_several_threads_at_once(tmp_path):
+    """What torch's loader may build is one list for all threads."""
+    paths = [tmp_path / f"{i}.pt" for i in range(8)]
+    for path in paths:
+        torch.save({"state": torch.randn(3).numpy(), "kind": threading.__name__}, path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(pickles.load, paths * 25))
+    assert len(found) == 200
