@@ -93,7 +93,7 @@ class _Visitor:
 
 @dataclass
 class _Door:
-    """Where the other copies come to rank 0.
+    """The socket at which the other copies come to rank 0.
 
     Attributes:
         grid: The ranks.

@@ -71,6 +71,7 @@ def failures_of_traps() -> dict[str, str]:
     return said
 
 
+@pytest.mark.slow
 def test_every_fault_of_torchs_own_operators_is_found(npu_ranks: RankPool) -> None:
     [said] = npu_ranks.run(1, failures_of_traps)
     assert [name for name, text in said.items() if not text] == []

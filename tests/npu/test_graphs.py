@@ -92,7 +92,7 @@ def test_answers_are_the_cpus(ranks: RankPool, npu_ranks: RankPool) -> None:
     assert all(replays > 10 for *_, replays in (*alone, *stages))
 
 
-@pytest.mark.parametrize("kind", ["int4", "adapter"])
+@pytest.mark.parametrize("kind", [pytest.param("int4", marks=pytest.mark.slow), "adapter"])
 def test_answers_are_those_without_graphs(npu_ranks: RankPool, kind: str) -> None:
     """In bf16, with attention as an operator of the card."""
     [captured], [launched] = (
@@ -194,6 +194,7 @@ def warnings(options: dict[str, int], named: bool) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_the_log_says_why_steps_are_not_captured(npu_ranks: RankPool) -> None:
     assert npu_ranks.run(1, warnings, {}, False) == [[]]
     [said], others = npu_ranks.run(2, warnings, {"tp": 2}, False)

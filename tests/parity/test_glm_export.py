@@ -83,6 +83,7 @@ def test_logits_and_greedy_tokens_equal_the_original(tmp_path):
         assert same_tokens, case
 
 
+@pytest.mark.slow
 def test_the_whole_folder_is_read(exported, fast, ours):
     seen = printed(in_transformers, exported)
     assert seen["problems"] == []

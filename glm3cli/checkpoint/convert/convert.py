@@ -111,20 +111,9 @@ def convert(
     adapter = _adapter(options, plan.model)
     check_needs(target_path, _needs(source, plan, adapter, options))
     with staged(target_path, force=options.force) as folder:
+        copy_companions(source_path, folder, plan.model, options.layout)
         transfer = Transfer(source, plan, adapter, report)
-        read_back = ReadBack(options.layout, folder, target_path, transfer)
-        with Follower() as follower, Flusher() as flusher, read_back, started_pool() as disk:
-            copy_companions(source_path, folder, plan.model, options.layout)
-            followers = [flusher.note, follower.note] if options.verify else [flusher.note]
-            written = read_back.note if options.verify else None
-            transfer.write(options.layout, folder, partial(_note_all, followers), written)
-            syncing = disk.submit(sync, folder)  # while all is read back
-            verified = Verification({}, None)
-            if options.verify:
-                verified = verify(
-                    options.layout, folder, target_path, transfer, follower, read_back, report
-                )
-            syncing.result()
+        verified = _write(transfer, folder, target_path, options, report)
         _manifest(folder, transfer, options, source_path, verified.file_digests).write(folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return ConvertResult(
@@ -140,6 +129,31 @@ def convert(
         merged=len(adapter.pairs),
         logits_difference=verified.logits_difference,
     )
+
+
+def _write(
+    transfer: Transfer, folder: Path, target: Path, options: ConvertOptions, report: Report
+) -> Verification:
+    """Writes the weights into a folder that has all other files, and verifies them.
+
+    Args:
+        transfer: The transfer of the weights.
+        folder: The folder.
+        target: The name that it is going to have, for messages.
+        options: The layout, and whether it is verified.
+        report: Called with the progress of the verification.
+    """
+    layout, found = options.layout, Verification({}, None)
+    read_back = ReadBack(layout, folder, target, transfer)
+    with Follower() as follower, Flusher() as flusher, read_back, started_pool() as disk:
+        followers = [flusher.note, follower.note] if options.verify else [flusher.note]
+        written = read_back.note if options.verify else None
+        transfer.write(layout, folder, partial(_note_all, followers), written)
+        syncing = disk.submit(sync, folder)  # while the rest is read back
+        if options.verify:
+            found = verify(layout, folder, target, transfer, follower, read_back, report)
+        syncing.result()
+    return found
 
 
 def _adapter(options: ConvertOptions, model: ModelConfig) -> Adapter:
