@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from threading import Thread
 from typing import Any
 
@@ -50,7 +50,7 @@ def link_copies(grid: Grid) -> list[Connection]:
         return []
     [(address, key)] = told
     try:
-        connection = Client(address, authkey=key)
+        connection = _reach(address, key)
     except OSError as error:
         raise DeviceError(
             f"rank {grid.rank} on {socket.gethostname()} can't reach rank 0 at {address[0]}:"
@@ -58,9 +58,22 @@ def link_copies(grid: Grid) -> list[Connection]:
             "open this machine's way to it: the ranks of a server talk through ports of their own",
         ) from error
     connection.send(grid.dp_rank)
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
-        _hurry(same)
     return [connection]
+
+
+def _reach(address: tuple[str, int], key: bytes) -> Connection:
+    """Connects to rank 0, and shows it the key.
+
+    Raises:
+        OSError: It can't be reached.
+    """
+    with socket.create_connection(address, timeout=patience()) as ours:
+        ours.settimeout(None)
+        _hurry(ours)
+        connection = Connection(os.dup(ours.fileno()))
+    answer_challenge(connection, key)
+    deliver_challenge(connection, key)
+    return connection
 
 
 @dataclass
@@ -106,11 +119,11 @@ class _Door:
     address: tuple[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        host = _HERE if _is_on_one_machine() else ""
-        self._server = socket.create_server((host, 0), backlog=self.grid.dp_size)
+        is_alone = _is_on_one_machine()
+        self._server = _listen(_HERE if is_alone else "", self.grid.dp_size)
         self._server.settimeout(_LOOKING)
         port = self._server.getsockname()[1]
-        self.address = (host or os.environ["MASTER_ADDR"], port)
+        self.address = (_HERE if is_alone else os.environ["MASTER_ADDR"], port)
 
     def wait(self, seconds: float) -> list[Connection]:
         """Waits for all other copies; returns the connections to them, by data parallel rank.
@@ -151,6 +164,15 @@ class _Door:
             one = _Visitor(theirs, Connection(os.dup(theirs.fileno())))
             visitors.append(one)
             Thread(target=one.hear, args=(self.key,), daemon=True).start()
+
+
+def _listen(host: str, backlog: int) -> socket.socket:
+    """Returns a socket that listens on a free port; without a host, to IPv4 and IPv6 alike."""
+    if host or not socket.has_dualstack_ipv6():
+        return socket.create_server((host, 0), backlog=backlog)
+    return socket.create_server(
+        (host, 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
+    )
 
 
 def _is_on_one_machine() -> bool:

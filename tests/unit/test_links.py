@@ -1,7 +1,6 @@
 """Rank 0 waits for the other copies of the model, whoever else connects."""
 
 import socket
-from multiprocessing.connection import Client
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +23,7 @@ def come(door: Any, dp_rank: int, answers: list[Any]) -> Thread:
     """Comes as a copy, and notes what it is told."""
 
     def talk() -> None:
-        with Client(door.address, authkey=door.key) as connection:
+        with links._reach(door.address, door.key) as connection:
             connection.send(dp_rank)
             answers.append(connection.recv())
 
@@ -53,7 +52,7 @@ def test_who_does_not_come_is_named(door: Any) -> None:
     answers: list[Any] = []
 
     def come_alone() -> None:
-        with Client(door.address, authkey=door.key) as connection:
+        with links._reach(door.address, door.key) as connection:
             connection.send(1)
             with pytest.raises((EOFError, ConnectionError)):
                 answers.append(connection.recv())
@@ -69,10 +68,28 @@ def test_who_does_not_come_is_named(door: Any) -> None:
 def test_a_wrong_key_is_refused(door: Any) -> None:
     def come_with_another_key() -> None:
         with pytest.raises((EOFError, ConnectionError, links.AuthenticationError)):
-            Client(door.address, authkey=b"another").recv()
+            links._reach(door.address, b"another").recv()
 
     thread = Thread(target=come_with_another_key)
     thread.start()
     with pytest.raises(DeviceError, match=r"1-2 have not"):
         door.wait(1)
     thread.join()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_machines_are_reached_by_either_protocol(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    if host == "::1" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", host)
+    door = links._Door(SimpleNamespace(dp_size=2))  # type: ignore[arg-type]
+    answers: list[Any] = []
+    thread = come(door, 1, answers)
+    [connection] = door.wait(60)
+    connection.send("hello")
+    thread.join()
+    assert answers == ["hello"]
