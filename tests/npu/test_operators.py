@@ -280,17 +280,17 @@ def many_on_card(case: str) -> tuple[list[torch.Tensor], int]:
     """Returns the results, and the number of calls of attention."""
     from glm3cli.device import require_active
     from glm3cli.device.npu import packed
-    from tests.support.npu import operators
+    from tests.support.npu.operators import attention
 
     device: Any = require_active()
-    limits = packed._MOST_TOKENS, operators.MOST_TOKENS
+    limits = packed._MOST_TOKENS, attention.MOST_TOKENS
     if case == "tokens":  # a million take too long here
-        packed._MOST_TOKENS = operators.MOST_TOKENS = 16
+        packed._MOST_TOKENS = attention.MOST_TOKENS = 16
     try:
         with device.card.counting() as (launches, _):
             return many(device.kernels, case, device.card.put), launches["npu_fusion_attention"]
     finally:
-        packed._MOST_TOKENS, operators.MOST_TOKENS = limits
+        packed._MOST_TOKENS, attention.MOST_TOKENS = limits
 
 
 @pytest.mark.parametrize(
