@@ -255,6 +255,35 @@ def test_shapes_differ() -> None:
         assert (plain - other).abs().max() > 0.1
 
 
+def drawn(options: dict[str, int]) -> list[tuple[list[float], list[float]]] | None:
+    """Returns the log-probabilities of drawn tokens, and those by the logits; runs on the pool."""
+    from glm3cli.infer.engine import Engine
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig(**options)
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(MODEL), parallel, "fp32", grid)
+        answers = engine.generate(PROMPTS, HOT, LENGTH, stop_ids=[], seed=5)
+        rows = [[*p, *one.token_ids] for p, one in zip(PROMPTS, answers, strict=True)]
+        logits = engine.all_logits(rows)
+        if logits is None:
+            return None
+        plain = logits[:, -LENGTH - 1 : -1].log_softmax(dim=-1)  # before the rule changes them
+        tokens = torch.tensor([one.token_ids for one in answers]).unsqueeze(2)
+        expected = plain.gather(2, tokens).squeeze(2).tolist()
+        return [(one.logprobs, theirs) for one, theirs in zip(answers, expected, strict=True)]
+
+
+@pytest.mark.parametrize("sizes", ["1x1", "tp2 pp2"])
+def test_drawn_tokens_have_their_log_probabilities(ranks: RankPool, sizes: str) -> None:
+    world_size, options = PARALLEL_SIZES[sizes]
+    found = [rank for rank in ranks.run(world_size, drawn, options) if rank]
+    assert found
+    for rank in found:
+        for ours, theirs in rank:
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+
 def in_16_bits(dtype: Any, options: dict[str, int]) -> list[torch.Tensor] | None:
     """Returns the logits of each prompt in a 16-bit type, without the pads; runs on the pool."""
     from glm3cli.infer.engine import Engine
