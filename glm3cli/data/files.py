@@ -16,9 +16,10 @@ FORMATS = {
     ".json": "json",
     ".csv": "csv",
     ".arrow": "arrow",
+    ".feather": "arrow",
     ".txt": "text",
 }
-_COMPRESSED = (".gz", ".zst")
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 
 def find_files(inputs: Iterable[Path]) -> list[Path]:

@@ -1,7 +1,9 @@
 """`glm3 preprocess` from the outside: its options, what it prints, and how it stops."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -129,6 +131,8 @@ PIPES = {
     "an array": b'[{"text": "the fox"}, {"text": "a lazy dog"}]',
     "gzip": gzip.compress(LINES, mtime=0),
     "zstd": pyarrow.compress(LINES, "zstd", asbytes=True),
+    "bzip2": bz2.compress(LINES),
+    "xz": lzma.compress(LINES),
     "text": b"the fox\na lazy dog\n",
 }
 

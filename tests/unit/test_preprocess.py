@@ -1,7 +1,9 @@
 """Files of `preprocess`: golden bytes, every input format, any number of workers."""
 
+import bz2
 import gzip
 import json
+import lzma
 import multiprocessing
 import random
 import subprocess
@@ -12,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -115,6 +118,15 @@ def written_in(form: str, path: Path) -> Path:
         path.write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n") + b"\n")
     elif form == "jsonl.gz":
         path.write_bytes(gzip.compress(lines))
+    elif form == "jsonl.bz2":
+        path.write_bytes(bz2.compress(lines[:99]) + bz2.compress(lines[99:]))
+    elif form == "jsonl.xz":
+        path.write_bytes(lzma.compress(lines))
+    elif form == "feather":
+        pa.feather.write_feather(table, path)
+    elif form == "bytes.parquet":
+        fields = {"text": pa.array([row["text"].encode() for row in rows], pa.binary())}
+        pq.write_table(pa.table({"id": [row["id"] for row in rows]} | fields), path)
     elif form == "jsonl.zst":
         path.write_bytes(pa.compress(lines, "zstd", asbytes=True))
     else:
@@ -124,7 +136,20 @@ def written_in(form: str, path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "form",
-    ["parquet", "arrow", "file.arrow", "csv", "json", "lines.json", "jsonl.gz", "jsonl.zst"],
+    [
+        "parquet",
+        "bytes.parquet",
+        "arrow",
+        "file.arrow",
+        "feather",
+        "csv",
+        "json",
+        "lines.json",
+        "jsonl.gz",
+        "jsonl.zst",
+        "jsonl.bz2",
+        "jsonl.xz",
+    ],
 )
 def test_every_format_gives_the_same_files(tmp_path, form):
     (tmp_path / "a").mkdir()

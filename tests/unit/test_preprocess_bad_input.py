@@ -1,8 +1,10 @@
 """Bad input of `preprocess` is a sentence with its place, or is left out and listed."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -164,6 +166,11 @@ def test_a_vocabulary_that_the_model_lacks_is_refused(tmp_path):
             "damaged or cut short",
         ),
         ("in.jsonl.gz", b"plain", {}, "damaged or cut short"),
+        ("in.jsonl.bz2", bz2.compress(b'{"text": "a"}\n' * 99)[:-9], {}, "damaged or cut short"),
+        ("in.jsonl.bz2", b"plain", {}, "damaged or cut short"),
+        ("in.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 99)[:-9], {}, "damaged or cut short"),
+        ("in.jsonl.xz", b"plain", {}, "damaged or cut short"),
+        ("in.json", b'{\n "text": "a"\n}\n{\n "text": "b"\n}\n', {}, "objects of several lines"),
         ("in.jsonl.zst", b"plain", {}, "in.jsonl.zst"),
         ("in.csv", b"", {}, "is empty"),
         ("in.csv", b"text,id\na,1\nb\n", {"json_keys": ["id"]}, "row 2: id expected a string"),

@@ -1,6 +1,8 @@
 """Turns of conversations in all spellings: the same messages, or a sentence with what is there."""
 
+import csv
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +12,7 @@ from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.preprocess.trained import FLAGS
 from glm3cli.data.tokens.messages import Message
+from glm3cli.errors import DataError
 from tests.support.preprocess_runs import outputs, run, write_lines
 from tests.unit.test_handlers import handler
 
@@ -282,3 +285,55 @@ def test_rows_of_tools_give_the_same_bytes_in_every_format(tmp_path):
         run(tmp_path / f"in.{form}", tmp_path / form / "out", handler="chat")
         found.append(outputs(tmp_path / form))
     assert found[0] == found[1] == found[2]
+
+
+CHAT = [
+    [{"role": "user", "content": "a"}, said(content="b")],
+    [{"role": "user", "content": "你"}, said(content="c")],
+]
+
+
+def written_as(form: str, path: Path) -> None:
+    """Writes CHAT in a form in which some programs keep turns."""
+    if form == "in.csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["messages"])
+            writer.writerows([json.dumps(turns, ensure_ascii=False)] for turns in CHAT)
+    elif form == "texts.parquet":
+        pq.write_table(pa.table({"messages": [json.dumps(turns) for turns in CHAT]}), path)
+    elif form == "bytes.parquet":
+        turn = pa.struct([("role", pa.binary()), ("content", pa.large_binary())])
+        coded = [[{k: v.encode() for k, v in turn.items()} for turn in turns] for turns in CHAT]
+        pq.write_table(pa.table({"messages": pa.array(coded, pa.list_(turn))}), path)
+    elif form == "maps.parquet":
+        turn = pa.map_(pa.binary(), pa.string())
+        pairs = [[list(turn.items()) for turn in turns] for turns in CHAT]
+        pq.write_table(pa.table({"messages": pa.array(pairs, pa.list_(turn))}), path)
+    else:
+        write_lines(path, [{"messages": turns} for turns in CHAT])
+
+
+@pytest.mark.parametrize("form", ["in.csv", "texts.parquet", "bytes.parquet", "maps.parquet"])
+def test_turns_are_read_as_programs_keep_them(tmp_path, form):
+    found = []
+    for name in (form, "in.jsonl"):
+        (tmp_path / f"{name}.out").mkdir()
+        written_as(name, tmp_path / name)
+        run(tmp_path / name, tmp_path / f"{name}.out/out", handler="chat")
+        found.append(outputs(tmp_path / f"{name}.out"))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[{'role': 'user', 'content': 'a'}]", "is a Python list as text, as pandas writes it"),
+        ('[{"role": "user"', "expected JSON, got str"),
+        ('{"role": "user"}', "expected a list, got str"),
+    ],
+)
+def test_a_text_that_holds_no_turns_is_a_sentence(tmp_path, text, sentence):
+    source = write_lines(tmp_path / "in.jsonl", [{"messages": text}])
+    with pytest.raises(DataError, match=sentence):
+        run(source, tmp_path / "out", handler="chat")

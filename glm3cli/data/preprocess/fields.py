@@ -87,12 +87,17 @@ def only_one(row: Row, fields: Iterable[str], place: str) -> str | None:
 
 
 def list_of(row: Row, field: str) -> list[Any]:
-    """Returns the list in a field of a row.
+    """Returns the list in a field of a row, parsed if it is JSON in a string, as CSV needs it.
 
     Raises:
         RowError: It isn't a list.
     """
     value = row.get(field)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        if "'" in value.lstrip()[:3]:
+            problem = "is a Python list as text, as pandas writes it; json.dumps makes JSON of it"
+            raise RowError(field, f"{problem}: {shown(value)}")
+        value = parsed(value, field)
     if isinstance(value, list):
         return value
     raise RowError(field, f"expected a list, got {shown(value)}")

@@ -27,7 +27,14 @@ from glm3cli.data.preprocess.readers.csv_rows import read_csv
 from glm3cli.data.preprocess.readers.json_array import read_json_array
 from glm3cli.data.preprocess.readers.json_text import json_value
 from glm3cli.data.preprocess.readers.tables import read_group, read_tables
-from glm3cli.data.preprocess.readers.unpacked import Unpacked, check_end, gunzipped, unzstd
+from glm3cli.data.preprocess.readers.unpacked import (
+    Unpacked,
+    bunzipped,
+    check_end,
+    gunzipped,
+    unxz,
+    unzstd,
+)
 from glm3cli.errors import DataError
 
 
@@ -69,6 +76,12 @@ def _chunks(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
             yield from _line_chunks(path, file, stream, "text")
         elif _starts(stream, b"["):
             yield from group_rows(path, file, read_json_array(stream, str(path)))
+        elif _starts(stream, b"{\n", b"{\r\n"):
+            raise DamageError(
+                f"{path} has JSON objects of several lines each, and no list around them",
+                f"jq -c . {path} > NEW.jsonl makes a line of each",
+                1.0,
+            )
         else:
             yield from _line_chunks(path, file, stream, "json")
 
@@ -103,11 +116,8 @@ def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
     # Python code is called for every read, so that signals are answered before one that waits.
     pipe = io.BufferedReader(Unpacked(partial(os.read, 0)), chunks.CHUNK_BYTES)
     head = pipe.peek(4)[:4]
-    if head.startswith(b"\x1f\x8b"):
-        return no_file, gunzipped(pipe, chunks.CHUNK_BYTES)
-    if head == b"\x28\xb5\x2f\xfd":
-        return no_file, unzstd(pipe, chunks.CHUNK_BYTES)
-    return no_file, pipe
+    unpack = next((unpack for mark, unpack in _MARKS.items() if head.startswith(mark)), None)
+    return no_file, unpack(pipe, chunks.CHUNK_BYTES) if unpack else pipe
 
 
 def _starts(stream: BinaryIO, *marks: bytes) -> bool:
@@ -163,5 +173,7 @@ def parse_line(kind: Literal["json", "text"], line: bytes) -> Any:
     return json_value(text) if text.strip() else None
 
 
-_UNPACK = {".gz": gunzipped, ".zst": unzstd}
+_UNPACK = {".gz": gunzipped, ".zst": unzstd, ".bz2": bunzipped, ".xz": unxz}
+# How a compressed pipe begins.
+_MARKS = {b"\x1f\x8b": gunzipped, b"\x28\xb5\x2f\xfd": unzstd, b"BZh": bunzipped, b"\xfd7zX": unxz}
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the byte-order marks

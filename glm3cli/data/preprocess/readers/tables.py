@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,21 +163,29 @@ def _rows(table: Any) -> list[Any]:
         if table.num_rows == 1:
             return [BadRow(f"can't be read: {error}", "")]
         return [row for i in range(table.num_rows) for row in _rows(table.slice(i, 1))]
-    nested = [field.name for field in table.schema if pyarrow.types.is_nested(field.type)]
+    changed = [
+        field.name
+        for field in table.schema
+        if pyarrow.types.is_nested(field.type) or "binary" in str(field.type)
+    ]
     for row in rows:
-        row.update({name: _without_padding(row[name]) for name in nested})
+        row.update({name: _plain(row[name]) for name in changed})
     return rows
 
 
-def _without_padding(value: Any) -> Any:
-    """Drops the keys that are null from a nested value, and makes dicts of maps.
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON would have it: without padding, with dicts for maps, texts for bytes.
 
-    In Arrow all structs of a column have the same keys: those that a value lacked are null.
+    In Arrow all structs of a column have the same keys: those that a value lacked are null. Some
+    programs (Hive, Impala, older Spark) write texts as bytes; bytes that are no UTF-8 stay.
     """
     if isinstance(value, dict):
-        return {name: _without_padding(item) for name, item in value.items() if item is not None}
+        return {name: _plain(item) for name, item in value.items() if item is not None}
     if isinstance(value, list):
         if value and isinstance(value[0], tuple):  # a map
-            return {name: _without_padding(item) for name, item in value}
-        return [_without_padding(item) for item in value]
+            return {_plain(name): _plain(item) for name, item in value}
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode("utf-8")
     return value

@@ -1,13 +1,15 @@
 """`Unpacked`: the content of a compressed file or a pipe, as far as it can be read."""
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 # What unpacking a damaged file raises; pyarrow raises OSError.
-DAMAGE: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)
+DAMAGE: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, lzma.LZMAError)
 # pyarrow loses what it has unpacked before the damage in the same call, so it is asked for little.
 _ZSTD_BYTES = 1 << 12
 
@@ -55,6 +57,16 @@ def gunzipped(file: BinaryIO, buffer_bytes: int) -> BinaryIO:
     """Returns the content of a gzip file, with a buffer of so many bytes."""
     # read1, since read would lose what precedes the damage.
     return io.BufferedReader(Unpacked(gzip.GzipFile(fileobj=file).read1), buffer_bytes)
+
+
+def bunzipped(file: BinaryIO, buffer_bytes: int) -> BinaryIO:
+    """Returns the content of a bzip2 file, with a buffer of so many bytes."""
+    return io.BufferedReader(Unpacked(bz2.BZ2File(file).read1), buffer_bytes)
+
+
+def unxz(file: BinaryIO, buffer_bytes: int) -> BinaryIO:
+    """Returns the content of an xz file, with a buffer of so many bytes."""
+    return io.BufferedReader(Unpacked(lzma.LZMAFile(file).read1), buffer_bytes)
 
 
 def unzstd(file: BinaryIO, buffer_bytes: int) -> BinaryIO:
