@@ -108,6 +108,8 @@ def test_truncated_bin(tmp_path, size):
 def test_wrong_shape(hf):
     change(hf, lambda weights: weights.update({NORM: torch.ones(3, 4).half()}))
     refused(hf, rf"wrong shape of {NORM}: expected \[24\], got \[3, 4\]")
+    change(hf, lambda w: w.update({NORM: torch.zeros(25)}))
+    refused(hf, rf"wrong shape of {NORM}: expected \[24\], got \[25\]")
 
 
 def test_unknown_key(hf):
