@@ -208,12 +208,13 @@ class Pipeline:
 
         The ranks of the last stage must call it together.
         """
-        size = self._grid.tp_size
-        if size == 1:
+        if self._grid.tp_size == 1:
             return logits
-        parts = logits.new_empty(size, *logits.shape)
-        dist.all_gather_into_tensor(parts, logits.contiguous(), group=self._grid.tp_group)
-        return parts.transpose(0, 1).flatten(1)
+        return self.gather(logits).transpose(0, 1).flatten(1)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns the tensors of all tensor parallel ranks, which must call it together."""
+        return self._decoder.collectives.gather(tensor)
 
     def from_last_stage(self, tensor: Tensor) -> "Arriving":
         """Begins to send the last stage's tensor to the other stages, which pass one of its shape.

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 from torch.nn import Module
@@ -23,7 +22,7 @@ from glm3cli.model.cache import KVCache, Run, Step
 from glm3cli.model.gpt import ChatGLM
 from glm3cli.model.quantized import quantize
 from glm3cli.model.rotary import angles_at
-from glm3cli.parallel.sums import Sums
+from glm3cli.parallel.collectives import Collectives
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -134,7 +133,8 @@ class Decoder:
         self._bits = bits
         self._selected = selected
         self._gpt = gpt
-        self._group, self._sums = tp_group, Sums(tp_group)
+        self.collectives = Collectives(tp_group)
+        self._group = tp_group
         self._kernels = require_active().kernels
         self._eps = model.layernorm_epsilon
         self._rope = (model.rotary_base, model.rope_factor)
@@ -191,7 +191,7 @@ class Decoder:
 
         def summed(hidden: Tensor) -> Tensor:
             partial = product(hidden)
-            self._sums.add_up(partial)
+            self.collectives.add_up(partial)
             return partial
 
         whole = product if self._group.size() == 1 else summed
@@ -219,7 +219,7 @@ class Decoder:
         is_elsewhere = (places < 0) | (places >= len(embedding.weight))
         hidden = embedding.weight.detach()[places.masked_fill(is_elsewhere, 0)]
         hidden.masked_fill_(is_elsewhere.unsqueeze(1), 0)
-        self._sums.add_up(hidden)
+        self.collectives.add_up(hidden)
         return hidden
 
     def forward(self, hidden: Tensor, runs: Sequence[Run], cache: KVCache) -> Tensor:
@@ -331,8 +331,7 @@ class Decoder:
         if self._sharers == 1:
             return mixed
         ranks, width = self._group.size(), self._width
-        parts = mixed.new_empty(ranks, *mixed.shape)
-        dist.all_gather_into_tensor(parts, mixed.contiguous(), group=self._group)
+        parts = self.collectives.gather(mixed)
         rows = parts.transpose(0, 1).reshape(len(mixed), ranks // self._sharers, -1, width)
         group, part = divmod(self._group.rank(), self._sharers)
         own = slice(part * self._heads, (part + 1) * self._heads)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from glm3cli.errors import ConfigError, Glm3Error
@@ -150,8 +149,7 @@ class Chooser:
         own = torch.stack(columns, dim=1)  # [n, 2 or 3]
         if self._grid.tp_size > 1:
             own[:, 0] += self._grid.tp_rank * logits.size(-1)
-            parts = own.new_empty(self._grid.tp_size, *own.shape)
-            dist.all_gather_into_tensor(parts, own, group=self._grid.tp_group)
+            parts = self._pipeline.gather(own)
             best = _numbers(parts[:, :, 1]).argmax(dim=0)  # of equal ones the first, as in one row
             own = parts.gather(0, best[None, :, None].expand(1, *own.shape))[0]
             if wants_logprobs:

@@ -1,4 +1,4 @@
-"""Sums in shared memory: what all_reduce gives, and a sentence where a rank has ended."""
+"""Collectives in shared memory: what gloo gives, and a sentence where a rank has ended."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from glm3cli.parallel.sums import LARGEST, SharedMemory, size_of
+from glm3cli.parallel.collectives import LARGEST, SharedMemory, size_of
 from tests.support.ranks import RankPool
 
 pytestmark = pytest.mark.dist
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.dist
 
 def sums() -> tuple[bool, list[torch.Tensor], list[torch.Tensor]]:
     """Returns whether memory is shared, sums, and those of gloo."""
+    from glm3cli.parallel.collectives import Collectives
     from glm3cli.parallel.groups import open_grid
-    from glm3cli.parallel.sums import Sums
     from tests.support.tiny import train_config
 
     with open_grid(train_config()):
-        ours = Sums(dist.group.WORLD)
+        ours = Collectives(dist.group.WORLD)
         found, expected = [], []
         generator = torch.Generator().manual_seed(dist.get_rank())
         sizes = [(1,), (3, 5), (LARGEST // 4,), (LARGEST // 4 + 1,), (16, 512)]
@@ -35,6 +35,10 @@ def sums() -> tuple[bool, list[torch.Tensor], list[torch.Tensor]]:
             ours.add_up(tensor)
             dist.all_reduce(expected[-1])
             found.append(tensor)
+            parts = tensor.new_empty(dist.get_world_size(), *numbers.shape)
+            dist.all_gather_into_tensor(parts, numbers.to(tensor.dtype))
+            expected.append(parts)
+            found.append(ours.gather(numbers.to(tensor.dtype)))
         for turn in range(500):  # no collective between keeps the ranks in step
             tensor = torch.full((64,), float(dist.get_rank() + turn))
             ours.add_up(tensor)

@@ -1,7 +1,8 @@
-"""`Sums`: adds up tensors of a group's ranks, small ones on a CPU through memory that these share.
+"""`Collectives`: adds up or gathers a group's tensors, small ones on a CPU through shared memory.
 
-A decoded token is summed twice in each layer. Gloo passes a tensor through sockets and threads of
-its own, and takes up to a millisecond for numbers that the ranks add in some ten microseconds.
+A decoded token is summed twice in each layer, and chosen among the vocabulary's parts. Gloo passes
+a tensor through sockets and threads of its own, and takes up to a millisecond for numbers that the
+ranks hand over in some ten microseconds.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from glm3cli.device import require_active
 
-# The most bytes that are summed in shared memory, which holds them twice for each rank: a container
-# may have no more than 64 MiB of it.
+# The most bytes of a tensor in shared memory, which holds them twice for each rank: a container may
+# have no more than 64 MiB of it.
 LARGEST = 2**21
 # Processors on which all cores see the stores of one in their order. The others need barriers,
 # which Python has none of.
@@ -33,8 +34,8 @@ _LOOKS = 2000  # at another rank's count, before the core is offered to other pr
 _PATIENCE = 1800  # seconds, as long as the process groups wait
 
 
-class Sums:
-    """The sums of one group; all of its ranks make it, and call it, together."""
+class Collectives:
+    """The collectives of one group; all of its ranks make it, and call it, together."""
 
     def __init__(self, group: Any) -> None:
         """Shares memory if the group's ranks compute on the CPU of one machine.
@@ -56,12 +57,24 @@ class Sums:
         else:
             self._memory.add_up(tensor)
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns the tensors of all ranks, [ranks, *shape], each of which has one of its shape.
+
+        Raises:
+            DistBackendError: Another rank has ended, or doesn't come.
+        """
+        if self._memory is None or tensor.nbytes > LARGEST:
+            parts = tensor.new_empty(self._group.size(), *tensor.shape)
+            dist.all_gather_into_tensor(parts, tensor.contiguous(), group=self._group)
+            return parts
+        return self._memory.gather(tensor)
+
 
 class SharedMemory:
-    """Memory in which each rank has two places for a tensor, and a count of its sums.
+    """Memory in which each rank has two places for a tensor, and a count of its exchanges.
 
-    A rank fills a place again only two sums later. By then all others have begun the sum between,
-    and so have read what it held.
+    A rank fills a place again only two exchanges later. By then all others have begun the one
+    between, and so have read what it held.
     """
 
     def __init__(self, descriptor: int, rank: int, pids: Sequence[int]) -> None:
@@ -85,17 +98,29 @@ class SharedMemory:
         Raises:
             DistBackendError: Another rank has ended, or doesn't come.
         """
-        self._count += 1
         flat = tensor.view(-1)
+        torch.sum(self._exchange(flat), dim=0, out=flat)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns the tensors of all ranks, of at most `LARGEST` bytes each, [ranks, *shape].
+
+        Raises:
+            DistBackendError: Another rank has ended, or doesn't come.
+        """
+        return self._exchange(tensor.reshape(-1)).clone().view(-1, *tensor.shape)
+
+    def _exchange(self, flat: Tensor) -> Tensor:
+        """Returns the flat tensors of all ranks, [ranks, n], which hold until the next call."""
+        self._count += 1
         parts = self._places[self._count % 2, :, : flat.nbytes].view(flat.dtype)
         parts[self._rank] = flat
         self._counts[self._rank * _LINE // 8] = self._count
         for rank in range(len(self._pids)):
             self._await(rank)
-        torch.sum(parts, dim=0, out=flat)
+        return parts
 
     def _await(self, rank: int) -> None:
-        """Waits until another rank has begun the sum, too.
+        """Waits until another rank has begun the exchange, too.
 
         Raises:
             DistBackendError: It has ended, or doesn't come.
