@@ -50,7 +50,7 @@ def sums() -> tuple[bool, list[torch.Tensor], list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_sums_are_those_of_gloo(ranks: RankPool, size: int) -> None:
+def test_they_are_those_of_gloo(ranks: RankPool, size: int) -> None:
     before = set(Path("/dev/shm").glob("glm3-*"))
     for is_shared, found, expected in ranks.run(size, sums):
         assert is_shared or platform.machine() != "x86_64"
