@@ -290,6 +290,11 @@ def test_indices_of_files_that_were_written_again_are_not(tmp_path):
     write_documents(tmp_path / "a", [[20] * 9, [21] * 9, [22] * 9, [23] * 9])
     train, _ = build_text(spec(prefix), tiny_tokenizer())
     assert seen(train, 8) == {20, 21, 22, 23}
+    # Files of the same sizes, too.
+    write_documents(tmp_path / "a", [[30] * 5, [31] * 13, [32] * 9, [33] * 9])
+    fresh = build_index(spec(prefix), tiny_tokenizer())
+    write_documents(tmp_path / "a", [[30] * 13, [31] * 5, [32] * 9, [33] * 9])
+    assert build_index(spec(prefix), tiny_tokenizer()) != fresh
 
 
 # --- blends ---
