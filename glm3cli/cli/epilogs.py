@@ -4,11 +4,12 @@ PREPROCESS = """
 Inputs are files, folders and globs of parquet, jsonl, json, csv, arrow and txt, also as .gz, .zst,
 .bz2 and .xz, and `-` for a pipe. The handlers are text, instruction, chat, preference and feedback,
 and ModelLink's eight by their names. Lists in text columns, as in CSV, are read as JSON. chat reads
-OpenAI's messages, ShareGPT's conversations, MOSS, and alpaca with history, each with tools (also
-functions), and calls of tools as tool_calls, function_call, or ChatGLM3's turns of the role tool.
-An answer with loss false (also weight 0, train false, or loss_scale 0) isn't trained. Where
-ModelLink's handlers are broken (an empty input that becomes the word None, three quotes where a
-line break belongs, Baichuan's roles for MOSS), glm3's do what the name says.
+OpenAI's messages, ShareGPT's conversations, MOSS, alpaca with history, and prompt with completion
+(query with response, question with answer, content with summary), each with tools (also functions),
+and calls of tools as tool_calls, function_call, or ChatGLM3's turns of the role tool. An answer
+with loss false (also weight 0, train false, or loss_scale 0) isn't trained. Where ModelLink's
+handlers are broken (an empty input that becomes the word None, three quotes where a line break
+belongs, Baichuan's roles for MOSS), glm3's do what the name says.
 
 preference reads a prompt (a text, or what chat reads, with tools) with a chosen and a rejected
 answer: the columns chosen and rejected of TRL and LLaMA-Factory, OpenAI's preferred_output and

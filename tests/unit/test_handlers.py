@@ -61,6 +61,37 @@ def test_alpaca_rows_with_history():
     ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("query", "response"),
+        ("question", "answer"),
+        ("content", "summary"),
+    ],
+)
+def test_rows_with_a_question_and_its_answer(asked, answered):
+    row = {"id": "7", asked: "the fox", answered: "jumps"}
+    expected = [Message("user", "the fox"), Message("assistant", "jumps")]
+    assert parsed("chat", row) == [expected]
+    more = {"system": "be kind", "history": [["a", "b"]], "input": "no part of it"}
+    before = [Message("system", "be kind"), Message("user", "a"), Message("assistant", "b")]
+    assert parsed("chat", row | more) == [[*before, *expected]]
+    assert set(choose_columns(handler("chat"), list(row))) == {asked, answered}
+    with pytest.raises(RowError, match=f"{answered}: expected a string"):
+        parsed("chat", row | {answered: 5})
+
+
+def test_a_question_and_its_answer_may_be_turns():
+    row = {
+        "prompt": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "a"}],
+        "completion": [{"role": "assistant", "content": "b"}],
+    }
+    turns = [Message("system", "be kind"), Message("user", "a"), Message("assistant", "b")]
+    assert parsed("chat", row) == [turns]
+
+
 def test_openai_rows_with_tool_calls():
     arguments = {"city": "北京", "days": 2, "now": True}
     row = {

@@ -220,7 +220,10 @@ def _any_chat(row: Row) -> list[list[Message]]:
             return [read(row)]
     if "instruction" in row:
         return [rows.alpaca(row, joined=False)]
-    expected = "expected messages, conversations, or instruction and output"
+    for asked, answered in _PAIRS:
+        if asked in row and answered in row:
+            return [rows.pair(row, asked, answered)]
+    expected = "expected messages, conversations, instruction and output, or prompt and completion"
     raise RowError("row", f"{expected}; it has {', '.join(row) or 'nothing'}")
 
 
@@ -244,7 +247,22 @@ def _moss_by_turn(row: Row) -> list[list[Message]]:
 
 _INSTRUCTION = ("instruction", "input", "output")
 _ALPACA = frozenset({"instruction", "output"})
-_CHAT = (frozenset({"messages"}), frozenset({"conversations"}), _ALPACA, frozenset({"chat"}))
+# A question and its answer: as TRL and OpenAI, ms-swift, and THUDM's examples (AdvertiseGen) name
+# them, and as data sets of questions do.
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("content", "summary"),
+)
+_CHAT = (
+    frozenset({"messages"}),
+    frozenset({"conversations"}),
+    _ALPACA,
+    frozenset({"chat"}),
+    *map(frozenset, _PAIRS),
+)
 _CODE = frozenset({"code_with_problem", "code_only", "explanation_only"})
 _CONVERSATIONS: dict[str, tuple[Conversations, tuple[frozenset[str], ...]]] = {
     "chat": (_any_chat, _CHAT),

@@ -31,6 +31,21 @@ def alpaca(row: Row, joined: bool) -> list[Message]:
     return [*messages, Message("user", asked), Message("assistant", text_of(row, "output"))]
 
 
+def pair(row: Row, asked: str, answered: str) -> list[Message]:
+    """Reads a row with a question and an answer, each a text or a list of turns.
+
+    Args:
+        row: The row; with texts it may have system, tools and history, too.
+        asked: The name of the question's column.
+        answered: The name of the answer's column.
+    """
+    question, answer = row.get(asked), row.get(answered)
+    if isinstance(question, list) and isinstance(answer, list):  # TRL's conversational form
+        return openai({**row, "messages": [*question, *answer]})
+    texts = {"instruction": text_of(row, asked), "output": text_of(row, answered)}
+    return alpaca({**row, **texts, "input": None}, joined=False)
+
+
 def openai(row: Row) -> list[Message]:
     """Reads a row of OpenAI's or ChatGLM3's form: messages, optionally system and tools."""
     return _conversation(row, "messages")
