@@ -4,10 +4,12 @@ Each check is run on a few inputs here, and on thousands by `pytest -m slow`. Wh
 should find is derived by Python's own parsers of whole files.
 """
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,10 @@ def content_of(form: str, texts: list[str]) -> bytes:
 def _packed(content: bytes, suffix: str) -> bytes:
     if suffix == ".gz":
         return gzip.compress(content)
+    if suffix == ".bz2":
+        return bz2.compress(content)
+    if suffix == ".xz":
+        return lzma.compress(content)
     return pa.compress(content, "zstd", asbytes=True)
 
 
@@ -163,11 +169,7 @@ def check_file(folder: Path) -> Callable[..., None]:
         packed = packed if form not in ("parquet", "arrow") else ""
         content = whole if outside else edited(whole, edits)
         if packed:
-            content = (
-                gzip.compress(content)
-                if packed == ".gz"
-                else pa.compress(content, "zstd", asbytes=True)
-            )
+            content = _packed(content, packed)
         content = edited(content, edits) if outside else content
         path = folder / f"in.{form}{packed}"
         path.write_bytes(content)
@@ -182,7 +184,7 @@ def check_file(folder: Path) -> Callable[..., None]:
             plain = b""
             assert damage
             return
-        if packed == ".zst":
+        if packed in (".zst", ".bz2", ".xz"):
             if outside and edits:
                 return
             plain = edited(whole, edits)
@@ -193,7 +195,11 @@ def check_file(folder: Path) -> Callable[..., None]:
             start = plain.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
             form = "json" if start == b"[" else "jsonl"
         rows = expected(form, plain)
-        if rows is None:
+        if rows is None and form == "json" and not (bad or damage):
+            # White space that JSON doesn't know, between values, does no harm.
+            spaced = "".join(" " if one.isspace() else one for one in plain.decode())
+            assert len(good) == len(json.loads(spaced))
+        elif rows is None:
             assert bad or damage
         elif form == "csv" and not plain.strip():
             assert damage
@@ -206,7 +212,7 @@ def check_file(folder: Path) -> Callable[..., None]:
 
 FILES = {
     "form": st.sampled_from(FORMS),
-    "packed": st.sampled_from(["", "", ".gz", ".zst"]),
+    "packed": st.sampled_from(["", "", ".gz", ".zst", ".bz2", ".xz"]),
     "texts": TEXTS,
     "edits": EDITS,
     "outside": st.booleans(),
