@@ -197,7 +197,7 @@ def check_file(folder: Path) -> Callable[..., None]:
         rows = expected(form, plain)
         if rows is None and form == "json" and not (bad or damage):
             # White space that JSON doesn't know, between values, does no harm.
-            spaced = "".join(" " if one.isspace() else one for one in plain.decode())
+            spaced = "".join(" " if one.isspace() else one for one in plain.decode("utf-8-sig"))
             assert len(good) == len(json.loads(spaced))
         elif rows is None:
             assert bad or damage
