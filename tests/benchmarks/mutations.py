@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_suffix(".toml")
 _COPIED = ("glm3cli", "tests", "pyproject.toml", "README.md")
@@ -87,17 +89,15 @@ def copy_checkout(folder: Path) -> Path:
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Runs tests in the copy; returns pytest's exit code and the end of what it has written."""
     words = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "", "--no-header", *tests]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-B", "-m", "pytest", *words],
-            cwd=copy,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired:
-        return _FAILED, "it hangs"
-    return done.returncode, done.stdout[-2000:]
+    command = [sys.executable, "-B", "-m", "pytest", *words]
+    with subprocess.Popen(command, cwd=copy, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            said, _ = process.communicate(timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                one.kill()  # else what the tests have started would run on
+            return _FAILED, "it hangs"
+    return process.returncode, said[-2000:]
 
 
 def try_out(copy: Path, mutation: Mutation) -> tuple[str, float, str]:
