@@ -257,7 +257,7 @@ def test_all_parallel_sizes_train_alike(ranks: RankPool, one_rank: Tuned, sizes:
         ("tp2 pp2", "one rank"),
         ("dp2", "tp2"),
         ("pp2 vpp2", "dp2 replicated optimizer"),
-        ("one rank", "tp4, more ranks than groups"),
+        pytest.param("one rank", "tp4, more ranks than groups", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.ranks import RankPool
+from tests.support.slow import mostly_slow
 from tests.support.tiny import train_config
 from tests.support.training import build, train_steps
 
@@ -149,7 +150,7 @@ def test_an_overflow_is_skipped_and_counted(
 
 
 @pytest.mark.parametrize("sizes", RANKS)
-@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("dtype", mostly_slow(ROUNDING, ["bf16"]))
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(
     ranks: RankPool,
     whole: dict[tuple[str, str], list[list[Step]]],
@@ -164,7 +165,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_digit(
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"distributed_optimizer": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", mostly_slow([{}, {"distributed_optimizer": False}], [{}]), ids=str
+)
 def test_a_resumed_run_keeps_its_loss_scale(
     ranks: RankPool, tmp_path: Path, options: dict[str, Any]
 ) -> None:

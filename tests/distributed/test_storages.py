@@ -178,6 +178,7 @@ def pass_on(folders: list[Path], wrong: str, chunk: int) -> str:
     return "passed on"
 
 
+@pytest.mark.slow
 def test_an_adapter_is_on_every_machine(ranks: RankPool, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"tokens")
     options = {**LAYOUT, "lora_rank": 4}

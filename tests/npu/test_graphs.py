@@ -92,7 +92,8 @@ def test_answers_are_the_cpus(ranks: RankPool, npu_ranks: RankPool) -> None:
     assert all(replays > 10 for *_, replays in (*alone, *stages))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("int4", marks=pytest.mark.slow), "adapter"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int4", "adapter"])
 def test_answers_are_those_without_graphs(npu_ranks: RankPool, kind: str) -> None:
     """In bf16, with attention as an operator of the card."""
     [captured], [launched] = (

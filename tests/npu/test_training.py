@@ -45,7 +45,8 @@ def test_20_steps_have_the_cpus_losses(
     assert (tmp_path / "metadata.json").is_file()
 
 
-@pytest.mark.parametrize("sizes", [pytest.param("tp1 pp1", marks=pytest.mark.slow), "tp2 pp1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", ["tp1 pp1", "tp2 pp1"])
 def test_adapters_have_the_cpus_losses(ranks: RankPool, npu_ranks: RankPool, sizes: str) -> None:
     options = {"lora_rank": 4, **SIZES[sizes]}
     size = world_size(options)

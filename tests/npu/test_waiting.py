@@ -66,7 +66,7 @@ def waits_of_steps(
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("name", mostly_slow(STEPS, ["one rank", "pp2", "dpo"]))
+@pytest.mark.parametrize("name", mostly_slow(STEPS, ["one rank", "dpo"]))
 def test_no_micro_batch_makes_the_host_wait(npu_ranks: RankPool, tmp_path: Path, name: str) -> None:
     size, options = STEPS[name]
     prefix = None

@@ -14,6 +14,7 @@ import torch
 
 from tests.support.preferences import Answer, LikedOrNot, PackedPairs, Pairs
 from tests.support.ranks import RankPool
+from tests.support.slow import mostly_slow
 from tests.support.tiny import TINY, train_config
 
 pytestmark = pytest.mark.dist
@@ -269,9 +270,7 @@ def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert not wrong, name
 
 
-@pytest.mark.parametrize(
-    "sizes", [pytest.param(sizes, marks=[pytest.mark.slow] * (sizes == "tp2")) for sizes in SIZES]
-)
+@pytest.mark.parametrize("sizes", mostly_slow(SIZES, ["tp1", "pp2 vpp2", "dp2"]))
 def test_losses_and_gradients_equal_trls(
     ranks: RankPool, expected: dict[str, Any], sizes: str
 ) -> None:

@@ -132,8 +132,15 @@ def test_a_dora_of_queries_alone_has_no_form_for_the_whole(hf, tmp_path):
     assert same[SMALL.query_size :].all()
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
-@pytest.mark.parametrize("names", ["chatglm", "glm"])
+@pytest.mark.parametrize(
+    ("names", "dora"),
+    [
+        pytest.param("chatglm", False, id="chatglm-LoRA"),
+        pytest.param("chatglm", True, id="chatglm-DoRA", marks=pytest.mark.slow),
+        pytest.param("glm", False, id="glm-LoRA", marks=pytest.mark.slow),
+        pytest.param("glm", True, id="glm-DoRA"),
+    ],
+)
 def test_peft_gets_the_merged_model(tmp_path, names, dora):
     """In the native layout, from an adapter of either; logits around 1, computed in fp32."""
     pytest.importorskip("peft")

@@ -141,6 +141,7 @@ def test_the_npus_environment_is_the_users_where_it_is_set(ascend):
     assert said[4] == 3 * 2 * 120 * 2**20
 
 
+@pytest.mark.slow
 def test_it_is_told_who_has_set_what(ascend):
     theirs = {"HCCL_CONNECT_TIMEOUT": "600", "HCCL_IF_IP": "10.0.0.1", "OMP_NUM_THREADS": "4"}
     settings = """
@@ -212,6 +213,7 @@ def test_without_mindspeed_it_is_said_what_is_lost(ascend):
     assert remarks == [LOST]
 
 
+@pytest.mark.slow
 def test_mindspeed_does_not_log_among_the_results(ascend):
     code = """
     import logging
