@@ -163,6 +163,11 @@ def follow_the_description(ask: Asking) -> int:
             case.call_and_validate(timeout=30, excluded_checks=[positive_data_acceptance])
 
         send()
+    for path, body in (
+        ("/v1/completions", {"prompt": "a", "max_tokens": 3, "stream": True}),
+        ("/v1/chat/completions", {"messages": HI, "max_tokens": 3, "stream": True}),
+    ):
+        schema[path]["POST"].Case(body=body).call_and_validate(timeout=30)
     assert say(ask).choices[0].message.content
     return count
 

@@ -100,7 +100,10 @@ def _responses(path: str) -> dict[str, Any]:
     if path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
     if path.endswith("completions"):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        # Of each event: before OpenAPI 3.2 nothing else can describe them.
+        fields = {"data": {"type": "string"}}
+        event = {"type": "object", "properties": fields, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     refusals = {
         status: {"description": text, "content": error} for status, text in _STATUSES.items()
