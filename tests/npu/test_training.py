@@ -29,10 +29,8 @@ def assert_alike(found: Trained, expected: Trained, first: int = 0, loss: float 
     assert found.grad_norms == pytest.approx(expected.grad_norms[first:], rel=10 * loss)
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ("tp1 pp1", "tp2 pp1")] + ["tp1 pp2"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", SIZES)
 def test_20_steps_have_the_cpus_losses(
     ranks: RankPool, npu_ranks: RankPool, tmp_path: Path, sizes: str
 ) -> None:
