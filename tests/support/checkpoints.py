@@ -44,6 +44,7 @@ def write_hf(
     weights: dict[str, Tensor] | None = None,
     kind: str = "safetensors",
     shards: int = 1,
+    tokenizer: bytes = b"pieces",
 ) -> Path:
     """Writes a Hugging Face folder: config.json, weights, and made-up companions.
 
@@ -53,11 +54,12 @@ def write_hf(
         weights: The tensors by name; random ones if None.
         kind: The files of weights: "safetensors" or "bin".
         shards: The number of files of weights.
+        tokenizer: The content of its tokenizer.model, which by default can't be read.
     """
     folder.mkdir(parents=True)
     weights = random_weights(model) if weights is None else weights
     (folder / "config.json").write_text(json.dumps(model.to_config()))
-    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (folder / "tokenizer.model").write_bytes(tokenizer)
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "tokenization_chatglm.py").write_text("# code\n")
     stem = {"safetensors": "model", "bin": "pytorch_model"}[kind]

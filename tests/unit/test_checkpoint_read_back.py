@@ -24,10 +24,8 @@ LAST = "transformer.output_layer.weight"
 @pytest.fixture
 def hf(tmp_path):
     """A model whose tokenizer can be read, as the glm layout needs it."""
-    source = write_hf(tmp_path / "hf")
-    pieces = (tiny_tokenizer_folder() / "tokenizer.model").read_bytes()
-    (source / "tokenizer.model").write_bytes(pieces)
-    return source
+    pieces = tiny_tokenizer_folder() / "tokenizer.model"
+    return write_hf(tmp_path / "hf", tokenizer=pieces.read_bytes())
 
 
 def spoil(monkeypatch, name):

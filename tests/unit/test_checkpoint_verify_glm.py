@@ -24,10 +24,8 @@ GLM = ConvertOptions("glm")
 @pytest.fixture
 def hf(tmp_path):
     """An original folder with a tokenizer that can be read."""
-    source = write_hf(tmp_path / "hf")
-    pieces = (tiny_tokenizer_folder() / "tokenizer.model").read_bytes()
-    (source / "tokenizer.model").write_bytes(pieces)
-    return source
+    pieces = tiny_tokenizer_folder() / "tokenizer.model"
+    return write_hf(tmp_path / "hf", tokenizer=pieces.read_bytes())
 
 
 @pytest.fixture
