@@ -1,12 +1,14 @@
 """Every layout at every cut comes back bit by bit."""
 
 import dataclasses
+import io
 import json
 import zipfile
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch.distributed.checkpoint import FileSystemReader
 
 from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.convert.convert import convert
@@ -239,6 +241,30 @@ def test_rank_files_have_valid_checksums_and_the_megatron_keys(hf, tmp_path):
         assert saved["checkpoint_version"] == 3.0
         assert saved["args"].tensor_model_parallel_size == 2
         assert saved["args"].params_dtype is torch.float16
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bf16", "fp32"])
+def test_every_part_of_a_dist_file_is_what_torch_would_save(hf, tmp_path, dtype):
+    convert(hf, tmp_path / "mg", options("dist", dtype=dtype))
+    metadata = FileSystemReader(tmp_path / "mg").read_metadata()
+    for index, place in metadata.storage_data.items():
+        content = (tmp_path / "mg" / place.relative_path).read_bytes()
+        part = io.BytesIO(content[place.offset : place.offset + place.length])
+        assert zipfile.ZipFile(part).testzip() is None
+        part.seek(0)
+        value = torch.load(part)
+        saved = io.BytesIO()
+        torch.save(value, saved)
+        assert place.length == len(saved.getvalue())
+        if isinstance(value, torch.Tensor):
+            assert place.offset % 64 == 0
+            stored = metadata.state_dict_metadata[index.fqn]
+            assert value.shape == next(
+                chunk.sizes for chunk in stored.chunks if chunk.offsets == index.offset
+            )
+            assert value.dtype == stored.properties.dtype
+        else:
+            assert value == [None]
 
 
 def test_a_transformer_engine_model_is_read(hf, tmp_path):

@@ -144,7 +144,7 @@ def _write(
         report: Called with the progress of the verification.
     """
     layout, found = options.layout, Verification({}, None)
-    read_back = ReadBack(layout, folder, target, transfer)
+    read_back = ReadBack(folder, target, transfer)
     with Follower() as follower, Flusher() as flusher, read_back, started_pool() as disk:
         followers = [flusher.note, follower.note] if options.verify else [flusher.note]
         written = read_back.note if options.verify else None

@@ -16,8 +16,7 @@ from glm3cli.checkpoint.convert.report import Report
 from glm3cli.checkpoint.convert.tensor_digests import digest
 from glm3cli.checkpoint.convert.transfer import Transfer, label
 from glm3cli.checkpoint.layouts.opening import open_source
-from glm3cli.checkpoint.layouts.writers import OPEN_FROM_THE_START
-from glm3cli.checkpoint.names import Layout, Slot
+from glm3cli.checkpoint.names import Slot
 from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.errors import CheckpointError
@@ -29,33 +28,27 @@ _THREADS = 2
 class ReadBack:
     """Compares what is written with what was to be written; use it as a context manager."""
 
-    def __init__(self, layout: Layout, folder: Path, target: Path, transfer: Transfer) -> None:
+    def __init__(self, folder: Path, target: Path, transfer: Transfer) -> None:
         """Takes the new folder.
 
         Args:
-            layout: Its layout.
             folder: The folder, which has its small files already.
             target: The name that it is going to have, for messages.
             transfer: What is written into it.
         """
-        self._is_open = layout in OPEN_FROM_THE_START
         self._folder, self._target, self._transfer = folder, target, transfer
         self._pool = started_pool(_THREADS)
         self._lock = threading.Lock()
-        self._waiting: list[Slot] = []
         self._reading: deque[tuple[Slot, Future[str]]] = deque()
         self._done = 0
 
     def note(self, slot: Slot) -> None:
-        """Has a tensor that was written read back: at once, or where that can't be, by `finish`.
+        """Has a tensor that was written read back.
 
         Raises:
             CheckpointError: One of those before isn't what was to be written.
         """
-        if not self._is_open:
-            self._waiting.append(slot)
-            return
-        self._begin(slot)
+        self._reading.append((slot, self._pool.submit(self._read, slot)))
         while self._reading and self._reading[0][1].done():
             self._settle()
 
@@ -68,18 +61,11 @@ class ReadBack:
         Raises:
             CheckpointError: One isn't what was to be written.
         """
-        # From the last to the first: when a new model is larger than the page cache, its end is
-        # what the cache still has.
-        while self._waiting:
-            self._begin(self._waiting.pop())
         total = self._transfer.plan.total_bytes
         report("verifying", self._done, total)
         while self._reading:
             self._settle()
             report("verifying", self._done, total)
-
-    def _begin(self, slot: Slot) -> None:
-        self._reading.append((slot, self._pool.submit(self._read, slot)))
 
     def _read(self, slot: Slot) -> str:
         """Returns the digest of a tensor as it is read back."""

@@ -1,12 +1,15 @@
-"""Writes a file in torch.save's format whose tensors are filled in one by one.
+"""Writes in torch.save's format without having the tensors, which come one by one.
 
 So only one of them is in memory at a time. torch.serialization.skip_data leaves room for the values
 in the (zip) file; they are filled in afterwards, together with the zip format's checksums of them.
+`Archive` is a file of many tensors, and `Frame` what stands around a single one.
 """
 
 import struct
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -22,13 +25,101 @@ from glm3cli.host.files import open_large
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
 _CENTRAL_HEADER = 46
 _CRC_IN_CENTRAL = 16
-_CRC_IN_DESCRIPTOR = 4  # behind the signature that follows the data
+_DESCRIPTOR = b"PK\x07\x08"  # begins what follows the data of an entry
+_CRC_IN_DESCRIPTOR = 4
 
 
 def values_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Returns the place in a zip file at which the bytes of an entry begin."""
     file.seek(entry.header_offset + _LOCAL_HEADER - 4)
     return entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
+
+
+def checksum(block: memoryview, before: int) -> int:
+    """Returns the zip format's checksum of bytes.
+
+    Args:
+        block: The last of the bytes.
+        before: The checksum of those before them; 0 if there are none.
+    """
+    value: int = zlib_ng.crc32(block, before)  # three times as fast as zlib's
+    return value
+
+
+def _checksum_places(file: BinaryIO, directory: int) -> Iterator[tuple[str, int]]:
+    """Yields the names in a central directory, and where in the file their checksums stand.
+
+    The file may be written there before the next one is asked for.
+
+    Args:
+        file: The zip file.
+        directory: The first byte of its central directory.
+    """
+    position = directory
+    while True:
+        file.seek(position)
+        header = file.read(_CENTRAL_HEADER)
+        if header[:4] != b"PK\x01\x02":
+            return
+        lengths = struct.unpack("<HHH", header[28:34])
+        name = file.read(lengths[0]).decode().split("/", 1)[1]
+        yield name, position + _CRC_IN_CENTRAL
+        position += _CENTRAL_HEADER + sum(lengths)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What torch.save writes before and behind the values of a single tensor.
+
+    Attributes:
+        head: The bytes before the values.
+        tail: The bytes behind them, with 0 for their checksum.
+        places: The bytes of `tail` at which their checksum stands, of four bytes.
+    """
+
+    head: bytes
+    tail: bytes
+    places: tuple[int, ...]
+
+    @classmethod
+    def around(cls, shape: Sequence[int], dtype: torch.dtype) -> Self:
+        """Returns what stands around a contiguous tensor of this shape and type.
+
+        Raises:
+            RuntimeError: The disk is full or failing.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "archive"  # the name that torch.save gives to what has none
+            with torch.serialization.skip_data():
+                torch.save(torch.empty(shape, dtype=dtype), path)  # never touched
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                [entry] = [one for one in archive.infolist() if "/data/" in one.filename]
+                begin = values_offset(file, entry)
+                end = begin + entry.file_size
+                places = [
+                    place
+                    for name, place in _checksum_places(file, archive.start_dir)
+                    if name == "data/0"
+                ]
+                file.seek(0)
+                head = file.read(begin)
+                file.seek(end)
+                tail = file.read()
+        places = [place - end for place in places]
+        if tail.startswith(_DESCRIPTOR):
+            places.append(_CRC_IN_DESCRIPTOR)
+        return cls(head, tail, tuple(places))
+
+    def length(self, num_bytes: int) -> int:
+        """Returns the number of bytes of the whole, with so many bytes of values."""
+        return len(self.head) + num_bytes + len(self.tail)
+
+    def end(self, checksum: int) -> bytes:
+        """Returns the bytes behind values that have this checksum."""
+        tail = bytearray(self.tail)
+        for place in self.places:
+            struct.pack_into("<I", tail, place, checksum)
+        return bytes(tail)
 
 
 class Archive:
@@ -77,19 +168,19 @@ class Archive:
         assert entry.file_size == tensor.nbytes, f"{name} holds {entry.file_size} bytes"
         assert name not in self._checksums, f"{name} was filled before"
         self._file.seek(values_offset(self._file, entry))
-        checksum = 0
+        value = 0
         for block in blocks_of(tensor):
-            checksum = zlib_ng.crc32(block, checksum)  # three times as fast as zlib's
+            value = checksum(block, value)
             self._file.write(block)
             self._file.flush()
             if first == entry.header_offset:
                 final(self.path, self._file.tell())
         descriptor = self._file.tell()
-        if self._file.read(4) == b"PK\x07\x08":
+        if self._file.read(4) == _DESCRIPTOR:
             self._file.seek(descriptor + _CRC_IN_DESCRIPTOR)
-            self._file.write(struct.pack("<I", checksum))
+            self._file.write(struct.pack("<I", value))
         self._file.flush()
-        self._checksums[name] = checksum
+        self._checksums[name] = value
         final(self.path, self._first_missing())
 
     def _first_missing(self) -> int:
@@ -99,18 +190,10 @@ class Archive:
 
     def _write_directory(self) -> None:
         """Writes the checksums into the zip file's central directory."""
-        position = self._directory
-        while True:
-            self._file.seek(position)
-            header = self._file.read(_CENTRAL_HEADER)
-            if header[:4] != b"PK\x01\x02":
-                return
-            lengths = struct.unpack("<HHH", header[28:34])
-            name = self._file.read(lengths[0]).decode().split("/", 1)[1]
+        for name, place in _checksum_places(self._file, self._directory):
             if name in self._checksums:
-                self._file.seek(position + _CRC_IN_CENTRAL)
+                self._file.seek(place)
                 self._file.write(struct.pack("<I", self._checksums[name]))
-            position += _CENTRAL_HEADER + sum(lengths)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,8 @@
-"""Writes a model in any layout: calls the writer of that layout."""
+"""Writes a model in any layout: calls the writer of that layout.
+
+The folder can be opened as a model once the writer asks for the first tensor: values that aren't
+written yet are missing, and nothing else.
+"""
 
 from pathlib import Path
 
@@ -6,10 +10,6 @@ from glm3cli.checkpoint.layouts.hf_writer import write_hf
 from glm3cli.checkpoint.layouts.ranks_writer import write_ranks
 from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
 from glm3cli.checkpoint.names import Layout
-
-# The layouts whose folder can be opened as a model once its writer asks for the first tensor: the
-# values that aren't written yet are missing, and nothing else.
-OPEN_FROM_THE_START: frozenset[Layout] = frozenset({"chatglm", "glm", "mcore", "legacy"})
 
 
 def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
