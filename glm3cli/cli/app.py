@@ -11,6 +11,7 @@ import typer
 from glm3cli.cli import convert, demo, doctor, evaluate, generate, train
 from glm3cli.cli import preprocess as data
 from glm3cli.errors import DataError, DeviceError, Glm3Error
+from glm3cli.host.terminal import keep_stderr_unfailing, outlive_terminal_if_asked
 from glm3cli.parallel.launch import hand_over, is_alone, is_speaker
 from glm3cli.version import __version__
 
@@ -57,6 +58,8 @@ def main() -> None:
     code; any other keeps its traceback.
     """
     _take_any_text()
+    keep_stderr_unfailing()
+    outlive_terminal_if_asked()
     try:
         app()
     except Glm3Error as error:

@@ -63,16 +63,19 @@ Checkpoints: RUN/iter_0000030 holds weights, optimizer, schedule, random generat
 position in the data. Training goes on from it at any tp, pp, vpp, cp and dp, and with or without
 the distributed optimizer. It is written beside while training goes on, sent to the disk, listed
 with its checksums, and renamed: it is there whole or not at all. A damaged one is named at the
-start and passed over. One run alone may write into a folder.
+start and passed over. One run alone may write into a folder. RUN as a model is its newest
+checkpoint: where a run goes on from an earlier one (--resume RUN/iter_0000030), later ones become
+RUN/aside_iter_0000060 with its first save.
 
 Going on: the schedule follows the steps, also where --global-batch-size has changed. With another
 command, model or data (by their content, wherever they are) a run doesn't go on, unless
 --allow-changed names what has changed; other options that differ are named.
 
-Stops: SIGTERM, SIGINT and --exit-duration end the run after a save (exit code 143); the same
-command goes on. SIGUSR1 saves and goes on. torchrun kills its ranks 30 s after a SIGTERM: export
+Stops: SIGTERM, SIGINT, SIGHUP (unless nohup started it) and --exit-duration end the run after a
+save (exit code 143); the same command goes on. SIGUSR1 saves and goes on. torchrun kills its ranks 30 s after a SIGTERM: export
 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800 so that a large model has the time to save; --nproc does that
-by itself. A loss or gradient that is no number changes no weight: all ranks skip the step.
+by itself. A loss or gradient that is no number changes no weight: all ranks skip the step; a run
+that has no other steps ends with code 3.
 
 Reports: every step is a line of the log and of RUN/metrics.jsonl; RUN/report.html shows them.
 TFLOP/s count the model's operations without recomputation, by two conventions: `full`, 6N + 12 L h

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Collection, Iterator
 
 Signals = Collection[signal.Signals]
+SAVES = (signal.SIGUSR1,)  # makes a training save and go on
 
 
 @contextlib.contextmanager

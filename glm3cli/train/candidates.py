@@ -9,7 +9,7 @@ from glm3cli.checkpoint.run.holdings import Holdings, bring_together, find_holdi
 from glm3cli.checkpoint.run.resume import disk_trouble
 from glm3cli.errors import CheckpointError
 from glm3cli.parallel.storage import Storage, find_storage
-from glm3cli.train.resumable import find_resume
+from glm3cli.train.resumable import find_resume, iteration_key
 
 if TYPE_CHECKING:
     from glm3cli.train.report.metrics import Metrics
@@ -40,7 +40,7 @@ def choose(run: Path, resume: str, storage: Storage, metrics: "Metrics") -> Path
     own_names = [path.name for path in candidates]
     names = {name for names in storage.gather(own_names) for name in names}
     problems = []
-    for folder in (home / name for name in sorted(names, reverse=True)):
+    for folder in sorted((home / name for name in names), key=iteration_key, reverse=True):
         holdings = find_holdings(folder, storage)
         problem = holdings.problem or damage(folder, holdings.files, storage)
         if problem is None:

@@ -37,13 +37,11 @@ from glm3cli.parallel.storage import Storage, together
 from glm3cli.train.candidates import assemble
 from glm3cli.train.origin import Change, lost_order
 from glm3cli.train.progress.state import State
-from glm3cli.train.resumable import find_checkpoints
+from glm3cli.train.resumable import find_checkpoints, link_best, set_aside
 from glm3cli.train.step import TrainStep
 
 if TYPE_CHECKING:
     from glm3cli.train.report.metrics import Metrics
-
-BEST = "best"  # the link in a run's folder to the checkpoint with the lowest validation loss
 
 
 @dataclass
@@ -65,6 +63,7 @@ class Checkpointer:
             None for a run that trains weights.
         keeps_best: Whether the checkpoint with the lowest validation loss is kept, and linked as
             RUN/best.
+        loaded: The checkpoint that was restored last; None if none was.
     """
 
     run: Path
@@ -78,6 +77,7 @@ class Checkpointer:
     origin: Mapping[str, Any] = field(default_factory=dict)
     adapter: AdapterConfig | None = None
     keeps_best: bool = False
+    loaded: Path | None = None
     _queue: AsyncCallsQueue = field(default_factory=AsyncCallsQueue)
 
     def check_space(self) -> None:
@@ -128,8 +128,10 @@ class Checkpointer:
         best = self.run / iteration_folder(state.best_iteration) if self.keeps_best else None
 
         def publish() -> None:
-            self._publish(partial, folder, adapter, best)
+            aside = self._publish(partial, folder, adapter, best)
             durable = time.perf_counter() - started
+            if aside:
+                metrics.event("set_aside", paths=", ".join(map(str, aside)))
             metrics.event(
                 "save",
                 iteration=iteration_of(folder),
@@ -169,19 +171,26 @@ class Checkpointer:
         with disk_trouble(self.run):
             self._queue.maybe_finalize_async_calls(blocking=True)
 
-    def newest(self, metrics: "Metrics") -> Path | None:
-        """Returns the newest checkpoint of the run; None if there is none.
+    def newest(self, metrics: "Metrics", iteration: int) -> Path | None:
+        """Returns the newest checkpoint up to an iteration; None if there is none.
 
-        All ranks must call it. Every storage gets the files of the checkpoint that it lacks.
+        All ranks must call it. Every storage gets the files of the checkpoint that it lacks. Where
+        the run has none of its own yet, it is the one that the run has gone on from.
+
+        Args:
+            metrics: The report that gets an event if files had to be copied.
+            iteration: The iteration of the checkpoint that was written or restored last. Later ones
+                are there where the run has gone on from an earlier one.
 
         Raises:
             CheckpointError: A file of the checkpoint is gone, or doesn't fit on a disk that lacks
                 it.
         """
-        folder = next(reversed(self._complete()), None)
-        if folder is not None:
-            self.make_whole(folder, metrics)
-        return folder
+        complete = [path for path in self._complete() if (iteration_of(path) or 0) <= iteration]
+        if not complete:
+            return self.loaded
+        self.make_whole(complete[-1], metrics)
+        return complete[-1]
 
     def make_whole(self, folder: Path, metrics: "Metrics") -> None:
         """Gives every storage the files of a checkpoint that it lacks; all ranks must call it.
@@ -201,7 +210,11 @@ class Checkpointer:
         """Returns the checkpoints that every storage has, or has its part of, oldest first."""
         own_names = [path.name for path in find_checkpoints(self.run)]
         names = set(own_names).intersection(*self.storage.gather(own_names))
-        return [self.run / name for name in sorted(names)]
+        return [path for path in find_checkpoints(self.run) if path.name in names]
+
+    def has(self, iteration: int) -> bool:
+        """Returns whether the run has the checkpoint of a step; all ranks must call it."""
+        return self.run / iteration_folder(iteration) in self._complete()
 
     def load(
         self,
@@ -233,6 +246,7 @@ class Checkpointer:
             folder, train_step.chunks, train_step.optimizer, train_step.scheduler, train_step.grid
         )
         state = State.from_dict(progress)
+        self.loaded = folder
         kept = "" if missing else ", random generators"
         missing += lost_order(changes or ())
         metrics.event(
@@ -274,8 +288,12 @@ class Checkpointer:
 
     def _publish(
         self, partial: Path, folder: Path, adapter: Adapter | None, best: Path | None
-    ) -> None:
+    ) -> list[Path]:
         """Completes what all ranks have written to `partial`, and renames it to `folder`.
+
+        The run's folder as a model is its newest checkpoint, and `--resume auto` goes on from it:
+        later ones, of a course that this run has left by going on from an earlier checkpoint, get
+        another name.
 
         Args:
             partial: The folder under its temporary name.
@@ -283,7 +301,11 @@ class Checkpointer:
             adapter: What the run trains, if it is an adapter and this is rank 0.
             best: The checkpoint with the lowest validation loss so far, to be kept; None to keep
                 none for its loss.
+
+        Returns:
+            The new names of later checkpoints on this rank's storage.
         """
+        aside: list[Path] = []
         with together():
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
@@ -294,38 +316,34 @@ class Checkpointer:
                 base = Path(self.adapter.base_model_name_or_path or "")
                 write_adapter(target, adapter, "chatglm", self.model, self.adapter, base)
         publish(partial, folder, {"run": str(self.run)}, self.storage, self.origin)
+        with together():
+            if self.storage.is_leader:
+                aside = set_aside(self.run, folder)
         complete = self._complete()
         with together():
             if self.storage.is_leader:
                 if best is not None and best.is_dir():
-                    _link(self.run / BEST, best.name)
-                self._prune(folder, complete, best)
+                    link_best(self.run, best.name)
+                self._prune(complete, best)
+        return aside
 
-    def _prune(self, newest: Path, complete: list[Path], best: Path | None = None) -> None:
+    def _prune(self, complete: list[Path], best: Path | None = None) -> None:
         """Removes what is older than the newest `keep_last` complete checkpoints.
 
         Parts of checkpoints of which other storages lack theirs go, too.
 
         Args:
-            newest: The checkpoint that was written last. Later ones, which are there where a run
-                goes on from an earlier checkpoint, are left alone.
             complete: The checkpoints that every storage has, oldest first.
             best: A checkpoint that is kept however old it is.
         """
         if self.keep_last is None:
             return
-        to_keep = [path for path in complete if path.name <= newest.name][-self.keep_last :]
+        oldest = complete[-self.keep_last :][0]
         for checkpoint in find_checkpoints(self.run):
-            if checkpoint.name < to_keep[0].name and checkpoint != best:
+            if checkpoint == oldest:
+                return
+            if checkpoint != best:
                 remove(checkpoint)
-
-
-def _link(link: Path, target: str) -> None:
-    """Makes a symbolic link beside its target, or moves it there in one go."""
-    new = link.with_name(f".{link.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    new.replace(link)
 
 
 def _phrase(changes: Sequence[Change] | None) -> str:

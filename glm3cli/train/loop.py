@@ -35,6 +35,7 @@ class Trainer:
         probes: Look at the model with each validation.
         saved: The iteration of the newest checkpoint.
         skipped_in_a_row: The number of steps since the weights last changed.
+        has_numbers: Whether a step had a loss and a gradient that are numbers.
         are_operators_known: Whether a step was recorded, and its operators reported.
     """
 
@@ -48,6 +49,7 @@ class Trainer:
     probes: Sequence[Probe] = ()
     saved: int = -1
     skipped_in_a_row: int = 0
+    has_numbers: bool = False
     are_operators_known: bool = False
 
     def run(self) -> State:
@@ -55,7 +57,8 @@ class Trainer:
 
         Raises:
             StoppedError: A signal or --exit-duration has stopped the run, which was saved.
-            DataError: A sample doesn't fit the model, or too many steps in a row were skipped.
+            DataError: A sample doesn't fit the model, too many steps in a row were skipped, or
+                no step had a loss and a gradient that are numbers.
             CheckpointError: A checkpoint can't be written, or none can be gone back to.
         """
         self.saved, request = self.state.iteration, self.stop.agreed()
@@ -108,6 +111,7 @@ class Trainer:
             self.are_operators_known = True
             self.metrics.event("operators", **describe(recorder.seen))
         self.profiler.end(state.iteration)
+        self.has_numbers |= not outcome.is_nan
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         if outcome.skipped:
             self._react_to_skip(outcome, first)
@@ -143,13 +147,13 @@ class Trainer:
             self._roll_back(first)
 
     def _roll_back(self, first: int) -> None:
-        """Goes back to the newest checkpoint, if there is one, and marks a batch as left out.
+        """Goes back to the last checkpoint, if there is one, and marks a batch as left out.
 
         Args:
             first: The position of the batch's first sample.
         """
         self.checkpointer.finish()
-        folder = self.checkpointer.newest(self.metrics)
+        folder = self.checkpointer.newest(self.metrics, self.saved)
         if folder is None:
             return
         before = self.state
@@ -196,9 +200,17 @@ class Trainer:
 
         Raises:
             StoppedError: The run was stopped before its last iteration.
+            DataError: No step had a loss and a gradient that are numbers.
             CheckpointError: A checkpoint can't be written.
         """
         self.profiler.close(self.state.iteration)
+        if self._has_ended() and self.skipped_in_a_row and not self.has_numbers:
+            raise DataError(
+                "no step has changed the weights: the loss or the gradient of all "
+                f"{self.skipped_in_a_row} is not a number",
+                "use a lower --lr, a longer --lr-warmup-iters, or --dtype bf16; glm3 convert says "
+                "whether the model's weights are numbers",
+            )
         if self.saved != self.state.iteration:
             self._save()
         with self.parts.train_step.phases.phase("save"):
@@ -213,11 +225,18 @@ class Trainer:
             )
         self.metrics.stop(self.state, self.parts.train_step.phases.totals())
         if not self._has_ended():
-            raise StoppedError(
-                f"stopped at iteration {self.state.iteration} of {self.config.train_iters} and "
-                "saved",
-                "run the same command again to go on",
-            )
+            raise self._stopped()
+
+    def _stopped(self) -> StoppedError:
+        """Returns what is said of a run that was stopped, and how it goes on."""
+        iteration, way = self.state.iteration, "run the same command again to go on"
+        if not iteration:
+            return StoppedError("stopped before the first step; nothing is saved", way)
+        if self.config.resume != "auto":
+            way = "run the command again with --resume auto to go on"
+        return StoppedError(
+            f"stopped at iteration {iteration} of {self.config.train_iters} and saved", way
+        )
 
 
 def _is_due(iteration: int, interval: int | None) -> bool:

@@ -1,9 +1,11 @@
-"""Finds the checkpoints that a run may go on from by their names alone; needs no torch."""
+"""The checkpoints in the folder of a run, by their names alone; needs no torch."""
 
 from pathlib import Path
 
 from glm3cli.checkpoint.locate import iteration_of
 from glm3cli.errors import CheckpointError, ConfigError
+
+BEST = "best"  # the link in a run's folder to the checkpoint with the lowest validation loss
 
 
 def find_checkpoints(run: Path) -> list[Path]:
@@ -14,9 +16,13 @@ def find_checkpoints(run: Path) -> list[Path]:
     """
     if not run.is_dir():
         return []
-    return sorted(
-        path for path in run.iterdir() if iteration_of(path) is not None and path.is_dir()
-    )
+    found = [path for path in run.iterdir() if iteration_of(path) is not None and path.is_dir()]
+    return sorted(found, key=iteration_key)
+
+
+def iteration_key(checkpoint: Path) -> int:
+    """Returns the iteration in the name of a checkpoint, by which they are in order."""
+    return iteration_of(checkpoint) or 0
 
 
 def find_resume(run: Path, resume: str) -> list[Path]:
@@ -56,3 +62,30 @@ def find_resume(run: Path, resume: str) -> list[Path]:
             "give auto, never, or a folder such as RUN/iter_0000030",
         )
     return candidates[::-1]
+
+
+def set_aside(run: Path, newest: Path) -> list[Path]:
+    """Renames the checkpoints of a run that are later than its newest one; returns the new paths.
+
+    RUN/best isn't to lead to one of them.
+    """
+    found, aside = find_checkpoints(run), []
+    for checkpoint in found[found.index(newest) + 1 :]:
+        name, number = f"aside_{checkpoint.name}", 1
+        while (run / name).exists():
+            number += 1
+            name = f"aside_{checkpoint.name}-{number}"
+        checkpoint.rename(run / name)
+        aside.append(run / name)
+    if aside and not (run / BEST).exists():
+        (run / BEST).unlink(missing_ok=True)
+    return aside
+
+
+def link_best(run: Path, name: str) -> None:
+    """Makes RUN/best a link to the checkpoint of this name, or moves it there in one go."""
+    link = run / BEST
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    new.replace(link)

@@ -132,6 +132,8 @@ def _train(
     if resume is not None:
         state = checkpointer.load(resume, parts.train_step, metrics, changes=changes)
         _warn(config, resume, state, changes or [], metrics)
+        if config.keep_best:
+            _forget_lost_best(config, state, checkpointer, metrics)
     profiler = Profiler(config.save, config.profile_steps, require_active(), grid.rank)
     first = state.iteration
     probes = make_probes(prepared.model, parts.tokenizer, parts.train)
@@ -209,6 +211,21 @@ def _warn(
             f"--train-iters is {config.train_iters}; give more --train-iters to go on, or another "
             "--save to start anew"
         )
+
+
+def _forget_lost_best(
+    config: TrainConfig, state: State, checkpointer: Checkpointer, metrics: Metrics
+) -> None:
+    """Forgets the best step so far if its checkpoint isn't there, and says so.
+
+    It was validated in a run without --keep-best, or in another folder. All ranks must call it.
+    """
+    if state.best_loss is not None and not checkpointer.has(state.best_iteration):
+        metrics.say(
+            f"warning: the best step so far, {state.best_iteration}, has no checkpoint in "
+            f"{config.save}; --keep-best keeps the best of the steps that follow"
+        )
+        state.forget_best()
 
 
 def _report_start(

@@ -1,7 +1,7 @@
 """`StopFlag`: signals, and the end of --exit-duration, as requests that all ranks agree on.
 
-SIGTERM and SIGINT stop a run after it has saved; SIGUSR1 makes it save and go on. It is enough that
-one rank gets the signal.
+SIGTERM, SIGINT and SIGHUP, which a terminal sends when it closes, stop a run after it has saved;
+SIGUSR1 makes it save and go on. It is enough that one rank gets the signal.
 """
 
 import signal
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from glm3cli.parallel.interrupts import SAVES, accept
 
 # Requests are numbers, the more urgent the greater: to save, to stop because --exit-duration is
 # over, and to stop because of a signal, which is _SIGNAL + the signal's number.
@@ -30,12 +32,13 @@ class StopFlag:
         self._device = device
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._requested = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *SAVES):
             signal.signal(number, self._remember)
+        accept(SAVES)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         """Handles a signal: remembers its request unless there is a more urgent one."""
-        request = SAVE if number == signal.SIGUSR1 else _SIGNAL + number
+        request = SAVE if number in SAVES else _SIGNAL + number
         self._requested = max(self._requested, request)
 
     def agreed(self) -> int:

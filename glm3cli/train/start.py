@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from glm3cli.config.training import TrainConfig
 from glm3cli.data.kinds import DataKind
+from glm3cli.parallel.interrupts import SAVES
 from glm3cli.parallel.launch import is_speaker, run_here
 from glm3cli.plan.fit import check_memory
 from glm3cli.train.prepare import Prepared, prepare
@@ -57,7 +58,7 @@ def train(
     prefixes = {item: _preprocess(data, display, say) for item, data in prepared.raw.items()}
     blend = prepared.blend(prefixes)
     prepared = prepared.with_steps(blend)
-    if not run_here(config):
+    if not run_here(config, answers=SAVES):
         return None
     if is_speaker():
         from glm3cli.data.samples.blend_table import table

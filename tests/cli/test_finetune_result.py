@@ -91,6 +91,18 @@ def test_a_run_ends_when_validations_get_no_better(
     assert losses(resumed) == losses(run)
 
 
+def test_a_best_step_without_a_checkpoint_is_not_kept(project: Project, tmp_path: Path) -> None:
+    run, export = tmp_path / "run", tmp_path / "export"
+    changes = {**WORSE, "eval_interval": 1, "eval_iters": 1, "lr": 1.0, "save_interval": None}
+    succeed(*options(project, run, "finetune", **changes | {"train_iters": 2}))
+    assert best_of(run) == 1
+    changes |= {"keep_best": True, "export_hf": export, "train_iters": 3}
+    ended = succeed(*options(project, run, "finetune", **changes))
+    assert f"warning: the best step so far, 1, has no checkpoint in {run}; --keep" in ended.err
+    assert linked(run) == "iter_0000003"
+    assert (export / "config.json").exists()
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_survives_kills(tuned: Path, project: Project, tmp_path: Path) -> None:
     from tests.support.kills import kill_at_random

@@ -286,11 +286,16 @@ def test_keep_last(project: Project, tmp_path: Path) -> None:
         not torch.equal(old, new)
         for old, new in zip(before.values(), read_all(run).values(), strict=True)
     )
-    # A checkpoint that was just written is never removed, whatever lies there already.
+    # The run is the checkpoint that was just written, whatever lies there already.
     changes = {"save_interval": 10, "keep_last": 1}
     (run / "iter_0000004").rename(run / "iter_0000009")
+    aside = [run / "aside_iter_0000009", run / "aside_iter_0000009-2"]
+    aside[0].mkdir()
     succeed(*options(project, run, train_iters=4, resume=run / "iter_0000003", **changes))
-    assert checkpoints(run) == ["iter_0000004", "iter_0000009"]
+    assert checkpoints(run) == ["iter_0000004"]
+    assert [event["paths"] for event in events(run, "set_aside")] == [str(aside[1])]
+    assert (aside[1] / "metadata.json").exists()
+    assert_same(read_all(run), read_all(run / "iter_0000004"))
 
 
 def test_numbers_that_are_none(project: Project, tmp_path: Path) -> None:

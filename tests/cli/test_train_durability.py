@@ -42,6 +42,61 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     succeed("convert", "inspect", run / "iter_0000006", "--check")
 
 
+@pytest.mark.parametrize("remove", [True, False])
+def test_a_checkpoint_whose_copying_was_cut_off_is_passed_over(
+    run: Path, project: Project, remove: bool
+) -> None:
+    (run / "iter_0000006/glm3-manifest.json").unlink()
+    lacking = weights_of(run / "iter_0000006")
+    size = lacking.stat().st_size
+    if remove:
+        lacking.unlink()
+    else:
+        os.truncate(lacking, size - 1)
+    succeed(*options(project, run, train_iters=4))
+    [passed] = events(run, "passed_over")
+    problem = "is missing" if remove else f"has {size - 1:,} bytes instead of {size:,}"
+    assert passed["problem"] == f"{lacking.name} {problem}"
+    assert events(run, "resume")[0]["iteration"] == 3
+
+
+def test_a_run_whose_terminal_is_gone_saves(project: Project, tmp_path: Path) -> None:
+    """First nobody reads its log any more, then SIGHUP comes."""
+    run = tmp_path / "run"
+    words = map(str, options(project, run, train_iters=100_000, save_interval=None))
+    command = [sys.executable, "-m", "glm3cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.close()
+    wait_until(lambda: has_steps(run, 2), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 143
+    last = steps(run)[-1]["iteration"]
+    assert checkpoints(run) == [f"iter_{last:07d}"]
+
+
+def test_a_launcher_answers_signals_as_a_single_process_does(
+    project: Project, tmp_path: Path
+) -> None:
+    """Nohup outlives the terminal, SIGUSR1 saves and goes on, and SIGTERM ends after a save."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    changes = {"train_iters": 100_000, "save_interval": None, "nproc": 2, "tp": 2}
+    words = map(str, options(project, run, **changes))
+    program = "import os,signal,sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    program += "os.execv(sys.executable, [sys.executable, '-m', 'glm3cli', *sys.argv[1:]])"
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=file)
+    wait_until(lambda: has_steps(run, 1), process)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: checkpoints(run), process)
+    [saved] = checkpoints(run)
+    wait_until(lambda: has_steps(run, int(saved.removeprefix("iter_")) + 3), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143, log.read_text()
+    assert len(checkpoints(run)) == 2
+
+
 def test_a_run_without_a_whole_checkpoint_does_not_start_anew(run: Path, project: Project) -> None:
     for name in ("iter_0000003", "iter_0000006"):
         file = weights_of(run / name)

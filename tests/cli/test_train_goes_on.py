@@ -54,6 +54,16 @@ def test_the_learning_rate_of_every_step_also_with_another_batch_size_later(
     assert resumed["changed"] == "global_batch_size 4 -> 2"
 
 
+def test_a_rollback_stays_on_the_course_of_the_run(run: Path, project: Project) -> None:
+    """Step 6 is there, of the course that was left at step 3."""
+    changes = {"resume": run / "iter_0000003", "lr": 1e30, "rollback_on_nan": True}
+    succeed(*options(project, run, **changes, save_interval=None))
+    back = [event["path"] for event in events(run, "rollback")]
+    assert back == [str(run / "iter_0000003")] * 2
+    assert steps(run)[-1]["nan"] == 2
+    assert checkpoints(run) == ["iter_0000003", "iter_0000006"]
+
+
 def refused(*arguments: Any) -> Ended:
     ended = call(*arguments)
     assert ended.code == 2, ended.err

@@ -54,6 +54,13 @@ class TwicePoisoned(Poisoned):
         return super().__getitem__(BAD if index == BAD + 16 else index)
 
 
+class AllPoisoned(Poisoned):
+    """Samples that all have a loss of NaN."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return super().__getitem__(BAD)
+
+
 def train(
     options: dict[str, Any], save: Path, samples: type[Samples] = Poisoned
 ) -> tuple[list[float], list[Any], Any]:
@@ -130,6 +137,16 @@ def test_too_many_that_are_not_in_a_row_do_not(ranks: RankPool, tmp_path: Path) 
     [(losses, events, _)] = ranks.run(1, train, {"max_skipped": 2}, tmp_path, TwicePoisoned)
     assert np.isnan(losses).tolist() == [False, False, True, False, True, False]
     assert [event for event, _ in events].count("error") == 0
+
+
+def test_a_run_that_has_changed_nothing_fails(ranks: RankPool, tmp_path: Path) -> None:
+    [(losses, events, _)] = ranks.run(1, train, {"save_interval": None}, tmp_path, AllPoisoned)
+    assert np.isnan(losses).all()
+    [error] = [details["message"] for event, details in events if event == "error"]
+    assert error == (
+        "no step has changed the weights: the loss or the gradient of all 6 is not a number"
+    )
+    assert not list(tmp_path.glob("iter_*"))
 
 
 @pytest.mark.parametrize("number", [1, 2])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,23 @@ def test_large_values_are_written_by_calls_of_a_mebibyte(tmp_path, monkeypatch):
         file.write(values)
         assert file.read() == b""
     assert (tmp_path / "new").read_bytes() == b"head" + values[:1] + values
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_messages_that_nobody_reads_are_dropped(tmp_path, closed):
+    """Also where stderr was closed, so that the next file would get its number."""
+    program = (
+        "import os, sys; from glm3cli.host.terminal import keep_stderr_unfailing as keep; keep();"
+        "file = open(sys.argv[1], 'w'); print('lost', file=sys.stderr, flush=True);"
+        "sys.stderr.isatty(); file.write('kept'); file.close()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    path = tmp_path / "file"
+    words = [sys.executable, "-c", program, str(path)]
+    if closed:
+        words = ["sh", "-c", '"$@" 2>&-', "sh", *words]
+    done = subprocess.run(words, stderr=write, check=False)
+    os.close(write)
+    assert done.returncode == 0
+    assert path.read_text("utf-8") == "kept"

@@ -226,6 +226,32 @@ class DistSource(StoredSource):
         return sorted(self.path.glob("*.distcp"))
 
 
+def shortage(folder: Path) -> str | None:
+    """Returns a sentence about what a checkpoint's files lack of what `.metadata` says they hold.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The sentence; None if all is there.
+
+    Raises:
+        CheckpointError: `.metadata` is damaged.
+    """
+    metadata = _read_metadata(folder / ".metadata", None)
+    ends: dict[str, int] = {}
+    for stored in metadata.storage_data.values():
+        end = stored.offset + stored.length
+        ends[stored.relative_path] = max(end, ends.get(stored.relative_path, 0))
+    for name, end in sorted(ends.items()):
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size < end:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {end:,}"
+    return None
+
+
 def _is_stacked(name: str) -> bool:
     """Says whether a tensor with this key holds all layers: else the key has a layer's number."""
     return not any(part.isdecimal() for part in name.split("."))

@@ -17,8 +17,10 @@ from typing import Any
 
 from glm3cli.checkpoint.files.digests import file_digest
 from glm3cli.checkpoint.files.manifest import MANIFEST, FileEntry, Manifest, manifest_versions
-from glm3cli.checkpoint.locate import iteration_of
+from glm3cli.checkpoint.layouts.dist import shortage
+from glm3cli.checkpoint.locate import iteration_of, kind_of
 from glm3cli.checkpoint.run.exchange import exchange
+from glm3cli.errors import CheckpointError
 from glm3cli.host.files import sync, sync_one
 from glm3cli.parallel.storage import Storage, first, tell, together
 
@@ -213,12 +215,27 @@ def damage(folder: Path, files: Mapping[str, FileEntry], storage: Storage) -> st
         A sentence about the first damage that was found, the same on all ranks; None if all files
         are sound.
     """
+    if not files:
+        return first(_damage_without_manifest(folder))
     ours = [name for name in sorted(files) if (folder / name).exists()]
     share = ours[storage.members.index(storage.rank) :: len(storage.members)]
     problem = next((p for name in share if (p := _difference(folder / name, files[name]))), None)
     if problem and not storage.is_shared:
         problem = f"on {storage.places[storage.index]}, {problem}"
     return first(problem)
+
+
+def _damage_without_manifest(folder: Path) -> str | None:
+    """Returns a sentence about what a checkpoint lacks of what it says itself, or None.
+
+    Copying it may have been cut off before the manifest, or it comes from another program.
+    """
+    try:
+        return shortage(folder) if kind_of(folder) == "dist" else None
+    except CheckpointError as error:
+        return error.message
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
 
 
 def _difference(path: Path, entry: FileEntry) -> str | None:

@@ -121,6 +121,10 @@ class State:
         else:
             self.without_better += 1
 
+    def forget_best(self) -> None:
+        """Counts the next validation as the first one, whose loss is the lowest so far."""
+        self.best_loss, self.best_iteration, self.without_better = None, 0, 0
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields by their names, as a checkpoint holds them."""
         return asdict(self)
