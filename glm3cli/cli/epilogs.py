@@ -72,10 +72,10 @@ command, model or data (by their content, wherever they are) a run doesn't go on
 --allow-changed names what has changed; other options that differ are named.
 
 Stops: SIGTERM, SIGINT, SIGHUP (unless nohup started it) and --exit-duration end the run after a
-save (exit code 143); the same command goes on. SIGUSR1 saves and goes on. torchrun kills its ranks 30 s after a SIGTERM: export
-TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800 so that a large model has the time to save; --nproc does that
-by itself. A loss or gradient that is no number changes no weight: all ranks skip the step; a run
-that has no other steps ends with code 3.
+save (exit code 143); the same command goes on. SIGUSR1 saves and goes on. torchrun kills its ranks
+30 s after a SIGTERM: export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=1800 so that a large model has the time
+to save; --nproc does that by itself. A loss or gradient that is no number changes no weight: all
+ranks skip the step; a run that has no other steps ends with code 3.
 
 Reports: every step is a line of the log and of RUN/metrics.jsonl; RUN/report.html shows them.
 TFLOP/s count the model's operations without recomputation, by two conventions: `full`, 6N + 12 L h
