@@ -69,8 +69,10 @@ def set_aside(run: Path, newest: Path) -> list[Path]:
 
     RUN/best isn't to lead to one of them.
     """
-    found, aside = find_checkpoints(run), []
-    for checkpoint in found[found.index(newest) + 1 :]:
+    aside = []
+    for checkpoint in find_checkpoints(run):
+        if iteration_key(checkpoint) <= iteration_key(newest):
+            continue
         name, number = f"aside_{checkpoint.name}", 1
         while (run / name).exists():
             number += 1

@@ -317,7 +317,7 @@ def newest(folders: list[Path]) -> tuple[str, Events]:
         run, events = folders[grid.rank], Events()
         metrics: Any = events
         storage = find_storage(run)
-        folder = Checkpointer(run, TINY, run, run, None, 0, False, storage).newest(metrics)
+        folder = Checkpointer(run, TINY, run, run, None, 0, False, storage).newest(metrics, 9)
         assert folder is not None
         return folder.name, events
 
