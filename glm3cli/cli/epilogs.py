@@ -231,7 +231,9 @@ A line has `question`, `answer`, and maybe `choices`, `subject` and `category`:
 
 With choices the answer is a letter, the place of an option from 0 on, or an option; the model
 answers by the likeliest letter. Without, it goes on greedily up to --stop, and its text must be one
-of the answers, but for spaces. A file has questions of one kind.
+of the answers, but for spaces. A file has questions of one kind. Choices may also be `options`, the
+columns A, B and so on, or ARC's texts and labels with `answerKey`; a `context`, `passage` or
+`article` stands in front of its question. CSV, parquet and Arrow files are read, too.
 """
 
 NEEDLE = """
