@@ -167,13 +167,15 @@ are so nearly alike that a rounding decides.
 of up to 128 inputs; the output layer has 8 bits in both.
 
 --prompts-file has a JSON string, {"prompt": "..."} or {"messages": [...]} in each line, the latter
-in any form that training reads, with tools and system beside it. Options such as max_new_tokens,
-temperature and seed may stand beside the prompt for its line alone; the n-th prompt otherwise has
-the seed --seed + n, from 0. Results come in the order of the lines, and a bounded number of lines
+in any form that training reads, with tools and system beside it, or is a batch in OpenAI's form,
+whose results keep their custom_id. Options such as max_new_tokens (or max_tokens), temperature and
+seed may stand beside the prompt for its line alone; the n-th prompt otherwise has the seed --seed +
+n, from 0. Results come in the order of the lines, and a bounded number of lines
 is in memory. All lines are checked before the model is loaded; --on-error skip gives a bad one a
 result with `error`. --output gets one JSON line per prompt (OUTPUT.run.json notes the settings),
 and --resume goes on where a stopped or killed run has ended, with the same results; so it does with
-lines that the file has got since.
+lines that the file has got since. A line that has changed in anything is refused then: `request` in
+each result is a digest of its line.
 
 --chat talks: /help lists its commands, Ctrl-C stops an answer, and lines typed are kept for the
 next chat in ~/.local/state/glm3/chat_history. --tools names a JSON list of tools in ChatGLM3's or
