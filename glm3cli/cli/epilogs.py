@@ -156,9 +156,10 @@ expects it. With several ranks, those that tp x pp leave over share the prompts.
 
 How tokens are chosen is defined as in transformers; --presence-penalty and --frequency-penalty as
 in OpenAI's API. What no option says is taken from the model's generation_config.json (the log says
-what), and else has the value in brackets. --num-beams alone searches; with --temperature, --top-k,
---top-p or --min-p its beams are drawn. An answer ends at the tokens that end a turn, at those of
-generation_config.json and --stop-id, or before a --stop text: finish_reason of --json is then stop
+what, and what of it isn't read), and else has the value in brackets. --num-beams alone searches;
+with --temperature, --top-k, --top-p or --min-p its beams are drawn. An answer ends at the tokens
+that end a turn, at those of generation_config.json and --stop-id, or before a --stop text (or one
+of the file's stop_strings): finish_reason of --json is then stop
 or stop_text, else length. An answer to --json-schema or --regex follows it if it isn't cut at
 --max-new-tokens. The same seed draws the same tokens at any --tp, --pp and batch size, unless two
 are so nearly alike that a rounding decides.
