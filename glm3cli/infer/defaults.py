@@ -75,7 +75,7 @@ def with_defaults(config: GenerateConfig) -> GenerateConfig:
     if not is_speaker():
         return found
     if unread := unread_in(values, is_served=bool(config.serve)):
-        _log.warning("%s: %s: not read, and change no answer", path, ", ".join(unread))
+        _log.warning("%s: not read here, and without effect: %s", path, ", ".join(unread))
     if changed:
         said = ", ".join(f"{name} {value}" for name, value in changed.items())
         _log.warning("%s: %s; options win over it", path, said)

@@ -178,7 +178,7 @@ def test_a_models_own_defaults(
     tokens, said = run(icy)
     assert tokens == greedy[0]["token_ids"]
     assert said.count("icy/generation_config.json: temperature 1e-05; options win over it") == 1
-    assert "not read" not in said
+    assert "not read here" not in said
     assert run(with_file(project, tmp_path / "top", top_p=0.0))[0] == greedy[0]["token_ids"]
     unread = {"min_new_tokens": 5, "typical_p": 0.3, "num_beam_groups": 2, "suppress_tokens": [3]}
     text = greedy[0]["text"]
@@ -190,7 +190,7 @@ def test_a_models_own_defaults(
     assert stopped["text"] == text[: text.index(text[2:5])]
     said = caplog.text
     names = "min_new_tokens, num_beam_groups, suppress_tokens, typical_p"
-    assert said.count(f"{names}: not read, and change no answer") == 1
+    assert said.count(f"not read here, and without effect: {names}") == 1
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_fields_of_openai_and_of_training_are_read(
         Message("user", "q"),
     ]
     assert len({line.request for line in (one, batch, older, past, plain)}) == 5
-    said = f"{file.path}: response_format, echo are not read, and change no answer"
+    said = f"{file.path}: not read here, and without effect: response_format, echo"
     assert caplog.messages == [said]
 
 

@@ -127,7 +127,7 @@ class PromptsFile:
             count += 1
         if unread.keys() - self._unread.keys():
             self._unread |= unread
-            _log.warning("%s: %s are not read, and change no answer", self.path, ", ".join(unread))
+            _log.warning("%s: not read here, and without effect: %s", self.path, ", ".join(unread))
 
     def _raw(self) -> Iterator[bytes]:
         """Yields all lines with their ends, without a byte-order mark at the first one's start."""
