@@ -83,6 +83,10 @@ def must_call(ask: Asking) -> Any:
             say(ask, **wrong)
     with pytest.raises(openai.BadRequestError, match="tool_choice"):
         say(ask, tools=[CLOCK], tool_choice={"type": "function", "function": {"name": "x"}})
+    nowhere = {"properties": {"a": {"$ref": "#/$defs/x"}}}
+    lost = {"type": "function", "function": {"name": "f", "parameters": nowhere}}
+    with pytest.raises(openai.BadRequestError, match=r"Pointer '/\$defs/x' does not exist"):
+        say(ask, tools=[lost], tool_choice="required")
     with pytest.raises(openai.BadRequestError, match="two tools"):
         say(ask, tools=[CLOCK, CLOCK])
     none = say(ask, tools=[CLOCK], tool_choice="none")

@@ -26,7 +26,7 @@ _ARGUMENT = re.compile(r"[\w.-]+")
 # all parameters stands in that of one.
 _SHARED = ("$defs", "definitions")
 _WHOLE = "parameters"
-_PLACE = f"#/$defs/{_WHOLE}"
+PLACE = f"#/$defs/{_WHOLE}"
 # The keywords with names of a schema, from which references would begin.
 _NAMES = ("$id", "$schema")
 # The keywords that say something of several arguments at once.
@@ -223,4 +223,4 @@ def _by_itself(schema: Any, whole: Mapping[str, Any] | None) -> Any:
     own = {key: value for key, value in schema.items() if key not in _SHARED}
     parts = {key: part for key, part in whole.items() if key not in _NAMES}
     definitions = {_WHOLE: without_unknown_formats(parts)}
-    return {**with_refs_moved(own, _PLACE), "$defs": with_refs_moved(definitions, _PLACE)}
+    return {**with_refs_moved(own, PLACE), "$defs": with_refs_moved(definitions, PLACE)}
