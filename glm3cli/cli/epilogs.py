@@ -159,9 +159,10 @@ expects it. With several ranks, those that tp x pp leave over share the prompts.
 
 How tokens are chosen is defined as in transformers; --presence-penalty and --frequency-penalty as
 in OpenAI's API. What no option says is taken from the model's generation_config.json (the log says
-what), and else has the value in brackets. --num-beams alone searches; with --temperature, --top-k,
---top-p or --min-p its beams are drawn. An answer ends at the tokens that end a turn, at those of
-generation_config.json and --stop-id, or before a --stop text: finish_reason of --json is then stop
+what, and what of it isn't read), and else has the value in brackets. --num-beams alone searches;
+with --temperature, --top-k, --top-p or --min-p its beams are drawn. An answer ends at the tokens
+that end a turn, at those of generation_config.json and --stop-id, or before a --stop text (or one
+of the file's stop_strings): finish_reason of --json is then stop
 or stop_text, else length. An answer to --json-schema or --regex follows it if it isn't cut at
 --max-new-tokens. The same seed draws the same tokens at any --tp, --pp and batch size, unless two
 are so nearly alike that a rounding decides.
@@ -170,13 +171,15 @@ are so nearly alike that a rounding decides.
 of up to 128 inputs; the output layer has 8 bits in both.
 
 --prompts-file has a JSON string, {"prompt": "..."} or {"messages": [...]} in each line, the latter
-in any form that training reads, with tools and system beside it. Options such as max_new_tokens,
-temperature and seed may stand beside the prompt for its line alone; the n-th prompt otherwise has
-the seed --seed + n, from 0. Results come in the order of the lines, and a bounded number of lines
+in any form that training reads, with tools and system beside it, or is a batch in OpenAI's form,
+whose results keep their custom_id. Options such as max_new_tokens (or max_tokens), temperature and
+seed may stand beside the prompt for its line alone; the n-th prompt otherwise has the seed --seed +
+n, from 0. Results come in the order of the lines, and a bounded number of lines
 is in memory. All lines are checked before the model is loaded; --on-error skip gives a bad one a
 result with `error`. --output gets one JSON line per prompt (OUTPUT.run.json notes the settings),
 and --resume goes on where a stopped or killed run has ended, with the same results; so it does with
-lines that the file has got since.
+lines that the file has got since. A line that has changed in anything is refused then: `request` in
+each result is a digest of its line.
 
 --chat talks: /help lists its commands, Ctrl-C stops an answer, and lines typed are kept for the
 next chat in ~/.local/state/glm3/chat_history. --tools names a JSON list of tools in ChatGLM3's or
@@ -234,7 +237,9 @@ A line has `question`, `answer`, and maybe `choices`, `subject` and `category`:
 
 With choices the answer is a letter, the place of an option from 0 on, or an option; the model
 answers by the likeliest letter. Without, it goes on greedily up to --stop, and its text must be one
-of the answers, but for spaces. A file has questions of one kind.
+of the answers, but for spaces. A file has questions of one kind. Choices may also be `options`, the
+columns A, B and so on, or ARC's texts and labels with `answerKey`; a `context`, `passage` or
+`article` stands in front of its question. CSV, parquet and Arrow files are read, too.
 """
 
 NEEDLE = """

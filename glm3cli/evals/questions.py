@@ -76,6 +76,12 @@ def _root(data_dir: Path, split: str) -> Path:
     for root in (data_dir, data_dir / "data"):
         if (root / split).is_dir():
             return root
+    if table := next(data_dir.rglob("*.parquet"), None):
+        raise DataError(
+            f"--data-dir {data_dir} has parquet files such as {table.relative_to(data_dir)}",
+            f"give the folders {_SHOTS} and {split} with a CSV file per subject, or ask the "
+            "questions of one parquet file by glm3 eval custom",
+        )
     raise DataError(
         f"--data-dir {data_dir} has no folder {split}",
         f"give the folder that has the folders {_SHOTS} and {split} with a CSV file per subject",

@@ -173,6 +173,24 @@ def test_a_models_own_defaults(
     assert "temperature 3.0, top_k 0" in said
     assert run(hot, "--greedy")[0] == greedy[0]["token_ids"]
     assert run(hot, "--top-k", 1)[0] == greedy[0]["token_ids"]
+    # Temperatures that draw nothing else, and the mass of the likeliest token alone.
+    icy = with_file(project, tmp_path / "icy", do_sample=True, temperature=1e-5, typical_p=1.0)
+    tokens, said = run(icy)
+    assert tokens == greedy[0]["token_ids"]
+    assert said.count("icy/generation_config.json: temperature 1e-05; options win over it") == 1
+    assert "not read here" not in said
+    assert run(with_file(project, tmp_path / "top", top_p=0.0))[0] == greedy[0]["token_ids"]
+    unread = {"min_new_tokens": 5, "typical_p": 0.3, "num_beam_groups": 2, "suppress_tokens": [3]}
+    text = greedy[0]["text"]
+    ended = {"stop_strings": [text[2:5]], "do_sample": False, "bad_words_ids": []}
+    model = with_file(project, tmp_path / "ended", **ended, **unread)
+    caplog.clear()
+    command = ("generate", "--model", model, *asked(PROMPTS[0]), "--device", "cpu", "--json")
+    [stopped] = json.loads(call(*command, "--max-new-tokens", LENGTH).out)["results"]
+    assert stopped["text"] == text[: text.index(text[2:5])]
+    said = caplog.text
+    names = "min_new_tokens, num_beam_groups, suppress_tokens, typical_p"
+    assert said.count(f"not read here, and without effect: {names}") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from glm3cli.config.inference import SamplingOptions
+from glm3cli.data.tokens.messages import Message
+from glm3cli.infer.prompts.lines import PromptLine, PromptsFile
 from tests.benchmarks.kill_prompts_file import compare
 from tests.support.chain_model import CALL, write_chain_model
 from tests.support.project import Ended, Project, call
@@ -85,7 +88,7 @@ def test_conversations_are_answered(project: Project, tmp_path: Path) -> None:
     ended = call("generate", "--model", model, "--prompts-file", file, "--output", output)
     assert ended.code == 0, ended.err
     first, second = records(output)
-    assert {**first, "line": 2} == second
+    assert {**first, "line": 2, "request": second["request"]} == second
     assert first["prompt"] == "Beijing?"
     assert first["text"] == "".join(CALL)
     function = {"name": "get_weather", "arguments": '{"city": "北京", "days": 3}'}
@@ -99,6 +102,43 @@ def test_conversations_are_answered(project: Project, tmp_path: Path) -> None:
     written(file, {"messages": turns})
     ended = call("generate", "--model", model, "--prompts-file", file, "--json")
     assert json.loads(ended.out)["results"][0]["prompt"] == "cold"
+    written(file, {"messages": [*turns[:-1], {"role": "tool", "content": ""}]})
+    ended = call("generate", "--model", model, "--prompts-file", file, "--json")
+    assert json.loads(ended.out)["results"][0]["prompt"] == ""
+
+
+def test_fields_of_openai_and_of_training_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, tools = {"role": "user", "content": "q"}, [{"name": "f", "parameters": {}}]
+    body = {"model": "glm", "messages": [asked], "max_tokens": 2, "tools": tools}
+    rows: list[dict[str, Any]] = [
+        {**body, "max_new_tokens": 2, "n": 1, "stop": "x", "logit_bias": {"7": -1}, "seed": 3},
+        {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body},
+        {"prompt": "q", "functions": tools, "max_completion_tokens": 2, "tool_choice": "auto"},
+        {"prompt": "q", "history": [["a", "b"]], "system": "s", "response_format": {"type": "x"}},
+        {"prompt": "q", "echo": True, "response_format": {"type": "text"}},
+    ]
+    file = PromptsFile(written(tmp_path / "p", *rows))
+    general = SamplingOptions(max_new_tokens=9, greedy=True)
+    read = [*file.read(general), *file.read(general)]
+    one, batch, older, past, plain = [line for line in read if isinstance(line, PromptLine)][:5]
+    assert one.sampling == general.model_copy(
+        update={"max_new_tokens": 2, "stop": ["x"], "logit_bias": ["7:-1"]}
+    )
+    assert one.messages == batch.messages == older.messages
+    assert [turn.tools for turn in one.messages or ()] == [tools, None]
+    assert batch.sampling == older.sampling == general.model_copy(update={"max_new_tokens": 2})
+    assert (one.custom_id, batch.custom_id) == (None, "r1")
+    assert past.messages == [
+        Message("system", "s"),
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("user", "q"),
+    ]
+    assert len({line.request for line in (one, batch, older, past, plain)}) == 5
+    said = f"{file.path}: not read here, and without effect: response_format, echo"
+    assert caplog.messages == [said]
 
 
 BAD = [
@@ -126,6 +166,11 @@ BAD = [
     ('{"prompt": "a", "max_new_tokens": -1}\n', "--max-new-tokens -1"),
     ('{"prompt": "a", "temperature": "hot"}\n', "--temperature hot"),
     ('{"prompt": "a", "seed": -1}\n', "seed -1 is no whole number from 0"),
+    ('{"prompt": "a", "n": 3}\n', "3 answers to one line"),
+    ('{"prompt": "a", "max_tokens": 3, "max_new_tokens": 4}\n', "and max_tokens differ"),
+    ('{"messages": [{"role": "user", "content": "a"}], "history": [["b", "c"]]}\n', "has history"),
+    ('{"custom_id": "a", "url": "/v1/embeddings", "body": {"input": "a"}}\n', "asks for '/v1/emb"),
+    ('{"custom_id": 3, "body": {"prompt": "a"}}\n', "has the custom_id 3, which is no string"),
     ("".join('"a"\n' if n % 2 else "x\n" for n in range(99)), "; lines 3, 5, 7, 9 and others are"),
 ]
 
@@ -231,6 +276,37 @@ def test_results_are_not_mixed_or_lost(project: Project, tmp_path: Path) -> None
     ended = generate(project, file, *options, "--resume")
     assert ended.code == 2
     assert "o.run.json, which tells how" in ended.err
+
+
+def test_a_line_that_has_changed_is_not_gone_on_with(
+    project: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": PROMPTS[0]}]
+    row = {"custom_id": "r", "body": {"messages": turns, "max_tokens": 2, "seed": 1}}
+    file, output = written(tmp_path / "p", row), tmp_path / "o"
+    options = ("--output", output, "--resume", *HOT)
+    assert generate(project, file, *options).code == 0
+    whole = output.read_bytes()
+    [result] = records(output)
+    assert (result["custom_id"], len(result["token_ids"])) == ("r", 2)
+    assert generate(project, file, *options).code == 0
+    for change in (
+        {"messages": [{**turns[0], "content": "t"}, turns[1]]},
+        {"messages": [turns[1], {"role": "assistant", "content": "a"}, turns[1]]},
+        {"tools": [{"name": "f"}]},
+        {"max_tokens": 3},
+        {"seed": 2},
+    ):
+        written(file, {**row, "body": {**row["body"], **change}})  # type: ignore[dict-item]
+        ended = generate(project, file, *options)
+        assert (ended.code, "is of another prompt than line 1" in ended.err) == (3, True)
+        assert output.read_bytes() == whole
+    # The results of an older version have no digest.
+    del result["request"]
+    written(output, result)
+    ended = generate(project, file, *options)
+    assert ended.code == 0, ended.err
+    assert "known by their prompts' texts alone" in caplog.text
 
 
 def test_a_file_that_grows_is_read_up_to_its_size_at_the_start(

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from glm3cli.demo import content
+from glm3cli.infer.serve.reading import most_bytes
 from tests.support.adapters import adapter_tensors, write_adapter
 from tests.support.ranks import RankPool
 from tests.support.server import (
@@ -181,6 +182,12 @@ def check_refusals(ask: Asking) -> Any:
     }.items():
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
+    assert most_bytes(2**20) == 2**24  # a prompt of as many tokens gets through
+    packed = httpx.post(
+        where, content=b"{}", headers={"Content-Type": "application/json", "Content-Encoding": "br"}
+    )
+    assert packed.status_code == 415
+    assert "without Content-Encoding: br" in packed.json()["error"]["message"]
 
 
 def check_tokenizer(ask: Asking) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -61,8 +62,31 @@ def must_call(ask: Asking) -> Any:
     streamed = gathered(say(ask, **only, stream=True))
     assert streamed["calls"] == [(0, call.function.name, call.function.arguments)]
     assert streamed["finish"] == "tool_calls"
+    # The form before there were tools: the same call, in the older form of an answer.
+    older = {"functions": [WEATHER["function"], CLOCK["function"]], "max_tokens": 60}
+    only_clock = {**older, "function_call": {"name": "clock"}}
+    choice = say(ask, **only_clock).choices[0]
+    assert (choice.finish_reason, choice.message.tool_calls) == ("function_call", None)
+    function = named.message.tool_calls[0].function.to_dict()
+    assert choice.message.function_call.to_dict() == function
+    deltas = [one for chunk in say(ask, **only_clock, stream=True) for one in chunk.choices]
+    called = [one.delta.function_call for one in deltas if one.delta.function_call]
+    assert [one.to_dict() for one in called] == [function]
+    assert deltas[-1].finish_reason == "function_call"
+    ids = [
+        httpx.post(f"{ask.url}/tokenize", json={"messages": HI, **form}).json()["tokens"]
+        for form in ({"tools": [CLOCK]}, {"functions": [CLOCK["function"]]}, {})
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    for wrong in ({"functions": [], "function_call": {"name": "x"}}, {**older, "tools": [CLOCK]}):
+        with pytest.raises(openai.BadRequestError, match="functions"):
+            say(ask, **wrong)
     with pytest.raises(openai.BadRequestError, match="tool_choice"):
         say(ask, tools=[CLOCK], tool_choice={"type": "function", "function": {"name": "x"}})
+    nowhere = {"properties": {"a": {"$ref": "#/$defs/x"}}}
+    lost = {"type": "function", "function": {"name": "f", "parameters": nowhere}}
+    with pytest.raises(openai.BadRequestError, match=r"Pointer '/\$defs/x' does not exist"):
+        say(ask, tools=[lost], tool_choice="required")
     with pytest.raises(openai.BadRequestError, match="two tools"):
         say(ask, tools=[CLOCK, CLOCK])
     none = say(ask, tools=[CLOCK], tool_choice="none")

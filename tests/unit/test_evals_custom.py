@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from glm3cli.config.evaluation import CustomConfig, MmluConfig
@@ -12,6 +14,7 @@ from glm3cli.data.tokens.messages import Message
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.custom import run_custom
 from glm3cli.evals.exact import ExactRule
+from glm3cli.evals.page.texts import write_whole_json
 from glm3cli.evals.results import EvalResult
 from tests.support.exam import (
     FakeEngine,
@@ -94,6 +97,70 @@ def test_exact_answers(engine: FakeEngine, model: Path) -> None:
     assert _ask(model, rows, answer_pattern="(x)")["unparsed"] == 3
 
 
+def test_options_in_the_forms_of_common_data_sets(
+    engine: FakeEngine, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each form asks the same prompts as `choices`, and a column that isn't read is named once."""
+    plain = [
+        {"question": "one?", "choices": ["x", "y"], "answer": "B"},
+        {"question": "It rains.\ntwo?", "choices": ["1", "2", "3"], "answer": "C"},
+    ]
+    wanted = _ask(model, plain)
+    arc = {"text": ["1", "2", "3"], "label": ["1", "2", "3"]}
+    forms: list[list[dict[str, Any]]] = [
+        [
+            {"question": "one?", "A": "x", "B": "y", "C": None, "answer": "B", "id": 3},
+            {"Question": "It rains.\ntwo?", "A": "1", "B": "2", "C": "3", "Answer": "C"},
+        ],
+        [
+            {"question": "one?", "options": ["x", "y"], "answer_index": 1, "hint": "y", "m": 1},
+            {"question": "two?", "context": "It rains.", "options": arc, "answer": "3", "m": 2},
+        ],
+        [
+            {"question": "one?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}}
+            | {"answerKey": "B"},
+            {"question": "two?", "passage": "It rains.", "choices": arc, "answerKey": 3},
+        ],
+    ]
+    for rows in forms:
+        found = _ask(model, rows)
+        assert found["questions"] == wanted["questions"]
+        assert found["prompt_sha256"] == wanted["prompt_sha256"]
+    file = model.parent / "own.jsonl"
+    assert caplog.messages == [f"{file}: what is in hint, m is no part of the questions"]
+
+
+def test_tables_are_read_as_lines_are(engine: FakeEngine, model: Path) -> None:
+    rows = [{"question": f"{n}?", "choices": ["x", "y"], "answer": n} for n in range(2)]
+    wanted = _ask(model, rows)
+    pq.write_table(pa.Table.from_pylist(rows), model.parent / "t.parquet")
+    cells = [("Question", "A", "B", "Answer"), ("0?", "x", "y", "A"), ("1?", "x", "y", "B")]
+    write_csv(model.parent / "t.csv", cells)
+    for name in ("t.parquet", "t.csv"):
+        found = _ask(model, rows, file=model.parent / name)
+        assert found["questions"] == wanted["questions"]
+        assert found["prompt_sha256"] == wanted["prompt_sha256"]
+    broken = model.parent / "broken.parquet"
+    broken.write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"broken\.parquet"):
+        _ask(model, rows, file=broken)
+
+
+def test_half_a_surrogate_pair_is_a_replaced_character(engine: FakeEngine, model: Path) -> None:
+    """As in training's data: what UTF-8 can't hold ends no run when its result is written."""
+    half = '{"question": "a \\ud83d", "choices": ["x", "y \\udc00"], "answer": 0}'
+    found = _ask(model, [half])
+    whole = {"question": "a \ufffd", "choices": ["x", "y \ufffd"], "answer": 0}
+    assert found["questions"] == _ask(model, [whole])["questions"]
+    assert "a \ufffd" in str(read_page(model.parent / "results.html").questions)
+    engine.script = TOKENIZER.encode("one")
+    found = _ask(model, ['{"question": "a", "answer": ["\\ud83d x", "one"]}'])
+    assert [one["answer"] for one in found["questions"]] == ["\ufffd x"]
+    output = model.parent / "any.json"
+    write_whole_json(output, {"text": "\ud83d \U0001f600"})
+    assert json.loads(output.read_text("utf-8")) == {"text": "\ufffd \U0001f600"}
+
+
 def test_the_last_match_holds_the_answer() -> None:
     rule = ExactRule(9, pattern=r"is (\d+)")
     assert rule.answer_in("it is 4, no, is 5.") == "5"
@@ -118,12 +185,16 @@ def test_shots_come_from_a_file_of_their_own(engine: FakeEngine, model: Path) ->
     ("row", "sentence"),
     [
         ("{", "own.jsonl:1 is not JSON"),
+        ('{"z": ' + "[" * 90_000, "own.jsonl:1 is not JSON: it is nested too deeply"),
         ("[]", "own.jsonl:1 is no JSON object"),
         ({"answer": "x"}, "own.jsonl:1: question is None"),
         ({"question": "a", "choices": ["x"], "answer": 0}, "choices is"),
         ({"question": "a", "choices": ["x", "y"], "answer": "C"}, "answer is 'C'"),
         ({"question": "a", "choices": ["x", "y"], "answer": 2}, "answer is 2"),
         ({"question": "a", "choices": ["x", "y"], "answer": True}, "answer is True"),
+        ({"question": "a", "A": "x", "C": "y", "answer": "A"}, "A, C is all that there is"),
+        ({"question": "a", "A": "x", "choices": ["x", "y"], "answer": 0}, "in choices, A"),
+        ({"question": "a", "choices": {"text": ["x", "y"], "label": ["A"]}}, "choices is {"),
         ({"question": "a", "answer": None}, "answer is None"),
         ({"question": "a", "answer": []}, "answer is"),
         ("", "has no questions"),

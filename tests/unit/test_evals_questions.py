@@ -85,6 +85,11 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_folder_without_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no folder test"):
         read_subjects(MMLU, tmp_path)
+    (tmp_path / "law").mkdir()
+    (tmp_path / "law" / "test-00000-of-00001.parquet").touch()
+    with pytest.raises(DataError, match=r"parquet files such as law/test-00000") as told:
+        read_subjects(MMLU, tmp_path)
+    assert "a CSV file per subject" in told.value.hint
 
 
 def test_no_csv(tmp_path: Path) -> None:

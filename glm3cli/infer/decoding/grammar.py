@@ -7,15 +7,19 @@ on where the grammar allows it; else a token that ends an answer is the only one
 
 import codecs
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.parsing import parse_json
+from glm3cli.infer.decoding.schemas import without_unknown_formats
 
 # What may stand between the parts of a JSON value.
 WHITESPACE = r"[ \n]?"
+# Where in a grammar that we have written something is wrong.
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +61,11 @@ def from_schema(schema: dict[str, Any] | bool, name: str) -> str:
 
     # A model may write spaces between the parts, but must come to an end.
     overrides = {"whitespace_pattern": WHITESPACE}
-    return _checked(LLMatcher.grammar_from_json_schema(schema, overrides=overrides), name)  # type: ignore[arg-type]
+    try:
+        known = without_unknown_formats(schema)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}", "give one that is plainer") from None
+    return _checked(LLMatcher.grammar_from_json_schema(known, overrides=overrides), name)  # type: ignore[arg-type]
 
 
 def from_lark(text: str, name: str) -> str:
@@ -85,9 +93,20 @@ def _checked(grammar: str, name: str) -> str:
 
     is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if is_wrong:
-        reason = messages[0].strip().splitlines()[0]
+        reason = _reason(messages[0])
         raise ConfigError(f"{name}: {reason}", "mend it; llguidance's rules are on its home page")
     return grammar
+
+
+def _reason(message: str) -> str:
+    """Returns in one line what llguidance finds wrong, in the words of who has written it."""
+    first, *more = message.strip().splitlines()
+    first = _PLACE.sub("", first)
+    if "coerce_one_of" in first:
+        return "oneOf with schemas that allow the same value isn't known; write anyOf"
+    # What is wrong with a regular expression stands below a drawing of it.
+    errors = [line.removeprefix("error: ") for line in more if line.startswith("error: ")]
+    return " ".join([first, *errors[:1]])
 
 
 def _read_schema(path: Path) -> dict[str, Any] | bool:

@@ -58,8 +58,9 @@ class FileProgress:
         return self.seconds * (self.total - self.done) / lines if self.total and lines else None
 
 
-# Gets a result: the fields of `generate.TextResult`, the number of the line, and for a line with
-# turns the answer as OpenAI's `message`. A line without answer has the reason as `error`.
+# Gets a result: the fields of `generate.TextResult`, the number of the line, the `custom_id` of a
+# line that has one, and for a line with turns the answer as OpenAI's `message`. A line without
+# answer has the reason as `error`.
 Sink = Callable[[Mapping[str, Any]], None]
 Report = Callable[[FileProgress], None]
 
@@ -177,7 +178,8 @@ class Feed:
                 self._error = DataError(record["error"], _HINT)
                 return
             if self._records:
-                self._records.write(record)
+                request = line.request if isinstance(line, PromptLine) else None
+                self._records.write({**record, "request": request})
             self._sink(record)
             now = self._progress
             self._progress = replace(
@@ -216,6 +218,8 @@ class Feed:
         if isinstance(line, BadLine):
             return {**record, "error": line.problem}
         record["prompt"] = line.prompt
+        if line.custom_id is not None:
+            record["custom_id"] = line.custom_id
         if ended is None or ended.generation is None:
             reason = ended.problem if ended else ""
             return {**record, "error": f"{self._file.path}:{line.number} {reason}"}

@@ -1,6 +1,8 @@
 """Reads the lines of a prompts file, whose forms are described at `parse_line`."""
 
+import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -12,17 +14,23 @@ from glm3cli.config.inference import SamplingOptions
 from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.fields import RowError
 from glm3cli.data.tokens.messages import Message
-from glm3cli.errors import ConfigError, DataError
+from glm3cli.errors import DataError
 from glm3cli.host.parsing import parse_json
-
-_BOM = b"\xef\xbb\xbf"
-_HINT = (
-    'write {"prompt": "..."}, a JSON string, or {"messages": [...]}; --on-error skip leaves it out'
+from glm3cli.infer.prompts.fields import (
+    HINT,
+    LineError,
+    body_of,
+    own_options,
+    own_seed,
+    unread_in,
 )
 
+_BOM = b"\xef\xbb\xbf"
+# The columns of a row with what the model may call, and the length of a row's digest.
+_TOOLS = ("tools", "functions")
+_DIGITS = 16
 
-class LineError(DataError):
-    """A line that is no prompt."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ class PromptLine:
         messages: The turns of a conversation, which is answered; None for a plain prompt.
         sampling: The options for the length of the answer and for how tokens are drawn.
         seed: The seed of the line's own random numbers.
+        request: A digest of the whole row, by which --resume knows it again.
+        custom_id: What a line of OpenAI's batches is called; None for none.
+        unread: The fields that would change the answer, but aren't read.
     """
 
     number: int
@@ -42,6 +53,9 @@ class PromptLine:
     messages: list[Message] | None
     sampling: SamplingOptions
     seed: int
+    request: str
+    custom_id: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class PromptsFile:
             DataError: It can't be read.
         """
         self.path = path
+        self._unread: dict[str, None] = {}  # what a warning has named
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -88,6 +103,8 @@ class PromptsFile:
     def read(self, options: SamplingOptions) -> Iterator[PromptLine | BadLine]:
         """Yields the lines that aren't empty, in their order.
 
+        A log line names the fields that would change answers, but aren't read, once for the file.
+
         Args:
             options: The options that hold for a line unless it has its own. The seed of the n-th
                 of the yielded lines, from 0, is the options' plus n.
@@ -97,14 +114,20 @@ class PromptsFile:
         """
         general = {key: getattr(options, key) for key in SamplingOptions.model_fields}
         options, count = SamplingOptions.parse(general), 0
+        unread: dict[str, None] = {}
         for number, line in enumerate(self._raw(), 1):
             if not line.strip():
                 continue
             try:
-                yield parse_line(line, number, options, options.seed + count)
+                found = parse_line(line, number, options, options.seed + count)
+                unread |= dict.fromkeys(found.unread)
+                yield found
             except LineError as error:
                 yield BadLine(number, f"{self.path}:{number} {error.message}")
             count += 1
+        if unread.keys() - self._unread.keys():
+            self._unread |= unread
+            _log.warning("%s: not read here, and without effect: %s", self.path, ", ".join(unread))
 
     def _raw(self) -> Iterator[bytes]:
         """Yields all lines with their ends, without a byte-order mark at the first one's start."""
@@ -134,8 +157,9 @@ def parse_line(line: bytes, number: int, options: SamplingOptions, seed: int) ->
     """Reads a line of a prompts file.
 
     It is a JSON string, or an object with `prompt`, or one with `messages` in any form that
-    training reads, with `tools` and `system` beside either. Options of sampling, such as
-    `max_new_tokens` and `seed`, may stand beside them; other fields aren't looked at.
+    training reads, with `tools` (or `functions`) and `system` beside either, and `history` beside a
+    prompt; or a line of OpenAI's batches, whose `body` is such an object. Options of sampling, such
+    as `max_new_tokens` and `seed`, may stand beside them, also under OpenAI's names.
 
     Args:
         line: The line, with or without its end.
@@ -146,26 +170,32 @@ def parse_line(line: bytes, number: int, options: SamplingOptions, seed: int) ->
     Raises:
         LineError: The line is no UTF-8, no JSON, or has no prompt.
     """
-    value = _json(line)
-    if isinstance(value, str):
-        value = {"prompt": value}
-    if not isinstance(value, dict) or (value.get("prompt") is None) == (
-        value.get("messages") is None
-    ):
-        both = isinstance(value, dict) and value.get("prompt") is not None
-        raise LineError("has both prompt and messages" if both else "has no prompt", _HINT)
+    row = _json(line)
+    value, custom_id = body_of({"prompt": row} if isinstance(row, str) else row)
     prompt, messages = value.get("prompt"), None
+    if (prompt is None) == (value.get("messages") is None):
+        raise LineError("has no prompt" if prompt is None else "has both prompt and messages", HINT)
     if prompt is not None and not isinstance(prompt, str):
-        raise LineError("has no prompt: it is no string", _HINT)
-    if prompt is None or value.get("system") or value.get("tools"):
+        raise LineError("has no prompt: it is no string", HINT)
+    if prompt is None or any(value.get(name) for name in ("system", *_TOOLS, "history")):
         messages = _conversation(value)
         prompt = messages[-1].content
-    if not prompt:
-        raise LineError("has an empty prompt", _HINT)
+    # A tool may well return nothing.
+    if not prompt and not (messages and messages[-1].role == "observation"):
+        raise LineError("has an empty prompt", HINT)
     said = [prompt, *(text for message in messages or () for text in _texts(message))]
     if any(0xD800 <= ord(character) < 0xE000 for text in said for character in text):
         raise LineError("has half of a character (a lone surrogate) in its prompt", "mend the line")
-    return PromptLine(number, prompt, messages, _own(options, value), _seed(value, seed))
+    return PromptLine(
+        number,
+        prompt,
+        messages,
+        own_options(options, value),
+        own_seed(value, seed),
+        request=hashlib.sha256(json.dumps(row).encode()).hexdigest()[:_DIGITS],
+        custom_id=custom_id,
+        unread=unread_in(value),
+    )
 
 
 def _texts(message: Message) -> tuple[str, ...]:
@@ -196,44 +226,20 @@ def _conversation(value: Mapping[str, Any]) -> list[Message]:
     Raises:
         LineError: They have none of the forms that training reads, or end with the model's.
     """
-    turns = value.get("messages")
-    if turns is None:
-        turns = [{"role": "user", "content": value["prompt"]}]
     try:
-        messages = rows.openai({**value, "messages": turns})
+        if value.get("messages") is None:
+            asked = {name: value.get(name) for name in ("system", *_TOOLS, "history")}
+            # An answer is what training reads last.
+            pair = {"instruction": value["prompt"], "output": ""}
+            return rows.alpaca({**asked, **pair}, joined=False)[:-1]
+        if value.get("history"):
+            raise LineError("has history beside its messages", "put its turns into messages")
+        messages = rows.openai(value)
     except RowError as error:
-        raise LineError(f"has a wrong conversation: {error}", _HINT) from None
+        raise LineError(f"has a wrong conversation: {error}", HINT) from None
     if messages[-1].role not in ("user", "observation"):
         raise LineError(
             f"ends with a turn of the {messages[-1].role}, to which there is no answer",
             "end it with a turn of the user or of a tool",
         )
     return messages
-
-
-def _own(options: SamplingOptions, value: Mapping[str, Any]) -> SamplingOptions:
-    """Returns the options with those that a line has for itself.
-
-    Raises:
-        LineError: One is wrong.
-    """
-    known = SamplingOptions.model_fields.keys() - {"seed", "num_return_sequences"}
-    own = {key: value[key] for key in known if value.get(key) is not None}
-    try:
-        return SamplingOptions.parse({**options.model_dump(), **own}) if own else options
-    except ConfigError as error:
-        raise LineError(f"has a wrong option: {error.message}", error.hint) from None
-
-
-def _seed(value: Mapping[str, Any], seed: int) -> int:
-    """Returns the seed that a line has for itself, or else `seed`.
-
-    Raises:
-        LineError: The line's own is no whole number from 0.
-    """
-    own = value.get("seed")
-    if own is None:
-        return seed
-    if not isinstance(own, int) or isinstance(own, bool) or own < 0:
-        raise LineError(f"has a wrong option: seed {own!r} is no whole number from 0", _HINT)
-    return own

@@ -7,6 +7,7 @@ OUTPUT.run.json is written before the first of them and holds what determines th
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from glm3cli.checkpoint.locate import weight_stamps
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.host.files import write_json
-from glm3cli.host.parsing import read_json
+from glm3cli.host.parsing import parse_json, read_json
 from glm3cli.host.versions import versions
 from glm3cli.infer.prompts.lines import BadLine, PromptLine
 
@@ -36,6 +37,8 @@ _IRRELEVANT = {
     "stream",
     "tp",
 }
+
+_log = logging.getLogger(__name__)
 
 
 class Records:
@@ -114,21 +117,32 @@ class Records:
             raise self._trouble(error) from None
 
     def _pass_over(self, file: BinaryIO, lines: Iterator[PromptLine | BadLine]) -> int:
-        """Compares the results in the file with the lines, and cuts off the rest of the last."""
+        """Compares the results in the file with the lines, and cuts off the rest of the last.
+
+        A log line says if results have no digest of their row, as those of older versions.
+        """
         file.seek(0)
         count = end = 0
+        has_old = False
         for record in file:
             if not record.endswith(b"\n"):
                 break
-            line = next(lines, None)
-            if line is None or not _is_of(record, line):
+            line, found = next(lines, None), _parsed(record)
+            if line is None or not _is_of(found, line):
                 raise DataError(
                     f"--resume: result {count + 1:,} of {self.path} is of another prompt than "
                     + (f"line {line.number:,}" if line else "any line"),
                     "give the prompts file of before, which may have got more lines at its end",
                 )
             count += 1
+            has_old = has_old or "request" not in found
             end += len(record)
+        if has_old:
+            _log.warning(
+                "%s has results of an older version, which are known by their prompts' texts "
+                "alone, whatever else has changed in their lines",
+                self.path,
+            )
         file.truncate(end)
         file.seek(end)
         return count
@@ -178,14 +192,24 @@ class Records:
         )
 
 
-def _is_of(record: bytes, line: PromptLine | BadLine) -> bool:
-    """Returns whether a result belongs to a line; one of a bad line may since have been mended."""
+def _parsed(record: bytes) -> dict[str, Any]:
+    """Returns a result; nothing if it is none."""
     try:
-        found = json.loads(record)
-        wanted = line.prompt if isinstance(line, PromptLine) else None
-        return found["line"] == line.number and ("error" in found or found["prompt"] == wanted)
-    except (ValueError, TypeError, KeyError):
+        found = parse_json(record.decode())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_of(found: Mapping[str, Any], line: PromptLine | BadLine) -> bool:
+    """Returns whether a result belongs to a line; one of a bad line may since have been mended."""
+    if found.get("line") != line.number:
         return False
+    if "error" in found:
+        return True
+    if isinstance(line, BadLine) or "prompt" not in found:
+        return False
+    return found["prompt"] == line.prompt and found.get("request", line.request) == line.request
 
 
 def _differences(noted: Any, now: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from glm3cli.infer.serve.metrics import Counted, Metrics
 from glm3cli.infer.serve.protocol.answer import Answer, Served
 from glm3cli.infer.serve.protocol.asked import Asked, Reader
 from glm3cli.infer.serve.protocol.bodies import (
+    AnyBody,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -42,7 +43,7 @@ from glm3cli.infer.serve.protocol.errors import (
 )
 from glm3cli.infer.serve.protocol.tokens import detokenize, tokenize, tokenizer_info
 from glm3cli.infer.serve.queries import Queries, Query
-from glm3cli.infer.serve.reading import read_json, until_gone
+from glm3cli.infer.serve.reading import most_bytes, read_json, until_gone
 
 # The seconds of silence after which a stream gets a comment, so that nobody on the way ends it.
 _HEARTBEAT = 15.0
@@ -162,12 +163,12 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """Continues prompts."""
-        body = read_body(CompletionBody, await read_json(request))
+        body = await self._read(CompletionBody, request)
         return await self._answer(request, body, self._reader.completion, CompletionAnswer)
 
     async def chat(self, request: Request) -> Response:
         """Answers in a chat."""
-        body = read_body(ChatBody, await read_json(request))
+        body = await self._read(ChatBody, request)
         return await self._answer(request, body, self._reader.chat, ChatAnswer)
 
     async def tokenizer_info(self, _request: Request) -> Response:
@@ -176,15 +177,19 @@ class Service:
 
     async def tokenize(self, request: Request) -> Response:
         """Turns text into token ids."""
-        body = read_body(TokenizeBody, await read_json(request))
+        body = await self._read(TokenizeBody, request)
         self._model(body.model)
         return JSONResponse(await asyncio.to_thread(tokenize, self._reader, body))
 
     async def detokenize(self, request: Request) -> Response:
         """Turns token ids into text."""
-        body = read_body(DetokenizeBody, await read_json(request))
+        body = await self._read(DetokenizeBody, request)
         self._model(body.model)
         return JSONResponse(await asyncio.to_thread(detokenize, self._reader, body))
+
+    async def _read(self, kind: type[AnyBody], request: Request) -> AnyBody:
+        """Returns the body of a request, checked."""
+        return read_body(kind, await read_json(request, most_bytes(self._reader.max_tokens)))
 
     def _shown(self, model: Served) -> dict[str, Any]:
         """Returns a model as OpenAI shows it."""

@@ -14,26 +14,40 @@ from glm3cli.infer.serve.protocol.errors import (
     WrongTypeError,
 )
 
-# The largest body: token ids that fill the positions of a hundred prompts.
-_MOST_BYTES = 4 * 2**20
+# The largest body: so many bytes, or those of a prompt that fills the model's positions, each token
+# of which is an id or a text, with what JSON needs around it.
+_BYTES = 4 * 2**20
+_BYTES_PER_TOKEN = 16
 # The seconds in which a body must have come.
 _PATIENCE = 60.0
 
 Result = TypeVar("Result")
 
 
-async def read_json(request: Request) -> Any:
+def most_bytes(num_tokens: int) -> int:
+    """Returns the largest body for a model that takes so many tokens, in bytes."""
+    return max(_BYTES, _BYTES_PER_TOKEN * num_tokens)
+
+
+async def read_json(request: Request, most: int) -> Any:
     """Returns the JSON value that a request has as its body.
 
+    Args:
+        request: The request.
+        most: The most bytes of the body.
+
     Raises:
-        ApiError: It isn't JSON, isn't said to be, is too large, or doesn't come to its end.
+        ApiError: It isn't JSON, isn't said to be, is compressed, is too large, or doesn't come to
+            its end.
     """
     # A web page of anybody's can't send JSON without asking the browser, which asks us.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise WrongTypeError("send JSON, with Content-Type: application/json")
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise WrongTypeError(f"send the body as it is, without Content-Encoding: {encoding}")
     try:
         async with asyncio.timeout(_PATIENCE):
-            data = await _read(request)
+            data = await _read(request, most)
     except TimeoutError:
         raise TooSlowError(f"the body hasn't come within {_PATIENCE:.0f} s") from None
     try:
@@ -48,8 +62,8 @@ async def read_json(request: Request) -> Any:
     return value
 
 
-async def _read(request: Request) -> bytes:
-    """Returns the body of a request.
+async def _read(request: Request, most: int) -> bytes:
+    """Returns the body of a request, of at most so many bytes.
 
     Raises:
         TooLargeError: It is too large; the rest isn't read.
@@ -57,13 +71,13 @@ async def _read(request: Request) -> bytes:
     data = bytearray()
     told = request.headers.get("content-length", "0")
     size = int(told) if told.isascii() and told.isdigit() else 0
-    if size <= _MOST_BYTES:
+    if size <= most:
         async for part in request.stream():
             data += part
-            if len(data) > _MOST_BYTES:
+            if len(data) > most:
                 break
-    if max(size, len(data)) > _MOST_BYTES:
-        raise TooLargeError(f"the body has more than {_MOST_BYTES} bytes")
+    if max(size, len(data)) > most:
+        raise TooLargeError(f"the body has more than {most} bytes")
     return bytes(data)
 
 

@@ -16,7 +16,12 @@ from glm3cli.errors import ConfigError, DataError
 from glm3cli.infer.decoding.grammar import from_lark, from_schema
 from glm3cli.infer.decoding.rules import Decoding, to_decoding
 from glm3cli.infer.serve.protocol.bodies import ChatBody, CompletionBody, SamplingBody
-from glm3cli.infer.serve.protocol.called import call_grammar, chosen_name, functions_of
+from glm3cli.infer.serve.protocol.called import (
+    PLACE,
+    call_grammar,
+    chosen_name,
+    functions_of,
+)
 from glm3cli.infer.serve.protocol.errors import ApiError
 
 # The tokens of a completion unless its request says otherwise, as OpenAI has it.
@@ -242,7 +247,8 @@ def _grammar_of_call(functions: Mapping[str, Mapping[str, Any]], chat: ChatForma
     try:
         return from_lark(call_grammar(functions, chat.calls), "tools")
     except ConfigError as error:
-        raise ApiError(error.message, "tools") from None
+        # References are named as the client has written them.
+        raise ApiError(error.message.replace(PLACE.removeprefix("#"), ""), "tools") from None
 
 
 def _grammar_of_format(given: Mapping[str, Any]) -> str | None:

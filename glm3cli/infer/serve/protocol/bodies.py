@@ -120,17 +120,52 @@ class CompletionBody(SamplingBody):
         return self
 
 
-class ChatBody(SamplingBody):
-    """The body of /v1/chat/completions."""
+class ToolsBody(Body):
+    """The fields that bodies with the messages of a chat share.
+
+    `functions` are what clients sent before there were `tools`, and become tools.
+    """
+
+    tools: list[dict[str, Any]] = []
+    functions: list[dict[str, Any]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _make_tools(cls, values: Any) -> Any:
+        functions = values.get("functions") if isinstance(values, Mapping) else None
+        if not isinstance(functions, list) or not functions:
+            return values
+        if values.get("tools"):
+            raise ValueError("functions are tools in an older form; give one of both")
+        return {**values, "tools": [{"type": "function", "function": one} for one in functions]}
+
+
+class ChatBody(ToolsBody, SamplingBody):
+    """The body of /v1/chat/completions.
+
+    `function_call` goes with `functions`, of which an answer calls one at most.
+    """
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
-    tools: list[dict[str, Any]] = []
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True
+    function_call: Literal["none", "auto"] | dict[str, Any] = "auto"
     response_format: dict[str, Any] = {}
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _make_choice(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not values.get("functions"):
+            return values
+        if values.get("tool_choice") is not None:
+            raise ValueError("function_call goes with functions, and tool_choice with tools")
+        choice = values.get("function_call") or "auto"
+        if isinstance(choice, Mapping):
+            choice = {"type": "function", "function": choice}
+        return {**values, "tool_choice": choice, "parallel_tool_calls": False}
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
@@ -140,16 +175,17 @@ class ChatBody(SamplingBody):
             raise ValueError("tool_choice asks for a call, but there are no tools")
         if self.max_tokens == 0:
             raise ValueError("max_tokens should be at least 1")
+        if self.function_call != "auto" and not self.functions:
+            raise ValueError("function_call goes with functions")
         return self
 
 
-class TokenizeBody(Body):
+class TokenizeBody(ToolsBody):
     """The body of /tokenize: a text, or the messages of a chat."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] = []
-    tools: list[dict[str, Any]] = []
     add_special_tokens: bool = True
 
     @model_validator(mode="after")

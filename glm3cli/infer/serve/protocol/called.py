@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from glm3cli.infer.decoding.grammar import WHITESPACE
+from glm3cli.infer.decoding.schemas import resolved, with_refs_moved, without_unknown_formats
 from glm3cli.infer.serve.protocol.errors import ApiError
 
 # How ChatGLM3 writes texts: as Python's repr does, on one line.
@@ -21,8 +22,34 @@ _TEXT = r"""TEXT: /'([^'\\\x00-\x1f\x7f]|\\['"\\nrt])*'/"""
 _KEY = "KEY: /[A-Za-z_][A-Za-z0-9_]*/"
 _NAME = re.compile(r"[\w.-]{1,64}")
 _ARGUMENT = re.compile(r"[\w.-]+")
-# The keys under which a schema has parts that its other parts name.
+# The keys under which a schema has parts that its other parts name, and where there the schema of
+# all parameters stands in that of one.
 _SHARED = ("$defs", "definitions")
+_WHOLE = "parameters"
+PLACE = f"#/$defs/{_WHOLE}"
+# The keywords with names of a schema, from which references would begin.
+_NAMES = ("$id", "$schema")
+# The keywords that say something of several arguments at once.
+_JOINT = frozenset(
+    (
+        "allOf",
+        "anyOf",
+        "const",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "enum",
+        "if",
+        "maxProperties",
+        "minProperties",
+        "not",
+        "oneOf",
+        "patternProperties",
+        "propertyNames",
+        "then",
+    )
+)
 
 
 def functions_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -105,20 +132,21 @@ def _arguments(number: int, schema: Mapping[str, Any]) -> list[str]:
 
     The rule `args_N` has all arguments; `first_N_K` and `rest_N_K` have those from the K-th on, of
     which a first one stands without a comma in front.
+
+    Raises:
+        ApiError: The schema has rules that can't be written as those of single arguments.
     """
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping) or not properties:
-        value = _value({})
-        return [f'args_{number}: (KEY "=" {value} (", " KEY "=" {value})*)?']
-    asked = schema.get("required")
-    required = [one for one in asked if isinstance(one, str)] if isinstance(asked, list) else []
-    shared = {key: schema[key] for key in _SHARED if key in schema}
+    properties, required, other = _parts(schema)
+    if not properties:
+        if other is False:
+            return [f'args_{number}: ""']
+        pair = f'KEY "=" {_value(other, schema)}'
+        return [f'args_{number}: ({pair} (", " {pair})*)?']
     rules = [f"args_{number}: first_{number}_0"]
-    names = list(properties)
-    for place, name in enumerate(names):
+    for place, (name, value) in enumerate(properties.items()):
         if not _ARGUMENT.fullmatch(name):
             raise ApiError(f"a tool has an argument {name!r}, which no call can name", "tools")
-        pair = f"{json.dumps(f'{name}=', ensure_ascii=False)} {_value(properties[name], shared)}"
+        pair = f"{json.dumps(f'{name}=', ensure_ascii=False)} {_value(value, schema)}"
         rest = f"rest_{number}_{place + 1}"
         first = f"first_{number}_{place}: {pair} {rest}"
         if name in required:
@@ -127,16 +155,72 @@ def _arguments(number: int, schema: Mapping[str, Any]) -> list[str]:
             first += f" | first_{number}_{place + 1}"
             after = f'rest_{number}_{place}: (", " {pair})? {rest}'
         rules += [first, after]
-    return [*rules, f'first_{number}_{len(names)}: ""', f'rest_{number}_{len(names)}: ""']
+    last = len(properties)
+    return [*rules, f'first_{number}_{last}: ""', f'rest_{number}_{last}: ""']
 
 
-def _value(schema: Any, shared: Mapping[str, Any] | None = None) -> str:
-    """Returns the grammar of a value: JSON by its schema, or text as Python writes it."""
+def _parts(schema: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], Any]:
+    """Returns the schemas of the arguments, which must be there, and what others may be.
+
+    Raises:
+        ApiError: The schema has rules for the arguments together, or asks for what it forbids.
+    """
+    try:
+        top = resolved(schema)
+    except ValueError as error:
+        raise ApiError(f"the reference in a tool's parameters {error}", "tools") from None
+    joint = [key for key in top if key in _JOINT and top[key]]
+    if joint:
+        raise ApiError(
+            f"the parameters of a tool have {joint[0]} beside their properties, which a call that "
+            "must come can't follow; give each parameter in properties",
+            "tools",
+        )
+    properties, asked = top.get("properties"), top.get("required")
+    found = dict(properties) if isinstance(properties, Mapping) else {}
+    required = [one for one in asked if isinstance(one, str)] if isinstance(asked, list) else []
+    other = top.get("additionalProperties", top.get("unevaluatedProperties", True))
+    for name in required:
+        if name not in found and other is False:
+            raise ApiError(f"a tool requires the argument {name!r} and forbids it, too", "tools")
+        found.setdefault(name, other)
+    return found, required, other
+
+
+def _value(schema: Any, whole: Mapping[str, Any] | None = None) -> str:
+    """Returns the grammar of a value: JSON by its schema, or text as Python writes it.
+
+    Args:
+        schema: The schema of the value.
+        whole: The schema that it is a part of, to which its references lead; None for itself.
+
+    Raises:
+        ApiError: It is no schema.
+    """
     if not isinstance(schema, Mapping | bool):
         raise ApiError("a parameter of a tool has no JSON schema", "tools")
+    try:
+        schema = _by_itself({} if schema is True else schema, whole)
+    except ValueError as error:
+        raise ApiError(f"the schema of a tool's parameters: {error}", "tools") from None
     if isinstance(schema, Mapping):
         about = {"description", "title", "default", "examples", "type"}
         if schema.get("type") == "string" and not schema.keys() - about:
             return "TEXT"
-        schema = {**(shared or {}), **schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        schema = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
     return f"%json {json.dumps(schema, ensure_ascii=False)}"
+
+
+def _by_itself(schema: Any, whole: Mapping[str, Any] | None) -> Any:
+    """Returns the schema of a value as llguidance reads it, with all that its references lead to.
+
+    Raises:
+        ValueError: It is nested too deeply.
+    """
+    schema = without_unknown_formats(schema)
+    if whole is None or '"$ref"' not in json.dumps(schema):
+        return schema
+    own = {key: value for key, value in schema.items() if key not in _SHARED}
+    parts = {key: part for key, part in whole.items() if key not in _NAMES}
+    definitions = {_WHOLE: without_unknown_formats(parts)}
+    return {**with_refs_moved(own, PLACE), "$defs": with_refs_moved(definitions, PLACE)}

@@ -23,6 +23,7 @@ class ChatAnswer(Answer):
     def __init__(self, reader: Reader, asked: Asked, body: ChatBody, model: Served) -> None:
         """Begins an answer; see `Answer`."""
         super().__init__(reader, asked, body, model)
+        self._asks_functions = bool(body.functions)  # the older form, in which they answer, too
         self._count = body.top_logprobs if body.logprobs else None
         self._begun: set[int] = set()
         self._num_calls: Counter[int] = Counter()
@@ -40,25 +41,36 @@ class ChatAnswer(Answer):
             self._num_calls[index] += 1
             whole = _call(call)
             function = whole["function"]
+            if self._asks_functions:
+                yield _delta(index, {"function_call": function})
+                continue
             begun = {**whole, "index": number, "function": {**function, "arguments": ""}}
             yield _delta(index, {"tool_calls": [begun]})
             rest = {"index": number, "function": {"arguments": function["arguments"]}}
             yield _delta(index, {"tool_calls": [rest]})
         if piece.finish:
-            yield _delta(index, {}, piece.finish)
+            yield _delta(index, {}, self._finish(piece))
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """Returns a whole answer."""
         content = piece.text if piece.text or not piece.calls else None
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if piece.calls:
-            message["tool_calls"] = [_call(call) for call in piece.calls]
+        calls = [_call(call) for call in piece.calls]
+        if calls and self._asks_functions:
+            message["function_call"] = calls[0]["function"]
+        elif calls:
+            message["tool_calls"] = calls
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(piece),
-            "finish_reason": piece.finish,
+            "finish_reason": self._finish(piece),
         }
+
+    def _finish(self, piece: Piece) -> str | None:
+        """Returns why an answer has ended, in the words of the form that was asked for."""
+        is_call = piece.finish == "tool_calls" and self._asks_functions
+        return "function_call" if is_call else piece.finish
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         """Returns the log-probabilities of a part of an answer; None if they aren't wanted."""
