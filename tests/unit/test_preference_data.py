@@ -197,14 +197,14 @@ def test_the_calls_of_a_chosen_answer_are_trained(tmp_path):
 
 
 def test_answers_of_several_turns_follow_what_they_have_in_common(tmp_path):
-    """A rejected answer that took another path is trained on its own calls, not the chosen one's."""
+    """A rejected answer that took another path is trained on its own turns, not the chosen's."""
     turns = [
         [{"role": "assistant", "content": "over"}, {"role": "tool", "content": "dog"}, YES],
         [{"role": "assistant", "content": "jumps"}, {"role": "tool", "content": "quick"}, NO],
     ]
     row = {"messages": [USER, *turns[0]], "rejected_messages": [USER, *turns[1]]}
     run(tmp_path, [row], "preference")
-    [(ids, segments, labels)] = written(tmp_path, "pairs")
+    [(ids, _, labels)] = written(tmp_path, "pairs")
     expected = [
         build_sample(
             tiny_tokenizer(),
