@@ -131,7 +131,8 @@ FEEDBACK: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "alpaca": ({"instruction": "the fox", "output": GOOD, "kto_tag": False}, 2),
     "a whole answer": ({"prompt": "the fox", "completion": [USER, YES], "label": 1.0}, 1),
-    "a question": ({"question": "the fox", "response": [YES], "label": "0"}, 2),
+    "a question": ({"question": "the fox", "answer": [YES], "label": "0"}, 2),
+    "messages beside a question": ({"messages": [USER, YES], "question": "x", "label": True}, 1),
     "LMSYS-Chat-1M": ({"conversation": [USER, YES], "label": "1.0"}, 1),
     "CSV": ({"prompt": "the fox", "completion": GOOD, "label": "1"}, 1),
 }

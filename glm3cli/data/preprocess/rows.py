@@ -80,6 +80,7 @@ def conversation(row: Row) -> list[Message]:
         place = f"conversation[{i}]"
         if not isinstance(pair, Mapping):
             raise RowError(place, f"expected human and assistant, got {shown(pair)}")
+        check_no_media(pair, place)
         messages.append(Message("user", text_of(pair, "human", within=place)))
         messages.append(Message("assistant", text_of(pair, "assistant", within=place)))
     return messages

@@ -113,10 +113,12 @@ def _is_object(tool: Any) -> bool:
 
 def _check_tools(row: Row, turns: Sequence[Turn]) -> None:
     """Raises RowError if a turn has tools that neither the row nor a system turn offers."""
-    offered = [tools_of(row), *(message.tools for turn in turns for message in turn.messages)]
     for turn in turns:
         tools = tools_of(turn.given, turn.place)
-        if tools is not None and tools not in offered:
+        if tools is None:
+            continue
+        read = [message.tools for one in turns for message in one.messages]
+        if tools not in (tools_of(row), *read):
             problem = "are read of the row and of a system turn alone; give them there"
             raise RowError(f"{turn.place}.tools", problem)
 

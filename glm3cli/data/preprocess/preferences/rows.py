@@ -33,8 +33,14 @@ PAIR_FORMS = (
     frozenset({"input", "preferred_output", "non_preferred_output"}),
 )
 _LABELS = ("label", "kto_tag")
-_ASKED = ("prompt", "question", "query")
 _ANSWERS = ("completion", "response", "answer", "output")
+# A question and its answer; a row has any of the answers beside any of the questions.
+_ASKED = ("prompt", "question", "query")
+_PAIRS = (
+    *(("prompt", answer) for answer in _ANSWERS),
+    ("question", "answer"),
+    ("query", "response"),
+)
 _TURNS = {
     "messages": rows.openai,
     "conversations": rows.share_gpt,
@@ -42,12 +48,8 @@ _TURNS = {
 }
 FEEDBACK_FORMS = tuple(
     frozenset({*columns, label})
+    for columns in (*_PAIRS, ("instruction", "output"), *((turns,) for turns in _TURNS))
     for label in _LABELS
-    for columns in (
-        *((asked, answer) for asked in _ASKED for answer in _ANSWERS),
-        ("instruction", "output"),
-        *((turns,) for turns in _TURNS),
-    )
 )
 # Columns that any form may have beside its own.
 OPTIONAL = frozenset({"input", *rows.SYSTEM, "history", "tools", "functions", CONTEXT, *MEDIA})
@@ -117,12 +119,12 @@ def feedback(row: Row) -> Feedback:
         RowError: The row has none of the forms.
     """
     is_liked = _label(row)
-    turns = first_of(row, _TURNS)
-    if first_of(row, _ASKED):
+    column = first_of(row, PROMPTS)
+    if column in _ASKED:
         name = first_of(row, _ANSWERS) or _ANSWERS[0]
         prompt, [answer] = after_prompt(prompt_of(row), {name: answer_of(row, name)})
-    elif turns:
-        prompt, answer = split(_TURNS[turns](row), turns)
+    elif column in _TURNS:
+        prompt, answer = split(_TURNS[column](row), column)
     else:
         prompt, answer = split(rows.alpaca(row, joined=False), "output")
     return Feedback(untrained(prompt), answer, is_liked)
