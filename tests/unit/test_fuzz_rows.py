@@ -21,7 +21,8 @@ KEYS = [
     "parameters", "observation", "loss", "weight", "train", "loss_scale", "metadata", "type",
     "turn_1", "Human", "MOSS", "code_with_problem", "code_only", "explanation_only", "title",
     "question_body", "answer_body", "conversation", "human", "assistant", "system_prompt",
-    "question", "answer", "context", "images", "tool_call_id", "id", "reasoning_content", "rejected_messages",
+    "question", "answer", "context", "images", "tool_call_id", "id", "reasoning_content",
+    "rejected_messages",
 ]  # fmt: skip
 ROLES = ["system", "user", "assistant", "observation", "tool", "human", "gpt", "function_call"]
 ODD = [0, 1, 0.5, 10**30, float("nan"), "\ud800", "", " ", "[", '{"name": "f"}', b"x"]
