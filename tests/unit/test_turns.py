@@ -245,6 +245,7 @@ def test_thoughts_are_refused_where_they_would_be_trained():
     user, thought = {"role": "user", "content": "a"}, said(content="b", reasoning_content="hm")
     with pytest.raises(RowError, match=r"messages\[1\].reasoning_content: isn't read"):
         read(user, thought)
+    assert len(read(user, said(content="b", thinking=True, reasoning=""))) == 2
     assert len(read(user, thought, user)) == 3  # a prompt, which shows no earlier thoughts
     assert len(read(user, {**thought, "loss": False}, user, said(content="b"))) == 4
 

@@ -52,7 +52,8 @@ def check_no_other_calls(turn: Row, place: str) -> None:
 def check_no_thoughts(turn: Row, place: str) -> None:
     """Raises RowError if a trained turn has thoughts beside its content, which isn't trained."""
     for name in _THOUGHTS:
-        if turn.get(name) and is_trained(turn, place):
+        said = turn.get(name) is not True and turn.get(name)  # true switches thinking on
+        if said and is_trained(turn, place):
             way_out = "leave it out, or for GLM-Z1 write it into the content, as <think>"
             problem = f"isn't read, since ChatGLM3 has no place for thoughts: {way_out}"
             raise RowError(f"{place}.{name}", problem)
