@@ -1,21 +1,28 @@
 """What `--help` of a command says below its options: the rules that no single option can tell."""
 
 PREPROCESS = """
-Inputs are files, folders and globs of parquet, jsonl, json, csv, arrow and txt, also as .gz, .zst,
-.bz2 and .xz, and `-` for a pipe. The handlers are text, instruction, chat, preference and feedback,
-and ModelLink's eight by their names. Lists in text columns, as in CSV, are read as JSON. chat reads
-OpenAI's messages, ShareGPT's conversations, MOSS, alpaca with history, and prompt with completion
-(query with response, question with answer, content with summary), each with tools (also functions),
-and calls of tools as tool_calls, function_call, or ChatGLM3's turns of the role tool. An answer
-with loss false (also weight 0, train false, or loss_scale 0) isn't trained. Where ModelLink's
-handlers are broken (an empty input that becomes the word None, three quotes where a line break
-belongs, Baichuan's roles for MOSS), glm3's do what the name says.
+Inputs are files, folders and globs of parquet, jsonl, json, csv, tsv, arrow and txt, also as .gz,
+.zst, .bz2 and .xz, and `-` for a pipe. In a folder, names that begin with `_` or `.`, caches of
+datasets and what preprocess has written are passed over. The handlers are text, instruction, chat,
+preference and feedback, and ModelLink's eight by their names. Lists in text columns, as in CSV, are
+read as JSON. chat reads OpenAI's messages, ShareGPT's conversations, a conversation of such turns
+or of pairs of human and assistant, MOSS, alpaca with history, and prompt with completion (query
+with response, question with answer, content with summary), each with system (also system_prompt)
+and tools (also functions), and calls of tools as tool_calls, function_call, or ChatGLM3's turns of
+the role tool. Results of tools get the order of the calls that their tool_call_id names. The column
+input stands below the question of a row; a context, pictures, and thoughts beside an answer are
+refused. An answer with loss false (also weight 0, train false, or loss_scale 0) isn't trained.
+Where ModelLink's handlers are broken (an empty input that becomes the word None, three quotes where
+a line break belongs, Baichuan's roles for MOSS, a question of BELLE's without Assistant: that is
+lost), glm3's do what the name says.
 
 preference reads a prompt (a text, or what chat reads, with tools) with a chosen and a rejected
 answer: the columns chosen and rejected of TRL and LLaMA-Factory, OpenAI's preferred_output and
-non_preferred_output, or ms-swift's rejected_response. feedback reads an answer to a prompt with a
-label, true or false (also kto_tag). --seq-length cuts prompts from the left and keeps answers
-whole; pairs whose answers don't fit, or are equal, are left out and counted.
+non_preferred_output, or ms-swift's rejected_response and rejected_messages. feedback reads an
+answer to a prompt with a label, true or false, or 1 or 0 (also kto_tag). Answers may be whole
+conversations that begin with the prompt; without one, it is what they have in common.
+--seq-length cuts prompts from the left and keeps answers whole; pairs whose answers don't fit, or
+are equal, are left out and counted.
 
 A run that was stopped or killed goes on where it was when the same command is given again, and
 ends with the same bytes. A run whose result is there already, made of the same inputs, tokenizer

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
     def preprocess(config: PreprocessConfig) -> None:
         """Turn raw data into the token files that pretrain and finetune read.
 
-        Reads parquet, jsonl, json, csv, arrow and txt (also compressed): files, folders, globs.
+        Reads parquet, jsonl, json, csv, tsv, arrow and txt, also compressed: files, folders, globs.
         A run that was killed goes on where it was when the same is run again.
         """
         from glm3cli.data.preprocess import run as core

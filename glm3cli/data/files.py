@@ -6,7 +6,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from glm3cli.config.preprocess import PIPE
-from glm3cli.data.folders import by_split, check_link, folder_files, visible_files, warn
+from glm3cli.data.folders import (
+    by_split,
+    check_link,
+    folder_files,
+    is_output,
+    visible_files,
+    warn,
+)
 from glm3cli.errors import DataError
 
 FORMATS = {
@@ -15,6 +22,7 @@ FORMATS = {
     ".ndjson": "json",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".txt": "text",
@@ -79,13 +87,15 @@ def _expand(path: Path) -> list[Path]:
 def _matching(pattern: Path) -> list[Path]:
     """Returns the files that match a pattern as in a shell, and says it if they mix splits.
 
+    What preprocess itself has written about its output is left out.
+
     Raises:
         DataError: No file matches, or a link that does leads nowhere.
     """
     found = sorted(matching_paths(pattern))
     for path in found:
         check_link(path)
-    files = [path for path in found if path.is_file()]
+    files = [path for path in found if path.is_file() and not is_output(path)]
     if not files:
         raise DataError(
             f"no file matches {pattern}", "check the pattern, and quote it in the shell"

@@ -2,7 +2,10 @@
 
 Links are followed. Files of a data set's validation and test splits are left out beside others, and
 so is what describes a data set of Hugging Face's: `datasets.save_to_disk` writes a folder of Arrow
-files with a state.json that lists them, in a folder for each split if there are several.
+files with a state.json that lists them, in a folder for each split if there are several. Left out,
+too, are what `datasets` keeps of earlier maps (cache-*.arrow), names that begin with `_`, which
+Spark and pyarrow pass over (such as Delta Lake's _delta_log), and what preprocess itself has
+written about token files beside it.
 """
 
 import json
@@ -12,6 +15,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from glob import escape
 from pathlib import Path
 
 from glm3cli.errors import DataError
@@ -25,6 +29,11 @@ _SPLITS = {
 }
 _STATE = "state.json"
 _DESCRIPTIONS = {_STATE, "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+# What `datasets` keeps of a map or a filter beside the data, by a fingerprint (source: its
+# arrow_dataset.py).
+_CACHE = re.compile(r"cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow")
+# What the names of files end with that tell about the output of preprocess.
+_ENDINGS = (".stats.json", ".errors.jsonl")
 _log = logging.getLogger(__name__)
 
 # Returns the format of a file by its name, or None if it has none that is known.
@@ -46,7 +55,7 @@ def folder_files(folder: Path, format_of: FormatOf) -> list[Path]:
             formats that are equally frequent; or a link in it leads nowhere, or a folder in it
             can't be read.
     """
-    files = sorted(_data_files(folder, format_of))
+    files = _without_caches(folder, _without_marked(folder, sorted(_data_files(folder, format_of))))
     if not files:
         raise DataError(f"folder {folder} has no file to read", "give one with files of data")
     files = _of_one_split(folder, files)
@@ -61,6 +70,19 @@ def folder_files(folder: Path, format_of: FormatOf) -> list[Path]:
         named = ", ".join(f"{count} {name}" for name, count in others)
         warn(f"{folder}: reading its {most} {main_format} files, not its {named}")
     return [path for path in files if format_of(path) == main_format]
+
+
+def is_output(path: Path) -> bool:
+    """Returns whether a file was written by preprocess about token files that lie beside it.
+
+    Args:
+        path: The file, such as PREFIX.stats.json or PREFIX.errors.jsonl.
+    """
+    ending = next((one for one in _ENDINGS if path.name.endswith(one)), None)
+    if ending is None:
+        return False
+    prefix = escape(path.name.removesuffix(ending))
+    return any(path.parent.glob(f"{prefix}_*_document.idx"))
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -132,6 +154,29 @@ def _of_one_split(folder: Path, files: list[Path]) -> list[Path]:
     return [path for path in files if not any(path in paths for paths in others.values())]
 
 
+def _without_marked(folder: Path, files: list[Path]) -> list[Path]:
+    """Returns the files whose names, and whose folders' names, don't begin with `_`."""
+    marked = [path for path in files if "/_" in f"/{path.relative_to(folder).as_posix()}"]
+    if marked:
+        warn(f"{folder}: not read are {_named(folder, marked)}, since their names begin with _")
+    return sorted(set(files) - set(marked))
+
+
+def _without_caches(folder: Path, files: list[Path]) -> list[Path]:
+    """Returns the files without what `datasets` keeps of earlier maps, unless that is all."""
+    caches = [path for path in files if _CACHE.fullmatch(path.name)]
+    if not caches or len(caches) == len(files):
+        return files
+    warn(f"{folder}: not read are {_named(folder, caches)}, which datasets keeps of earlier maps")
+    return sorted(set(files) - set(caches))
+
+
+def _named(folder: Path, files: list[Path]) -> str:
+    """Names the first of some files in a folder, and the number of the others."""
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return f"{files[0].relative_to(folder)}{more}"
+
+
 def _data_files(folder: Path, format_of: FormatOf) -> Iterator[Path]:
     """Yields the files of a folder that have a known format and don't describe a data set."""
     listed_in = cache(_listed)
@@ -140,7 +185,7 @@ def _data_files(folder: Path, format_of: FormatOf) -> Iterator[Path]:
             check_link(path)
         listed = listed_in(path.parent)
         is_data = path.name not in _DESCRIPTIONS if listed is None else path.name in listed
-        if is_data and path.is_file() and format_of(path):
+        if is_data and path.is_file() and format_of(path) and not is_output(path):
             yield path
 
 

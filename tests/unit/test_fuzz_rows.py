@@ -20,7 +20,9 @@ KEYS = [
     "content", "value", "tool_calls", "function_call", "function", "name", "arguments", "args",
     "parameters", "observation", "loss", "weight", "train", "loss_scale", "metadata", "type",
     "turn_1", "Human", "MOSS", "code_with_problem", "code_only", "explanation_only", "title",
-    "question_body", "answer_body",
+    "question_body", "answer_body", "conversation", "human", "assistant", "system_prompt",
+    "question", "answer", "context", "images", "tool_call_id", "id", "reasoning_content",
+    "rejected_messages",
 ]  # fmt: skip
 ROLES = ["system", "user", "assistant", "observation", "tool", "human", "gpt", "function_call"]
 ODD = [0, 1, 0.5, 10**30, float("nan"), "\ud800", "", " ", "[", '{"name": "f"}', b"x"]
@@ -53,6 +55,8 @@ TURN = st.fixed_dictionaries(
         "parameters": VALUES,
         "observation": VALUES,
         "name": SCALARS,
+        "tools": VALUES,
+        "tool_call_id": SCALARS | VALUES,
     },
 )
 ANY_ROW = st.fixed_dictionaries(
@@ -61,6 +65,7 @@ ANY_ROW = st.fixed_dictionaries(
         **dict.fromkeys(KEYS, VALUES),
         "messages": st.lists(TURN, max_size=4) | VALUES,
         "conversations": st.lists(TURN, max_size=4) | VALUES,
+        "conversation": st.lists(TURN, max_size=4) | VALUES,
         "instruction": st.text(max_size=6) | VALUES,
         "output": st.text(max_size=6) | VALUES,
     },

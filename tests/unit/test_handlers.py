@@ -75,9 +75,12 @@ def test_rows_with_a_question_and_its_answer(asked, answered):
     row = {"id": "7", asked: "the fox", answered: "jumps"}
     expected = [Message("user", "the fox"), Message("assistant", "jumps")]
     assert parsed("chat", row) == [expected]
-    more = {"system": "be kind", "history": [["a", "b"]], "input": "no part of it"}
+    more = {"system_prompt": "be kind", "history": [["a", "b"]], "input": "a dog"}
     before = [Message("system", "be kind"), Message("user", "a"), Message("assistant", "b")]
-    assert parsed("chat", row | more) == [[*before, *expected]]
+    joined = [Message("user", "the fox\na dog"), Message("assistant", "jumps")]
+    assert parsed("chat", row | more) == [[*before, *joined]]
+    columns = [*row, *more, "context", "images"]
+    assert set(choose_columns(handler("chat"), columns)) == set(columns) - {"id"}
     assert set(choose_columns(handler("chat"), list(row))) == {asked, answered}
     with pytest.raises(RowError, match=f"{answered}: expected a string"):
         parsed("chat", row | {answered: 5})
@@ -90,6 +93,21 @@ def test_a_question_and_its_answer_may_be_turns():
     }
     turns = [Message("system", "be kind"), Message("user", "a"), Message("assistant", "b")]
     assert parsed("chat", row) == [turns]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "toxic": False}],
+        [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+        [{"human": "a", "assistant": "b"}],
+        '[{"human": "a", "assistant": "b"}]',
+    ],
+)
+def test_a_conversation_of_turns_or_of_pairs(turns):
+    """As WildChat and LMSYS-Chat-1M have it, and as ms-swift does."""
+    expected = [Message("system", "be kind"), Message("user", "a"), Message("assistant", "b")]
+    assert parsed("chat", {"conversation": turns, "system": "be kind"}) == [expected]
 
 
 def test_openai_rows_with_tool_calls():
@@ -148,16 +166,24 @@ def test_an_empty_list_of_tools_adds_no_system_turn():
     assert parsed("chat", row) == [[Message("assistant", "hi")]]
 
 
-def test_belle_rows_hold_earlier_turns_in_the_instruction():
-    row = {"instruction": "Human: a\nAssistant: b\nHuman: c\nAssistant:", "output": " d "}
-    assert parsed("BelleMultiTurnInstructionHandler", row) == [
-        [
-            Message("user", "a"),
-            Message("assistant", "b"),
-            Message("user", "c"),
-            Message("assistant", "d"),
-        ]
-    ]
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [
+        ("Human: a\nAssistant: b\nHuman: c\nAssistant:", ["a", "b", "c", "d"]),
+        ("Human: a\nAssistant: b\nHuman: c", ["a", "b", "c", "d"]),
+        ("\nHuman: a", ["a", "d"]),
+        ("What is a?", ["What is a?", "d"]),
+        ("Human: a\nAssistant: say Assistant: b\nHuman: c", ["a", "say Assistant: b", "c", "d"]),
+    ],
+)
+def test_belle_rows_hold_earlier_turns_in_the_instruction(instruction, expected):
+    row = {"instruction": instruction, "output": " d "}
+    turns = [("user", "assistant")[i % 2] for i in range(len(expected))]
+    belle = "BelleMultiTurnInstructionHandler"
+    assert parsed(belle, row) == [list(map(Message, turns, expected))]
+    [[*_, asked, _]] = parsed(belle, {**row, "input": "more"})
+    assert asked == Message("user", f"{expected[-2]}\nmore")
+    assert parsed(belle, {**row, "instruction": f"be kind\n{instruction}"})[0][0].content
 
 
 MOSS = {
@@ -301,6 +327,16 @@ def test_real_function_calls_in_plain_form():
         ("chat", {"instruction": "a", "output": "b", "history": [["c"]]}, "history[0]", "answer"),
         ("chat", {"text": "a"}, "row", "expected messages, conversations"),
         ("MOSSMultiTurnHandler", {"chat": "a"}, "chat", "expected turns"),
+        (
+            "BelleMultiTurnInstructionHandler",
+            {"instruction": "Human: a\nAssistant: b", "output": "c"},
+            "instruction",
+            "got the answer str 'b'",
+        ),
+        ("chat", {"conversation": [{"human": "a"}, "b"]}, "conversation[0].assistant", "missing"),
+        ("chat", {"question": "a", "answer": "b", "context": "c"}, "context", "name it input"),
+        ("chat", {"messages": [{"role": "user", "content": "a"}], "image": "b"}, "image", "alone"),
+        ("instruction", {"instruction": "a", "output": "b", "videos": "c"}, "videos", "text alone"),
     ],
 )
 def test_a_row_that_does_not_fit_names_its_field(name, row, field, problem):

@@ -167,6 +167,48 @@ def test_descriptions_of_a_data_set_are_no_data(tmp_path):
     assert find_files([tmp_path]) == [file]
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (
+            ["_delta_log/0.jsonl", "_delta_log/1.jsonl", "b/_x.jsonl"],
+            "not read are _delta_log/0.jsonl and 2 more, since their names begin with _",
+        ),
+        (["_SUCCESS", "b/_metadata", ".hidden/c.jsonl"], ""),
+    ],
+)
+def test_names_that_begin_with_a_mark_are_passed_over(tmp_path, said, names, sentence):
+    [file, *others] = make(tmp_path / "_in", "b/a_.jsonl", *names)
+    assert find_files([tmp_path / "_in"]) == [file]
+    assert sentence in said.text
+    assert bool(said.text) == bool(sentence)
+    asked = [path for path in [file, *others] if path.suffix and ".hidden" not in path.parts]
+    assert set(find_files([tmp_path / "_in/**/*.jsonl"])) == set(asked)
+
+
+def test_what_datasets_keeps_of_earlier_maps_is_left_out(tmp_path, said):
+    names = ["cache-0a1b2c3d4e5f6071.arrow", "cache-0a1b2c3d4e5f6071_00000_of_00002.arrow"]
+    [data, *caches] = make(tmp_path, "set-train.arrow", *names)
+    assert find_files([tmp_path]) == [data]
+    assert f"not read are {names[0]} and 1 more, which datasets keeps" in said.text
+    data.unlink()
+    assert find_files([tmp_path]) == caches
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl", "**/*.json*"])
+def test_what_preprocess_wrote_beside_its_input_is_no_input(tmp_path, pattern):
+    make(tmp_path, "in.jsonl", "a.stats.json", "b.errors.jsonl")
+    (tmp_path / "in.jsonl").write_text('{"text": "the fox"}\n{"text": 5}\n')
+    others = find_files([tmp_path / "*.json*"])
+    assert len(others) == 3  # no token files lie beside them
+    for path in others[:2]:
+        path.unlink()
+    for _ in range(2):
+        run(tmp_path / pattern, tmp_path / "out", on_error="skip")
+        assert find_files([tmp_path / pattern]) == [tmp_path / "in.jsonl"]
+    assert (tmp_path / "out.errors.jsonl").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any folder")
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
     make(tmp_path, "a.jsonl", "locked/b.jsonl")

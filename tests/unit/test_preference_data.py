@@ -20,6 +20,7 @@ SYSTEM = Message("system", "be quick")
 ASKED = Message("user", "the fox")
 GOOD, BAD = "the lazy dog", "seven wizards"
 USER = {"role": "user", "content": "the fox"}
+BE = {"role": "system", "content": "be quick"}
 YES, NO = ({"role": "assistant", "content": text} for text in (GOOD, BAD))
 # By name: a row, and the prompt that it stands for.
 PAIRS: dict[str, tuple[dict[str, Any], list[Message]]] = {
@@ -60,6 +61,58 @@ PAIRS: dict[str, tuple[dict[str, Any], list[Message]]] = {
     ),
     "ms-swift": ({"messages": [USER, YES], "rejected_response": BAD}, [ASKED]),
     "ms-swift, turns": ({"messages": [USER, YES], "rejected_messages": [USER, NO]}, [ASKED]),
+    "ms-swift, an answer": ({"messages": [USER, YES], "rejected_messages": [NO]}, [ASKED]),
+    "whole answers": (
+        {"prompt": "the fox", "chosen": [USER, YES], "rejected": [USER, NO]},
+        [ASKED],
+    ),
+    "one whole answer": ({"prompt": [USER], "chosen": [USER, YES], "rejected": NO}, [ASKED]),
+    "the prompt with more space": (
+        {"prompt": "the fox\n", "chosen": [USER, YES], "rejected": [USER, NO]},
+        [Message("user", "the fox\n")],
+    ),
+    "whole answers with a system turn": (
+        {"prompt": "the fox", "chosen": [BE, USER, YES], "rejected": [BE, USER, NO]},
+        [SYSTEM, ASKED],
+    ),
+    "whole answers beside a system text": (
+        {
+            "question": "the fox",
+            "system": "be quick",
+            "chosen": [USER, YES],
+            "rejected": [USER, NO],
+        },
+        [SYSTEM, ASKED],
+    ),
+    "messages are the chosen ones": (
+        {"messages": [USER, YES], "chosen": [USER, YES], "rejected": [USER, NO]},
+        [ASKED],
+    ),
+    "OpenAI, whole": (
+        {
+            "input": {"messages": [USER]},
+            "preferred_output": [USER, YES],
+            "non_preferred_output": [USER, NO],
+        },
+        [ASKED],
+    ),
+    "no prompt, but tools and a system text": (
+        {
+            "chosen": [USER, YES],
+            "rejected": [USER, NO],
+            "tools": TOOLS,
+            "system_prompt": "be quick",
+        },
+        [Message("system", "be quick", tools=TOOLS), ASKED],
+    ),
+    "a question with an input": (
+        {"question": "the", "input": "fox", "chosen": GOOD, "rejected": BAD},
+        [Message("user", "the\nfox")],
+    ),
+    "an unread conversation beside": (
+        {"prompt": "the fox", "messages": [USER, YES], "chosen": GOOD, "rejected": BAD},
+        [ASKED],
+    ),
 }
 FEEDBACK: dict[str, tuple[dict[str, Any], int]] = {
     "TRL, texts": ({"prompt": "the fox", "completion": GOOD, "label": True}, 1),
@@ -77,6 +130,11 @@ FEEDBACK: dict[str, tuple[dict[str, Any], int]] = {
         1,
     ),
     "alpaca": ({"instruction": "the fox", "output": GOOD, "kto_tag": False}, 2),
+    "a whole answer": ({"prompt": "the fox", "completion": [USER, YES], "label": 1.0}, 1),
+    "a question": ({"question": "the fox", "answer": [YES], "label": "0"}, 2),
+    "messages beside a question": ({"messages": [USER, YES], "question": "x", "label": True}, 1),
+    "LMSYS-Chat-1M": ({"conversation": [USER, YES], "label": "1.0"}, 1),
+    "CSV": ({"prompt": "the fox", "completion": GOOD, "label": "1"}, 1),
 }
 
 
@@ -137,6 +195,31 @@ def test_the_calls_of_a_chosen_answer_are_trained(tmp_path):
     size = segments.count(1)
     assert ids[:size] == expected.input_ids
     assert labels[:size] == expected.labels
+
+
+def test_answers_of_several_turns_follow_what_they_have_in_common(tmp_path):
+    """A rejected answer that took another path is trained on its own turns, not the chosen's."""
+    turns = [
+        [{"role": "assistant", "content": "over"}, {"role": "tool", "content": "dog"}, YES],
+        [{"role": "assistant", "content": "jumps"}, {"role": "tool", "content": "quick"}, NO],
+    ]
+    row = {"messages": [USER, *turns[0]], "rejected_messages": [USER, *turns[1]]}
+    run(tmp_path, [row], "preference")
+    [(ids, _, labels)] = written(tmp_path, "pairs")
+    expected = [
+        build_sample(
+            tiny_tokenizer(),
+            [
+                ASKED,
+                Message("assistant", first),
+                Message("observation", seen),
+                Message("assistant", last),
+            ],
+        )
+        for first, seen, last in (("over", "dog", GOOD), ("jumps", "quick", BAD))
+    ]
+    assert ids == expected[0].input_ids + expected[1].input_ids
+    assert labels == expected[0].labels + expected[1].labels
 
 
 def test_equal_answers_are_left_out_and_counted(tmp_path):
@@ -211,10 +294,34 @@ def test_a_pack_keeps_pairs_together_and_what_was_thought_of_them(tmp_path, hand
         ("preference", {"prompt": "a", "chosen": "b", "rejected": None}, "rejected expected a str"),
         ("preference", {"prompt": "a", "chosen": "b", "rejected": [USER]}, "end, got user"),
         ("preference", {"chosen": "a", "rejected": "b"}, "prompt is missing"),
-        ("preference", {"chosen": [USER, YES], "rejected": [YES]}, "begins as rejected does"),
+        ("preference", {"chosen": [USER, YES], "rejected": [YES]}, "begins as the better one"),
         ("preference", {"messages": [USER], "rejected_response": "b"}, "ends with an assistant"),
         ("preference", {"messages": [{"role": "who"}], "chosen": "b", "rejected": "c"}, "who"),
         ("preference", {"prompt": "a", "chosen": "b"}, "rejected is missing"),
+        (
+            "preference",
+            {"prompt": "a", "chosen": [USER, YES], "rejected": "c"},
+            "chosen expected an answer, or a conversation that begins with the prompt",
+        ),
+        (
+            "preference",
+            {"messages": [USER, YES], "chosen": GOOD, "rejected": BAD},
+            "chosen answers a prompt that ends with an answer",
+        ),
+        (
+            "preference",
+            {"prompt": "the fox", "chosen": [BE, USER, YES], "rejected": [USER, NO], "system": "x"},
+            "expected the system text of the prompt",
+        ),
+        (
+            "preference",
+            {"messages": [USER, YES], "rejected_messages": [{**USER, "content": "a"}, NO]},
+            "rejected_messages expected a conversation that begins as the better one",
+        ),
+        ("preference", {"prompt": "a", "context": "x", "chosen": "b", "rejected": "c"}, "context"),
+        ("preference", {"prompt": "a", "images": ["x"], "chosen": "b", "rejected": "c"}, "images"),
+        ("feedback", {"prompt": "a", "completion": [USER, YES], "label": 1}, "completion expected"),
+        ("feedback", {"prompt": "a", "completion": "b", "label": 0.5}, "true or false"),
         ("feedback", {"prompt": "a", "completion": "b", "label": "good"}, "true or false"),
         ("feedback", {"prompt": "a", "completion": "b", "label": None}, "true or false"),
         ("feedback", {"messages": [USER], "label": True}, "ends with an assistant"),

@@ -110,8 +110,9 @@ def written_in(form: str, path: Path) -> Path:
     elif form == "file.arrow":
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as stream:
             stream.write_table(table, max_chunksize=3)
-    elif form == "csv":
-        pa.csv.write_csv(table, path)
+    elif form in ("csv", "tsv"):
+        delimiter = "," if form == "csv" else "\t"
+        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter=delimiter))
     elif form == "json":
         path.write_text("\ufeff" + json.dumps(rows, indent=1), "utf-8")
     elif form == "lines.json":
@@ -143,6 +144,7 @@ def written_in(form: str, path: Path) -> Path:
         "file.arrow",
         "feather",
         "csv",
+        "tsv",
         "json",
         "lines.json",
         "jsonl.gz",

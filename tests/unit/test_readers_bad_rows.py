@@ -1,7 +1,10 @@
 """A bad row takes no other row with it, and what can't be read is said with its share."""
 
+import datetime
 import gzip
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from glm3cli.data.preprocess.readers import csv_rows
 from glm3cli.data.preprocess.readers.bad_rows import BadRow
 from glm3cli.data.preprocess.readers.chunks import Damage
 from glm3cli.data.preprocess.readers.sources import parse_line, read_chunks, rows_of
+from glm3cli.errors import DataError
 from tests.support.preprocess_runs import run
 
 GBK = "你好".encode("gbk")
@@ -182,6 +186,54 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path):
     assert "has the column text twice" in damage.error.message
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "sentence"),
+    [
+        ("in.csv", "text;id", "has semicolons between its columns, not commas"),
+        ("in.csv", "text\tid", "has tabs between its columns, not commas"),
+        ("in.tsv", "text,id", "has commas between its columns, not tabs"),
+    ],
+)
+def test_another_separator_is_named(tmp_path, name, header, sentence):
+    (tmp_path / name).write_text(f"{header}\n")
+    with pytest.raises(DataError, match=sentence) as caught:
+        run(tmp_path / name, tmp_path / "out")
+    assert caught.value.hint
+    mark = "," if name == "in.csv" else "\t"
+    (tmp_path / name).write_text(f"a;b{mark}c\n")
+    with pytest.raises(DataError, match="needs the column text, but has a;b, c"):
+        run(tmp_path / name, tmp_path / "out")
+
+
+def test_a_file_without_lines_has_no_rows(tmp_path):
+    """As an empty shard of JSON Lines among others."""
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("" if name == "a.csv" else "text\nthe fox\n")
+    assert run(tmp_path, tmp_path / "out").documents == 1
+    _, _, [damage] = read(tmp_path / "c.csv", b"\ntext\n")
+    assert "begins with an empty line" in damage.error.message
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_a_file_that_is_not_packed_as_its_name_says_is_named(tmp_path, suffix):
+    for content in (ONE.encode(), b"PK\x03\x04"):
+        _, _, [damage] = read(tmp_path / f"in.jsonl{suffix}", content)
+        assert "isn't packed as its name says: it begins with" in damage.error.message
+        assert damage.error.share == 1.0
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="zstd is not installed")
+def test_a_window_of_zstd_that_is_too_large_is_named(tmp_path):
+    command = ["zstd", "-q", "--ultra", "--long=31", "-o", str(tmp_path / "in.jsonl.zst")]
+    subprocess.run(command, input=b'{"text": "a"}\n', check=True)
+    _, _, [damage] = read(tmp_path / "in.jsonl.zst")
+    assert "packed with a window above 128 MiB" in damage.error.message
+    assert "zstd -dc --long=31" in damage.error.hint
+    skipped = b"\x50*M\x18\x00\x00\x00\x00"  # as pzstd begins
+    packed = skipped + compressed(ONE.encode(), ".zst")
+    assert read(tmp_path / "in.jsonl.zst", packed)[0] == texts("one")
+
+
 def compressed(content: bytes, name: str) -> bytes:
     return (
         gzip.compress(content)
@@ -283,8 +335,55 @@ def test_what_arrow_pads_is_dropped(tmp_path, form):
 
 
 def test_an_arrow_map_is_read_as_an_object(tmp_path):
+    """Empty ones, too, at any depth: the properties of a tool without parameters are {}."""
     kind = pa.map_(pa.string(), pa.int64())
-    table = pa.table({"arguments": pa.array([[("a", 1), ("b", None)], []], kind)})
+    tool = pa.struct([("properties", pa.map_(pa.binary(), pa.list_(pa.binary())))])
+    table = pa.table(
+        {
+            "arguments": pa.array([[("a", 1), ("b", None)], [], None], kind),
+            "tools": pa.array(
+                [
+                    [{"properties": []}, {"properties": [(b"a", [b"x", GBK])]}],
+                    [{"properties": None}, None],
+                    [],
+                ],
+                pa.large_list(tool),
+            ),
+        }
+    )
     pq.write_table(table, tmp_path / "in.parquet")
     [chunk] = read_chunks(tmp_path / "in.parquet", list)
-    assert rows_of(chunk) == [{"arguments": {"a": 1, "b": None}}, {"arguments": []}]
+    assert rows_of(chunk) == [
+        {
+            "arguments": {"a": 1, "b": None},
+            "tools": [{"properties": {}}, {"properties": {"a": ["x", GBK]}}],
+        },
+        {"arguments": {}, "tools": [{}, None]},
+        {"arguments": None, "tools": []},
+    ]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_times_that_python_cannot_read_spoil_no_row(tmp_path, form):
+    """A zone that it doesn't know, and nanoseconds, which it doesn't have."""
+    zone, when = "GMT+8", 1_700_000_000_123_456_789
+    turn = pa.struct([("said", pa.string()), ("at", pa.timestamp("ns", zone))])
+    table = pa.table(
+        {
+            "turns": pa.array([[{"said": "hi", "at": when}], []], pa.list_(turn)),
+            "at": pa.array([when // 10**9, None], pa.timestamp("s", zone)),
+            "all": pa.array([[("a", when)], None], pa.map_(pa.string(), pa.timestamp("ns", zone))),
+            "two": pa.array([[1, 2], None], pa.list_(pa.duration("ns"), 2)),
+        }
+    )
+    path = tmp_path / f"in.{form}"
+    if form == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    first, second = [row for chunk in read_chunks(path, list) for row in rows_of(chunk)]
+    moment = datetime.datetime(2023, 11, 14, 22, 13, 20, 123456)
+    assert first["turns"] == [{"said": "hi", "at": moment}]
+    assert first["at"] == moment.replace(microsecond=0)
+    assert (first["all"], second["turns"], second["at"]) == ({"a": moment}, [], None)

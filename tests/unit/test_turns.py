@@ -52,6 +52,13 @@ CALLS = {
     "a list of one": {"from": "function_call", "value": [FUNCTION]},
     "ms-swift": {"role": "tool_call", "content": json.dumps(FUNCTION)},
     "ChatGLM3": {"role": "tool", "name": "weather", "parameters": ARGUMENTS},
+    "ChatGLM3 with an empty text": {
+        "role": "tool",
+        "name": "weather",
+        "content": "",
+        "value": "",
+        "parameters": ARGUMENTS,
+    },
 }
 
 
@@ -118,6 +125,11 @@ TURNS = {
         "role": "user",
         "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}],
     },
+    "parts of other types": {
+        "role": "user",
+        "content": [{"type": "input_text", "text": "h"}, "", {"type": "output_text", "text": "i"}],
+    },
+    "keys that hold no call": {"role": "user", "content": "hi", "recall": 1, "images": []},
 }
 
 
@@ -155,10 +167,97 @@ def test_tools_may_be_called_functions(column):
     assert rows.alpaca({"instruction": "a", "output": "b", "functions": tools}, False)[0].tools
 
 
+@pytest.mark.parametrize(
+    ("tools", "expected"),
+    [
+        ([json.dumps({"name": "f"}), {"name": "g"}], [{"name": "f"}, {"name": "g"}]),
+        (json.dumps([json.dumps({"name": "f"})]), [{"name": "f"}]),
+        ([None, {"name": "f"}], [{"name": "f"}]),
+        (["f"], ["f"]),
+        ([None], None),
+    ],
+)
+def test_tools_may_be_texts_of_their_own_and_padded(tools, expected):
+    """Sets that hold each tool as JSON, since Arrow has no type for tools that differ."""
+    found = read(said(content="a"), tools=tools)
+    assert [turn.tools for turn in found] == ([expected, None] if expected else [None])
+
+
+def test_tools_of_a_turn_are_those_of_its_row_or_refused():
+    tools = [{"name": "f"}]
+    user, system = ({"role": role, "content": "a", "tools": tools} for role in ("user", "system"))
+    for found in (read(user, said(content="b"), tools=tools), read(system, user, tools=tools)):
+        assert [turn.tools for turn in found if turn.tools] == [tools]
+        assert found[0].role == "system"
+    for turns, others, field in (
+        ([user], {}, "messages[0].tools"),
+        ([user], {"tools": [{"name": "g"}]}, "messages[0].tools"),
+        ([said(tool_calls=[FUNCTION], functions=tools)], {}, "messages[0].tools"),
+        ([system], {"tools": [{"name": "g"}]}, "tools"),
+    ):
+        with pytest.raises(RowError) as caught:
+            read(*turns, **others)
+        assert caught.value.field == field
+
+
+def result(name: object, content: str) -> dict:
+    return {"role": "tool", "tool_call_id": name, "content": content}
+
+
+def called(*names: object) -> dict:
+    return said(content="", tool_calls=[{"id": name, "function": FUNCTION} for name in names])
+
+
+@pytest.mark.parametrize(
+    ("turns", "contents"),
+    [
+        ([called("1", "2"), result("2", "B"), result("1", "A")], "AB"),
+        ([called(1, 2), result(2, "B"), result(1, "A")], "AB"),
+        ([called("1"), called("2"), result("2", "B"), result("1", "A")], "AB"),
+        (
+            [
+                called("2", "1"),
+                result("1", "B"),
+                result("2", "A"),
+                called("1", "2"),
+                result("2", "D"),
+                result("1", "C"),
+            ],
+            "ABCD",
+        ),
+        ([called(None, None), result("2", "A"), result("1", "B")], "AB"),
+        ([result("2", "A"), result("1", "B")], "AB"),
+        ([called("1", "2"), result(None, "A"), result("", "B")], "AB"),
+    ],
+)
+def test_results_are_in_the_order_of_their_calls(turns, contents):
+    found = read(*turns)
+    assert "".join(turn.content for turn in found if turn.role == "observation") == contents
+
+
+def test_a_result_of_no_call_is_refused():
+    with pytest.raises(RowError, match="id of a call before it, 1, 2; got str '3'") as caught:
+        read(called("1", "2"), result("1", "A"), result("3", "B"))
+    assert caught.value.field == "messages[2].tool_call_id"
+
+
+def test_thoughts_are_refused_where_they_would_be_trained():
+    user, thought = {"role": "user", "content": "a"}, said(content="b", reasoning_content="hm")
+    with pytest.raises(RowError, match=r"messages\[1\].reasoning_content: isn't read"):
+        read(user, thought)
+    assert len(read(user, said(content="b", thinking=True, reasoning=""))) == 2
+    assert len(read(user, thought, user)) == 3  # a prompt, which shows no earlier thoughts
+    assert len(read(user, {**thought, "loss": False}, user, said(content="b"))) == 4
+
+
 @pytest.mark.parametrize("column", ["messages", "conversations"])
 def test_a_system_text_in_a_column_of_its_own(column):
     turns = [{"role": "system", "content": "be"}, said(content="a")]
-    assert read(turns[1], column=column, system="be")[0] == Message("system", "be")
+    for name in ("system", "system_prompt"):
+        others = {"system": "", name: "be"}
+        assert read(turns[1], column=column, **others)[0] == Message("system", "be")
+    with pytest.raises(RowError, match="system str 'be' and system_prompt str 'do'"):
+        read(turns[1], column=column, system="be", system_prompt="do")
     assert len(read(*turns, column=column, system="be")) == 2
     found = read(*turns, column=column, system="be kind")
     assert [message.content for message in found] == ["be kind", "be", "a"]
@@ -192,7 +291,14 @@ WRONG = [
     (said(tool_calls="["), "messages[0].tool_calls", "expected JSON"),
     (said(content="", toolCalls=[{"name": "f"}]), "messages[0].toolCalls", "isn't known"),
     (said(content="", tool_use={"name": "f"}), "messages[0].tool_use", "isn't known"),
+    (said(content="", num_calls=2), "messages[0].num_calls", "isn't known"),
     (said(content=[{"type": "image_url"}]), "messages[0].content[0]", "a part of text"),
+    ({"role": "user", "content": "a", "images": ["b"]}, "messages[0].images", "text alone"),
+    (
+        {"role": "tool", "name": "f", "content": "a", "parameters": {"b": 1}},
+        "messages[0].content",
+        "stands beside parameters and observation",
+    ),
     (
         said(tool_calls=[{"name": "f", "args": {"a": pa.scalar(1)}}]),
         "messages[0].tool_calls[0].args",

@@ -8,6 +8,8 @@ from glm3cli.data.preprocess.readers.json_text import json_value
 
 Row = Mapping[str, Any]
 
+_YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
+
 
 class RowError(Exception):
     """A row that isn't of the expected form.
@@ -62,6 +64,19 @@ def weight_of(row: Row) -> float:
     if not 0 <= weight < math.inf:
         raise RowError("weight", f"expected a number of at least 0, got {shown(value)}")
     return weight
+
+
+def truth_of(value: Any) -> bool | None:
+    """Returns whether a value says yes: true or 1, or a text that says so, as CSV has it.
+
+    Returns:
+        None if it says neither yes nor no.
+    """
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.strip().lower() in (*_YES, *_NO):
+        return value.strip().lower() in _YES
+    return None
 
 
 def first_of(row: Row, fields: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ from glm3cli.data.preprocess import rows
 from glm3cli.data.preprocess.document import Document, Ids, utf8_size, written_sample, written_size
 from glm3cli.data.preprocess.fields import Row, RowError, text_of, weight_of
 from glm3cli.data.preprocess.preferences.handlers import PreferenceHandler
+from glm3cli.data.preprocess.unread import CONTEXT, MEDIA
 from glm3cli.data.tokens.chat import Template, truncate
 from glm3cli.data.tokens.messages import Message
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -104,7 +105,7 @@ class ConversationHandler:
     marker: str = "_packed"
     side_keys: frozenset[str] = frozenset({"attention_mask", "labels", WEIGHTS_KEY})
     optional: frozenset[str] = frozenset(
-        {"input", "system", "history", "tools", "functions", "weight"}
+        {"input", *rows.SYSTEM, "history", "tools", "functions", "weight", CONTEXT, *MEDIA}
     )
     stride: int = 1
 
@@ -214,6 +215,7 @@ def _any_chat(row: Row) -> list[list[Message]]:
     for name, read in (
         ("messages", rows.openai),
         ("conversations", rows.share_gpt),
+        ("conversation", rows.conversation),
         ("chat", rows.moss),
     ):
         if row.get(name) is not None:
@@ -245,7 +247,7 @@ def _moss_by_turn(row: Row) -> list[list[Message]]:
     return [messages[: i + 2] for i in range(0, len(messages), 2)]
 
 
-_INSTRUCTION = ("instruction", "input", "output")
+_INSTRUCTION = ("instruction", "input", "output", *MEDIA)
 _ALPACA = frozenset({"instruction", "output"})
 # A question and its answer: as TRL and OpenAI, ms-swift, and THUDM's examples (AdvertiseGen) name
 # them, and as data sets of questions do.
@@ -259,6 +261,7 @@ _PAIRS = (
 _CHAT = (
     frozenset({"messages"}),
     frozenset({"conversations"}),
+    frozenset({"conversation"}),
     _ALPACA,
     frozenset({"chat"}),
     *map(frozenset, _PAIRS),

@@ -3,12 +3,11 @@
 import re
 from typing import Any
 
-from glm3cli.data.preprocess.fields import Row, RowError, shown
+from glm3cli.data.preprocess.fields import Row, RowError, shown, truth_of
 
 # The keys by which a turn says whether it is trained: ChatGLM3 and ms-swift have `loss`, OpenAI
 # `weight`, axolotl `train` and `training`, ms-swift also `loss_scale`.
 FLAGS = ("loss", "train", "training", "trainable", "weight", "loss_weight", "loss_scale")
-_YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 # A key with one of these words seems to say it, too: it is refused rather than passed over.
 _WORDS = {"loss", "train", "trained", "training", "trainable", "weight", "mask", "masked"}
 
@@ -38,12 +37,11 @@ def is_trained(turn: Row, place: str) -> bool:
 
 
 def _truth(value: Any, place: str) -> bool:
-    if isinstance(value, bool | int | float) and value in (0, 1):
-        return bool(value)
-    if isinstance(value, str) and value.strip().lower() in (*_YES, *_NO):
-        return value.strip().lower() in _YES
-    expected = "expected true or false, or 1 or 0: a turn is trained or not, not in part"
-    raise RowError(place, f"{expected}; got {shown(value)}")
+    truth = truth_of(value)
+    if truth is None:
+        expected = "expected true or false, or 1 or 0: a turn is trained or not, not in part"
+        raise RowError(place, f"{expected}; got {shown(value)}")
+    return truth
 
 
 _OR = f"or one of {', '.join(FLAGS[1:])}"

@@ -6,8 +6,7 @@ turns hold both call and result (source: the README of ChatGLM3's finetune_demo)
 """
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm3cli.data.preprocess.fields import (
@@ -23,7 +22,9 @@ from glm3cli.data.preprocess.fields import (
     shown,
     text_of,
 )
+from glm3cli.data.preprocess.results import Turn, in_order_of_calls
 from glm3cli.data.preprocess.trained import is_trained
+from glm3cli.data.preprocess.unread import check_no_media, check_no_other_calls, check_no_thoughts
 from glm3cli.data.tokens.messages import ROLES, Message, Role
 
 _SPEAKERS: dict[str, Role] = {
@@ -41,43 +42,85 @@ _SPEAKERS: dict[str, Role] = {
 }
 _CALLERS = ("function_call", "tool_call")
 _CALL_KEYS = ("tool_calls", "function_call")
-# A turn's other keys that name tools, but hold no call.
-_TOOL_KEYS = {*_CALL_KEYS, "tool_call_id", "tool_name", "tools", "functions"}
 # Where calls have their arguments: OpenAI, ChatGLM3, LangChain, Anthropic.
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
 _TOOL_TURN = ("parameters", "observation")
-_CALL_WORD = re.compile("tool|call(?!ed|er|back)", re.IGNORECASE)
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _CALL_PARTS = {*_ARGUMENTS, "name", "id", "type", "index", "function"}
 
 
 def read_turns(row: Row, column: str) -> list[Message]:
     """Reads the turns in a column of a row.
 
+    The results of tools get the order of the calls that they name by their ids.
+
     Raises:
         RowError: It isn't a list of turns, or a turn has none of the forms.
     """
-    turns = list_of(row, column)
-    if not turns:
+    given = list_of(row, column)
+    if not given:
         raise RowError(column, "expected at least one turn, got []")
-    messages: list[Message] = []
-    for i, turn in enumerate(turns):
+    turns: list[Turn] = []
+    for i, turn in enumerate(given):
         place = f"{column}[{i}]"
         if not isinstance(turn, Mapping):
             raise RowError(place, f"expected an object, got {shown(turn)}")
-        messages += _read_turn(turn, place, column)
+        check_no_media(turn, place)
+        turns.append(Turn(place, turn, _read_turn(turn, place, column)))
+    _check_tools(row, turns)
+    messages = [message for turn in in_order_of_calls(turns) for message in turn.messages]
+    # Else it is a prompt, which shows no earlier thoughts.
+    if messages and messages[-1].role == "assistant":
+        for turn in turns:
+            check_no_thoughts(turn.given, turn.place)
     return messages
 
 
-def tools_of(row: Row) -> Any:
+def tools_of(row: Row, within: str = "") -> Any:
     """Returns the tools that a row or a turn offers; None for an empty list, as for none.
+
+    Args:
+        row: The row, or a turn in it.
+        within: Which field of the row the turn is, for error messages; "" for the row itself.
 
     Raises:
         RowError: They aren't JSON, or tools and functions differ.
     """
-    tools, functions = json_of(row, "tools"), json_of(row, "functions")
+    tools, functions = (_tools(row, name, within) for name in ("tools", "functions"))
     if tools and functions and tools != functions:
-        raise RowError("functions", "differ from the tools; give one of them")
+        place = f"{within}.functions" if within else "functions"
+        raise RowError(place, "differ from the tools; give one of them")
     return tools or functions or None
+
+
+def _tools(row: Row, name: str, within: str) -> Any:
+    """Returns the tools in a field, without nulls; a tool may be JSON in a string of its own."""
+    tools = json_of(row, name, within)
+    if not isinstance(tools, list):
+        return tools
+    place = f"{within}.{name}" if within else name
+    return [
+        parsed(tool, f"{place}[{i}]") if _is_object(tool) else tool
+        for i, tool in enumerate(tools)
+        if tool is not None
+    ]
+
+
+def _is_object(tool: Any) -> bool:
+    """Returns whether a tool is written as the JSON text of an object."""
+    return isinstance(tool, str) and tool.lstrip().startswith("{")
+
+
+def _check_tools(row: Row, turns: Sequence[Turn]) -> None:
+    """Raises RowError if a turn has tools that neither the row nor a system turn offers."""
+    for turn in turns:
+        tools = tools_of(turn.given, turn.place)
+        if tools is None:
+            continue
+        read = [message.tools for one in turns for message in one.messages]
+        if tools not in (tools_of(row), *read):
+            problem = "are read of the row and of a system turn alone; give them there"
+            raise RowError(f"{turn.place}.tools", problem)
 
 
 def _read_turn(turn: Row, place: str, column: str) -> list[Message]:
@@ -88,18 +131,19 @@ def _read_turn(turn: Row, place: str, column: str) -> list[Message]:
     said = _only_text(turn, place) or default
     if speaker in _CALLERS and said in turn:
         return _calls(turn[said], place, loss)
-    if speaker == "tool" and turn.get(said) is None and first_of(turn, _TOOL_TURN):
+    if speaker == "tool" and _holds_call(turn, said, place):
         return _tool_turn(turn, place, loss)
     calls: list[Message] = []
     if role == "assistant":
         for key in _CALL_KEYS:
             calls += _calls(turn.get(key), f"{place}.{key}", loss)
-        _check_no_other_calls(turn, place)
+        check_no_other_calls(turn, place)
     text = _text(turn, said, place, optional=bool(calls))
     if calls and not text:
         return calls
     metadata = text_of(turn, "metadata", optional=True, within=place)
-    return [Message(role, text, metadata, tools_of(turn), loss), *calls]
+    tools = tools_of(turn, place) if role == "system" else None
+    return [Message(role, text, metadata, tools, loss), *calls]
 
 
 def _speaker(turn: Row, place: str, column: str) -> str:
@@ -126,16 +170,33 @@ def _only_text(turn: Row, place: str) -> str | None:
 
 
 def _text(turn: Row, said: str, place: str, *, optional: bool) -> str:
-    """Returns what a turn says: a string, or OpenAI's list of parts, all of them text."""
+    """Returns what a turn says: a string, or a list of strings and OpenAI's parts of text."""
     parts = turn.get(said)
     if not isinstance(parts, list):
         return text_of(turn, said, optional, place)
     texts = []
     for i, part in enumerate(parts):
-        if not isinstance(part, Mapping) or part.get("type") != "text":
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
             raise RowError(f"{place}.{said}[{i}]", f"expected a part of text, got {shown(part)}")
         texts.append(text_of(part, "text", within=f"{place}.{said}[{i}]"))
     return "".join(texts)
+
+
+def _holds_call(turn: Row, said: str, place: str) -> bool:
+    """Returns whether a turn of a tool is ChatGLM3's, which has a call instead of a text.
+
+    Raises:
+        RowError: It has both.
+    """
+    if not turn.get(said):
+        return first_of(turn, _TOOL_TURN) is not None
+    if any(turn.get(key) for key in _TOOL_TURN):
+        problem = f"stands beside {' and '.join(_TOOL_TURN)}: give them, or a text"
+        raise RowError(f"{place}.{said}", problem)
+    return False
 
 
 def _tool_turn(turn: Row, place: str, loss: bool) -> list[Message]:
@@ -179,10 +240,3 @@ def _call(call: Any, place: str, loss: bool) -> Message:
     if not isinstance(arguments, Mapping):
         raise RowError(f"{place}.{key}", f"expected an object, got {shown(arguments)}")
     return Message("assistant", "", function["name"], loss=loss, arguments=arguments)
-
-
-def _check_no_other_calls(turn: Row, place: str) -> None:
-    """Raises RowError if an answer has a key that seems to hold calls, but isn't known."""
-    for key, value in turn.items():
-        if value and key not in _TOOL_KEYS and _CALL_WORD.search(key):
-            raise RowError(f"{place}.{key}", "isn't known; give the calls of tools as tool_calls")

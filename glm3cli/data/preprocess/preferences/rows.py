@@ -6,18 +6,27 @@ documentation). No function here deals with tokens.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from glm3cli.data.preprocess import rows
-from glm3cli.data.preprocess.fields import Row, RowError, text_of
+from glm3cli.data.preprocess.fields import Row, RowError, first_of, shown, truth_of
+from glm3cli.data.preprocess.preferences.answers import (
+    PROMPTS,
+    after_prompt,
+    answer_of,
+    common_beginning,
+    is_whole,
+    openai_prompt,
+    prompt_of,
+    split,
+    untrained,
+)
+from glm3cli.data.preprocess.unread import CONTEXT, MEDIA
 from glm3cli.data.tokens.messages import Message
 
-# Columns of a prompt, in the order in which they are looked for.
-_PROMPTS = ("prompt", "messages", "conversations", "instruction")
 # The form of a row is shown by its columns: a file must have all of at least one set.
 PAIR_FORMS = (
-    *(frozenset({prompt, "chosen", "rejected"}) for prompt in _PROMPTS),
+    *(frozenset({prompt, "chosen", "rejected"}) for prompt in PROMPTS),
     frozenset({"chosen", "rejected"}),
     frozenset({"messages", "rejected_response"}),
     frozenset({"messages", "rejected_messages"}),
@@ -25,13 +34,25 @@ PAIR_FORMS = (
 )
 _LABELS = ("label", "kto_tag")
 _ANSWERS = ("completion", "response", "answer", "output")
-FEEDBACK_FORMS = (
-    *(frozenset({"prompt", answer, label}) for answer in _ANSWERS for label in _LABELS),
-    *(frozenset({"instruction", "output", label}) for label in _LABELS),
-    *(frozenset({turns, label}) for turns in ("messages", "conversations") for label in _LABELS),
+# A question and its answer; a row has any of the answers beside any of the questions.
+_ASKED = ("prompt", "question", "query")
+_PAIRS = (
+    *(("prompt", answer) for answer in _ANSWERS),
+    ("question", "answer"),
+    ("query", "response"),
+)
+_TURNS = {
+    "messages": rows.openai,
+    "conversations": rows.share_gpt,
+    "conversation": rows.conversation,
+}
+FEEDBACK_FORMS = tuple(
+    frozenset({*columns, label})
+    for columns in (*_PAIRS, ("instruction", "output"), *((turns,) for turns in _TURNS))
+    for label in _LABELS
 )
 # Columns that any form may have beside its own.
-OPTIONAL = frozenset({"input", "system", "history", "tools", "functions"})
+OPTIONAL = frozenset({"input", *rows.SYSTEM, "history", "tools", "functions", CONTEXT, *MEDIA})
 
 
 @dataclass(frozen=True)
@@ -74,16 +95,21 @@ def pair(row: Row) -> Pair:
         given = row.get("input")
         if not isinstance(given, Mapping):
             raise RowError("input", "expected an object with messages")
-        chosen, rejected = _answer(row, "preferred_output"), _answer(row, "non_preferred_output")
-        return _pair(_within(rows.openai, given, "input.messages"), chosen, rejected)
-    for name in ("rejected_response", "rejected_messages"):  # ms-swift's
-        if row.get(name) is not None:
-            prompt, chosen = _split(rows.openai(row), "messages")
-            return _pair(prompt, chosen, _last_of(_answer(row, name), name))
-    chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
-    if any(row.get(name) is not None for name in _PROMPTS):
-        return _pair(_prompt(row), chosen, rejected)
-    return _without_prompt(row, chosen, rejected)
+        return _pair(row, openai_prompt(given, "input"), "preferred_output", "non_preferred_output")
+    if other := first_of(row, ("rejected_response", "rejected_messages")):  # ms-swift's
+        rejected = answer_of(row, other)
+        if is_whole(rejected):
+            return _without_prompt(rows.openai(row), answer_of(row, other, row), other)
+        prompt, chosen = split(rows.openai(row), "messages")
+        return Pair(untrained(prompt), chosen, rejected)
+    prompt = prompt_of(row) if first_of(row, PROMPTS) else []
+    if not prompt and isinstance(row.get("chosen"), str):
+        expected = "or chosen and rejected as whole conversations"
+        raise RowError("prompt", f"is missing; expected {', '.join(PROMPTS)}, {expected}")
+    chosen = answer_of(row, "chosen", row)
+    if not prompt or untrained(prompt) == untrained(chosen):  # then a prompt with the answer
+        return _without_prompt(chosen, answer_of(row, "rejected", row), "rejected")
+    return _pair(row, prompt, "chosen", "rejected")
 
 
 def feedback(row: Row) -> Feedback:
@@ -93,111 +119,40 @@ def feedback(row: Row) -> Feedback:
         RowError: The row has none of the forms.
     """
     is_liked = _label(row)
-    if row.get("prompt") is not None:
-        name = next((name for name in _ANSWERS if row.get(name) is not None), _ANSWERS[0])
-        prompt, answer = _prompt(row), _answer(row, name)
-    elif row.get("messages") is not None:
-        prompt, answer = _split(rows.openai(row), "messages")
-    elif row.get("conversations") is not None:
-        prompt, answer = _split(rows.share_gpt(row), "conversations")
+    column = first_of(row, PROMPTS)
+    if column in _ASKED:
+        name = first_of(row, _ANSWERS) or _ANSWERS[0]
+        prompt, [answer] = after_prompt(prompt_of(row), {name: answer_of(row, name)})
+    elif column in _TURNS:
+        prompt, answer = split(_TURNS[column](row), column)
     else:
-        prompt, answer = _split(rows.alpaca(row, joined=False), "output")
-    return Feedback(_untrained(prompt), answer, is_liked)
+        prompt, answer = split(rows.alpaca(row, joined=False), "output")
+    return Feedback(untrained(prompt), answer, is_liked)
 
 
-def _pair(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Pair:
-    return Pair(_untrained(prompt), chosen, rejected)
+def _pair(row: Row, prompt: list[Message], chosen: str, rejected: str) -> Pair:
+    """Makes a pair of a prompt and the answers in two columns of a row."""
+    answers = {name: answer_of(row, name) for name in (chosen, rejected)}
+    prompt, (better, worse) = after_prompt(prompt, answers)
+    return Pair(untrained(prompt), better, worse)
 
 
-def _untrained(prompt: list[Message]) -> list[Message]:
-    """Returns the turns of a prompt as ones that aren't trained."""
-    return [replace(message, loss=False) for message in prompt]
-
-
-def _without_prompt(row: Row, chosen: list[Message], rejected: list[Message]) -> Pair:
-    """Makes a pair of two whole conversations, whose common beginning is the prompt."""
-    if isinstance(row.get("chosen"), str):
-        expected = "or chosen and rejected as whole conversations"
-        raise RowError("prompt", f"is missing; expected {', '.join(_PROMPTS)}, {expected}")
-    shared = 0
-    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if one != other:
-            break
-        shared += 1
-    if not shared:
-        raise RowError("chosen", "expected a conversation that begins as rejected does")
-    return _pair(chosen[:shared], chosen[shared:], rejected[shared:])
-
-
-def _prompt(row: Row) -> list[Message]:
-    """Reads the prompt of a row: a text or turns, with system text, history and tools."""
-    name = next(name for name in _PROMPTS if row.get(name) is not None)
-    value = row[name]
-    if name == "conversations":
-        return rows.share_gpt(row)
-    if name == "messages" or isinstance(value, list):
-        return _within(rows.openai, {**row, "messages": value}, name)
-    asked = {key: row[key] for key in ("system", "history", "tools", "functions") if key in row}
-    if name == "instruction":
-        asked["input"] = row.get("input")
-    asked |= {"instruction": text_of(row, name), "output": ""}
-    return rows.alpaca(asked, joined=False)[:-1]
-
-
-def _answer(row: Row, name: str) -> list[Message]:
-    """Reads an answer: a text, a turn, or several turns, of OpenAI's or ShareGPT's form."""
-    value = row.get(name)
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list):
-        return [Message("assistant", text_of(row, name))]
-    is_share_gpt = any(isinstance(turn, Mapping) and "from" in turn for turn in value)
-    read, column = (rows.share_gpt, "conversations") if is_share_gpt else (rows.openai, "messages")
-    messages = _within(read, {column: value}, name)
-    if messages[-1].role != "assistant":
-        raise RowError(name, f"expected an assistant's turn at the end, got {messages[-1].role}")
-    return messages
-
-
-def _within(read: Any, row: Row, place: str) -> list[Message]:
-    """Calls a function of `rows` on turns that stand in the field `place`, which errors name."""
-    try:
-        found: list[Message] = read(row)
-    except RowError as error:
-        field = error.field
-        for column in ("messages", "conversations"):
-            field = field.replace(column, place, 1) if field.startswith(column) else field
-        raise RowError(field, error.problem) from None
-    return found
-
-
-def _split(messages: list[Message], place: str) -> tuple[list[Message], list[Message]]:
-    """Cuts a conversation into its prompt and its answer, the assistant's turns at its end.
+def _without_prompt(chosen: list[Message], rejected: list[Message], name: str) -> Pair:
+    """Makes a pair of two whole conversations, whose common beginning is the prompt.
 
     Raises:
-        RowError: It doesn't end with a turn of the assistant, or has no other turn.
+        RowError: They have none; the error names the column of the rejected one.
     """
-    start = len(messages)
-    while start and messages[start - 1].role == "assistant":
-        start -= 1
-    if not 0 < start < len(messages):
-        raise RowError(place, "expected a conversation that ends with an assistant's turn")
-    return messages[:start], messages[start:]
-
-
-def _last_of(messages: list[Message], place: str) -> list[Message]:
-    """Returns the answer at the end of turns that may be a whole conversation."""
-    if all(message.role == "assistant" for message in messages):
-        return messages
-    return _split(messages, place)[1]
+    size = common_beginning(chosen, rejected)
+    if all(message.role == "system" for message in chosen[:size]):
+        raise RowError(name, "expected a conversation that begins as the better one does")
+    return Pair(untrained(chosen[:size]), chosen[size:], rejected[size:])
 
 
 def _label(row: Row) -> bool:
-    """Reads whether an answer was liked: true or false, 1 or 0."""
-    name = next((name for name in _LABELS if row.get(name) is not None), _LABELS[0])
-    value = row.get(name)
-    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    if not isinstance(value, bool | int) or value not in (0, 1):
-        raise RowError(name, f"expected true or false, got {value!r}")
-    return bool(value)
+    """Reads whether an answer was liked: true or false, 1 or 0, or one of them as a text."""
+    name = first_of(row, _LABELS) or _LABELS[0]
+    is_liked = truth_of(row.get(name))
+    if is_liked is None:
+        raise RowError(name, f"expected true or false, or 1 or 0, got {shown(row.get(name))}")
+    return is_liked

@@ -12,6 +12,7 @@ from glm3cli.errors import DataError
 # Bytes of text that keep a worker busy for some 50 ms, so that handing them over costs little.
 CHUNK_BYTES = 1 << 18
 CHUNK_ROWS = 1000
+_LONG_WINDOW = "requires too much memory"  # what pyarrow says of zstd's --long
 # Takes the columns of a file and returns those to read; raises DataError if one is missing.
 ColumnChooser = Callable[[Sequence[str]], list[str]]
 
@@ -130,6 +131,12 @@ def damage_as_data_error(
             problem = f"{path}: {error.strerror}"
             raise DamageError(problem, "give a file that can be read", share()) from None
         problem = str(error).split("\n", maxsplit=1)[0]
+        if _LONG_WINDOW in problem:
+            raise DamageError(
+                f"{path} was packed with a window above 128 MiB, which needs too much memory",
+                f"pack it anew: zstd -dc --long=31 {path} | zstd -o NEW.zst",
+                share(),
+            ) from None
         raise DamageError(
             f"{path} is damaged or cut short: {problem}", "fetch it again", share()
         ) from None

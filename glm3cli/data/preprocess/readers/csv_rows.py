@@ -1,4 +1,4 @@
-"""Reads the rows of a CSV file; a row that can't be parsed doesn't take others with it."""
+"""Reads the rows of a CSV or TSV file; one that can't be parsed doesn't take others with it."""
 
 import csv
 import io
@@ -15,11 +15,12 @@ from glm3cli.errors import DataError
 
 # A quote that is not closed within so many characters is a stray one; it bounds the memory.
 _MOST_CHARACTERS = 1 << 27
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _SHOWN_CHARACTERS = 100  # of the line in which a file ends within a quote
 
 
 def read_csv(
-    path: Path, stream: BinaryIO, choose: ColumnChooser
+    path: Path, stream: BinaryIO, choose: ColumnChooser, separator: str = ","
 ) -> Iterator[dict[str, str] | BadRow]:
     """Yields the chosen columns of every row of a CSV file.
 
@@ -27,23 +28,27 @@ def read_csv(
         path: The file, for error messages.
         stream: Its content.
         choose: Chooses the columns to read.
+        separator: What stands between the cells of a row.
 
     Raises:
-        DataError: The file is empty, lacks columns, or ends within a quote.
+        DataError: The file lacks columns, has another separator, or ends within a quote.
     """
     csv.field_size_limit(sys.maxsize)  # the default refuses texts above 128 kB
     # Bytes that aren't UTF-8 become half surrogate pairs, which UTF-8 can't have: so they are found
     # in the cells, and spoil no other row.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    records = _Records(path, text, stream)
+    records = _Records(path, text, stream, separator)
     header = next(records, None)
+    if header is None:  # as a file of no lines in any other format
+        text.detach()
+        return
     if not header:
-        raise DataError(f"{path} is empty", "give a CSV file with a line of column names")
+        raise DataError(f"{path} begins with an empty line", "begin it with the column names")
     if isinstance(header, BadRow):
         raise DataError(f"{path}: its line of column names {header.problem}", "mend the line")
     if problem := _encoding_problem(header):
         raise DataError(f"{path}: its line of column names {problem}", "convert it to UTF-8")
-    names = columns_to_read(path, choose, header)
+    names = _names(path, choose, header, separator)
     places = {name: header.index(name) for name in names}
     records.width = len(header)
     for record in records:
@@ -52,6 +57,23 @@ def read_csv(
         elif record:  # a blank line has no cells
             yield _row(record, header, places)
     text.detach()  # else the wrapper's end would close the file, whose position is still read
+
+
+def _names(path: Path, choose: ColumnChooser, header: list[str], separator: str) -> list[str]:
+    """Returns the columns to read; raises DataError if they lack, or if others separate them."""
+    try:
+        return columns_to_read(path, choose, header)
+    except DamageError:
+        other = next((mark for mark in _SEPARATORS if mark in header[0]), None)
+        if len(header) > 1 or other is None:
+            raise
+        found, expected = _SEPARATORS[other], _SEPARATORS[separator]
+        way_out = "name it .tsv" if other == "\t" else "write it anew with commas"
+        if other == ",":
+            way_out = "name it .csv"
+        raise DamageError(
+            f"{path} has {found} between its columns, not {expected}: {header[0]!r}", way_out, 1.0
+        ) from None
 
 
 def _row(record: list[str], header: list[str], places: dict[str, int]) -> dict[str, str] | BadRow:
@@ -80,7 +102,7 @@ def _of_wrong_width(record: list[str], header: list[str]) -> BadRow:
     if len(record) < len(header):
         problem = f"expected a string, got nothing: the row has {both}"
         return BadRow(problem, _shown(record), header[len(record)])
-    return BadRow(f"has {both}; put texts with commas in quotes", _shown(record))
+    return BadRow(f"has {both}; put texts with a separator in quotes", _shown(record))
 
 
 def _counted(number: int, name: str) -> str:
@@ -102,14 +124,16 @@ class _Records:
         width: The number of columns.
     """
 
-    def __init__(self, path: Path, text: io.TextIOWrapper, stream: BinaryIO) -> None:
+    def __init__(
+        self, path: Path, text: io.TextIOWrapper, stream: BinaryIO, separator: str
+    ) -> None:
         self.width = 0
         self._path, self._text, self._stream = path, text, stream
         self._again: deque[str] = deque()  # lines that are read again
         self._record: list[str] = []  # the lines of the current record
         self._size = 0  # its characters
         self._lines_are_rows = True
-        self._reader = csv.reader(_Lines(self), strict=True)
+        self._reader = csv.reader(_Lines(self), delimiter=separator, strict=True)
 
     def __iter__(self) -> "_Records":
         return self

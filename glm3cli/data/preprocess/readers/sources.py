@@ -7,7 +7,7 @@ supply many workers.
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -70,8 +70,9 @@ def _chunks(path: Path, choose: ColumnChooser) -> Iterator[Chunk]:
             raise DamageError(f"{path} is UTF-16", "convert it with iconv -f UTF-16 -t UTF-8", 1.0)
         if file_format is None:
             file_format = "json" if _starts(stream, b"[", b"{") else "text"
-        if file_format == "csv":
-            yield from group_rows(path, file, read_csv(path, stream, choose))
+        if file_format in ("csv", "tsv"):
+            separator = "," if file_format == "csv" else "\t"
+            yield from group_rows(path, file, read_csv(path, stream, choose, separator))
         elif file_format == "text":
             yield from _line_chunks(path, file, stream, "text")
         elif _starts(stream, b"["):
@@ -96,6 +97,14 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         opened = path.open("rb")
     with opened as file:
         unpack = _UNPACK.get(path.suffix.lower())
+        with damage_as_data_error(path, share=lambda: 1.0):
+            head = file.peek(4)[:4] if unpack else b""
+        if head and _packed_by(head) is not unpack:
+            raise DamageError(
+                f"{path} isn't packed as its name says: it begins with {head!r}",
+                f"name it without {path.suffix}, or by how it is packed",
+                1.0,
+            )
         yield file, unpack(file, chunks.CHUNK_BYTES) if unpack else file
 
 
@@ -115,9 +124,15 @@ def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
     no_file = io.BytesIO()
     # Python code is called for every read, so that signals are answered before one that waits.
     pipe = io.BufferedReader(Unpacked(partial(os.read, 0)), chunks.CHUNK_BYTES)
-    head = pipe.peek(4)[:4]
-    unpack = next((unpack for mark, unpack in _MARKS.items() if head.startswith(mark)), None)
+    unpack = _packed_by(pipe.peek(4)[:4])
     return no_file, unpack(pipe, chunks.CHUNK_BYTES) if unpack else pipe
+
+
+def _packed_by(head: bytes) -> Callable[[BinaryIO, int], BinaryIO] | None:
+    """Returns what unpacks a content that begins with four bytes; None if it isn't packed."""
+    if head[1:] == _SKIPPED:
+        return unzstd
+    return next((unpack for mark, unpack in _MARKS.items() if head.startswith(mark)), None)
 
 
 def _starts(stream: BinaryIO, *marks: bytes) -> bool:
@@ -174,6 +189,7 @@ def parse_line(kind: Literal["json", "text"], line: bytes) -> Any:
 
 
 _UNPACK = {".gz": gunzipped, ".zst": unzstd, ".bz2": bunzipped, ".xz": unxz}
-# How a compressed pipe begins.
+# How a compressed content begins.
 _MARKS = {b"\x1f\x8b": gunzipped, b"\x28\xb5\x2f\xfd": unzstd, b"BZh": bunzipped, b"\xfd7zX": unxz}
+_SKIPPED = b"*M\x18"  # zstd's frames without content, with which pzstd begins, after any byte
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the byte-order marks

@@ -2,12 +2,12 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from glm3cli.data.preprocess.readers import chunks
+from glm3cli.data.preprocess.readers.arrow_values import plain_of, without_zones
 from glm3cli.data.preprocess.readers.bad_rows import BadRow
 from glm3cli.data.preprocess.readers.chunks import (
     Chunk,
@@ -158,34 +158,12 @@ def _rows(table: Any) -> list[Any]:
 
     try:
         table.validate(full=True)  # else damaged offsets would be followed
-        rows: list[Any] = table.to_pylist()
+        rows: list[Any] = without_zones(table).to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         if table.num_rows == 1:
             return [BadRow(f"can't be read: {error}", "")]
         return [row for i in range(table.num_rows) for row in _rows(table.slice(i, 1))]
-    changed = [
-        field.name
-        for field in table.schema
-        if pyarrow.types.is_nested(field.type) or "binary" in str(field.type)
-    ]
+    found = {field.name: plain for field in table.schema if (plain := plain_of(field.type))}
     for row in rows:
-        row.update({name: _plain(row[name]) for name in changed})
+        row.update({name: plain(row[name]) for name, plain in found.items()})
     return rows
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value as JSON would have it: without padding, with dicts for maps, texts for bytes.
-
-    In Arrow all structs of a column have the same keys: those that a value lacked are null. Some
-    programs (Hive, Impala, older Spark) write texts as bytes; bytes that are no UTF-8 stay.
-    """
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items() if item is not None}
-    if isinstance(value, list):
-        if value and isinstance(value[0], tuple):  # a map
-            return {_plain(name): _plain(item) for name, item in value}
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        with suppress(UnicodeDecodeError):
-            return value.decode("utf-8")
-    return value
