@@ -6,7 +6,6 @@ with them transformers needs no remote code. Per-rank files and `dist` get the c
 for models that the original remote code doesn't know, which have a config.json of the glm layout.
 """
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.family.recognise import known
 from glm3cli.config.model import RENAMED, ModelConfig, is_glm
+from glm3cli.data.tokens.added import ADDED_NAME
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME
-from glm3cli.data.tokens.vocabulary.ranks import has_ranks
+from glm3cli.data.tokens.vocabulary.pieces import Pieces
 from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json
 
@@ -32,6 +32,7 @@ COMPANIONS = (
     FILE_NAME,
     JSON_NAME,
     "tokenizer_config.json",
+    ADDED_NAME,
     "special_tokens_map.json",
     "tokenization_chatglm.py",
     "configuration_chatglm.py",
@@ -39,7 +40,6 @@ COMPANIONS = (
     "quantization.py",
     _GENERATION,
 )
-_log = logging.getLogger(__name__)
 
 
 def copy_companions(
@@ -49,7 +49,7 @@ def copy_companions(
 
     For the glm layout they are made; for the others they are copied byte by byte, and those of the
     chatglm layout then completed. From a glm folder to another layout only tokenizer.model is
-    copied: the rest is for transformers.
+    copied, and what lists tokens that other models don't have: the rest is for transformers.
 
     config.json is rewritten only where it describes another model than `model` (after a cast, for
     instance), and made from `model` where there is none.
@@ -61,7 +61,8 @@ def copy_companions(
         layout: The layout of these weights.
 
     Raises:
-        DataError: The layout is glm, and transformers can't do what the tokenizer does.
+        DataError: The layout is glm, and transformers can't do what the tokenizer does; or the
+            tokenizer of a glm folder isn't one.
     """
     if layout == "glm":
         _write_glm_files(target, model, source)
@@ -69,14 +70,15 @@ def copy_companions(
     places = _places(source)
     config = _find(places, "config.json")
     is_other = config is not None and is_glm(config)
-    has_model = _find(places, FILE_NAME) is not None
-    needed = (FILE_NAME,) if has_model else (JSON_NAME, "tokenizer_config.json")
-    for name in needed if is_other else COMPANIONS:
+    tokenizer = tokenizer_of(source) if is_other else None
+    for name in _listing(tokenizer) if is_other else COMPANIONS:
         found = _find(places, name)
         if found is not None:
             shutil.copyfile(found, target / name)
     if is_other:
         config = None
+    if tokenizer is not None:
+        _write_model(tokenizer, target)
     if config is not None and ModelConfig.from_file(config) == model:
         shutil.copyfile(config, target / "config.json")
     else:
@@ -105,14 +107,37 @@ def tokenizer_of(source: Path) -> Tokenizer | None:
     Raises:
         DataError: The file isn't a vocabulary.
     """
-    file = _tokenizer_file(source)
+    file = tokenizer_file(source)
     return Tokenizer.load(file) if file else None
 
 
-def _tokenizer_file(source: Path) -> Path | None:
-    """Returns the path of a model's vocabulary; None if there is none."""
+def tokenizer_file(source: Path) -> Path | None:
+    """Returns the path of a model's vocabulary, as `find_companion` finds it; None without one."""
     found = (find_companion(source, name) for name in (FILE_NAME, JSON_NAME))
     return next(filter(None, found), None)
+
+
+def _listing(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Returns the names of a glm folder's files that another layout needs beside tokenizer.model.
+
+    They list the tokens beside the vocabulary where these aren't those of the table, and have the
+    vocabulary itself where there is no tokenizer.model.
+    """
+    if tokenizer is None:
+        return ()
+    usual = tokenizer.member.tokens.special
+    is_usual = tuple(tokenizer.special_tokens) == usual and not tokenizer.added.tokens
+    if tokenizer.path.name == FILE_NAME and is_usual:
+        return ()
+    return (JSON_NAME, ADDED_NAME, "tokenizer_config.json")
+
+
+def _write_model(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the vocabulary to a folder as a tokenizer.model, if it can be one."""
+    if tokenizer.path.name == FILE_NAME:
+        shutil.copyfile(tokenizer.path, folder / FILE_NAME)
+    elif isinstance(tokenizer.vocabulary, Pieces):
+        (folder / FILE_NAME).write_bytes(tokenizer.vocabulary.serialized)
 
 
 def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -129,10 +154,10 @@ def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
 def _fresh(source: Path, model: ModelConfig) -> dict[str, Any]:
     """Returns the content of a new config.json beside weights that aren't in the layout glm."""
     content = _name(source) | model.to_config()
-    file = _tokenizer_file(source)
+    tokenizer = tokenizer_of(source)
     # The original config.json of models with sentencepiece names the end token alone.
-    if file is not None and has_ranks(file):
-        content |= stop_tokens(Tokenizer.load(file))
+    if tokenizer is not None and not isinstance(tokenizer.vocabulary, Pieces):
+        content |= stop_tokens(tokenizer)
     return content
 
 
@@ -146,16 +171,13 @@ def _name(source: Path) -> dict[str, Any]:
 def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
     """Writes what transformers' own class needs: config, generation config and tokenizer.
 
-    tokenizer.model is copied as well, which glm3 itself reads.
+    There is a tokenizer.model as well where the vocabulary can be one; glm3 itself reads it.
     """
     tokenizer = tokenizer_of(source)
-    if tokenizer is None:
-        _log.warning("there is no %s, so the new folder has no tokenizer", FILE_NAME)
-    else:
+    if tokenizer is not None:
         write_content(folder / "tokenizer.json", to_fast(tokenizer))
         write_content(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
-        if tokenizer.path.name == FILE_NAME:
-            shutil.copyfile(tokenizer.path, folder / FILE_NAME)
+        _write_model(tokenizer, folder)
     stops = stop_tokens(tokenizer)
     write_content(folder / "config.json", _name(source) | model.to_glm() | stops)
     write_content(folder / _GENERATION, _sampling(source) | stops)

@@ -5,8 +5,10 @@ from pathlib import Path
 from glm3cli.data.tokens.vocabulary.base import Vocabulary
 from glm3cli.data.tokens.vocabulary.files import FILE_NAME, find_vocabulary
 from glm3cli.data.tokens.vocabulary.pieces import Pieces
+from glm3cli.data.tokens.vocabulary.pieces_json import has_pieces
 from glm3cli.data.tokens.vocabulary.ranks import Ranks, has_ranks
 from glm3cli.errors import DataError
+from glm3cli.host.parsing import read_json
 
 
 def open_vocabulary(path: Path) -> Vocabulary:
@@ -24,4 +26,12 @@ def open_vocabulary(path: Path) -> Vocabulary:
             f"tokenizer {file} does not exist",
             f"give a model folder that has a {FILE_NAME}, or that file",
         )
-    return Ranks(file) if has_ranks(file) else Pieces(file)
+    if file.suffix != ".json":
+        return Ranks(file) if has_ranks(file) else Pieces(file)
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise DataError(
+            f"tokenizer {file} is not valid JSON: {error}", f"fetch {file.name} again"
+        ) from None
+    return Pieces(file, content) if has_pieces(content) else Ranks(file, content)
