@@ -14,7 +14,7 @@ from glm3cli.checkpoint.layouts.complete import complete, write_content
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.family.recognise import known
-from glm3cli.config.model import RENAMED, ModelConfig, is_glm
+from glm3cli.config.model import DTYPE_NAMES, RENAMED, ModelConfig, is_glm
 from glm3cli.data.tokens.added import ADDED_NAME
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
@@ -79,10 +79,10 @@ def copy_companions(
         config = None
     if tokenizer is not None:
         _write_model(tokenizer, target)
-    if config is not None and ModelConfig.from_file(config) == model:
+    content = _fresh(source, model) if config is None else _updated(config, model)
+    if config is not None and content == read_json(config):
         shutil.copyfile(config, target / "config.json")
     else:
-        content = _fresh(source, model) if config is None else _updated(config, model)
         write_content(target / "config.json", content)
     if layout == "chatglm":
         complete(target, stop_tokens, model.seq_length)
@@ -211,8 +211,9 @@ def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
     raw: dict[str, Any] = read_json(config)
     new, old = model.to_hf(), ModelConfig.from_file(config).to_hf()
     changes = {name: value for name, value in new.items() if value != old.get(name)}
-    if "dtype" in raw and "torch_dtype" in changes:  # the newer spelling of transformers
-        changes["dtype"] = changes["torch_dtype"]
+    for name in DTYPE_NAMES:  # which may be of another spelling, or say that fp32 was fp64
+        if name in raw and (raw[name] is not None or "torch_dtype" in changes):
+            changes[name] = new["torch_dtype"]
     for other, name in RENAMED.items():  # GLM-4's has both, and llama.cpp's converter reads these
         if other in raw and name in changes:
             changes[other] = changes[name]
