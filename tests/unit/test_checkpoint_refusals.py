@@ -135,8 +135,11 @@ def test_the_same_tensor_in_two_files(hf):
     refused(hf, f"{name} is both in model-00001-of-00002.safetensors and in model-00002-of")
 
 
-def test_rotary_frequencies_are_ignored(hf):
-    change(hf, lambda w: w.update({"transformer.rotary_pos_emb.inv_freq": torch.ones(3).half()}))
+@pytest.mark.parametrize(
+    "name", ["transformer.rotary_pos_emb", "model.layers.0.self_attn.rotary_emb"]
+)
+def test_rotary_frequencies_are_ignored(hf, name):
+    change(hf, lambda w: w.update({f"{name}.inv_freq": torch.ones(3).half()}))
     assert open_source(hf).problems == []
 
 
