@@ -7,6 +7,7 @@ for models that the original remote code doesn't know, which have a config.json 
 """
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from glm3cli.data.tokens.added import ADDED_NAME
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME
+from glm3cli.data.tokens.vocabulary.opening import kind_of
 from glm3cli.data.tokens.vocabulary.pieces import Pieces
-from glm3cli.errors import CheckpointError
+from glm3cli.errors import CheckpointError, DataError
 from glm3cli.host.parsing import read_json
 
 _GENERATION = "generation_config.json"
@@ -61,8 +63,7 @@ def copy_companions(
         layout: The layout of these weights.
 
     Raises:
-        DataError: The layout is glm, and transformers can't do what the tokenizer does; or the
-            tokenizer of a glm folder isn't one.
+        DataError: The layout is glm, and transformers can't do what the tokenizer does.
     """
     if layout == "glm":
         _write_glm_files(target, model, source)
@@ -70,8 +71,8 @@ def copy_companions(
     places = _places(source)
     config = _find(places, "config.json")
     is_other = config is not None and is_glm(config)
-    tokenizer = tokenizer_of(source) if is_other else None
-    for name in _listing(tokenizer) if is_other else COMPANIONS:
+    tokenizer = _readable_tokenizer(source) if is_other else None
+    for name in _tokenizer_names(tokenizer) if is_other else COMPANIONS:
         found = _find(places, name)
         if found is not None:
             shutil.copyfile(found, target / name)
@@ -117,19 +118,15 @@ def tokenizer_file(source: Path) -> Path | None:
     return next(filter(None, found), None)
 
 
-def _listing(tokenizer: Tokenizer | None) -> tuple[str, ...]:
-    """Returns the names of a glm folder's files that another layout needs beside tokenizer.model.
+def _tokenizer_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Returns the names of the tokenizer's files in a glm folder that another layout needs.
 
-    They list the tokens beside the vocabulary where these aren't those of the table, and have the
-    vocabulary itself where there is no tokenizer.model.
+    Where there is a tokenizer.model, the others are needed only if they list other tokens beside
+    the vocabulary than the table has.
     """
-    if tokenizer is None:
-        return ()
-    usual = tokenizer.member.tokens.special
-    is_usual = tuple(tokenizer.special_tokens) == usual and not tokenizer.added.tokens
-    if tokenizer.path.name == FILE_NAME and is_usual:
-        return ()
-    return (JSON_NAME, ADDED_NAME, "tokenizer_config.json")
+    if tokenizer is not None and tokenizer.path.name == FILE_NAME and tokenizer.is_usual:
+        return (FILE_NAME,)
+    return (FILE_NAME, JSON_NAME, ADDED_NAME, "tokenizer_config.json")
 
 
 def _write_model(tokenizer: Tokenizer, folder: Path) -> None:
@@ -138,6 +135,13 @@ def _write_model(tokenizer: Tokenizer, folder: Path) -> None:
         shutil.copyfile(tokenizer.path, folder / FILE_NAME)
     elif isinstance(tokenizer.vocabulary, Pieces):
         (folder / FILE_NAME).write_bytes(tokenizer.vocabulary.serialized)
+
+
+def _readable_tokenizer(source: Path) -> Tokenizer | None:
+    """Returns the tokenizer of a model; None without one, or if whoever uses it will refuse it."""
+    with suppress(DataError):
+        return tokenizer_of(source)
+    return None
 
 
 def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -154,10 +158,10 @@ def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
 def _fresh(source: Path, model: ModelConfig) -> dict[str, Any]:
     """Returns the content of a new config.json beside weights that aren't in the layout glm."""
     content = _name(source) | model.to_config()
-    tokenizer = tokenizer_of(source)
+    file = tokenizer_file(source)
     # The original config.json of models with sentencepiece names the end token alone.
-    if tokenizer is not None and not isinstance(tokenizer.vocabulary, Pieces):
-        content |= stop_tokens(tokenizer)
+    if file is not None and kind_of(file) == "tiktoken":
+        content |= stop_tokens(Tokenizer.load(file))
     return content
 
 

@@ -116,6 +116,11 @@ class Tokenizer:
         """How the model's turns are written."""
         return FORMATS[self.member.chat]
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether the tokens beside the vocabulary are those of the table of members."""
+        return not self.added.tokens and tuple(self.special_tokens) == self.member.tokens.special
+
     def special(self, name: str) -> int:
         """Returns the id of a special token such as `<|user|>`."""
         return self.special_tokens[name]
