@@ -448,7 +448,9 @@ def test_weights_within_a_trainers_own_file_are_read(tmp_path, caplog, place):
     said = f"has the weights in its entry {place}; optimizer, step is left out"
     assert caplog.text.count(said) == 1
     torch.save(weights | {"step": 3}, file)
-    refused(hf, "holds something other than named tensors")
+    refused(hf, r"holds something other than named tensors with values \(step\)")
+    torch.save(weights | {NORM: weights[NORM].to("meta")}, file)
+    refused(hf, rf"holds something other than named tensors with values \({NORM}\)")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

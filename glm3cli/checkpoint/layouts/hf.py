@@ -115,17 +115,22 @@ class _Pickle(_Shard):
             others = ", ".join(str(name) for name in content if name != place)
             _say_within(self._path, place, others)
             content = content[place]
-        if not isinstance(content, dict) or not all(
-            isinstance(value, Tensor) for value in content.values()
-        ):
+        entries = content if isinstance(content, dict) else {type(content).__name__: content}
+        other = next((name for name, value in entries.items() if not _is_stored(value)), None)
+        if other is not None:
             raise CheckpointError(
-                f"{self._path} holds something other than named tensors",
+                f"{self._path} holds something other than named tensors with values ({other})",
                 "give the model's own pytorch_model*.bin files",
             )
-        return content
+        return dict(entries)
 
     def read(self, name: str) -> Tensor:
         return (self._content or self._load())[name]
+
+
+def _is_stored(value: Any) -> bool:
+    """Returns whether an entry of a .bin file is a tensor with values, which one on meta lacks."""
+    return isinstance(value, Tensor) and not value.is_meta
 
 
 def _has_tensors(content: Any, name: str) -> bool:
