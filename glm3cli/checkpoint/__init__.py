@@ -3,8 +3,8 @@
 Begin with `names`: the table of weights, with their names in every layout. Then `cuts` (pieces of
 tensor-parallel ranks), `source` (what weights can be read from), `load` (weights into a model that
 trains or generates), `random` (weights of a training from scratch), and `locate`, `headers`,
-`pickles` and `scratch`, which serve them. The folders import one way, and the modules here import
-none of them:
+`wrappers`, `pickles` and `scratch`, which serve them. The folders import one way, and the modules
+here import none of them:
 
     these modules < files < adapter < layouts < convert; run stands beside convert.
 

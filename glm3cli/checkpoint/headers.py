@@ -17,6 +17,10 @@ from glm3cli.errors import CheckpointError
 
 Shape = tuple[int, ...]
 _SHOWN = 5
+_QUANTISED = (
+    "its weights are quantised, and glm3 reads unquantised ones",
+    "take the model's fp16, bf16 or fp32 files; --quantize rounds them when they are loaded",
+)
 # What tensors that the model doesn't have tell about a checkpoint, and what to do.
 _KINDS: list[tuple[str, str, str]] = [
     (
@@ -25,9 +29,9 @@ _KINDS: list[tuple[str, str, str]] = [
         "take the model that was tuned, without the prefix; or tune it anew with --lora-rank",
     ),
     (
-        r"(weight_scale|qweight|qzeros|scales|g_idx|absmax|quant_map|weight_offset)$",
-        "its weights are quantised, and glm3 reads unquantised ones",
-        "take the model's fp16, bf16 or fp32 files; --quantize rounds them when they are loaded",
+        r"(weight_scale(_inv)?|weight_packed|qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|"
+        r"weight_format|weight_offset)$",
+        *_QUANTISED,
     ),
     (
         r"(lora_[AB]\.|lora_embedding_|\.base_layer\.)",
@@ -66,12 +70,13 @@ class TensorProblem:
     """One thing that is wrong with a checkpoint's tensors.
 
     Attributes:
-        kind: Whether the tensor is missing, isn't known, or has a wrong shape or type.
+        kind: Whether the tensor is missing, isn't known, has a wrong shape or type, or has numbers
+            of one byte.
         name: The tensor's name in the checkpoint's layout.
         sentence: The problem as it is shown to the user.
     """
 
-    kind: Literal["missing", "unknown", "wrong"]
+    kind: Literal["missing", "unknown", "wrong", "quantised"]
     name: str
     sentence: str
 
@@ -101,11 +106,14 @@ def compare(
         if name not in expected:
             sentence = f"unknown source key {name} of shape {shape}{place}"
             problems.append(TensorProblem("unknown", name, sentence))
-        elif header.shape != expected[name]:
-            sentence = f"wrong shape of {name}{place}: expected {list(expected[name])}, got {shape}"
-            problems.append(TensorProblem("wrong", name, sentence))
         elif kept_dtype(header.dtype) not in TORCH_DTYPES.values():
             sentence = f"{name}{place} is {header.dtype}; expected fp32, bf16 or fp16"
+            kind: Literal["wrong", "quantised"] = (
+                "quantised" if header.dtype.itemsize == 1 else "wrong"
+            )
+            problems.append(TensorProblem(kind, name, sentence))
+        elif header.shape != expected[name]:
+            sentence = f"wrong shape of {name}{place}: expected {list(expected[name])}, got {shape}"
             problems.append(TensorProblem("wrong", name, sentence))
     return problems
 
@@ -173,6 +181,10 @@ def refuse(path: Path, problems: Iterable[TensorProblem]) -> None:
         names = [p.name for p in found if p.kind == "unknown" and re.search(pattern, p.name)]
         if names:
             raise CheckpointError(f"{path}: {reason} ({names[0]})", way_out)
+    quantised = [problem.sentence for problem in found if problem.kind == "quantised"]
+    if quantised:
+        reason, way_out = _QUANTISED
+        raise CheckpointError(f"{path}: {reason} ({quantised[0]})", way_out)
     more = f"; and {len(sentences) - _SHOWN} more" if len(sentences) > _SHOWN else ""
     raise CheckpointError(
         f"{path}: {'; '.join(sentences[:_SHOWN])}{more}",

@@ -17,6 +17,8 @@ WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".distcp"}  # of files, in all
 TRACKER = "latest_checkpointed_iteration.txt"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
+# Further files of a model, which may be links as the weights may.
+_LINKED = {SAFETENSORS_INDEX, BIN_INDEX, "config.json", "tokenizer.model", "tokenizer.json"}
 # The names that ModelLink 1.1 and its successors give the folder of a conversion to Hugging Face
 # files, which they make inside the original model's folder.
 _CONVERTED = ("mg2hg", "mg2hf")
@@ -66,12 +68,13 @@ def locate(path: Path) -> Location:
 
     Raises:
         CheckpointError: The path doesn't exist, holds no weights, or only an incomplete checkpoint;
-            or it is an adapter, whose base model isn't there.
+            or a link in it leads nowhere; or it is an adapter, whose base model isn't there.
     """
     if not path.exists():
         raise CheckpointError(f"{path} does not exist", "give a model folder")
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file", "give the model's folder")
+    _check_links(path)
     kind = kind_of(path)
     if kind == "dist" and (path / ADAPTER / ADAPTER_CONFIG).is_file():
         base = _base_of(path / ADAPTER)
@@ -90,6 +93,23 @@ def locate(path: Path) -> Location:
             "or a training run",
         )
     return locate(inner)
+
+
+def _check_links(folder: Path) -> None:
+    """Refuses links to files that a model needs and that aren't there any more.
+
+    Hugging Face's cache has such links in its snapshots, and clearing it can take the files away.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    for path in sorted(folder.iterdir()):
+        is_needed = path.suffix in WEIGHT_SUFFIXES or path.name in _LINKED
+        if is_needed and path.is_symlink() and not path.exists():
+            raise CheckpointError(
+                f"{path} is a dead link: it leads to {path.resolve()}, which isn't there",
+                "download the model again, or mend the link",
+            )
 
 
 def _base_of(adapter: Path) -> Location:

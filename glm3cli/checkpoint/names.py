@@ -320,7 +320,7 @@ WEIGHTS: tuple[Weight, ...] = (
 
 # How the names of entries end that hold no weight: rotary frequencies are computed, and the extra
 # state is empty.
-IGNORED: tuple[str, ...] = ("rotary_pos_emb.inv_freq", "_extra_state")
+IGNORED: tuple[str, ...] = ("rotary_pos_emb.inv_freq", "rotary_emb.inv_freq", "_extra_state")
 
 # A weight and its layer, counted from 0; the layer is None for weights outside the layers.
 Slot = tuple[Weight, int | None]

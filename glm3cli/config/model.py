@@ -25,7 +25,8 @@ _FIXED: dict[str, object] = {
     "tie_word_embeddings": False,
     "original_rope": True,
 }
-_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# Types of weights by transformers' names, and ours. Weights in fp64 are read as fp32.
+_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp32"}
 # Values of fields that older config.json files of the family leave out.
 _DEFAULTS: dict[str, object] = {
     "layernorm_epsilon": 1e-5,
@@ -55,6 +56,8 @@ RENAMED = {
     "rms_norm_eps": "layernorm_epsilon",
 }
 
+# The names of the field with the type of the weights, the newer one first.
+DTYPE_NAMES = ("dtype", "torch_dtype")
 DType = Literal["fp32", "bf16", "fp16"]
 # Size of one number of each type, in bytes.
 DTYPE_BYTES: dict[DType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -148,14 +151,8 @@ class ModelConfig(Settings):
         raw = _read(path)
         _check_kind(raw, path)
         values = glm.from_glm(raw, path) if is_glm(raw) else _from_chatglm(raw, path)
-        # transformers 5 has renamed the field; older files of the family leave it out
-        dtype = raw.get("dtype", raw.get("torch_dtype", "float16"))
-        if dtype not in _DTYPES:
-            raise CheckpointError(
-                f"{path} has dtype {dtype!r}", f"it must be one of {', '.join(_DTYPES)}"
-            )
         try:
-            return cls.parse({**values, "torch_dtype": _DTYPES[dtype]})
+            return cls.parse({**values, "torch_dtype": _dtype(raw, path)})
         except ConfigError as error:
             raise CheckpointError(
                 f"{path}: {error.message.replace('--', '').replace('-', '_')}",
@@ -238,6 +235,25 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds no JSON object", "fetch it again")
     return raw
+
+
+def _dtype(raw: dict[str, Any], path: Path) -> str:
+    """Returns the type of the weights.
+
+    transformers 5 has renamed the field, and writes null where it isn't known; older files of the
+    family leave it out.
+
+    Raises:
+        CheckpointError: It is one that isn't read.
+    """
+    given = (raw.get(name) for name in DTYPE_NAMES)
+    dtype = next((one for one in given if one is not None), "float16")
+    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise CheckpointError(
+            f"{path} has dtype {dtype!r}", f"it must be one of {', '.join(_DTYPES)}"
+        )
+    return found
 
 
 def _check_kind(raw: dict[str, Any], path: Path) -> None:

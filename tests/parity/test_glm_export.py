@@ -1,5 +1,6 @@
 """A `glm` folder in transformers, without remote code, against the original and our tokenizer."""
 
+import itertools
 import json
 import re
 
@@ -148,6 +149,18 @@ def test_ids_and_text_of_anything_equal_ours(fast, ours, text):
     assert ids == [*ours.prefix, *ours.encode(text)]
     assert fast.decode(ids[2:]) == ours.decode(ids)
     assert fast.decode(ids, skip_special_tokens=True) == ours.decode(ids)
+
+
+def test_a_tokenizer_that_transformers_has_saved_again(fast, ours, tmp_path):
+    fast.save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.model").exists()
+    again = Tokenizer.load(tmp_path)
+    for text in [*real_texts()[::40], *map("".join, itertools.product(AWKWARD, repeat=2))]:
+        ids = again.encode(text)
+        assert ids == ours.encode(text), text
+        assert again.decode(ids) == ours.decode(ids), text
+    assert again.special_tokens == ours.special_tokens
+    assert (again.prefix, again.ends, again.pad_id) == (ours.prefix, ours.ends, ours.pad_id)
 
 
 def test_text_that_spells_special_tokens(fast, ours):

@@ -198,6 +198,8 @@ KINDS = {
     "P-Tuning v2": ("transformer.prefix_encoder.embedding.weight", "prefix encoder of P-Tuning v2"),
     "int8": ("transformer.encoder.layers.0.mlp.dense_4h_to_h.weight_scale", "are quantised"),
     "GPTQ": ("transformer.encoder.layers.0.mlp.dense_4h_to_h.qweight", "are quantised"),
+    "bitsandbytes": ("transformer.encoder.layers.0.mlp.dense_4h_to_h.SCB", "are quantised"),
+    "fp8": ("transformer.encoder.layers.0.mlp.dense_4h_to_h.weight_scale_inv", "are quantised"),
     "an adapter inside": (
         "transformer.encoder.layers.0.self_attention.query_key_value.lora_A.default.weight",
         "has an adapter beside the weights",

@@ -181,6 +181,27 @@ def test_other_layouts_get_no_files_of_this_one(tmp_path, glm):
     assert config == SMALL.to_hf()
 
 
+@pytest.mark.parametrize("layout", ["mcore", "chatglm"])
+def test_a_tokenizer_json_alone_and_its_added_tokens_come_along(tmp_path, glm, layout):
+    ours = Tokenizer.load(glm)
+    content = json.loads((glm / "tokenizer.json").read_text())
+    added = {"id": ours.vocab_size, "content": "<n>", "special": False, "normalized": True}
+    added |= dict.fromkeys(["single_word", "lstrip", "rstrip"], False)
+    content["added_tokens"].append(added)
+    (glm / "tokenizer.json").write_text(json.dumps(content))
+    (glm / "tokenizer.model").unlink()
+    text, ids = "the fox <n>over", [*ours.encode("the fox"), ours.vocab_size]
+    convert(glm, tmp_path / "other", ConvertOptions(layout))
+    convert(tmp_path / "other", tmp_path / "back", GLM)
+    for folder in (tmp_path / "other", tmp_path / "back"):
+        again = Tokenizer.load(folder)
+        assert again.path.name == "tokenizer.model"
+        assert again.encode(text)[: len(ids)] == ids
+        assert again.decode(again.encode(text)) == text
+    again = json.loads((tmp_path / "back/tokenizer.json").read_text())
+    assert again["added_tokens"] == content["added_tokens"]
+
+
 def test_a_cast_is_told_by_the_config(tmp_path, glm):
     convert(glm, tmp_path / "bf16", ConvertOptions("glm", dtype="bf16"))
     assert json.loads((tmp_path / "bf16/config.json").read_text())["dtype"] == "bfloat16"
@@ -188,9 +209,14 @@ def test_a_cast_is_told_by_the_config(tmp_path, glm):
 
 def test_without_a_tokenizer(tmp_path, caplog):
     source = write_source(tmp_path / "hf")
+    convert(source, tmp_path / "mg", ConvertOptions("mcore"))
+    assert caplog.text == ""
     (source / "tokenizer.model").unlink()
-    convert(source, tmp_path / "glm", GLM)
-    assert "no tokenizer.model" in caplog.text
+    for layout in ("glm", "legacy", "chatglm"):
+        caplog.clear()
+        convert(source, tmp_path / layout, ConvertOptions(layout))
+        assert "hf has no tokenizer.model or tokenizer.json" in caplog.text
+        assert f"{layout} can't be used by itself" in caplog.text
     assert json.loads((tmp_path / "glm/config.json").read_text())["eos_token_id"] == [2]
     assert not list((tmp_path / "glm").glob("tokenizer*"))
 

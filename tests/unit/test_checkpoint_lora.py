@@ -149,6 +149,27 @@ def test_names_with_the_adapter_in_them(hf, tmp_path):
     assert_close(found, expected(tensors))
 
 
+@pytest.mark.parametrize(
+    ("front", "inner"),
+    [
+        ("_orig_mod.base_model.model.", ""),
+        ("module.base_model.model._fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+        ("base_model.model.module.", "_orig_mod._fsdp_wrapped_module."),
+    ],
+)
+def test_names_of_a_wrapped_model(hf, tmp_path, caplog, front, inner):
+    tensors = adapter_tensors()
+    wrapped = {
+        re.sub("(self_attention|mlp)", rf"{inner}\1", name.replace("base_model.model.", front)): one
+        for name, one in tensors.items()
+    }
+    found, _ = merge(hf, tmp_path, write_adapter(tmp_path / "adapter", wrapped))
+    assert_close(found, expected(tensors))
+    taken = {*(front + inner).replace("base_model.model.", "").split(".")} - {""}
+    said = " and ".join(f"{one}." for one in sorted(taken))
+    assert f"adapter_model.safetensors have {said}, which is left out" in caplog.text
+
+
 @pytest.mark.parametrize("layout", ["glm", "chatglm", "mcore"])
 def test_an_adapter_of_the_native_model(hf, tmp_path, layout):
     tensors = glm_adapter_tensors()
@@ -244,11 +265,26 @@ WRONG = [
         lambda t: t.update(
             {"base_model.model.transformer.embedding.word_embeddings.lora_embedding_A": None}
         ),
-        "word_embeddings.lora_embedding_A is no lora_A or lora_B",
+        r"changes the output layer or the embedding, which .*word_embeddings.lora_embedding_A\)",
     ),
     (
         lambda t: t.update({"base_model.model.transformer.output_layer.weight": None}),
-        "output_layer.weight is no lora_A or lora_B",
+        r"has a whole output layer or embedding beside .*save_embedding.*output_layer.weight\)",
+    ),
+    (
+        # as PEFT saves an adapter of it
+        lambda t: t.update(
+            {
+                "base_model.model.lm_head.base_layer.weight": None,
+                "base_model.model.lm_head.lora_A.weight": None,
+                "base_model.model.lm_head.lora_B.weight": None,
+            }
+        ),
+        r"changes the output layer or the embedding, which glm3 doesn't merge .*lm_head.lora_A",
+    ),
+    (
+        lambda t: t.update({f"{FIRST}.lora_magnitude_vector": torch.ones(48)}),
+        r"lora_magnitude_vector of .*query_key_value, but .* says that it is no DoRA \(use_dora\)",
     ),
     (lambda t: t.clear(), "lacks lora_A and lora_B of"),
 ]

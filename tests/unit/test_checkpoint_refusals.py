@@ -4,6 +4,7 @@ import enum
 import json
 import pickle
 import random
+import re
 import shutil
 
 import numpy as np
@@ -134,8 +135,11 @@ def test_the_same_tensor_in_two_files(hf):
     refused(hf, f"{name} is both in model-00001-of-00002.safetensors and in model-00002-of")
 
 
-def test_rotary_frequencies_are_ignored(hf):
-    change(hf, lambda w: w.update({"transformer.rotary_pos_emb.inv_freq": torch.ones(3).half()}))
+@pytest.mark.parametrize(
+    "name", ["transformer.rotary_pos_emb", "model.layers.0.self_attn.rotary_emb"]
+)
+def test_rotary_frequencies_are_ignored(hf, name):
+    change(hf, lambda w: w.update({f"{name}.inv_freq": torch.ones(3).half()}))
     assert open_source(hf).problems == []
 
 
@@ -397,8 +401,12 @@ def test_fp64_is_read_as_fp32_in_every_layout(tmp_path, caplog):
     weights = random_weights(dtype=torch.float64)
     hf = write_hf(tmp_path / "hf", weights=weights)
     expected = {name: tensor.float() for name, tensor in weights.items()}
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(config | {"dtype": "float64"}))
     assert_same(read_all(hf), expected)
     assert "is in fp64, and is read as fp32" in caplog.text
+    convert(hf, tmp_path / "fp32", ConvertOptions("chatglm"))
+    assert json.loads((tmp_path / "fp32/config.json").read_text())["dtype"] == "float32"
     assert_same(read_all(write_hf(tmp_path / "bin", weights=weights, kind="bin")), expected)
     convert(hf, tmp_path / "mg", ConvertOptions("mcore", ModelParallelConfig(tp=2)))
     for file in (tmp_path / "mg").rglob("*.pt"):
@@ -410,13 +418,47 @@ def doubled(weights):
     return {name: one.double() for name, one in weights.items() if isinstance(one, torch.Tensor)}
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_names_of_a_wrapped_model_lose_their_prefix(tmp_path, caplog, wrapper):
+@pytest.mark.parametrize(
+    ("wrapper", "inner"),
+    [
+        ("module.", ""),
+        ("module._orig_mod.", ""),
+        ("_forward_module._fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+        ("base_model.model.", "_fsdp_wrapped_module._orig_mod."),
+    ],
+)
+def test_names_of_a_wrapped_model_lose_what_tells_of_it(tmp_path, caplog, wrapper, inner):
     weights = random_weights()
-    wrapped = {wrapper + name: one for name, one in weights.items()}
+    wrapped = {wrapper + re.sub(r"(mlp)", rf"{inner}\1", n): one for n, one in weights.items()}
     hf = write_hf(tmp_path / "hf", weights=wrapped, shards=2)
     assert_same(read_all(hf), weights)
-    assert f"begin with {wrapper}, which is left out" in caplog.text
+    for one in re.findall(r"[^.]+\.(?:model\.)?", wrapper + inner):
+        assert re.search(rf"names in .* have .*{one}.*, which is left out", caplog.text)
+
+
+@pytest.mark.parametrize("place", ["state_dict", "module", "model"])
+def test_weights_within_a_trainers_own_file_are_read(tmp_path, caplog, place):
+    weights = random_weights()
+    hf = write_hf(tmp_path / "hf", weights=weights, kind="bin")
+    file = hf / "pytorch_model.bin"
+    for is_zip in (True, False):
+        saved = {place: weights, "optimizer": {}, "step": 3}
+        torch.save(saved, file, _use_new_zipfile_serialization=is_zip)
+        assert_same(read_all(hf), weights)
+    said = f"has the weights in its entry {place}; optimizer, step is left out"
+    assert caplog.text.count(said) == 1
+    torch.save(weights | {"step": 3}, file)
+    refused(hf, r"holds something other than named tensors with values \(step\)")
+    torch.save(weights | {NORM: weights[NORM].to("meta")}, file)
+    refused(hf, rf"holds something other than named tensors with values \({NORM}\)")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, name):
+    hf = write_hf(tmp_path / "hf")
+    (hf / name).unlink()
+    (hf / name).symlink_to("../blobs/1234")
+    refused(hf, rf"hf/{name} is a dead link: it leads to .*/blobs/1234, which isn't there")
 
 
 def test_names_of_which_only_some_have_a_prefix_are_refused(tmp_path):
@@ -441,4 +483,6 @@ def test_checkpoints_of_another_kind_are_refused_by_name(hf, values, sentence):
 
 def test_types_that_no_model_comes_in_are_named(hf):
     change(hf, lambda weights: weights.update({NORM: weights[NORM].to(torch.float8_e4m3fn)}))
-    refused(hf, "is torch.float8_e4m3fn; expected fp32, bf16 or fp16")
+    refused(hf, "weights are quantised.*is torch.float8_e4m3fn; expected fp32, bf16 or fp16")
+    change(hf, lambda weights: weights.update({NORM: weights[NORM].to(torch.int64)}))
+    refused(hf, f"{NORM} is torch.int64; expected fp32, bf16 or fp16")

@@ -79,8 +79,11 @@ def test_kv_channels_need_not_be_hidden_size_by_heads(tmp_path):
         ({"dtype": "bfloat16"}, "bf16"),
         ({"dtype": "float32", "torch_dtype": "float16"}, "fp32"),
         ({}, "fp16"),
+        ({"dtype": None, "torch_dtype": None}, "fp16"),
+        ({"dtype": None, "torch_dtype": "torch.float32"}, "fp32"),
+        ({"dtype": "float64"}, "fp32"),
     ],
-    ids=["older transformers", "transformers 5", "both: the newer one counts", "neither"],
+    ids=str,
 )
 def test_the_type_of_the_weights_has_two_spellings(fields, expected, tmp_path):
     raw = {**SIX_B.to_hf(), **fields}

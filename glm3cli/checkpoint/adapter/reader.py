@@ -3,8 +3,9 @@
 The adapter's modules may have the names of either Hugging Face layout, chatglm or glm.
 """
 
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,23 +15,20 @@ from torch import Tensor
 
 from glm3cli.checkpoint import pickles
 from glm3cli.checkpoint.adapter.config import AdapterConfig, read_adapter_config
+from glm3cli.checkpoint.adapter.misfits import ANOTHER_BASE, refuse_misfits
 from glm3cli.checkpoint.adapter.pairs import Adapter, Pair
+from glm3cli.checkpoint.locate import ADAPTER_CONFIG
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
+from glm3cli.checkpoint.wrappers import PEFT, without_wrappers
 from glm3cli.config.model import ModelConfig
 from glm3cli.errors import CheckpointError
 
 # The logical names of the weights that an adapter may change.
 _TARGETS = ("qkv_weight", "attention_out", "mlp_up", "mlp_down")
-_MODULES = (
-    "query_key_value, dense, dense_h_to_4h or dense_4h_to_h (GlmForCausalLM: q_proj, k_proj, "
-    "v_proj, o_proj, gate_up_proj or down_proj)"
-)
 WEIGHTS_FILE = "adapter_model.safetensors"
 # In a state dict that was saved by hand the adapter's name ("default") is part of the names.
-_NAME = re.compile(
-    r"(?:base_model\.model\.)?(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?"
-)
-_ANOTHER_BASE = "take the base model that the adapter was trained on"
+_NAME = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,19 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
         model: The shape of the base model.
 
     Raises:
-        CheckpointError: The adapter is damaged, has tensors for modules that ChatGLM3 doesn't have,
-            lacks some, or belongs to a base model of another shape.
+        CheckpointError: The adapter is damaged, has tensors for other modules than those that
+            can be merged, lacks some, or belongs to a base model of another shape.
     """
     config = read_adapter_config(folder)
     file = _file(folder)
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _tensors(file):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
-        found.setdefault(match.group(1), {})[match.group(2)] = tensor
-    modules = _modules(model, found)
+    found, modules = _matched(file, model)
     for module, sides in found.items():
-        if module not in modules:
-            name = f"{module}.lora_{min(sides)}.weight"
-            raise CheckpointError(f"{file}: {_misfit(name, model)}", _ANOTHER_BASE)
+        if "magnitude_vector" in sides and not config.use_dora:
+            raise CheckpointError(
+                f"{file} has lora_magnitude_vector of {module}, but {ADAPTER_CONFIG} says that it "
+                "is no DoRA (use_dora)",
+                "set use_dora to true there if it was trained as a DoRA; else save it again",
+            )
     for module in modules:
         if module in found or config.wants(module):
             needed = ["A", "B", *(["magnitude_vector"] if config.use_dora else [])]
@@ -87,6 +82,36 @@ def open_adapter(folder: Path, model: ModelConfig) -> Adapter:
         slot = modules[name].slot
         pairs.setdefault(slot, []).append(_pair(file, name, sides, modules[name], config))
     return Adapter(pairs)
+
+
+def _matched(
+    file: Path, model: ModelConfig
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Module]]:
+    """Returns the matrices in a file by module and side, and the modules that it could change.
+
+    Raises:
+        CheckpointError: A tensor belongs to no such module.
+    """
+    tensors = dict(_tensors(file))
+    names = _unwrapped(file, list(tensors))
+    places = {stored: _NAME.fullmatch(name) for stored, name in names.items()}
+    found: dict[str, dict[str, Tensor]] = {}
+    for stored, place in places.items():
+        if place is not None:
+            found.setdefault(place.group(1), {})[place.group(2)] = tensors[stored]
+    modules = _modules(model, found)
+    misfits = [s for s, place in places.items() if place is None or place.group(1) not in modules]
+    refuse_misfits(file, misfits, model)
+    return found, modules
+
+
+def _unwrapped(file: Path, stored: Sequence[str]) -> dict[str, str]:
+    """Returns the names in the model, with the endings of PEFT, by those in a file."""
+    names, wrappers = without_wrappers(stored)
+    wrappers = [wrapper for wrapper in wrappers if wrapper != PEFT]
+    if wrappers:
+        _log.warning("names in %s have %s, which is left out", file, " and ".join(wrappers))
+    return {one: name.removeprefix(PEFT) for one, name in names.items()}
 
 
 def _modules(model: ModelConfig, found: Mapping[str, object]) -> dict[str, Module]:
@@ -108,17 +133,6 @@ def modules_in(layout: HfLayout, model: ModelConfig) -> dict[str, Module]:
             modules[name.removesuffix(".weight")] = module
             start += outputs
     return modules
-
-
-def _misfit(name: str, model: ModelConfig) -> str:
-    """Returns a sentence about why a tensor of this name has no place in the model."""
-    layer = re.search(r"layers\.(\d+)\.", name)
-    if layer and int(layer.group(1)) >= model.num_layers:
-        return (
-            f"{name} is for layer {layer.group(1)}, but the model has {model.num_layers} layers "
-            "(counted from 0)"
-        )
-    return f"{name} is no lora_A or lora_B of {_MODULES}, the modules that can be merged"
 
 
 def _pair(
@@ -146,7 +160,7 @@ def _pair(
             raise CheckpointError(
                 f"{file}: lora_{side} of {name} has the shape {list(sides[side].shape)}; with "
                 f"rank {rank} this base model needs {list(shape)}",
-                _ANOTHER_BASE,
+                ANOTHER_BASE,
             )
         if not sides[side].is_floating_point():
             raise CheckpointError(

@@ -28,7 +28,7 @@ from glm3cli.checkpoint.convert.verify import Verification, loaded_bytes, verify
 from glm3cli.checkpoint.files.digests import Follower, file_digest
 from glm3cli.checkpoint.files.manifest import FileEntry, Manifest, manifest_versions
 from glm3cli.checkpoint.files.staging import Flusher, remove_stale, staged
-from glm3cli.checkpoint.layouts.companions import copy_companions
+from glm3cli.checkpoint.layouts.companions import copy_companions, tokenizer_file
 from glm3cli.checkpoint.layouts.opening import open_source
 from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
 from glm3cli.checkpoint.locate import locate_adapter
@@ -110,6 +110,13 @@ def convert(
     plan = _plan(source, options)
     adapter = _adapter(options, plan.model)
     check_needs(target_path, _needs(source, plan, adapter, options))
+    if tokenizer_file(source_path) is None:
+        _log.warning(
+            "%s has no tokenizer.model or tokenizer.json, so %s can't be used by itself: put the "
+            "model's tokenizer files beside its config.json",
+            source_path,
+            target_path,
+        )
     with staged(target_path, force=options.force) as folder:
         copy_companions(source_path, folder, plan.model, options.layout)
         transfer = Transfer(source, plan, adapter, report)

@@ -6,8 +6,8 @@ with them transformers needs no remote code. Per-rank files and `dist` get the c
 for models that the original remote code doesn't know, which have a config.json of the glm layout.
 """
 
-import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from glm3cli.checkpoint.layouts.complete import complete, write_content
 from glm3cli.checkpoint.locate import locate
 from glm3cli.checkpoint.names import Layout
 from glm3cli.config.family.recognise import known
-from glm3cli.config.model import RENAMED, ModelConfig, is_glm
+from glm3cli.config.model import DTYPE_NAMES, RENAMED, ModelConfig, is_glm
+from glm3cli.data.tokens.added import ADDED_NAME
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME
-from glm3cli.data.tokens.vocabulary.ranks import has_ranks
-from glm3cli.errors import CheckpointError
+from glm3cli.data.tokens.vocabulary.opening import kind_of
+from glm3cli.data.tokens.vocabulary.pieces import Pieces
+from glm3cli.errors import CheckpointError, DataError
 from glm3cli.host.parsing import read_json
 
 _GENERATION = "generation_config.json"
@@ -32,6 +34,7 @@ COMPANIONS = (
     FILE_NAME,
     JSON_NAME,
     "tokenizer_config.json",
+    ADDED_NAME,
     "special_tokens_map.json",
     "tokenization_chatglm.py",
     "configuration_chatglm.py",
@@ -39,7 +42,6 @@ COMPANIONS = (
     "quantization.py",
     _GENERATION,
 )
-_log = logging.getLogger(__name__)
 
 
 def copy_companions(
@@ -49,7 +51,7 @@ def copy_companions(
 
     For the glm layout they are made; for the others they are copied byte by byte, and those of the
     chatglm layout then completed. From a glm folder to another layout only tokenizer.model is
-    copied: the rest is for transformers.
+    copied, and what lists tokens that other models don't have: the rest is for transformers.
 
     config.json is rewritten only where it describes another model than `model` (after a cast, for
     instance), and made from `model` where there is none.
@@ -69,18 +71,19 @@ def copy_companions(
     places = _places(source)
     config = _find(places, "config.json")
     is_other = config is not None and is_glm(config)
-    has_model = _find(places, FILE_NAME) is not None
-    needed = (FILE_NAME,) if has_model else (JSON_NAME, "tokenizer_config.json")
-    for name in needed if is_other else COMPANIONS:
+    tokenizer = _readable_tokenizer(source) if is_other else None
+    for name in _tokenizer_names(tokenizer) if is_other else COMPANIONS:
         found = _find(places, name)
         if found is not None:
             shutil.copyfile(found, target / name)
     if is_other:
         config = None
-    if config is not None and ModelConfig.from_file(config) == model:
+    if tokenizer is not None:
+        _write_model(tokenizer, target)
+    content = _fresh(source, model) if config is None else _updated(config, model)
+    if config is not None and content == read_json(config):
         shutil.copyfile(config, target / "config.json")
     else:
-        content = _fresh(source, model) if config is None else _updated(config, model)
         write_content(target / "config.json", content)
     if layout == "chatglm":
         complete(target, stop_tokens, model.seq_length)
@@ -105,14 +108,40 @@ def tokenizer_of(source: Path) -> Tokenizer | None:
     Raises:
         DataError: The file isn't a vocabulary.
     """
-    file = _tokenizer_file(source)
+    file = tokenizer_file(source)
     return Tokenizer.load(file) if file else None
 
 
-def _tokenizer_file(source: Path) -> Path | None:
-    """Returns the path of a model's vocabulary; None if there is none."""
+def tokenizer_file(source: Path) -> Path | None:
+    """Returns the path of a model's vocabulary, as `find_companion` finds it; None without one."""
     found = (find_companion(source, name) for name in (FILE_NAME, JSON_NAME))
     return next(filter(None, found), None)
+
+
+def _tokenizer_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    """Returns the names of the tokenizer's files in a glm folder that another layout needs.
+
+    Where there is a tokenizer.model, the others are needed only if they list other tokens beside
+    the vocabulary than the table has.
+    """
+    if tokenizer is not None and tokenizer.path.name == FILE_NAME and tokenizer.is_usual:
+        return (FILE_NAME,)
+    return (FILE_NAME, JSON_NAME, ADDED_NAME, "tokenizer_config.json")
+
+
+def _write_model(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the vocabulary to a folder as a tokenizer.model, if it can be one."""
+    if tokenizer.path.name == FILE_NAME:
+        shutil.copyfile(tokenizer.path, folder / FILE_NAME)
+    elif isinstance(tokenizer.vocabulary, Pieces):
+        (folder / FILE_NAME).write_bytes(tokenizer.vocabulary.serialized)
+
+
+def _readable_tokenizer(source: Path) -> Tokenizer | None:
+    """Returns the tokenizer of a model; None without one, or if whoever uses it will refuse it."""
+    with suppress(DataError):
+        return tokenizer_of(source)
+    return None
 
 
 def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -129,9 +158,9 @@ def stop_tokens(tokenizer: Tokenizer | None) -> dict[str, Any]:
 def _fresh(source: Path, model: ModelConfig) -> dict[str, Any]:
     """Returns the content of a new config.json beside weights that aren't in the layout glm."""
     content = _name(source) | model.to_config()
-    file = _tokenizer_file(source)
+    file = tokenizer_file(source)
     # The original config.json of models with sentencepiece names the end token alone.
-    if file is not None and has_ranks(file):
+    if file is not None and kind_of(file) == "tiktoken":
         content |= stop_tokens(Tokenizer.load(file))
     return content
 
@@ -146,16 +175,13 @@ def _name(source: Path) -> dict[str, Any]:
 def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
     """Writes what transformers' own class needs: config, generation config and tokenizer.
 
-    tokenizer.model is copied as well, which glm3 itself reads.
+    There is a tokenizer.model as well where the vocabulary can be one; glm3 itself reads it.
     """
     tokenizer = tokenizer_of(source)
-    if tokenizer is None:
-        _log.warning("there is no %s, so the new folder has no tokenizer", FILE_NAME)
-    else:
+    if tokenizer is not None:
         write_content(folder / "tokenizer.json", to_fast(tokenizer))
         write_content(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
-        if tokenizer.path.name == FILE_NAME:
-            shutil.copyfile(tokenizer.path, folder / FILE_NAME)
+        _write_model(tokenizer, folder)
     stops = stop_tokens(tokenizer)
     write_content(folder / "config.json", _name(source) | model.to_glm() | stops)
     write_content(folder / _GENERATION, _sampling(source) | stops)
@@ -189,8 +215,9 @@ def _updated(config: Path, model: ModelConfig) -> dict[str, Any]:
     raw: dict[str, Any] = read_json(config)
     new, old = model.to_hf(), ModelConfig.from_file(config).to_hf()
     changes = {name: value for name, value in new.items() if value != old.get(name)}
-    if "dtype" in raw and "torch_dtype" in changes:  # the newer spelling of transformers
-        changes["dtype"] = changes["torch_dtype"]
+    for name in DTYPE_NAMES:  # which may be of another spelling, or say that fp32 was fp64
+        if name in raw and (raw[name] is not None or "torch_dtype" in changes):
+            changes[name] = new["torch_dtype"]
     for other, name in RENAMED.items():  # GLM-4's has both, and llama.cpp's converter reads these
         if other in raw and name in changes:
             changes[other] = changes[name]

@@ -20,6 +20,7 @@ from glm3cli.checkpoint.headers import Header, compare, in_fp32, kept_dtype, wit
 from glm3cli.checkpoint.locate import Location, hf_files, index_of
 from glm3cli.checkpoint.names import Cut, HfLayout, Weight, is_ignored, slots
 from glm3cli.checkpoint.source import StoredSource, config_of
+from glm3cli.checkpoint.wrappers import without_wrappers
 from glm3cli.config.model import is_glm
 from glm3cli.errors import CheckpointError
 from glm3cli.host.parsing import read_json
@@ -37,9 +38,8 @@ _OTHER_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# What programs put before all names that save a model within another one: DistributedDataParallel
-# and DeepSpeed, and torch.compile.
-_WRAPPERS = ("module.", "_orig_mod.")
+# Where trainers' own checkpoints have the weights, beside the optimizer's state and counters.
+_WITHIN = ("state_dict", "module", "model")
 _log = logging.getLogger(__name__)
 
 
@@ -104,19 +104,46 @@ class _Pickle(_Shard):
         self._content = content if is_zipfile(path) else None
 
     def _load(self) -> dict[str, Tensor]:
-        """Returns the content of the file, after checking that it is a dictionary of tensors."""
+        """Returns the tensors of the file, by name.
+
+        Raises:
+            CheckpointError: It has something else.
+        """
         content = pickles.load(self._path)
-        if not isinstance(content, dict) or not all(
-            isinstance(value, Tensor) for value in content.values()
-        ):
+        place = next((name for name in _WITHIN if _has_tensors(content, name)), None)
+        if place is not None:
+            others = ", ".join(str(name) for name in content if name != place)
+            _say_within(self._path, place, others)
+            content = content[place]
+        entries = content if isinstance(content, dict) else {type(content).__name__: content}
+        other = next((name for name, value in entries.items() if not _is_stored(value)), None)
+        if other is not None:
             raise CheckpointError(
-                f"{self._path} holds something other than named tensors",
+                f"{self._path} holds something other than named tensors with values ({other})",
                 "give the model's own pytorch_model*.bin files",
             )
-        return content
+        return dict(entries)
 
     def read(self, name: str) -> Tensor:
         return (self._content or self._load())[name]
+
+
+def _is_stored(value: Any) -> bool:
+    """Returns whether an entry of a .bin file is a tensor with values, which one on meta lacks."""
+    return isinstance(value, Tensor) and not value.is_meta
+
+
+def _has_tensors(content: Any, name: str) -> bool:
+    """Returns whether an entry of a .bin file's content is a dictionary that has tensors."""
+    inner = content.get(name) if isinstance(content, dict) else None
+    return isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values())
+
+
+@functools.lru_cache(maxsize=16)
+def _say_within(path: Path, place: str, others: str) -> None:
+    """Logs where a file has its weights, and what else it has, once for all times it is read."""
+    left_out = f"; {others} is left out" if others else ""
+    _log.warning("%s has the weights in its entry %s%s", path, place, left_out)
 
 
 class HfSource(StoredSource):
@@ -157,8 +184,8 @@ class HfSource(StoredSource):
     def _places(self) -> dict[str, tuple[_Shard, str]]:
         """Returns the shard that holds each tensor and its name there, by the tensor's name.
 
-        The names differ where all of them have the prefix of a wrapper around the model, or where
-        the model inside ChatGLMForConditionalGeneration was saved without its own prefix.
+        The names differ where they tell of wrappers around the model or its modules, or where the
+        model inside ChatGLMForConditionalGeneration was saved without its own prefix.
 
         Raises:
             CheckpointError: A tensor is in two files.
@@ -166,13 +193,14 @@ class HfSource(StoredSource):
         place: dict[str, tuple[_Shard, str]] = {}
         file_of: dict[str, Path] = {}
         stored_names = [name for shard in self._shards for name in shard.headers]
-        wrapper = wrapper_of(stored_names)
-        inner = _prefix_of([name.removeprefix(wrapper) for name in stored_names])
-        if wrapper:
-            _log.warning("the names in %s begin with %s, which is left out", self.path, wrapper)
+        unwrapped, wrappers = without_wrappers(stored_names)
+        inner = _prefix_of(list(unwrapped.values()))
+        if wrappers:
+            left_out = " and ".join(wrappers)
+            _log.warning("names in %s have %s, which is left out", self.path, left_out)
         for path, shard in zip(self._files, self._shards, strict=True):
             for stored in shard.headers:
-                name = inner + stored.removeprefix(wrapper)
+                name = inner + unwrapped[stored]
                 if name in place and not is_ignored(name):
                     raise CheckpointError(
                         f"{name} is both in {file_of[name].name} and in {path.name} of {self.path}",
@@ -206,18 +234,6 @@ class HfSource(StoredSource):
     def files(self) -> list[Path]:
         """Returns the files that hold the weights."""
         return self._files
-
-
-def wrapper_of(names: Sequence[str]) -> str:
-    """Returns what all names begin with because a wrapper around the model was saved, or ""."""
-    wrapper = ""
-    while names and (
-        found := next(
-            (one for one in _WRAPPERS if all(name.startswith(wrapper + one) for name in names)), ""
-        )
-    ):
-        wrapper += found
-    return wrapper
 
 
 def _prefix_of(names: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
 The tokens of text come from the folder's vocabulary (see `vocabulary`), and the special tokens from
 its other files, or from the table of members where these don't name them. Ids and decoded text are
 those of each model's own tokenizer. Text that is spelled like a special token is encoded as text;
-only `Tokenizer.special` and the chat formats give the ids of special tokens.
+only `Tokenizer.special` and the chat formats give the ids of special tokens. Tokens that a user has
+added, and not as special ones, are found in text (see `added`).
 """
 
 import hashlib
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from glm3cli.config.family.members import Member
+from glm3cli.config.family.members import Member, Tokens
 from glm3cli.config.family.recognise import recognise
+from glm3cli.data.tokens.added import Added, AddedToken, listed_tokens
 from glm3cli.data.tokens.formats.base import ChatFormat
 from glm3cli.data.tokens.formats.table import FORMATS
 from glm3cli.data.tokens.vocabulary.base import Vocabulary
 from glm3cli.data.tokens.vocabulary.opening import open_vocabulary
+from glm3cli.errors import DataError
 from glm3cli.host.parsing import read_json
 
 
@@ -33,7 +36,8 @@ class Tokenizer:
         member: The member of the family that the folder is, or one with its traits.
         vocabulary: The tokens of text.
         special_tokens: The ids of the special tokens, by name.
-        vocab_size: The number of ids: those of the vocabulary and of the special tokens.
+        added: The tokens that a user has added.
+        vocab_size: The number of ids: those of the vocabulary, the special and the added tokens.
         prefix: The ids of `[gMASK] sop`, with which every sequence starts.
         eos_id: The id of the end token.
         pad_id: The id that fills up short samples.
@@ -45,18 +49,25 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Reads the special tokens beside a vocabulary."""
+        """Reads the special and the added tokens beside a vocabulary.
+
+        Raises:
+            DataError: The files give the id of a special token that is needed to another one.
+        """
         self.path = vocabulary.path
         self.vocabulary = vocabulary
         self.hidden_spaces = vocabulary.hidden_spaces
         folder = self.path.parent
         self.member: Member = recognise(folder, vocabulary.kind)
         traits = self.member.tokens
-        self.special_tokens = _special_tokens(folder, vocabulary) or {
-            name: vocabulary.size + i for i, name in enumerate(traits.special)
-        }
-        self._names = {i: name for name, i in self.special_tokens.items()}
+        listed = listed_tokens(folder)
+        self.special_tokens = _special_tokens(listed, traits, vocabulary.size)
+        named = self.special_tokens.keys() | traits.special
+        self.added = Added([t for t in listed if not t.special and t.content not in named])
+        self._names = {i: token.content for i, token in self.added.tokens.items()}
+        self._names |= {i: name for name, i in self.special_tokens.items()}
         self.vocab_size = max([vocabulary.size, *(i + 1 for i in self._names)])
+        _check_special(folder, self.special_tokens, traits)
         self.prefix = tuple(self.special(name) for name in traits.prefix)
         end = vocabulary.end if traits.end is None else self.special(traits.end)
         assert end is not None  # every kind has it here or there
@@ -73,7 +84,7 @@ class Tokenizer:
             path: A model folder, or its tokenizer.model or tokenizer.json.
 
         Raises:
-            DataError: The file is missing or isn't a vocabulary.
+            DataError: The file is missing or isn't a vocabulary, or the tokens beside it don't fit.
         """
         return cls(open_vocabulary(path))
 
@@ -82,8 +93,9 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the vocabulary's file, in hexadecimal digits."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        """The SHA-256 of the vocabulary's file and any added tokens, in hexadecimal digits."""
+        added = repr(list(self.added.tokens.values())) if self.added.tokens else ""
+        return hashlib.sha256(self.path.read_bytes() + added.encode()).hexdigest()
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, object]:
@@ -104,20 +116,36 @@ class Tokenizer:
         """How the model's turns are written."""
         return FORMATS[self.member.chat]
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether the tokens beside the vocabulary are those of the table of members."""
+        return not self.added.tokens and tuple(self.special_tokens) == self.member.tokens.special
+
     def special(self, name: str) -> int:
         """Returns the id of a special token such as `<|user|>`."""
         return self.special_tokens[name]
 
     def is_special(self, token: int) -> bool:
         """Returns whether an id has no text: a special token, or an id without a token."""
-        return not self.vocabulary.is_text(token)
+        return not (self.vocabulary.is_text(token) or token in self.added.tokens)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without the prefix."""
-        return self.vocabulary.encode(text)
+        if not self.added.tokens:
+            return self.vocabulary.encode(text)
+        ids: list[int] = []
+        for part, is_whole in self.added.parts(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                encode = self.vocabulary.encode if is_whole else self.vocabulary.encode_as_it_is
+                ids += encode(part)
+        return ids
 
     def encode_array(self, text: str) -> np.ndarray:
         """Returns the ids of a text, without the prefix, as int32 [number of tokens]."""
+        if self.added.tokens:
+            return np.array(self.encode(text), dtype=np.int32)
         return self.vocabulary.encode_array(text)
 
     def use_fast_encoder(self) -> None:
@@ -150,7 +178,7 @@ class Tokenizer:
 
     def token_name(self, token: int) -> str:
         """Returns how the vocabulary spells an id, to be shown to people."""
-        if 0 <= token < self.vocabulary.size:
+        if 0 <= token < self.vocabulary.size and token not in self._names:
             return self.vocabulary.name(token)
         return self._names.get(token) or f"<{token}>"
 
@@ -161,6 +189,8 @@ class Tokenizer:
             A str with the text, spaces included (the name for a special token, "" for an id
             without text), or bytes of UTF-8, which needn't be whole characters.
         """
+        if token in self.added.tokens:
+            return self.added.tokens[token].text
         if self.is_special(token):
             return self._names.get(token, "")
         return self.vocabulary.piece(token)
@@ -208,15 +238,39 @@ class StreamDecoder:
         return piece
 
 
-def _special_tokens(folder: Path, vocabulary: Vocabulary) -> dict[str, int]:
-    """Returns the special tokens that the files of a folder list; none if they list none."""
-    listed = _content(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    found = {}
-    for i, token in listed.items() if isinstance(listed, dict) else ():
-        name = token.get("content") if isinstance(token, dict) else None
-        if isinstance(name, str) and i.isdecimal() and int(i) >= vocabulary.size:
-            found[name] = int(i)
-    return found
+def _special_tokens(listed: Sequence[AddedToken], traits: Tokens, size: int) -> dict[str, int]:
+    """Returns the ids of the special tokens by name: those of the table, and those of the files.
+
+    Args:
+        listed: The tokens that the files list; an id that they give counts more than the table's.
+        traits: The row of the table.
+        size: The number of the vocabulary's tokens, behind which the special ones stand.
+    """
+    found = {
+        token.content: token.id
+        for token in listed
+        if token.id >= size and (token.special or token.content in traits.special)
+    }
+    taken = {token.id for token in listed}
+    usual = {name: size + i for i, name in enumerate(traits.special)}
+    all_of_them = {n: i for n, i in usual.items() if n not in found and i not in taken} | found
+    return dict(sorted(all_of_them.items(), key=lambda item: item[1]))
+
+
+def _check_special(folder: Path, special: Mapping[str, int], traits: Tokens) -> None:
+    """Refuses a tokenizer whose files give the id of a token that is needed to another one.
+
+    Raises:
+        DataError: They do.
+    """
+    needed = (*traits.prefix, *traits.ends, *([traits.end] if traits.end else []))
+    missing = [name for name in needed if name not in special]
+    if missing:
+        raise DataError(
+            f"the tokenizer files in {folder} have no {', '.join(missing)}, and give the id to "
+            "another token",
+            "take the model's own tokenizer_config.json and tokenizer.json",
+        )
 
 
 def _listed_ends(folder: Path) -> list[int]:

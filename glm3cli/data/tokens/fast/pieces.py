@@ -9,7 +9,8 @@ from typing import Any
 import sentencepiece
 
 from glm3cli.data.tokens.formats.templates import MARK
-from glm3cli.data.tokens.vocabulary.pieces import SPACE, Pieces, only_prepends_space
+from glm3cli.data.tokens.vocabulary.pieces import Pieces, only_prepends_space
+from glm3cli.data.tokens.vocabulary.pieces_json import SPACE
 
 
 def obstacle(vocabulary: Pieces, special: Sequence[str]) -> str | None:

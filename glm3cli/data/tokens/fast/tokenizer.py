@@ -6,6 +6,7 @@ becomes that token, while the models' own tokenizers leave it text. For text fro
 tokenizer with `split_special_tokens=True`, which leaves it text.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from glm3cli.data.tokens.fast import pieces, ranks
@@ -48,7 +49,7 @@ def to_fast(tokenizer: Tokenizer) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(i, name) for i, name in _added(tokenizer).items()],
+        "added_tokens": _all_added(tokenizer),
         "normalizer": parts["normalizer"],
         "pre_tokenizer": parts["pre_tokenizer"],
         "post_processor": _post_processor(tokenizer),
@@ -91,6 +92,17 @@ def _added(tokenizer: Tokenizer) -> dict[int, str]:
     vocabulary = tokenizer.vocabulary
     own = pieces.controls(vocabulary) if isinstance(vocabulary, Pieces) else {}
     return own | {i: name for name, i in tokenizer.special_tokens.items()}
+
+
+def _all_added(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Returns the entries of all tokens that are found in text: special ones, and a user's."""
+    entries = [_added_token(i, name) for i, name in _added(tokenizer).items()]
+    entries += [asdict(token) for token in tokenizer.added.tokens.values()]
+    ours = {"takes_space"}  # no field of the file, whose normalizer shows it
+    return [
+        {name: value for name, value in entry.items() if name not in ours}
+        for entry in sorted(entries, key=lambda entry: entry["id"])
+    ]
 
 
 def _added_token(i: int, name: str) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class Vocabulary(ABC):
         """Returns the ids of a text as int32 [number of tokens]."""
         return np.array(self.encode(text), dtype=np.int32)
 
+    def encode_as_it_is(self, text: str) -> list[int]:
+        """Returns the ids of a text in front of which no space is put."""
+        return self.encode(text)
+
     @abstractmethod
     def is_text(self, token: int) -> bool:
         """Returns whether an id stands for text."""

@@ -1,7 +1,8 @@
 """The vocabulary of a sentencepiece model, as ChatGLM2 and ChatGLM3 have it."""
 
+import functools
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import sentencepiece
@@ -9,9 +10,10 @@ import sentencepiece
 from glm3cli.config.family.members import VocabularyKind
 from glm3cli.data.tokens.vocabulary.base import ByteDecoder, Vocabulary
 from glm3cli.data.tokens.vocabulary.fast_encoder import FastEncoder
+from glm3cli.data.tokens.vocabulary.files import FILE_NAME
+from glm3cli.data.tokens.vocabulary.pieces_json import PREPENDS_NOTHING, SPACE, model_of
 from glm3cli.errors import DataError
 
-SPACE = "\u2581"  # what sentencepiece writes for a space
 # A text of characters of which any normalisation would change at least one.
 _UNCHANGED = "\u3000\uff41 \ufb01\t\u2460\x1f\u00a0 x"
 _NO_CHARACTER = "\ufffd"  # shown for bytes that are no UTF-8
@@ -28,18 +30,28 @@ class Pieces(Vocabulary):
     end = 2
     filler = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: Any = None) -> None:
         """Reads the file.
 
+        Args:
+            path: A tokenizer.model, or a tokenizer.json.
+            content: The content of the tokenizer.json.
+
         Raises:
-            DataError: It isn't a sentencepiece model.
+            DataError: It isn't a sentencepiece model, or a tokenizer.json that none equals.
         """
         self.path = path
         self.pieces = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = self.pieces.LoadFromSerializedProto(path.read_bytes())
+            model = path.read_bytes() if content is None else model_of(content)
+            loaded = self.pieces.LoadFromSerializedProto(model)
         except RuntimeError:  # what sentencepiece raises for bytes that aren't a model
             loaded = False
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"tokenizer {path} gives other ids than a sentencepiece model could: {error}",
+                f"put the model's own {FILE_NAME} beside it",
+            ) from None
         if not loaded:
             raise DataError(
                 f"tokenizer {path} is not a sentencepiece model", f"fetch {path.name} again"
@@ -58,15 +70,26 @@ class Pieces(Vocabulary):
         ids = self._fast.encode(text) if self._fast else None
         return np.array(self._encode(text), dtype=np.int32) if ids is None else ids
 
+    def encode_as_it_is(self, text: str) -> list[int]:
+        """Returns the ids of a text in front of which no space is put."""
+        return _encode(self._bare, text)
+
     def _encode(self, text: str) -> list[int]:
         """Returns the ids that sentencepiece gives; those of the fast encoder equal them."""
-        try:
-            ids: list[int] = self.pieces.EncodeAsIds(text)
-        except (RuntimeError, UnicodeEncodeError):
-            # JSON can spell half a surrogate pair, which is no character: encode U+FFFD instead.
-            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            ids = self.pieces.EncodeAsIds(whole)
-        return ids
+        return _encode(self.pieces, text)
+
+    @functools.cached_property
+    def _bare(self) -> sentencepiece.SentencePieceProcessor:
+        """The same pieces, but that no space is put in front of a text."""
+        bare = sentencepiece.SentencePieceProcessor()
+        bare.LoadFromSerializedProto(self.serialized + PREPENDS_NOTHING)
+        return bare
+
+    @property
+    def serialized(self) -> bytes:
+        """The bytes of a tokenizer.model that has the pieces."""
+        model: bytes = self.pieces.serialized_model_proto()
+        return model
 
     def speed_up(self) -> None:
         """Makes encoding several times as fast, at the cost of a second now and some memory.
@@ -97,6 +120,17 @@ class Pieces(Vocabulary):
     def byte_decoder(self) -> ByteDecoder:
         """Returns a decoder that shows U+FFFD for each byte that is no UTF-8."""
         return _ByteDecoder()
+
+
+def _encode(pieces: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
+    """Returns the ids that sentencepiece gives for any text."""
+    try:
+        ids: list[int] = pieces.EncodeAsIds(text)
+    except (RuntimeError, UnicodeEncodeError):
+        # JSON can spell half a surrogate pair, which is no character: encode U+FFFD instead.
+        whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        ids = pieces.EncodeAsIds(whole)
+    return ids
 
 
 class _ByteDecoder:

@@ -18,7 +18,6 @@ from glm3cli.config.family.members import GLM4, VocabularyKind
 from glm3cli.data.tokens.vocabulary.base import ByteDecoder, Vocabulary
 from glm3cli.data.tokens.vocabulary.long_space import LONG_SPACE, without_long_space
 from glm3cli.errors import DataError
-from glm3cli.host.parsing import read_json
 
 
 class Ranks(Vocabulary):
@@ -31,8 +30,12 @@ class Ranks(Vocabulary):
 
     kind: ClassVar[VocabularyKind] = "tiktoken"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: Any = None) -> None:
         """Reads the file.
+
+        Args:
+            path: A tokenizer.model, or a tokenizer.json.
+            content: The content of the tokenizer.json.
 
         Raises:
             DataError: It holds no such tokens.
@@ -40,15 +43,15 @@ class Ranks(Vocabulary):
         self.path = path
         self.pattern = GLM4.pattern
         try:
-            if path.suffix == ".json":
-                self.ranks, self.pattern = _from_json(read_json(path))
+            if content is not None:
+                self.ranks, self.pattern = _from_json(content)
             else:
                 self.ranks = dict(map(_from_line, path.read_bytes().splitlines()))
             self._encoding = tiktoken.Encoding(
                 path.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={}
             )
             is_whole = sorted(self.ranks.values()) == list(range(len(self.ranks)))
-        except (ValueError, KeyError, TypeError, binascii.Error):
+        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
             is_whole = False
         if not is_whole:
             raise DataError(
@@ -100,9 +103,7 @@ class _ByteDecoder:
 
 
 def has_ranks(path: Path) -> bool:
-    """Returns whether a file is a tokenizer.json, or begins as such a tokenizer.model."""
-    if path.suffix == ".json":
-        return True
+    """Returns whether a tokenizer.model begins as one with ranks does."""
     with path.open("rb") as file:
         line = file.readline(1024)
     try:
@@ -128,14 +129,14 @@ def _from_json(content: Any) -> tuple[dict[bytes, int], str]:
     model, steps = content["model"], content["pre_tokenizer"]
     steps = steps.get("pretokenizers", [steps])
     [pattern] = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
-    special = {token["id"] for token in content["added_tokens"]}
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    made = [model["vocab"]["".join(pair)] for pair in pairs]
+    special = {token["id"] for token in content["added_tokens"]}.difference(made)
     ranks = {
         bytes(map(BYTES.__getitem__, token)): i
         for token, i in model["vocab"].items()
         if i not in special
     }
-    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-    made = [model["vocab"]["".join(pair)] for pair in pairs]
     if model["type"] != "BPE" or made != sorted(made):
         raise ValueError("its merges aren't in the order of its ids")
     return ranks, pattern
