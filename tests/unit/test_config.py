@@ -295,9 +295,9 @@ def test_an_unknown_key_comes_with_the_nearest_known_one():
 
 def test_all_problems_are_told_together():
     with pytest.raises(ConfigError) as caught:
-        train_config(tp=0, lr=-1.0, dtype="int8", save="a string", train_iterations=1)
+        train_config(tp=0, lr=-1.0, dtype="int8", save=5, train_iterations=1)
     said = caught.value.message.split("; ")
-    starts = ("--tp 0: ", "--lr -1.0: ", "--dtype int8: ", "--save a string: ", "unknown key ")
+    starts = ("--tp 0: ", "--lr -1.0: ", "--dtype int8: ", "--save 5: ", "unknown key ")
     assert len(said) == len(starts)
     for start in starts:
         assert sum(sentence.startswith(start) for sentence in said) == 1, said
