@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.checkpoint.layouts.opening import shape_at
-from glm3cli.checkpoint.locate import Location, locate
+from glm3cli.checkpoint.locate import Location, iteration_of, locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
@@ -31,6 +31,12 @@ from glm3cli.train.weights.selection import check_selection
 if TYPE_CHECKING:
     from glm3cli.data.raw import RawData
     from glm3cli.data.samples.blend_table import DataSource
+
+# What a run keeps in its folder besides checkpoints; see checkpointer, report and data.
+_OF_THE_RUN = {
+    *("best", "data", "run.yaml", "metrics.jsonl", "report.html", "profile"),
+    *("tensorboard", "wandb", "swanlab"),
+}
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,7 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     reference = _reference(config, model)
     tokenizer = _find_tokenizer(config, location)
     _check_save(config.save)
+    _check_apart(config, location)
     _check_export(config)
     check_installed(config.tools)
     named = read_blend(config.data)
@@ -267,8 +274,35 @@ def _check_save(save: Path) -> None:
         )
 
 
+def _check_apart(config: TrainConfig, location: Location | None) -> None:
+    """Checks that the run's folder and the model's don't lie in one another.
+
+    The run's checkpoints would else be a part of the model, which is compared when it goes on. That
+    a run goes on with a checkpoint of its own as the model is fine.
+
+    Raises:
+        ConfigError: They do.
+    """
+    if location is None or config.model is None:
+        return
+    save, folder = config.save.resolve(), location.folder.resolve()
+    is_own = location.kind == "dist" and iteration_of(folder) is not None and folder.parent == save
+    if _overlap(save, folder) and not is_own:
+        raise ConfigError(
+            f"--save {config.save} and the model in {location.folder} lie in one another",
+            "give the run a folder elsewhere",
+        )
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Returns whether two resolved paths are the same, or one lies in the other."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def _check_export(config: TrainConfig) -> None:
     """Checks that --export-hf would not replace anything but an earlier export of the same run.
+
+    It may lie in the run's folder, but not where the run itself writes.
 
     Raises:
         ConfigError: It would, or the folder can't be made.
@@ -276,6 +310,15 @@ def _check_export(config: TrainConfig) -> None:
     target = config.export_hf
     if target is None:
         return
+    new, save = target.resolve(), config.save.resolve()
+    inner = new.relative_to(save).parts[:1] if new.is_relative_to(save) else ()
+    is_taken = inner and (iteration_of(save / inner[0]) is not None or inner[0] in _OF_THE_RUN)
+    around = any(place.is_relative_to(new) for place in (save, config.cache_folder.resolve()))
+    if is_taken or around or (config.model and _overlap(new, config.model.resolve())):
+        raise ConfigError(
+            f"--export-hf {target} lies among the files of --save or --model, or around them",
+            f"give a folder elsewhere, or {config.save / 'hf'}",
+        )
     if not existing_parent(target).is_dir() or not os.access(existing_parent(target), os.W_OK):
         raise ConfigError(f"--export-hf {target} can't be made", "give another folder")
     if not target.exists():

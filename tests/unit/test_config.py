@@ -167,7 +167,28 @@ def test_torchrun_counts_more_than_nproc(monkeypatch):
     assert LaunchConfig().world_size == 1
     assert LaunchConfig(nproc=4).world_size == 4
     monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert LaunchConfig(nproc=4).world_size == 16
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert LaunchConfig(nproc=4).world_size == 1
+
+
+@pytest.mark.parametrize(("ranks", "found"), [("", 4), (" ", 4), ("0", 4), ("1", 4)])
+def test_a_cluster_that_starts_one_process_leaves_nproc_to_us(monkeypatch, ranks, found):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert LaunchConfig.parse({"nproc": 4}).world_size == found
+
+
+def test_a_cluster_that_starts_several_processes_counts(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert LaunchConfig.parse({"nproc": 1}).world_size == LaunchConfig().world_size == 2
+    with pytest.raises(ConfigError, match="--nproc 4, but WORLD_SIZE=2 in the environment"):
+        LaunchConfig.parse({"nproc": 4})
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=two in the environment is no whole number"):
+        LaunchConfig.parse({})
 
 
 # --- a training run ---
