@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
-from glm3cli.host.launcher import is_local_rank, launched_ranks
+from glm3cli.host.launcher import is_local_rank, launched_ranks, number_of
 
 PANEL = "Device and launch"
 # The operations for which a chip may have a kernel of its own.
@@ -68,3 +68,8 @@ class LaunchConfig(Settings):
     def world_size(self) -> int:
         """Number of ranks: of the launcher that has started them, else `nproc`, else 1."""
         return launched_ranks() or self.nproc or 1
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Number of ranks on this machine, also in the process that starts them."""
+        return number_of("LOCAL_WORLD_SIZE", self.nproc or 1)

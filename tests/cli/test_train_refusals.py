@@ -134,6 +134,12 @@ EARLY = {
         "give a folder elsewhere",
         "finetune",
     ),
+    "steps whose samples don't fit into the memory": Case(
+        lambda p, t: {"train_iters": 2**62},
+        2,
+        "--train-iters 4,611,686,018,427,387,904 x --global-batch-size",
+        "--exit-duration ends a run by time",
+    ),
     "missing data": Case(
         lambda p, t: {"data": p.folder / "text"},
         3,

@@ -13,7 +13,10 @@ from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
+from glm3cli.data.kinds import ANSWERS, TEXT
+from glm3cli.data.prefixes import Blend
 from glm3cli.errors import ConfigError
+from glm3cli.train import prepare
 from tests.support.config_file import read
 from tests.support.tiny import TINY, train_config
 
@@ -394,3 +397,22 @@ def test_mc2_is_for_what_its_operators_take(monkeypatch, options, said):
     config = train_config(mc2=True, tp=2, dtype="bf16", micro_batch_size=4)
     monkeypatch.setenv("WORLD_SIZE", "2")
     config.check_sizes(SIX_B)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefixes", "size"),
+    [(TEXT, "a", 17), (TEXT, "ab", 27), (ANSWERS, "ab", 10), (ANSWERS, "a", 0)],
+)
+def test_the_order_of_the_samples_may_take_half_of_the_memory(monkeypatch, kind, prefixes, size):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    blend = Blend(tuple(prefixes), None)
+    step = 4 * 2 * size  # of 4 samples, on 2 ranks
+    monkeypatch.setattr(prepare, "total_memory", lambda: 2 * 1000 * step)
+    for steps in (1000, 1001, 2**62):
+        config = train_config(train_iters=steps, global_batch_size=4, nproc=2)
+        if steps == 1000 or not size:
+            prepare._check_order(config, kind, blend)
+            continue
+        with pytest.raises(ConfigError, match="2 rank.s. of this machine would keep") as caught:
+            prepare._check_order(config, kind, blend)
+        assert caught.value.hint.startswith("give at most 1,000 steps")
