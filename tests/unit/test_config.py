@@ -413,6 +413,6 @@ def test_the_order_of_the_samples_may_take_half_of_the_memory(monkeypatch, kind,
         if steps == 1000 or not size:
             prepare._check_order(config, kind, blend)
             continue
-        with pytest.raises(ConfigError, match="2 rank.s. of this machine would keep") as caught:
+        with pytest.raises(ConfigError, match=r"2 rank\(s\) of this machine would keep") as caught:
             prepare._check_order(config, kind, blend)
         assert caught.value.hint.startswith("give at most 1,000 steps")
