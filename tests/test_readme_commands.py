@@ -133,7 +133,7 @@ def remove_target(words: list[str]) -> None:
         return  # the call itself says so
     context = group.commands[words[1]].make_context("glm3", words[2:], resilient_parsing=True)
     target = context.params.get("target")
-    if target is not None and target.exists():
+    if target is not None and Path(target).exists():
         shutil.rmtree(target)
 
 

@@ -1,19 +1,19 @@
 """Turns a config class into a command's options, so that every option is written once.
 
 Every command also has `--config FILE`, a YAML file whose values become the command's defaults:
-flags win over them.
+flags win over them. Of several files, a later one wins over those before it.
 """
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic.fields import FieldInfo
 
-from glm3cli.config.base import Flag, Settings, unknown_key
+from glm3cli.config.base import Flag, Settings, has_paths, unknown_key
 from glm3cli.errors import ConfigError
 from glm3cli.host.parsing import read_yaml
 
@@ -81,15 +81,20 @@ def _parameter(config: type[Settings], key: str) -> inspect.Parameter:
     flag = config.flag_of(key)
     # A missing option is reported by the config, together with everything else that is wrong.
     default = None if field.is_required() else field.get_default(call_default_factory=True)
+    # Typer gives a path as text: a Path would have forgotten that it was empty.
+    path_type: Any = str if has_paths(field.annotation) else None
     kind: Any
     if flag.positional:
-        kind = typer.Argument(help=field.description, metavar=flag.metavar, show_default=False)
+        kind = typer.Argument(
+            help=field.description, metavar=flag.metavar, show_default=False, path_type=path_type
+        )
     else:
         kind = typer.Option(
             *_spellings(field, flag),
             help=field.description,
             metavar=flag.metavar,
             rich_help_panel=flag.panel,
+            path_type=path_type,
         )
     annotation = field.annotation if not field.is_required() else field.annotation | None  # type: ignore[operator]
     if flag.positional and field.is_required():
@@ -114,36 +119,53 @@ def _config_file() -> inspect.Parameter:
     """Builds the parameter for `--config FILE`."""
     option = typer.Option(
         "--config",
-        help="YAML file with options as keys; flags win over it.",
+        help="YAML file with options as keys; flags win over it, and a later file too. In its "
+        "paths, ~ is expanded, and variables are not.",
         is_eager=True,
-        callback=_read_config_file,
+        callback=_read_config_files,
         metavar="FILE",
     )
     return inspect.Parameter(
         "config_file",
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[Path | None, option],
+        annotation=Annotated[list[str] | None, option],
     )
 
 
-def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Makes the values of a YAML file the defaults of the command's options.
+def _read_config_files(context: typer.Context, files: list[str] | None) -> list[str] | None:
+    """Makes the values of YAML files the defaults of the command's options.
 
-    A list option may have one value. A key without a value leaves the option's own default.
+    Raises:
+        ConfigError: A file can't be read, isn't a YAML mapping, or has an unknown key.
+    """
+    if context.resilient_parsing:
+        return files
+    for file in files or []:
+        values = _read_config_file(context.command.params, file)
+        context.default_map = {**(context.default_map or {}), **values}
+    return files
+
+
+def _read_config_file(parameters: Sequence[Any], file: str) -> dict[str, Any]:
+    """Returns the values of a YAML file by the names of the command's parameters.
+
+    A list option may have one value. A key without a value leaves what the option has without it.
 
     Raises:
         ConfigError: The file can't be read, isn't a YAML mapping, or has an unknown key.
     """
-    if path is None or context.resilient_parsing:
-        return path
+    if not file.strip():
+        raise ConfigError(
+            f"--config {file!r} names no file", "give a YAML file, or leave --config out"
+        )
     known = {
         spelling.removeprefix("--").replace("-", "_"): parameter
-        for parameter in context.command.params
+        for parameter in parameters
         for spelling in parameter.opts
         if parameter.name != "config_file"
     }
-    path = path.expanduser()
+    path = Path(file).expanduser()
     values: dict[str, Any] = {}
     for key, value in _load_yaml(path).items():
         if key not in known:
@@ -158,8 +180,7 @@ def _read_config_file(context: typer.Context, path: Path | None) -> Path | None:
         if name in values:
             raise ConfigError(f"{path}: {key} is given twice, under two names", "drop one")
         values[name] = items if takes_list else items[0]
-    context.default_map = {**(context.default_map or {}), **values}
-    return path
+    return values
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

@@ -8,6 +8,6 @@ its config.json (`glm` knows transformers' form of it); `parallel` holds the par
 room `scripts` reads options out of ModelLink's shell scripts.
 
 Every room may import these classes, and the command line turns them into options (`cli.options`).
-They import only pydantic and `errors`, no torch and no numpy, so that `--help` and wrong options
-are answered at once.
+They import only pydantic, `errors` and `host`, no torch and no numpy, so that `--help` and wrong
+options are answered at once.
 """

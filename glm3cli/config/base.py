@@ -19,6 +19,8 @@ from pydantic_core import ErrorDetails
 from glm3cli.errors import ConfigError
 
 _LARGEST = 2**63 - 1  # of all whole numbers: C's types hold no larger ones
+# A shell's variable where a part of a path begins, such as ${HOME}/run.
+_VARIABLE = re.compile(r"(?:^|/)(\$(?:\{[^}/]*\}?|[A-Za-z_]\w*))")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,13 @@ class Flag:
     name: str | None = None
     only: str | None = None
     is_path: bool = False
+
+    @property
+    def spelling(self) -> str:
+        """The option as a user types it, such as `--seq-length`, or an argument's placeholder."""
+        if self.positional and self.metavar:
+            return self.metavar
+        return "--" + str(self.name).replace("_", "-")
 
 
 class Settings(BaseModel):
@@ -67,23 +76,19 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: Any) -> Any:
-        """Refuses whole numbers that no file could hold, and expands `~` at the start of paths.
-
-        A shell expands it only where a word begins with it.
-        """
+        """Refuses whole numbers that no file could hold, and reads paths as `_read_path` does."""
         if not isinstance(values, dict):
             return values
-        fields = cls.model_fields
-        for name, value in values.items():
-            if isinstance(value, int) and abs(value) > _LARGEST and name in fields:
-                flag = str(cls.flag_of(name).name).replace("_", "-")
-                raise ValueError(f"--{flag} {value}: should be at most {_LARGEST}")
-        paths = {
-            name
-            for name in values
-            if name in fields and (_has_paths(fields[name].annotation) or cls.flag_of(name).is_path)
-        }
-        return {k: _expanded(value) if k in paths else value for k, value in values.items()}
+        read = dict(values)
+        for name in values.keys() & cls.model_fields.keys():
+            value, flag = values[name], cls.flag_of(name)
+            if isinstance(value, int) and abs(value) > _LARGEST:
+                raise ValueError(f"{flag.spelling} {value}: should be at most {_LARGEST}")
+            if flag.is_path:
+                read[name] = _read_each(value, flag, str)
+            elif has_paths(cls.model_fields[name].annotation):
+                read[name] = _read_each(value, flag, Path)
+        return read
 
     @classmethod
     def flag_of(cls, field: str) -> Flag:
@@ -114,8 +119,8 @@ class Settings(BaseModel):
 
         Args:
             values: The values.
-            strict: Whether each must have its field's own type; if not, a text may stand for a path
-                or a number.
+            strict: Whether each must have its field's own type; if not, a text may stand for a
+                number. For a path it always may.
 
         Raises:
             ConfigError: Values break rules; the message has a sentence for each of them.
@@ -132,21 +137,37 @@ class Settings(BaseModel):
             ) from None
 
 
-def _has_paths(annotation: Any) -> bool:
+def has_paths(annotation: Any) -> bool:
     """Returns whether a field of this type holds a path, or a list of them."""
-    return annotation is Path or any(map(_has_paths, get_args(annotation)))
+    return annotation is Path or any(map(has_paths, get_args(annotation)))
 
 
-def _expanded(value: Any) -> Any:
-    """Returns a path, a text or a list with `~` expanded, also behind a weight (`3:~/a`)."""
+def _read_each(value: Any, flag: Flag, kind: type[str] | type[Path]) -> Any:
+    """Returns the path or the list of paths of an option as `kind`; other values as they are."""
     if isinstance(value, list):
-        return [_expanded(item) for item in value]
-    if isinstance(value, Path):
-        return Path(os.path.expanduser(value))  # noqa: PTH111  # leaves a user who isn't known
-    if isinstance(value, str):
-        weight, home, rest = re.fullmatch(r"(\d+(?:\.\d+)?:)?(~?)(.*)", value, re.S).groups("")  # type: ignore[union-attr]
-        return weight + os.path.expanduser(home + rest) if home else value  # noqa: PTH111
-    return value
+        return [_read_each(item, flag, kind) for item in value]
+    return kind(_read_path(str(value), flag)) if isinstance(value, str | Path) else value
+
+
+def _read_path(text: str, flag: Flag) -> str:
+    """Returns a path with `~` expanded at its start, also behind a weight (`3:~/a`).
+
+    A shell expands it only where a word begins with it. Variables are the shell's alone.
+
+    Raises:
+        ValueError: There is no path, or a variable where a part of it begins.
+    """
+    weight, path = re.fullmatch(r"(\d+(?:\.\d+)?:)?(.*)", text, re.S).groups("")  # type: ignore[union-attr]
+    if not path.strip():
+        raise ValueError(
+            f"{flag.spelling} {text!r} names no file or folder; is a variable empty that should?"
+        )
+    if found := _VARIABLE.search(path):
+        raise ValueError(
+            f"{flag.spelling} {text}: no shell has filled in {found[1]} here; write out what it "
+            "stands for, or give the option on the command line, in double quotes"
+        )
+    return weight + os.path.expanduser(path)  # noqa: PTH111  # leaves a user who isn't known
 
 
 def _sentence(config: type[Settings], details: ErrorDetails) -> str:
@@ -154,7 +175,7 @@ def _sentence(config: type[Settings], details: ErrorDetails) -> str:
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
         return unknown_key(name, config.model_fields)
-    flag = "--" + str(config.flag_of(name).name).replace("_", "-") if name else ""
+    flag = config.flag_of(name).spelling if name else ""
     if details["type"] == "missing":
         return f"{flag} is missing"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")

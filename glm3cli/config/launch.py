@@ -1,11 +1,11 @@
 """`LaunchConfig`: the options for the device on which a command runs, and for its ranks."""
 
-import os
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
+from glm3cli.host.launcher import is_local_rank, launched_ranks, number_of
 
 PANEL = "Device and launch"
 # The operations for which a chip may have a kernel of its own.
@@ -53,7 +53,23 @@ class LaunchConfig(Settings):
                 raise ValueError(f"--without-kernel {name}: the names are {', '.join(KERNELS)}")
         return self
 
+    @model_validator(mode="after")
+    def _check_launcher(self) -> Self:
+        ranks, nproc = launched_ranks(), self.nproc or 1
+        if ranks and nproc > 1 and not is_local_rank():
+            raise ValueError(
+                f"--nproc {nproc}, but WORLD_SIZE={ranks} in the environment makes this process "
+                f"one of {ranks} ranks: start those of each machine by torchrun (--nnodes {ranks} "
+                f"--nproc_per_node {nproc}), or leave --nproc out, or unset WORLD_SIZE"
+            )
+        return self
+
     @property
     def world_size(self) -> int:
-        """Number of ranks: of torchrun's environment if it started them, else `nproc`, else 1."""
-        return int(os.environ.get("WORLD_SIZE", self.nproc or 1))
+        """Number of ranks: of the launcher that has started them, else `nproc`, else 1."""
+        return launched_ranks() or self.nproc or 1
+
+    @property
+    def num_local_ranks(self) -> int:
+        """Number of ranks on this machine, also in the process that starts them."""
+        return number_of("LOCAL_WORLD_SIZE", self.nproc or 1)

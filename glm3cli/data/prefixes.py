@@ -96,7 +96,9 @@ def _expanded(item: str) -> list[tuple[str, float | None]]:
         entries = read_yaml(path)
     except ValueError as error:
         raise ConfigError(f"--data {item} is no YAML file: {error}", "mend it") from None
-    is_list_of_text = isinstance(entries, list) and all(isinstance(e, str) for e in entries)
+    is_list_of_text = isinstance(entries, list) and all(
+        isinstance(entry, str) and entry.strip() for entry in entries
+    )
     if not (entries and is_list_of_text):
         raise ConfigError(
             f"--data {item} holds no list of prefixes", "write a line '- WEIGHT:PREFIX' for each"

@@ -40,13 +40,15 @@ def open_large(path: Path, mode: Literal["wb", "r+b"]) -> io.BufferedWriter | io
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file beside `path`, sends it to the disk, and gives it the name `path`.
+    r"""Writes a UTF-8 file beside `path`, sends it to the disk, and gives it the name `path`.
+
+    The bytes of file names that are no UTF-8 become escapes, such as \udcc4, which JSON reads.
 
     Raises:
         OSError: The disk is full or failing; `path` is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -2,13 +2,14 @@
 
 import functools
 import json
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 # What a plain word in YAML may be: nothing (`key:` or null), and << of mappings. Everything else is
 # text, which an option reads by its own type: 10:12 would be 612 in YAML 1.1, and `no` false.
-_KEPT_TAGS = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+_NULL, _MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
+# What a file may call a word itself, as in `!!float 1e-4`; it is text all the same.
+_PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp"))
 
 
 def read_json(path: Path) -> Any:
@@ -52,23 +53,62 @@ def read_yaml(path: Path) -> Any:
 
 @functools.cache
 def _text_loader() -> Any:
-    """Returns a loader of YAML that leaves scalars as text and refuses keys that come twice."""
+    """Returns a loader of YAML that leaves scalars as text and refuses keys that come twice.
+
+    In a merge (`<<: *base`) a mapping's own keys win, and then the first mapping that has a key.
+    """
     import yaml  # 20 ms
 
     class TextLoader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen = set()
-            for key, _ in node.value:
-                name = self.construct_object(key, deep=True)
-                if isinstance(name, Hashable) and name in seen and key.tag != _KEPT_TAGS[1]:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {name!r} is given twice", key.start_mark
-                    )
-                seen |= {name} if isinstance(name, Hashable) else set()
-            return super().construct_mapping(node, deep=deep)
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            node.value = _merged(node.value)
+            return node
 
     TextLoader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT_TAGS]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in (_NULL, _MERGE)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    for tag in _PLAIN:
+        TextLoader.add_constructor(tag, _text)
     return TextLoader
+
+
+def _text(loader: Any, node: Any) -> Any:
+    return loader.construct_scalar(node)
+
+
+def _merged(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Returns the pairs of a YAML mapping's nodes with those of the mappings that it merges.
+
+    PyYAML's own merging isn't the same in all versions.
+
+    Raises:
+        ValueError: A key is there twice, or what is merged is no mapping.
+    """
+    own = [pair for pair in pairs if pair[0].tag != _MERGE]
+    merged = {_name(key): (key, value) for key, value in own}
+    for key, _ in own:
+        if merged[_name(key)][0] is not key:
+            line = key.start_mark.line + 1
+            raise ValueError(f"the key {key.value!r} is given twice, at last in line {line}")
+    for key, value in pairs:
+        for base in _bases(value) if key.tag == _MERGE else []:
+            for pair in base.value:
+                merged.setdefault(_name(pair[0]), pair)
+    return list(merged.values())
+
+
+def _name(key: Any) -> Any:
+    """Returns what tells the node of a key from those of other keys."""
+    return (key.tag == _NULL, key.value) if key.id == "scalar" else id(key)
+
+
+def _bases(merged: Any) -> list[Any]:
+    """Returns the nodes of the mappings that stand behind `<<`, one or a list of them."""
+    found = merged.value if merged.id == "sequence" else [merged]
+    for base in found:
+        if base.id != "mapping":
+            line = base.start_mark.line + 1
+            raise ValueError(f"<< in line {line} merges something else than mappings")
+    return list(found)

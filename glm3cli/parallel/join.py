@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from glm3cli.errors import ConfigError, DeviceError
+from glm3cli.host.launcher import number_of
 
 _DEFAULT_PATIENCE = 600.0  # seconds
 _VARIABLE = "GLM3_START_TIMEOUT"
@@ -36,14 +37,14 @@ def join(backend: str, timeout: timedelta) -> None:
         timeout: Longest duration of a collective of the group.
 
     Raises:
-        ConfigError: GLM3_START_TIMEOUT is no number of seconds.
+        ConfigError: GLM3_START_TIMEOUT is no number of seconds, or RANK or WORLD_SIZE no number.
         DeviceError: A rank is missing, was started twice, or can't reach the others.
     """
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but not exported
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
         return
-    rank, world_size = int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = number_of("RANK", 0), number_of("WORLD_SIZE", 1)
     try:
         store = _open_store(rank, world_size, patience())
         word = _meet(store, rank, world_size, patience())

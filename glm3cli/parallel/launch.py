@@ -66,6 +66,7 @@ from typing import Any
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.errors import Glm3Error
 from glm3cli.host.imports import large_imports
+from glm3cli.host.launcher import launched_ranks
 from glm3cli.host.limits import allow_open_files
 from glm3cli.parallel.interrupts import Signals, signals_passed_on
 
@@ -87,7 +88,7 @@ class RankError(Glm3Error):
 
 def is_speaker() -> bool:
     """Whether this process prints the result: rank 0, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return (os.environ.get("RANK") or "0") == "0"
 
 
 def is_alone() -> bool:
@@ -110,7 +111,7 @@ def run_here(config: LaunchConfig, *, answers: Signals = ()) -> bool:
         DeviceError: The device can't be used, or this process may open too few files at once.
     """
     allow_open_files(min(_FILES + _FILES_OF_A_RANK * config.world_size, _FILES_AT_MOST))
-    if config.nproc is not None and "RANK" not in os.environ:
+    if config.nproc is not None and launched_ranks() is None:
         with signals_passed_on(answers) if answers else nullcontext():
             _launch(config.nproc, config.max_restarts)
         return False

@@ -4,7 +4,6 @@ Every rank, and the process that starts them, chooses by itself, from the settin
 description of a device alone; so all of them choose the same.
 """
 
-import os
 from dataclasses import dataclass
 
 from glm3cli.config.model import ModelConfig
@@ -49,7 +48,7 @@ def choose(config: TrainConfig, model: ModelConfig) -> Choice:
         chip = find_chip(config.chip)
         kind = chip.kind if config.dry_run else kind
     else:
-        chip = DEVICES[kind].described(_num_local_ranks(config))
+        chip = DEVICES[kind].described(config.num_local_ranks)
     kernels = DEVICES[kind].saved_for_backward
     found = search(config, model, kernels, config.device_bytes, chip)
     if not found.fitting:
@@ -61,11 +60,6 @@ def choose(config: TrainConfig, model: ModelConfig) -> Choice:
     named = (config.chip or chip.name) if config.plans_elsewhere else None
     chosen = found.fitting[0].config.model_copy(update={"auto_layout": False, "chip": named})
     return Choice(chosen, _why(found, config))
-
-
-def _num_local_ranks(config: TrainConfig) -> int:
-    """Returns the number of ranks on this machine, also in the process that starts them."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", config.nproc or 1))
 
 
 def _why(found: Search, given: TrainConfig) -> str:

@@ -14,6 +14,7 @@ from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.checkpoint.locate import WEIGHT_SUFFIXES, Location
 from glm3cli.config.launch import PANEL as LAUNCH
 from glm3cli.config.model import ModelConfig
+from glm3cli.config.options.lora import LoraOptions
 from glm3cli.config.options.planning import PANEL as PLANNING
 from glm3cli.config.options.reporting import REPORT
 from glm3cli.config.options.run import IDENTITY, RUN
@@ -133,10 +134,13 @@ class Origin:
             before, now = (", ".join(map(_told, data)) for data in (noted["data"], self.data))
             found.append(Change("data", before, now))
         before = noted.get("options", {})
+        meant_before, meant = _meant(before), _meant(self.options)
         found += [
             Change(name, _as_text(before[name]), _as_text(value))
             for name, value in self.options.items()
-            if name in before and before[name] != value
+            if name in before
+            and before[name] != value
+            and meant_before.get(name, before[name]) != meant.get(name, value)
         ]
         return found
 
@@ -150,6 +154,12 @@ def _told(part: Mapping[str, Any]) -> str:
 def _contents(data: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """Returns what decides whether two blends are the same."""
     return [(part["content"], part["share"]) for part in data]
+
+
+def _meant(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the options of an adapter amount to, which may be written in several ways."""
+    given = {name: value for name, value in options.items() if name in LoraOptions.model_fields}
+    return LoraOptions.model_construct(**given).meant
 
 
 def _as_text(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from glm3cli.checkpoint.files.manifest import read_manifest
 from glm3cli.checkpoint.layouts.opening import shape_at
-from glm3cli.checkpoint.locate import Location, locate
+from glm3cli.checkpoint.locate import Location, iteration_of, locate
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
@@ -22,7 +22,9 @@ from glm3cli.data.kinds import DataKind
 from glm3cli.data.prefixes import Blend, check_files, is_raw, read_blend
 from glm3cli.errors import CheckpointError, ConfigError, DataError
 from glm3cli.host.files import existing_parent
+from glm3cli.host.memory import total_memory
 from glm3cli.plan.auto import choose
+from glm3cli.plan.search import gib
 from glm3cli.train.origin import Origin, check_goes_on, newest_noted
 from glm3cli.train.report.reporters import check_installed
 from glm3cli.train.weights.adapter import with_adapter
@@ -31,6 +33,15 @@ from glm3cli.train.weights.selection import check_selection
 if TYPE_CHECKING:
     from glm3cli.data.raw import RawData
     from glm3cli.data.samples.blend_table import DataSource
+
+# Bytes for each sample. Of texts, megatron-core 0.16.1 keeps 12.6, and takes 16.6 while it builds
+# them (measured); of a blend, an int16 and an int64 are kept.
+_ORDER_OF_TEXT, _ORDER_OF_BLEND = 17, 10
+# What a run keeps in its folder besides checkpoints; see checkpointer, report and data.
+_OF_THE_RUN = {
+    *("best", "data", "run.yaml", "metrics.jsonl", "report.html", "profile"),
+    *("tensorboard", "wandb", "swanlab"),
+}
 
 
 @dataclass(frozen=True)
@@ -185,9 +196,11 @@ def prepare(config: TrainConfig, kind: DataKind) -> Prepared:
     reference = _reference(config, model)
     tokenizer = _find_tokenizer(config, location)
     _check_save(config.save)
+    _check_apart(config, location)
     _check_export(config)
     check_installed(config.tools)
     named = read_blend(config.data)
+    _check_order(config, kind, named)
     raw = _raw_data(config, kind, named, tokenizer)
     why = choice.why if choice else None
     prepared = Prepared(config, kind, model, location, tokenizer, named, raw, reference, why)
@@ -267,8 +280,35 @@ def _check_save(save: Path) -> None:
         )
 
 
+def _check_apart(config: TrainConfig, location: Location | None) -> None:
+    """Checks that the run's folder and the model's don't lie in one another.
+
+    The run's checkpoints would else be a part of the model, which is compared when it goes on. That
+    a run goes on with a checkpoint of its own as the model is fine.
+
+    Raises:
+        ConfigError: They do.
+    """
+    if location is None or config.model is None:
+        return
+    save, folder = config.save.resolve(), location.folder.resolve()
+    is_own = location.kind == "dist" and iteration_of(folder) is not None and folder.parent == save
+    if _overlap(save, folder) and not is_own:
+        raise ConfigError(
+            f"--save {config.save} and the model in {location.folder} lie in one another",
+            "give the run a folder elsewhere",
+        )
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Returns whether two resolved paths are the same, or one lies in the other."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
+
+
 def _check_export(config: TrainConfig) -> None:
     """Checks that --export-hf would not replace anything but an earlier export of the same run.
+
+    It may lie in the run's folder, but not where the run itself writes.
 
     Raises:
         ConfigError: It would, or the folder can't be made.
@@ -276,6 +316,15 @@ def _check_export(config: TrainConfig) -> None:
     target = config.export_hf
     if target is None:
         return
+    new, save = target.resolve(), config.save.resolve()
+    inner = new.relative_to(save).parts[:1] if new.is_relative_to(save) else ()
+    is_taken = inner and (iteration_of(save / inner[0]) is not None or inner[0] in _OF_THE_RUN)
+    around = any(place.is_relative_to(new) for place in (save, config.cache_folder.resolve()))
+    if is_taken or around or (config.model and _overlap(new, config.model.resolve())):
+        raise ConfigError(
+            f"--export-hf {target} lies among the files of --save or --model, or around them",
+            f"give a folder elsewhere, or {config.save / 'hf'}",
+        )
     if not existing_parent(target).is_dir() or not os.access(existing_parent(target), os.W_OK):
         raise ConfigError(f"--export-hf {target} can't be made", "give another folder")
     if not target.exists():
@@ -288,6 +337,29 @@ def _check_export(config: TrainConfig) -> None:
         raise ConfigError(
             f"--export-hf {target} is there already, and is no export of this run",
             "give another folder, or remove it",
+        )
+
+
+def _check_order(config: TrainConfig, kind: DataKind, named: Blend) -> None:
+    """Checks that the order of all samples, which each rank keeps, leaves half of the memory.
+
+    Instructions of a single data set are in an order that is found as they are read. The others'
+    is built before the first step: megatron-core shuffles texts as a whole.
+
+    Raises:
+        ConfigError: It doesn't.
+    """
+    size = _ORDER_OF_TEXT if not kind.documents_are_samples else 0
+    size += _ORDER_OF_BLEND if len(named.prefixes) > 1 else 0
+    bytes_of_step = size * config.global_batch_size * config.num_local_ranks
+    most = total_memory() // 2
+    if not config.plans_elsewhere and bytes_of_step * config.train_iters > most:
+        raise ConfigError(
+            f"--train-iters {config.train_iters:,} x --global-batch-size "
+            f"{config.global_batch_size:,}: {config.num_local_ranks} rank(s) of this machine would "
+            f"keep the order of all these samples in {gib(bytes_of_step * config.train_iters)}, "
+            f"and its memory is {gib(2 * most)}",
+            f"give at most {most // bytes_of_step:,} steps; --exit-duration ends a run by time",
         )
 
 

@@ -1,6 +1,5 @@
 """`run_training`: a training on one rank, from its process groups to its last checkpoint."""
 
-import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +19,7 @@ from glm3cli.device import PACKAGES, require_active
 from glm3cli.host.files import write_text
 from glm3cli.host.versions import versions
 from glm3cli.parallel.groups import Grid, open_grid
+from glm3cli.parallel.launch import is_speaker
 from glm3cli.parallel.storage import Storage, find_storage, tell, together
 from glm3cli.plan.describe import checkpoint_bytes
 from glm3cli.plan.fit import check_device
@@ -66,7 +66,7 @@ def run_training(
     if config.deterministic:
         device.make_deterministic()
     with ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":
+        if is_speaker():
             stack.enter_context(claimed(config.save))
         grid = stack.enter_context(open_grid(config, config.seed))
         with disk_trouble(config.save):

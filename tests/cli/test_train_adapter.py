@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 import glm3cli
 from glm3cli.checkpoint.layouts.opening import open_source
+from glm3cli.config.training import FinetuneConfig
+from glm3cli.train.origin import Origin
 from tests.support.adapters import adapter_tensors, write_adapter
 from tests.support.checkpoints import assert_same
 from tests.support.project import Project, call, steps
@@ -153,6 +155,7 @@ def test_an_adapter_of_some_modules_and_ranks_is_the_same_after_a_step_of_nothin
         ({"lora_rank": 0}, 2, "--lora-rank 0: should be greater than or equal to 1"),
         ({"lora_rank": 4, "lora_target": "qkv,mlp"}, 2, "mlp is none of them"),
         ({"lora_alpha": 4}, 2, "--lora-alpha goes with --lora-rank or --adapter"),
+        ({"lora_rank": 4, "lora_alpha": 1e308}, 2, "should be less than or equal to 1000000"),
         (
             {
                 "lora_rank": 4,
@@ -205,6 +208,38 @@ def test_a_run_goes_on_with_what_it_trains(
     ended = call(*options(project, run, "finetune", **LORA | {"train_iters": 8} | changes))
     assert ended.code == 2
     assert words in " ".join(ended.err.split())
+
+
+ALIKE = [
+    ({"lora_rank": 4}, {"lora_rank": 4, "lora_alpha": 8, "lora_variant": "lora", "lora_plus": 1}),
+    ({"lora_rank": 4}, {"lora_rank": 4, "lora_target": "fc2, fc1,proj,qkv"}),
+    ({"lora_rank": 2, "lora_target": "qkv,fc1"}, {"lora_rank": 2, "lora_target": "fc1,qkv"}),
+    ({"lora_rank": 4, "lora_alpha": 12, "adapter": Path("a")}, {"lora_rank": 4, "lora_alpha": 12}),
+]
+OTHERS = [
+    ({"lora_rank": 4}, {"lora_rank": 4, "lora_alpha": 9}, "lora_alpha none -> 9.0"),
+    ({"lora_rank": 4}, {"lora_rank": 4, "lora_target": "qkv"}, "lora_target none -> qkv"),
+    ({"lora_rank": 4}, {"lora_rank": 4, "lora_variant": "rslora"}, "lora_variant none -> rslora"),
+    ({"lora_rank": 4}, {"lora_rank": 4, "lora_plus": 16.0}, "lora_plus none -> 16.0"),
+    ({"lora_rank": 4}, {}, "lora_rank 4 -> none"),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [(*pair, None) for case in ALIKE for pair in (case, case[::-1])] + OTHERS,
+    ids=str,
+)
+def test_adapters_are_compared_by_what_their_options_amount_to(
+    before: dict, now: dict, change: str | None
+) -> None:
+    def origin(changes: dict) -> Origin:
+        values = {"model": Path("m"), "data": ["d"], "save": Path("r"), "train_iters": 1}
+        options = FinetuneConfig.parse({**values, **changes}, strict=False).to_options()
+        return Origin("finetune", {}, [], {k: v for k, v in options.items() if "lora" in k})
+
+    changes = origin(now).changes({"options": origin(before).options})
+    assert list(map(str, changes)) == ([] if change is None else [change])
 
 
 def test_pretrain_has_no_adapters(project: Project, tmp_path: Path) -> None:

@@ -104,6 +104,42 @@ EARLY = {
     "folder without weights": Case(
         lambda p, t: {"model": p.tokenizer}, 3, "holds no weights", "training run"
     ),
+    **{
+        f"a run {name} the model": Case(
+            lambda p, t, place=place: {"model": edited(p, t), "save": place(t / "edited")},
+            2,
+            "lie in one another",
+            "give the run a folder elsewhere",
+        )
+        for name, place in {
+            "in": lambda model: model / "run",
+            "around": lambda model: model.parent,
+            "of": lambda model: model,
+        }.items()
+    },
+    **{
+        f"an export to {name}": Case(
+            lambda p, t, name=name: {"export_hf": t / name},
+            2,
+            "lies among the files of --save or --model, or around them",
+            "give a folder elsewhere, or",
+            "finetune",
+        )
+        for name in (".", "run", "run/data", "run/data/hf", "run/iter_0000009/hf", "run/best")
+    },
+    "an export into the model": Case(
+        lambda p, t: {"export_hf": p.model / "hf"},
+        2,
+        "lies among the files of --save or --model, or around them",
+        "give a folder elsewhere",
+        "finetune",
+    ),
+    "steps whose samples don't fit into the memory": Case(
+        lambda p, t: {"train_iters": 2**62},
+        2,
+        "--train-iters 4,611,686,018,427,387,904 x --global-batch-size",
+        "--exit-duration ends a run by time",
+    ),
     "missing data": Case(
         lambda p, t: {"data": p.folder / "text"},
         3,

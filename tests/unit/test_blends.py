@@ -128,6 +128,7 @@ def test_a_yaml_file_lists_prefixes_from_its_folder(texts):
     [
         ("a: 3", "holds no list of prefixes"),
         ("[]", "holds no list of prefixes"),
+        ("['', a]", "holds no list of prefixes"),
         ("- [3]\n- {1: a}", "holds no list of prefixes"),
         ("- 'a", "is no YAML file"),
         ("- 3:a\n- b", "some have a weight and some don't"),

@@ -13,7 +13,10 @@ from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.presets import PRESETS
 from glm3cli.config.training import TrainConfig
+from glm3cli.data.kinds import ANSWERS, TEXT
+from glm3cli.data.prefixes import Blend
 from glm3cli.errors import ConfigError
+from glm3cli.train import prepare
 from tests.support.config_file import read
 from tests.support.tiny import TINY, train_config
 
@@ -167,7 +170,28 @@ def test_torchrun_counts_more_than_nproc(monkeypatch):
     assert LaunchConfig().world_size == 1
     assert LaunchConfig(nproc=4).world_size == 4
     monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert LaunchConfig(nproc=4).world_size == 16
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert LaunchConfig(nproc=4).world_size == 1
+
+
+@pytest.mark.parametrize(("ranks", "found"), [("", 4), (" ", 4), ("0", 4), ("1", 4)])
+def test_a_cluster_that_starts_one_process_leaves_nproc_to_us(monkeypatch, ranks, found):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert LaunchConfig.parse({"nproc": 4}).world_size == found
+
+
+def test_a_cluster_that_starts_several_processes_counts(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert LaunchConfig.parse({"nproc": 1}).world_size == LaunchConfig().world_size == 2
+    with pytest.raises(ConfigError, match="--nproc 4, but WORLD_SIZE=2 in the environment"):
+        LaunchConfig.parse({"nproc": 4})
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE=two in the environment is no whole number"):
+        LaunchConfig.parse({})
 
 
 # --- a training run ---
@@ -295,9 +319,9 @@ def test_an_unknown_key_comes_with_the_nearest_known_one():
 
 def test_all_problems_are_told_together():
     with pytest.raises(ConfigError) as caught:
-        train_config(tp=0, lr=-1.0, dtype="int8", save="a string", train_iterations=1)
+        train_config(tp=0, lr=-1.0, dtype="int8", save=5, train_iterations=1)
     said = caught.value.message.split("; ")
-    starts = ("--tp 0: ", "--lr -1.0: ", "--dtype int8: ", "--save a string: ", "unknown key ")
+    starts = ("--tp 0: ", "--lr -1.0: ", "--dtype int8: ", "--save 5: ", "unknown key ")
     assert len(said) == len(starts)
     for start in starts:
         assert sum(sentence.startswith(start) for sentence in said) == 1, said
@@ -373,3 +397,22 @@ def test_mc2_is_for_what_its_operators_take(monkeypatch, options, said):
     config = train_config(mc2=True, tp=2, dtype="bf16", micro_batch_size=4)
     monkeypatch.setenv("WORLD_SIZE", "2")
     config.check_sizes(SIX_B)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefixes", "size"),
+    [(TEXT, "a", 17), (TEXT, "ab", 27), (ANSWERS, "ab", 10), (ANSWERS, "a", 0)],
+)
+def test_the_order_of_the_samples_may_take_half_of_the_memory(monkeypatch, kind, prefixes, size):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    blend = Blend(tuple(prefixes), None)
+    step = 4 * 2 * size  # of 4 samples, on 2 ranks
+    monkeypatch.setattr(prepare, "total_memory", lambda: 2 * 1000 * step)
+    for steps in (1000, 1001, 2**62):
+        config = train_config(train_iters=steps, global_batch_size=4, nproc=2)
+        if steps == 1000 or not size:
+            prepare._check_order(config, kind, blend)
+            continue
+        with pytest.raises(ConfigError, match=r"2 rank\(s\) of this machine would keep") as caught:
+            prepare._check_order(config, kind, blend)
+        assert caught.value.hint.startswith("give at most 1,000 steps")

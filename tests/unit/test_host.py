@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from glm3cli.host import files, fingerprints, memory
-from glm3cli.host.files import existing_parent, write_json, write_text
+from glm3cli.host.files import existing_parent, write_json
 from glm3cli.host.fingerprints import fingerprint
 from glm3cli.host.parsing import read_json
 from glm3cli.host.versions import versions
@@ -22,9 +22,13 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert json.loads(path.read_text()) == {"x": 1 / 3}
     with pytest.raises(TypeError):
         write_json(path, {"x": object()})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
     assert json.loads(path.read_text()) == {"x": 1 / 3}
+
+
+def test_a_file_may_name_another_whose_name_is_no_utf8(tmp_path):
+    name = os.fsdecode("湖.jsonl".encode("gbk"))
+    write_json(tmp_path / "results.json", {"source": name})
+    assert read_json(tmp_path / "results.json") == {"source": name}
 
 
 def test_the_nearest_folder_that_exists(tmp_path, monkeypatch):

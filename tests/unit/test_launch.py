@@ -48,7 +48,9 @@ def test_without_a_sentence_the_first_failure_counts(code, expected, said):
 def test_the_launcher_gets_the_number_of_ranks_and_of_restarts(monkeypatch):
     from torch.distributed.launcher import api
 
-    monkeypatch.delenv("RANK", raising=False)
+    cluster = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    for name, value in cluster.items():  # as Kubeflow's PyTorchJob sets them for one machine
+        monkeypatch.setenv(name, value)
     for name in ("OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "GLM3_LAUNCHED"):
         monkeypatch.setenv(name, "1")  # whatever is set, the test takes back
     launched = []

@@ -192,6 +192,11 @@ def test_what_is_no_value_in_the_file_is_refused(text, write):
         ("note: ~", None),
         ("note:", None),
         ("\ufeffnote: BOM", "BOM"),
+        ("note: !!float 1e-4", "1e-4"),
+        ("note: !!int 010", "010"),
+        ("note: !!str 5", "5"),
+        ("note: !!bool no", "no"),
+        ("note: !!timestamp 2026-01-02", "2026-01-02"),
     ],
 )
 def test_text_in_the_file_stays_text(text, read, write):
@@ -205,6 +210,8 @@ def test_text_in_the_file_stays_text(text, read, write):
         "max-length: 8\nmax_length: 8",
         "seq_length: 8\nmax_length: 8",
         "data: [a]\n? data\n: [b]",
+        "<<: {rate: 1}\nrate: 2\nrate: 3",
+        "<<: {rate: 1, rate: 2}",
     ],
 )
 def test_a_key_that_is_given_twice_is_refused(text, write):
@@ -212,9 +219,71 @@ def test_a_key_that_is_given_twice_is_refused(text, write):
     assert "twice" in message
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "a: &a [*a, 1]\n? [b]\n: 1", "\x00", "note: !!int a"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<<: a",
+        "<<: [{rate: 1}, [a]]",
+        "[" * 5000,
+        "a: &a [*a, 1]\n? [b]\n: 1",
+        "\x00",
+        "note: !!python/tuple [a]",
+    ],
+)
 def test_a_file_that_is_no_yaml_is_refused(text, write):
-    assert refused("--config", write(text)).message
+    assert "is not valid YAML" in refused("--config", write(text)).message
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "note"),
+    [
+        ("<<: {rate: 1e-4, note: a}\nrate: 2e-4", 2e-4, "a"),
+        ("rate: 2e-4\n<<: {rate: 1e-4, note: a}", 2e-4, "a"),
+        ("<<: [{rate: 1e-4}, {rate: 3e-4, note: b}]", 1e-4, "b"),
+        ("<<: [&base {rate: 1e-4, note: c}, {<<: *base, rate: 2e-4}]", 1e-4, "c"),
+        ("<<: [{<<: &base {rate: 1e-4, note: c}, rate: 2e-4}, *base]", 2e-4, "c"),
+        ("'<<': {rate: 1e-4}", None, None),
+    ],
+)
+def test_mappings_are_merged_and_own_keys_win(text, rate, note, write):
+    args = ("--seq-length", 8, "--config", write(text))
+    if rate is None:
+        assert "unknown key '<<'" in refused(*args).message
+    else:
+        config = parsed(*args)
+        assert (config.rate, config.note) == (rate, note)
+
+
+def test_of_several_files_the_later_wins(tmp_path):
+    (tmp_path / "a.yaml").write_text("max_length: 8\nrate: 0.25\ndata: [x, y]\nnote: a\n")
+    (tmp_path / "b.yaml").write_text("seq_length: 16\ndata: z\nnote:\n")
+    files = ("--config", tmp_path / "a.yaml", "--config", tmp_path / "b.yaml")
+    expected = Example(seq_length=16, rate=0.25, data=["z"], note="a")
+    assert parsed(*files) == expected
+    assert parsed(*files, "--rate", 1) == expected.model_copy(update={"rate": 1.0})
+    assert parsed(*files[2:], *files[:2]).seq_length == 8
+
+
+@pytest.mark.parametrize("name", ["SRC", "--place", "--blend"])
+@pytest.mark.parametrize("text", ["", " ", "${HOME}/a", "a/$SCRATCH/b"])
+def test_what_is_no_path_is_refused_wherever_one_stands(name, text, write):
+    key = {"SRC": "source"}.get(name, name.removeprefix("--"))
+    words = [text] if name == "SRC" else [name, text]
+    in_file = ["--config", write(f"{key}: '{text}'")]
+    for message in (refused("--seq-length", 8, *given).message for given in (words, in_file)):
+        if text.strip():
+            variable = "${HOME}" if "HOME" in text else "$SCRATCH"
+            assert message.startswith(f"{name} {text}: no shell has filled in {variable} here")
+        else:
+            assert message.startswith(f"{name} {text!r} names no file or folder")
+
+
+def test_a_dollar_elsewhere_in_a_path_is_no_variable(write):
+    config = parsed("--config", write("seq_length: 8\nplace: a$b/$1/c$\nnote: ${HOME}\n"))
+    assert (config.place, config.note) == (Path("a$b/$1/c$"), "${HOME}")
+    for wrong in ("0.5:", "0.5:${HOME}/a"):
+        assert wrong in refused("--seq-length", 8, "--blend", wrong).message
+    assert refused("--config", "").message == "--config '' names no file"
 
 
 def test_homes_are_expanded_wherever_a_path_stands(write, monkeypatch):

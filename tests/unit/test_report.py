@@ -129,6 +129,20 @@ def test_a_torn_line_is_passed_over(tmp_path):
     assert history.steps.iterations == [1]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"null", b"1", b"[1]", b"{}", b'"a"', b'{"loss": 1}', b'{"iteration": "1"}', b"\0" * 9),
+        *(b"[" * 5000, json.dumps(step(1)).encode() + b"\xff", b'{"iteration": 1, "\xff": 2}'),
+    ],
+)
+def test_what_is_no_line_of_a_run_is_passed_over(line, tmp_path):
+    lines = [json.dumps(step(1)).encode(), line, json.dumps(step(2)).encode(), b""]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    history = History.read(tmp_path / "metrics.jsonl")
+    assert history.steps.iterations == [1, 2]
+
+
 def test_a_run_without_a_step_has_a_page(make, tmp_path):
     assert "No step yet." in make([event("start")]).text
     (tmp_path / "metrics.jsonl").unlink()

@@ -58,7 +58,7 @@ def write_adapter(
     described["target_modules"] = _short_names(pairs, layout, model)
     content = config.model_dump() | described | {"base_model_name_or_path": str(base)}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")
     return len(pairs)
 
 

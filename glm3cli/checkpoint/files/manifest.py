@@ -78,7 +78,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes the manifest into the folder that it describes."""
         text = json.dumps({"format": _FORMAT} | asdict(self), indent=1, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def manifest_versions() -> dict[str, str]:

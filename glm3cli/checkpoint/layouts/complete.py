@@ -104,4 +104,4 @@ def _replace(path: Path, content: dict[str, Any], changes: Mapping[str, Any]) ->
 def write_content(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file as transformers formats them."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +32,7 @@ class LoraOptions(Settings):
     lora_alpha: Annotated[float | None, Flag(panel=ADAPTER, only="finetune")] = Field(
         default=None,
         gt=0,
+        le=1e6,  # its multiples are numbers of every type that trains
         description="The adapter's product is scaled by alpha / rank; default: 2 x rank.",
     )
     lora_dropout: Annotated[float, Flag(panel=ADAPTER, only="finetune")] = Field(
@@ -80,6 +81,18 @@ class LoraOptions(Settings):
         rank = self.lora_rank or 1
         alpha = 2.0 * rank if self.lora_alpha is None else self.lora_alpha
         return alpha / (math.sqrt(rank) if self.lora_variant == "rslora" else rank)
+
+    @property
+    def meant(self) -> dict[str, Any]:
+        """What the options amount to that may be written in several ways, by their names."""
+        if not self.is_adapted:
+            return {}
+        return {
+            "lora_alpha": f"{self.lora_scale:.6g}",  # an adapter on the disk has rounded it
+            "lora_target": self.lora_targets,
+            "lora_variant": self.lora_variant or "lora",
+            "lora_plus": self.lora_plus or 1.0,
+        }
 
     @field_validator("lora_target")
     @classmethod

@@ -4,14 +4,14 @@ A run that goes on from an earlier checkpoint repeats steps. The last time count
 step replaces those of the same step and of later ones, and their validations.
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from glm3cli.host.parsing import parse_json
 from glm3cli.train.progress.phases import STEP_PHASES
 
 COLUMNS = (
@@ -152,7 +152,19 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     """Yields the lines of a metrics.jsonl, without those that aren't whole."""
     if not file.is_file():
         return
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for line in lines:
-            with suppress(json.JSONDecodeError):  # a killed run may have left a torn line
-                yield json.loads(line)
+            record = None
+            with suppress(ValueError):  # a killed run or a failing disk may have torn a line
+                record = parse_json(line.decode())
+            if _is_line(record):
+                yield record
+
+
+def _is_line(record: Any) -> TypeGuard[dict[str, Any]]:
+    """Returns whether a value of JSON is what a line of metrics.jsonl may say."""
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("iteration", 0), int)
+        and not {"iteration", "event"}.isdisjoint(record)
+    )

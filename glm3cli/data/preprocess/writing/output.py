@@ -170,7 +170,9 @@ class Output:
             mark = note.marks.get(key, Mark())
             self._writers[key] = IndexedWriter(self.folder / name, mark)
         path = self.folder / ERRORS
-        self._errors = path.open("r+" if note.error_bytes else "w", encoding="utf-8")
+        self._errors = path.open(
+            "r+" if note.error_bytes else "w", encoding="utf-8", errors="backslashreplace"
+        )
         self._errors.truncate(note.error_bytes)
         self._errors.seek(0, os.SEEK_END)
 
