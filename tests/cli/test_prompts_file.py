@@ -116,7 +116,12 @@ def test_fields_of_openai_and_of_training_are_read(
         {**body, "max_new_tokens": 2, "n": 1, "stop": "x", "logit_bias": {"7": -1}, "seed": 3},
         {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body},
         {"prompt": "q", "functions": tools, "max_completion_tokens": 2, "tool_choice": "auto"},
-        {"prompt": "q", "history": [["a", "b"]], "system": "s", "response_format": {"type": "x"}},
+        {
+            "prompt": "q",
+            "history": [["a", "b"]],
+            "system_prompt": "s",
+            "response_format": {"type": "x"},
+        },
         {"prompt": "q", "echo": True, "response_format": {"type": "text"}},
     ]
     file = PromptsFile(written(tmp_path / "p", *rows))

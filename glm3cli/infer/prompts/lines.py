@@ -177,7 +177,7 @@ def parse_line(line: bytes, number: int, options: SamplingOptions, seed: int) ->
         raise LineError("has no prompt" if prompt is None else "has both prompt and messages", HINT)
     if prompt is not None and not isinstance(prompt, str):
         raise LineError("has no prompt: it is no string", HINT)
-    if prompt is None or any(value.get(name) for name in ("system", *_TOOLS, "history")):
+    if prompt is None or any(value.get(name) for name in (*rows.SYSTEM, *_TOOLS, "history")):
         messages = _conversation(value)
         prompt = messages[-1].content
     # A tool may well return nothing.
@@ -228,7 +228,7 @@ def _conversation(value: Mapping[str, Any]) -> list[Message]:
     """
     try:
         if value.get("messages") is None:
-            asked = {name: value.get(name) for name in ("system", *_TOOLS, "history")}
+            asked = {name: value.get(name) for name in (*rows.SYSTEM, *_TOOLS, "history")}
             # An answer is what training reads last.
             pair = {"instruction": value["prompt"], "output": ""}
             return rows.alpaca({**asked, **pair}, joined=False)[:-1]
