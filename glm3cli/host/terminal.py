@@ -46,7 +46,7 @@ def keep_stderr_unfailing() -> None:
     """
     if sys.stderr is None:  # closed by the caller: what is opened next would get the messages
         os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)
-    elif not isinstance(sys.stderr, io.TextIOWrapper) or sys.stderr.fileno() != _STDERR:
+    elif sys.stderr is not sys.__stderr__:
         return  # a test's
     encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
     unfailing = io.BufferedWriter(_Unfailing())

@@ -8,7 +8,7 @@ import pytest
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.parallel.storage import Storage
 from glm3cli.train.checkpointer import Checkpointer
-from glm3cli.train.resumable import find_checkpoints, find_resume
+from glm3cli.train.resumable import find_checkpoints, find_resume, set_aside
 from tests.support.tiny import TINY
 
 
@@ -36,8 +36,13 @@ def names(paths: list[Path]) -> list[str]:
 
 
 def test_checkpoints_come_oldest_first(make_run):
-    run = make_run(100, 20, 3)
-    assert names(find_checkpoints(run)) == ["iter_0000003", "iter_0000020", "iter_0000100"]
+    run = make_run(100, 10**7, 9_999_999, 3)
+    assert names(find_checkpoints(run)) == [
+        "iter_0000003",
+        "iter_0000100",
+        "iter_9999999",
+        "iter_10000000",
+    ]
 
 
 def test_what_is_no_complete_checkpoint_is_not_found(make_run):
@@ -89,14 +94,23 @@ def test_only_the_newest_checkpoints_are_kept(keep_last, left, make_run):
     run = make_run(3, 20, 100)
     (run / "iter_0000003" / "weights").touch()
     (run / "metrics.jsonl").touch()
-    checkpointer(run, keep_last)._prune(run / "iter_0000100", find_checkpoints(run))
+    checkpointer(run, keep_last)._prune(find_checkpoints(run))
     assert sorted(path.name for path in run.iterdir()) == sorted([*left, "metrics.jsonl"])
 
 
-def test_later_checkpoints_of_a_run_that_went_back_are_left_alone(make_run):
+def test_later_checkpoints_of_a_run_that_went_back_are_set_aside(make_run):
     run = make_run(3, 10, 20, 100)
-    checkpointer(run, 1)._prune(run / "iter_0000010", find_checkpoints(run))
-    assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000020", "iter_0000100"]
+    (run / "best").symlink_to("iter_0000100")
+    (run / "aside_iter_0000100").mkdir()
+    assert names(set_aside(run, run / "iter_0000010")) == [
+        "aside_iter_0000020",
+        "aside_iter_0000100-2",
+    ]
+    assert names(find_checkpoints(run)) == ["iter_0000003", "iter_0000010"]
+    assert not (run / "best").is_symlink()
+    (run / "best").symlink_to("iter_0000003")
+    assert set_aside(run, run / "iter_0000010") == []
+    assert (run / "best").exists()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(make_run):
@@ -110,5 +124,5 @@ def test_a_checkpoint_that_does_not_fit_is_refused(make_run):
 def test_parts_of_a_checkpoint_that_other_machines_lack_are_not_counted(make_run):
     run = make_run(3, 10, 17, 20)
     complete = [run / name for name in ("iter_0000003", "iter_0000010", "iter_0000020")]
-    checkpointer(run, 2)._prune(run / "iter_0000020", complete)
+    checkpointer(run, 2)._prune(complete)
     assert names(find_checkpoints(run)) == ["iter_0000010", "iter_0000017", "iter_0000020"]
