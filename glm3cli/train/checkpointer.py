@@ -24,13 +24,12 @@ from glm3cli.checkpoint.adapter.config import AdapterConfig
 from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.adapter.transfer import gather_adapter
 from glm3cli.checkpoint.adapter.writer import write_adapter
-from glm3cli.checkpoint.layouts.companions import copy_companions
+from glm3cli.checkpoint.layouts.companions import copy_companions, copy_tokenizer
 from glm3cli.checkpoint.locate import ADAPTER, iteration_folder, iteration_of
 from glm3cli.checkpoint.run.durable import publish, remove
 from glm3cli.checkpoint.run.holdings import find_holdings
 from glm3cli.checkpoint.run.resume import disk_trouble, load_training, save_request
 from glm3cli.config.model import ModelConfig
-from glm3cli.data.tokens.vocabulary.files import usual_name
 from glm3cli.errors import CheckpointError, ConfigError
 from glm3cli.host.files import existing_parent
 from glm3cli.parallel.storage import Storage, together
@@ -53,7 +52,8 @@ class Checkpointer:
         model: The shape of the model, which is written into every checkpoint.
         companions: The folder from which the remote code and other small files of a model are
             copied into every checkpoint.
-        tokenizer: The vocabulary's file of the run, which is copied into every checkpoint.
+        tokenizer: The vocabulary's file of the run, which is copied into every checkpoint with what
+            lists tokens beside it.
         keep_last: The number of newest checkpoints to keep; None keeps all.
         num_bytes: The size of a checkpoint, in bytes; an estimate.
         in_background: Whether training goes on while a checkpoint is written.
@@ -309,7 +309,7 @@ class Checkpointer:
         with together():
             if self.storage.rank == 0:
                 copy_companions(self.companions, partial, self.model)
-                shutil.copyfile(self.tokenizer, partial / usual_name(self.tokenizer))
+                copy_tokenizer(self.tokenizer, partial)
             if adapter is not None and self.adapter is not None:
                 target = partial / ADAPTER
                 target.mkdir()

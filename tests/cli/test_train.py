@@ -182,12 +182,16 @@ def test_runs_and_checkpoints_are_models(
 def test_the_tokenizer_of_the_run_stays_with_it(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.model, tmp_path / "model")
     (tmp_path / "model/tokenizer.model").unlink()
-    (project.tokenizer / "tokenizer.model").rename(tmp_path / "other.model")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "added_tokens.json").write_text("{}")
+    (project.tokenizer / "tokenizer.model").rename(other / "tokenizer.model")
     try:
-        changes = {"model": tmp_path / "model", "tokenizer": tmp_path / "other.model"}
+        changes = {"model": tmp_path / "model", "tokenizer": other / "tokenizer.model"}
         succeed(*options(project, tmp_path / "run", train_iters=1, **changes))
     finally:
-        (tmp_path / "other.model").rename(project.tokenizer / "tokenizer.model")
+        (other / "tokenizer.model").rename(project.tokenizer / "tokenizer.model")
+    assert (tmp_path / "run/iter_0000001/added_tokens.json").read_text() == "{}"
     asked = ("--prompt", "The lake", "--greedy", "--max-new-tokens", 1)
     succeed("generate", "--model", tmp_path / "run", *asked)
 

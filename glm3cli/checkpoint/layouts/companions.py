@@ -19,13 +19,14 @@ from glm3cli.config.model import DTYPE_NAMES, RENAMED, ModelConfig, is_glm
 from glm3cli.data.tokens.added import ADDED_NAME
 from glm3cli.data.tokens.fast.tokenizer import to_fast, to_fast_config
 from glm3cli.data.tokens.tokenizer import Tokenizer
-from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME
+from glm3cli.data.tokens.vocabulary.files import FILE_NAME, JSON_NAME, usual_name
 from glm3cli.data.tokens.vocabulary.opening import kind_of
 from glm3cli.data.tokens.vocabulary.pieces import Pieces
 from glm3cli.errors import CheckpointError, DataError
 from glm3cli.host.parsing import read_json
 
 _GENERATION = "generation_config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 # Its entries that are made anew, or that say how the file came about.
 _REPLACED = frozenset(
     {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
@@ -33,7 +34,7 @@ _REPLACED = frozenset(
 COMPANIONS = (
     FILE_NAME,
     JSON_NAME,
-    "tokenizer_config.json",
+    _TOKENIZER_CONFIG,
     ADDED_NAME,
     "special_tokens_map.json",
     "tokenization_chatglm.py",
@@ -89,6 +90,19 @@ def copy_companions(
         complete(target, stop_tokens, model.seq_length)
 
 
+def copy_tokenizer(vocabulary: Path, target: Path) -> None:
+    """Puts a vocabulary into a model's folder, and what lists tokens beside it in its own folder.
+
+    Args:
+        vocabulary: The vocabulary's file, which may be that of another folder than the model's.
+        target: The folder of the model.
+    """
+    shutil.copyfile(vocabulary, target / usual_name(vocabulary))
+    for name in (ADDED_NAME, _TOKENIZER_CONFIG):
+        if (vocabulary.parent / name).is_file():
+            shutil.copyfile(vocabulary.parent / name, target / name)
+
+
 def find_companion(source: Path, name: str) -> Path | None:
     """Returns the path of the file `name` of a model, or of another folder with such files.
 
@@ -126,7 +140,7 @@ def _tokenizer_names(tokenizer: Tokenizer | None) -> tuple[str, ...]:
     """
     if tokenizer is not None and tokenizer.path.name == FILE_NAME and tokenizer.is_usual:
         return (FILE_NAME,)
-    return (FILE_NAME, JSON_NAME, ADDED_NAME, "tokenizer_config.json")
+    return (FILE_NAME, JSON_NAME, ADDED_NAME, _TOKENIZER_CONFIG)
 
 
 def _write_model(tokenizer: Tokenizer, folder: Path) -> None:
@@ -180,7 +194,7 @@ def _write_glm_files(folder: Path, model: ModelConfig, source: Path) -> None:
     tokenizer = tokenizer_of(source)
     if tokenizer is not None:
         write_content(folder / "tokenizer.json", to_fast(tokenizer))
-        write_content(folder / "tokenizer_config.json", to_fast_config(tokenizer, model.seq_length))
+        write_content(folder / _TOKENIZER_CONFIG, to_fast_config(tokenizer, model.seq_length))
         _write_model(tokenizer, folder)
     stops = stop_tokens(tokenizer)
     write_content(folder / "config.json", _name(source) | model.to_glm() | stops)
