@@ -107,7 +107,7 @@ def _check_links(folder: Path) -> None:
         is_needed = path.suffix in WEIGHT_SUFFIXES or path.name in _LINKED
         if is_needed and path.is_symlink() and not path.exists():
             raise CheckpointError(
-                f"{path} is a dead link: it leads to {path.resolve()}, which isn't there",
+                f"{path} is a dead link: it leads to {path.readlink()}, which isn't there",
                 "download the model again, or mend the link",
             )
 

@@ -12,7 +12,6 @@ from typing import Any
 from glm3cli.config.evaluation import CompareConfig
 from glm3cli.errors import DataError
 from glm3cli.evals.page.comparison import write_comparison
-from glm3cli.evals.page.texts import write_whole_json
 from glm3cli.evals.results import (
     Comparison,
     McNemar,
@@ -28,6 +27,7 @@ from glm3cli.evals.statistics import (
     stderr_of_mean,
 )
 from glm3cli.evals.suites.named import questions_of
+from glm3cli.host.files import write_json
 
 _NEEDED = ("benchmark", "micro", "questions", "prompt_sha256", "settings")
 
@@ -46,7 +46,7 @@ def run_compare(config: CompareConfig) -> Comparison:
     except DataError as error:
         asked, notes = {}, [f"The questions' texts aren't shown: {error.message}."]
     write_comparison(config.output, found, (first, second), asked, notes)
-    write_whole_json(config.output, found)
+    write_json(config.output, found)
     return found
 
 

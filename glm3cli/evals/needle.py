@@ -15,10 +15,10 @@ from glm3cli.config.evaluation import NeedleConfig
 from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.ledger import Display, Status, no_display
 from glm3cli.evals.page import parts
-from glm3cli.evals.page.texts import write_whole_json
 from glm3cli.evals.page.write import write_page
 from glm3cli.evals.results import PACKAGES
 from glm3cli.evals.statistics import Interval, wilson
+from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
 from glm3cli.infer.opening import open_here
 
@@ -139,7 +139,7 @@ def run_needle(config: NeedleConfig, display: Display = no_display) -> NeedleRes
         result = _result(config, needles, found)
         if engine.grid.rank == 0:
             _write(config.output, result)
-            write_whole_json(config.output, result)
+            write_json(config.output, result)
     return result
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from glm3cli.config.evaluation import EvalConfig, QuestionOptions
 from glm3cli.evals.exact import ExactRule
 from glm3cli.evals.ledger import Display, Ledger, key_of, no_display
-from glm3cli.evals.page.texts import write_whole_json
 from glm3cli.evals.page.write import write_result
 from glm3cli.evals.prompts import Prompt, build_prompts, hash_texts
 from glm3cli.evals.questions import Subject, read_subjects
@@ -19,6 +18,7 @@ from glm3cli.evals.results import Answer, EvalResult
 from glm3cli.evals.resume import AnswerFile, Key, run_key
 from glm3cli.evals.suite import Suite
 from glm3cli.evals.summary import build_result, notes_of
+from glm3cli.host.files import write_json
 from glm3cli.infer.opening import open_here
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def ask_questions(
         if engine.grid.rank == 0:
             asked = [question for one in subjects for question in one.questions]
             write_result(config.output, result, asked, notes_of(result, suite))
-            write_whole_json(config.output, result)
+            write_json(config.output, result)
             answer_file.remove()
     return result
 

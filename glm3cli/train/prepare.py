@@ -291,13 +291,18 @@ def _check_apart(config: TrainConfig, location: Location | None) -> None:
     """
     if location is None or config.model is None:
         return
-    save, folder = config.save.resolve(), location.folder.resolve()
+    save, folder = _real(config.save), _real(location.folder)
     is_own = location.kind == "dist" and iteration_of(folder) is not None and folder.parent == save
     if _overlap(save, folder) and not is_own:
         raise ConfigError(
             f"--save {config.save} and the model in {location.folder} lie in one another",
             "give the run a folder elsewhere",
         )
+
+
+def _real(path: Path) -> Path:
+    """Returns the path without links; as far as it goes where links go in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _overlap(one: Path, other: Path) -> bool:
@@ -316,11 +321,11 @@ def _check_export(config: TrainConfig) -> None:
     target = config.export_hf
     if target is None:
         return
-    new, save = target.resolve(), config.save.resolve()
+    new, save = _real(target), _real(config.save)
     inner = new.relative_to(save).parts[:1] if new.is_relative_to(save) else ()
     is_taken = inner and (iteration_of(save / inner[0]) is not None or inner[0] in _OF_THE_RUN)
-    around = any(place.is_relative_to(new) for place in (save, config.cache_folder.resolve()))
-    if is_taken or around or (config.model and _overlap(new, config.model.resolve())):
+    around = any(place.is_relative_to(new) for place in (save, _real(config.cache_folder)))
+    if is_taken or around or (config.model and _overlap(new, _real(config.model))):
         raise ConfigError(
             f"--export-hf {target} lies among the files of --save or --model, or around them",
             f"give a folder elsewhere, or {config.save / 'hf'}",
@@ -333,7 +338,7 @@ def _check_export(config: TrainConfig) -> None:
         source = read_manifest(target).source.get("path", "")
     except CheckpointError:
         source = ""
-    if config.save.resolve() not in Path(source).resolve().parents:
+    if save not in _real(Path(source)).parents:
         raise ConfigError(
             f"--export-hf {target} is there already, and is no export of this run",
             "give another folder, or remove it",

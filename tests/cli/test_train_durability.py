@@ -60,17 +60,26 @@ def test_a_checkpoint_whose_copying_was_cut_off_is_passed_over(
     assert events(run, "resume")[0]["iteration"] == 3
 
 
+def with_a_terminal() -> None:
+    """Undoes, in a process that begins, what nohup may have done to these tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+
+
 def test_a_run_whose_terminal_is_gone_saves(project: Project, tmp_path: Path) -> None:
     """First nobody reads its log any more, then SIGHUP comes."""
     run = tmp_path / "run"
     words = map(str, options(project, run, train_iters=100_000, save_interval=None))
     command = [sys.executable, "-m", "glm3cli", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    process.stderr.close()
-    wait_until(lambda: has_steps(run, 2), process)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=120) == 143
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=with_a_terminal)
+    try:
+        assert process.stderr is not None
+        process.stderr.close()
+        wait_until(lambda: has_steps(run, 2), process)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=120) == 143
+    finally:
+        process.kill()
     last = steps(run)[-1]["iteration"]
     assert checkpoints(run) == [f"iter_{last:07d}"]
 

@@ -357,3 +357,11 @@ def test_few_open_files_are_a_sentence_before_the_ranks_start(
     assert done.returncode == 4, done.stderr
     assert done.stderr.startswith("error: this process may open 64 files at once, and needs 128")
     assert "Traceback" not in done.stderr
+
+
+def test_links_in_a_circle_are_a_sentence(project: Project, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    ended = call(*options(project, tmp_path / "run", "finetune", export_hf=loop))
+    assert ended.code == 2, ended.err
+    assert "loop" in ended.err

@@ -150,6 +150,8 @@ def expected(form: str, content: bytes) -> list[Any] | None:
             return [{"text": line.removesuffix("\r")} for line in whole]
         # A column that isn't read may have any bytes.
         text = content.decode(errors="surrogateescape")
+        if not text:
+            return []
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         "".join(header).encode()
         if any(row and len(row) != len(header) for row in rows) or header.count("text") != 1:

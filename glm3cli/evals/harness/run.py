@@ -11,8 +11,8 @@ from glm3cli.errors import ConfigError, DataError
 from glm3cli.evals.harness.code import check_can_run, code_is_run, not_allowed
 from glm3cli.evals.harness.published import read_from
 from glm3cli.evals.page.harness import write_harness
-from glm3cli.evals.page.texts import write_whole_json
 from glm3cli.evals.results import PACKAGES
+from glm3cli.host.files import write_json
 from glm3cli.host.versions import versions
 from glm3cli.infer.opening import check_model
 from glm3cli.parallel.launch import is_speaker, run_here
@@ -86,7 +86,7 @@ def run_harness(config: HarnessConfig, quiet: bool = False) -> tuple[dict[str, A
             "settings": {**config.to_options(), "world_size": grid.world_size},
             "versions": versions(*PACKAGES, "lm-eval"),
         }
-        write_whole_json(config.output, result)
+        write_json(config.output, result)
         write_harness(config.output, result)
     from lm_eval.utils import make_table
 

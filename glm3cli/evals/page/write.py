@@ -8,9 +8,9 @@ from string import Template
 from typing import Any
 
 from glm3cli.evals.page import parts
-from glm3cli.evals.page.texts import write_whole
 from glm3cli.evals.results import EvalResult, QuestionResult, Tally, is_right
 from glm3cli.evals.suite import LETTERS, Question
+from glm3cli.host.files import write_text
 
 Section = tuple[str, str]  # a heading, and HTML below it
 
@@ -65,7 +65,7 @@ def write_page(
         sections="".join(f"<h2>{escape(head)}</h2>{body}" for head, body in [*sections, *more]),
         questions=parts.data(list(questions)),
     )
-    write_whole(page_of(output), page)
+    write_text(page_of(output), page)
 
 
 def write_result(

@@ -19,7 +19,6 @@ from glm3cli.data.files import format_of, has_format
 from glm3cli.data.preprocess.readers.bad_rows import BadRow
 from glm3cli.data.preprocess.readers.sources import read_chunks, rows_of
 from glm3cli.errors import DataError
-from glm3cli.evals.page.texts import whole
 from glm3cli.evals.suite import LETTERS, Question
 from glm3cli.host.parsing import parse_json
 from glm3cli.parallel.launch import is_speaker
@@ -64,7 +63,7 @@ def read_rows(path: Path) -> Iterator[tuple[Question, str, str]]:
         )
         yield _question(row, where), _text(row, "category", where, ""), where
     if passed_over and is_speaker():
-        names = whole(", ".join(passed_over))
+        names = _whole(", ".join(passed_over))
         _log.warning("%s: what is in %s is no part of the questions", path, names)
 
 
@@ -106,12 +105,12 @@ def _question(row: Mapping[str, Any], where: str) -> Question:
     answer = row.get(_first(row, _ANSWERS))
     if not choices:
         given = answer if isinstance(answer, list) else [answer]
-        right = [whole(str(one)) for one in given if isinstance(one, str | int | float)]
+        right = [_whole(str(one)) for one in given if isinstance(one, str | int | float)]
         if not right or len(right) < len(given) or not all(map(str.strip, right)):
             raise DataError(f"{where}: answer is {answer!r}", "give a text or a list of texts")
         return Question(subject, 0, text, (), right[0], also_right=tuple(right[1:]))
     right_one = LETTERS[_place(answer, labels, choices, where)]
-    return Question(subject, 0, text, tuple(map(whole, choices)), right_one)
+    return Question(subject, 0, text, tuple(map(_whole, choices)), right_one)
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -180,4 +179,9 @@ def _text(row: Mapping[str, Any], name: str, where: str, default: str | None = N
         value = default
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} is {row.get(name)!r}", "give a text")
-    return whole(value)
+    return _whole(value)
+
+
+def _whole(text: str) -> str:
+    """Returns a text with U+FFFD for each half of a surrogate pair, as the tokenizer reads it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
