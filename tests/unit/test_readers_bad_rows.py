@@ -321,15 +321,20 @@ TOOL_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("form", ["parquet", "arrow"])
-def test_what_arrow_pads_is_dropped(tmp_path, form):
-    table = pa.Table.from_pylist(TOOL_ROWS)
-    path = tmp_path / f"in.{form}"
-    if form == "parquet":
+def written(path, table):
+    """Writes a table in the format of the file's name."""
+    if path.suffix == ".parquet":
         pq.write_table(table, path)
     else:
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_what_arrow_pads_is_dropped(tmp_path, form):
+    table = pa.Table.from_pylist(TOOL_ROWS)
+    path = written(tmp_path / f"in.{form}", table)
     rows = [row for chunk in read_chunks(path, list) for row in rows_of(chunk)]
     assert rows == TOOL_ROWS
 
@@ -376,12 +381,7 @@ def test_times_that_python_cannot_read_spoil_no_row(tmp_path, form):
             "two": pa.array([[1, 2], None], pa.list_(pa.duration("ns"), 2)),
         }
     )
-    path = tmp_path / f"in.{form}"
-    if form == "parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
+    path = written(tmp_path / f"in.{form}", table)
     first, second = [row for chunk in read_chunks(path, list) for row in rows_of(chunk)]
     moment = datetime.datetime(2023, 11, 14, 22, 13, 20, 123456)
     assert first["turns"] == [{"said": "hi", "at": moment}]

@@ -58,11 +58,11 @@ def listed_tokens(folder: Path) -> list[AddedToken]:
     A token in tokenizer.json counts more than one of the same text in tokenizer_config.json, and
     that more than one in added_tokens.json.
     """
-    content = _content(folder / JSON_NAME)
+    content = json_object(folder / JSON_NAME)
     takes_space = has_pieces(content) and prepends_space(content)
     of_json = content.get("added_tokens")
-    of_config = _content(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    ids = _content(folder / ADDED_NAME).items()
+    of_config = json_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    ids = json_object(folder / ADDED_NAME).items()
     entries = [{"id": i, "content": name} for name, i in ids]
     for i, token in of_config.items() if isinstance(of_config, Mapping) else ():
         if isinstance(token, Mapping) and i.isdecimal():
@@ -149,7 +149,7 @@ def _is_space(character: str, kept: str) -> bool:
     return character.isspace() and character != kept
 
 
-def _content(path: Path) -> Mapping[str, Any]:
+def json_object(path: Path) -> Mapping[str, Any]:
     """Returns the content of a JSON file; nothing if it isn't there or holds no object."""
     try:
         content = read_json(path)

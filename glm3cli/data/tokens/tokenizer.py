@@ -17,13 +17,12 @@ import numpy as np
 
 from glm3cli.config.family.members import Member, Tokens
 from glm3cli.config.family.recognise import recognise
-from glm3cli.data.tokens.added import Added, AddedToken, listed_tokens
+from glm3cli.data.tokens.added import Added, AddedToken, json_object, listed_tokens
 from glm3cli.data.tokens.formats.base import ChatFormat
 from glm3cli.data.tokens.formats.table import FORMATS
 from glm3cli.data.tokens.vocabulary.base import Vocabulary
 from glm3cli.data.tokens.vocabulary.opening import open_vocabulary
 from glm3cli.errors import DataError
-from glm3cli.host.parsing import read_json
 
 
 class Tokenizer:
@@ -276,16 +275,7 @@ def _check_special(folder: Path, special: Mapping[str, int], traits: Tokens) -> 
 def _listed_ends(folder: Path) -> list[int]:
     """Returns the ends of answers that the files of a folder list; none if they list none."""
     for name in ("generation_config.json", "config.json"):
-        listed = _content(folder / name).get("eos_token_id")
+        listed = json_object(folder / name).get("eos_token_id")
         if isinstance(listed, list) and all(isinstance(i, int) for i in listed):
             return listed
     return []
-
-
-def _content(path: Path) -> Mapping[str, Any]:
-    """Returns the content of a JSON file; nothing if it isn't there or holds no object."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
