@@ -202,12 +202,12 @@ repetition_penalty and ignore_eos beside OpenAI's own fields; also /health, /met
 ask: a PORT, or 127.0.0.1:PORT, this machine; 0.0.0.0:PORT everybody, whom --api-key-file asks for a
 key. Each request says how its answer is made; what it doesn't say is taken from the options here
 and from generation_config.json. A chat's answer may fill the model's positions or
---max-request-tokens, a completion has 16 tokens. --max-batch-size answers run side by side, and
---max-queue more wait; then requests are refused with 429. SIGTERM or Ctrl-C refuses new requests
-with 503, lets running answers end within --shutdown-timeout, and exits with 0. Prompts are in no
-log. --lora NAME=ADAPTER (repeat it) has requests for the model NAME computed with an adapter, side
-by side with those for the others and for the bare model. More ranks than --tp times --pp hold
-further copies of the model, each with --max-batch-size places; an answer is made by the copy that
+--max-request-tokens, a completion has 16 tokens. --max-batch-size times --pp answers run side by
+side, and --max-queue more wait; then requests are refused with 429. SIGTERM or Ctrl-C refuses new
+requests with 503, lets running answers end within --shutdown-timeout, and exits with 0. Prompts are
+in no log. --lora NAME=ADAPTER (repeat it) has requests for the model NAME computed with an adapter,
+side by side with those for the others and for the bare model. More ranks than --tp times --pp hold
+further copies of the model, each with as many places; an answer is made by the copy that
 has the least to do, or has read the beginning of its prompt. Encryption is a reverse proxy's work.
 lm-evaluation-harness scores a server:
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
 from glm3cli.config.launch import LaunchConfig
+from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.serving import ServeOptions
 
@@ -63,6 +64,10 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
     def adapters(self) -> dict[str, Path]:
         """The adapters among which each text chooses, by their names."""
         return {}
+
+    def staged(self, model: ModelConfig) -> Self:
+        """Returns the settings with the pipeline stages that suit what the model is to do."""
+        return self
 
     @model_validator(mode="after")
     def _check_axes(self) -> Self:
@@ -255,7 +260,10 @@ class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
         default=0, ge=0, le=100, description="With --json: those of the N likeliest tokens, too."
     )
     max_batch_size: Annotated[int, Flag(panel=MODEL)] = Field(
-        default=32, ge=1, description="The most answers that are made side by side."
+        default=32,
+        ge=1,
+        description="The most answers that a pass of the model continues; with --pp as many passes "
+        "are under way.",
     )
     json_schema: Annotated[Path | None, Flag(panel=SAMPLING)] = Field(
         default=None, description="File with a JSON schema that an answer follows."
@@ -280,6 +288,10 @@ class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
         """The adapters among which each request chooses, by their names."""
         named = [one.split("=", 1) for one in self.lora if self._is_named(one)]
         return {name: Path(place).expanduser() for name, place in named}
+
+    def staged(self, model: ModelConfig) -> Self:
+        """Returns the settings with stages that take about equally long to decode a token."""
+        return self.balanced(model)
 
     def _is_named(self, lora: str) -> bool:
         """Returns whether a value of --lora is NAME=ADAPTER, which without --serve is a path."""

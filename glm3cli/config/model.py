@@ -131,10 +131,15 @@ class ModelConfig(Settings):
     def num_parameters(self) -> int:
         """Number of parameters of the whole model."""
         h = self.hidden_size
+        return self.num_layers * self.layer_parameters + h + 2 * self.padded_vocab_size * h
+
+    @property
+    def layer_parameters(self) -> int:
+        """Number of parameters of each layer."""
+        h = self.hidden_size
         qkv = (self.query_size + 2 * self.kv_size) * (h + self.add_qkv_bias)
         norms = (4 if self.sandwich_norms else 2) * h
-        layer = norms + qkv + self.query_size * h + 3 * self.ffn_hidden_size * h
-        return self.num_layers * layer + h + 2 * self.padded_vocab_size * h
+        return norms + qkv + self.query_size * h + 3 * self.ffn_hidden_size * h
 
     @classmethod
     def from_file(cls, path: Path) -> Self:

@@ -9,6 +9,8 @@ from glm3cli.config.model import ModelConfig
 from glm3cli.errors import ConfigError
 
 PANEL = "Parallelism"
+# The share of the slowest stage's time with equal stages that others may take at most.
+_WORTH_IT = 0.9
 
 
 class ModelParallelConfig(Settings):
@@ -69,6 +71,36 @@ class ModelParallelConfig(Settings):
                 f"start a multiple of {self.model_parallel_size} ranks, e.g. --nproc "
                 f"{self.model_parallel_size}",
             )
+
+    def balanced(self, model: ModelConfig) -> Self:
+        """Returns these sizes with stages that take about equally long to decode a token.
+
+        That is as long as to read their weights. The output layer, which the last stage has, weighs
+        as much as one layer of a 6B model and as several of a small one. Stages stay equal where
+        the slowest would gain less than a tenth, since prompts are read by the layers alone.
+
+        Args:
+            model: The model, whose layers need not be divisible by the number of stages.
+
+        Returns:
+            The sizes; the same ones if they say how many layers each stage has, or if the model has
+            fewer layers than stages.
+        """
+        num_layers, others = model.num_layers, self.pp - 1
+        if self.layers_per_stage is not None or not 0 < others < num_layers:
+            return self
+        output = model.padded_vocab_size * model.hidden_size / model.layer_parameters
+
+        def slowest(last: int) -> float:
+            return max(-(-(num_layers - last) // others), last + output)
+
+        equal = num_layers // self.pp
+        last = min(range(1, num_layers - others + 1), key=lambda n: (slowest(n), abs(n - equal)))
+        if num_layers % self.pp == 0 and slowest(last) > _WORTH_IT * slowest(equal):
+            return self
+        size, more = divmod(num_layers - last, others)
+        sizes = [size + (stage < more) for stage in range(others)]
+        return self.model_copy(update={"layers_per_stage": ",".join(map(str, [*sizes, last]))})
 
     def layers_of(self, num_layers: int, pp_rank: int, chunk: int = 0) -> range:
         """Returns the global numbers (from 0) of the layers that a chunk of a stage holds.

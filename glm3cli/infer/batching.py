@@ -2,8 +2,11 @@
 
 A pass either reads prompts, as many of their tokens as fit into a chunk, or continues every text of
 a lane. With several pipeline stages there are as many lanes, whose passes follow each other through
-the stages: while the last stage works on one, the first works on the next. A text that ends leaves
-its row at once to one that waits.
+the stages: while the last stage works on one, the first works on the next. Each lane may have as
+many texts as one pass takes without stages: half as many would take a stage, which reads its
+weights in each pass, far longer than half the time, and as each rank caches the keys and values of
+its own layers alone, the lanes together need no more memory on it. A text that ends leaves its row
+at once to one that waits.
 """
 
 from collections import deque
@@ -97,7 +100,7 @@ class Batching:
             pipeline: Runs the forward passes.
             chooser: Chooses the tokens.
             num_lanes: The number of pipeline stages.
-            max_batch_size: The most texts that run side by side.
+            max_batch_size: The most texts of a lane.
         """
         self.results: dict[int, Generation] = {}
         self.chunk = CHUNK
@@ -115,10 +118,15 @@ class Batching:
         """The most texts of a lane."""
         return self.lanes[0].max_rows
 
+    @property
+    def capacity(self) -> int:
+        """The most texts that run side by side."""
+        return self.max_rows * len(self.lanes)
+
     def limit(self, max_batch_size: int) -> None:
-        """Sets how many texts run side by side at most; before the first request."""
+        """Sets how many texts a lane has at most; before the first request."""
         for lane in self.lanes:
-            lane.max_rows = -(-max_batch_size // len(self.lanes))
+            lane.max_rows = max_batch_size
 
     def forget(self) -> None:
         """Frees the keys and values of texts that have ended; no request may run."""

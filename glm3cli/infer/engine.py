@@ -26,7 +26,7 @@ from glm3cli.parallel.groups import Grid
 
 # Gets the new tokens of each prompt after a step; none where a prompt waits or has ended.
 OnTokens = Callable[[list[list[int]]], None]
-# The most texts that run side by side, unless a caller says otherwise.
+# The most texts that a pass continues, unless a caller says otherwise.
 MAX_BATCH_SIZE = 32
 
 
@@ -60,7 +60,8 @@ class Engine:
             parallel: The parallel sizes.
             dtype: The type in which the model runs.
             grid: This rank's place among the parallel groups.
-            max_batch_size: The most texts that run side by side.
+            max_batch_size: The most texts that a pass continues. With pipeline stages as many
+                passes are under way, each with texts of its own.
             adapter: A LoRA adapter of the model, which isn't merged; None for the bare model.
             bits: The bits to which weights are rounded, 8 or 4; None leaves them as they are.
             choices: Adapters by their names, among which each request chooses; they go without
@@ -78,8 +79,13 @@ class Engine:
         self.scoring = Scoring(pipeline, grid)
 
     def limit(self, max_batch_size: int) -> None:
-        """Sets how many texts run side by side at most; before the first request."""
+        """Sets how many texts a pass continues at most; before the first request."""
         self.batching.limit(max_batch_size)
+
+    @property
+    def capacity(self) -> int:
+        """The most texts that run side by side."""
+        return self.batching.capacity
 
     def forget(self) -> None:
         """Frees the keys and values of what was read, so that what comes next reads all anew.
@@ -127,7 +133,7 @@ class Engine:
         count, most = request.beams.num_beams, self.batching.max_rows
         if count > most:
             raise ConfigError(
-                f"{count} beams don't fit into {most} rows of a pipeline stage",
+                f"{count} beams don't fit into the {most} rows of a pass",
                 "give fewer beams (--num-beams) or a larger --max-batch-size",
             )
         found = request.beams.num_candidates(len(set(request.stop_ids)))

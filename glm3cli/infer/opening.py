@@ -21,7 +21,8 @@ def check_model(config: InferenceConfig) -> None:
         ConfigError: The parallel sizes don't fit the number of ranks or the model.
     """
     config.check_world(config.world_size)
-    config.check_fits(read_shape(config.model))
+    model = read_shape(config.model)
+    config.staged(model).check_fits(model)
     for adapter in (config.adapter, *config.adapters.values()):
         if adapter is not None:
             read_adapter_config(locate_adapter(adapter))

@@ -8,9 +8,11 @@ must give the same tokens; the times are medians. Decoding is what the tokens af
 take: the time of a whole answer less that of an answer of one token. Its bound is that of the
 memory: how often a second a sum over as many bytes as the weights have, which each token reads, is
 done in between.
-`--large` has a model of about a billion parameters, in fp32 and bf16; `--ranks` compares two ranks
-of one thread with the one process, also with stages of seven layers and one, since the output layer
-has as many weights as nine of them; `--profile` says where the time of a decoding step goes.
+`--large` has a model of about a billion parameters, in fp32 and bf16. `--ranks` compares two ranks
+of one thread with the one process, when 64 texts are continued in passes of 16 at most, and when
+there are but 16; with stages as `glm3 generate` makes them, seven layers and one, since the output
+layer has as many weights as ten of them, and with equal ones. `--profile` says where the time of a
+decoding step goes.
 """
 
 import argparse
@@ -78,9 +80,10 @@ def open_engine(stack: ExitStack, shape: dict[str, Any], dtype: str, **sizes: in
     from glm3cli.infer.engine import Engine
     from glm3cli.parallel.groups import open_grid
 
-    parallel = ParallelConfig(**sizes)
+    model = ModelConfig(**shape)
+    parallel = ParallelConfig(**sizes).balanced(model)
     grid = stack.enter_context(open_grid(parallel))
-    return Engine(random_source(ModelConfig(**shape)), parallel, dtype, grid)
+    return Engine(random_source(model), parallel, dtype, grid, max_batch_size=16)
 
 
 def few_bits(engine: Any, shape: dict[str, Any], dtype: str, rounds: int) -> None:
@@ -245,25 +248,25 @@ def shared_prefix(engine: Any, rounds: int) -> None:
     line("64 prompts that share 600 tokens", 64 * 8, times, equal)
 
 
-def on_rank(sizes: str, rounds: int) -> None:
-    """Prints the seconds of batch 16 on rank 0; for a process of its own."""
+def on_rank(sizes: str, count: int, rounds: int) -> None:
+    """Prints the seconds of so many texts on rank 0; for a process of its own."""
     given = json.loads(sizes)
     with ExitStack() as stack:
         way = by_engine(open_engine(stack, SMALL, "fp32", **given))
-        times, _ = alternate({"ours": way}, prompts_of([16] * 16), 64, rounds)
+        times, _ = alternate({"ours": way}, prompts_of([16] * count), 64, rounds)
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(times["ours"]), flush=True)
 
 
-def on_ranks(sizes: dict[str, Any], rounds: int) -> float:
-    """Returns the seconds of batch 16 at these parallel sizes, in processes of their own."""
+def on_ranks(sizes: dict[str, Any], count: int, rounds: int) -> float:
+    """Returns the seconds of so many texts at these parallel sizes, in processes of their own."""
     ranks = sizes.get("tp", 1) * sizes.get("pp", 1)
     module = ["-m", "tests.benchmarks.bench_generate"]
     command = [sys.executable, "-W", "ignore", *module]
     if ranks > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc_per_node={ranks}", *module]
-    words = ["--on-rank", json.dumps(sizes), "--rounds", str(rounds)]
+    words = ["--on-rank", json.dumps(sizes), "--texts", str(count), "--rounds", str(rounds)]
     done = subprocess.run(
         [*command, *words],
         check=True,
@@ -272,6 +275,24 @@ def on_ranks(sizes: dict[str, Any], rounds: int) -> float:
         env=os.environ | {"OMP_NUM_THREADS": str(2 // ranks)},
     )
     return float(done.stdout.splitlines()[-1])
+
+
+def compare_ranks(count: int, rounds: int) -> None:
+    """Prints how fast so many texts are continued in passes of 16, by each way."""
+    ways: dict[str, dict[str, Any]] = {
+        "one process": {},
+        "tp 2": {"tp": 2},
+        "pp 2": {"pp": 2},
+        "pp 2, equal": {"pp": 2, "layers_per_stage": "4,4"},
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(3):
+        for name, sizes in ways.items():
+            rates[name].append(count * 64 / on_ranks(sizes, count, rounds))
+    for name, found in rates.items():
+        rate = statistics.median(found)
+        share = rate / statistics.median(rates["one process"])
+        print(f"{count} texts, {name:12} {rate:8.1f} tokens/s, {share:.2f} of one process")
 
 
 def profile(shape: dict[str, Any], dtype: str, count: int) -> None:
@@ -308,30 +329,19 @@ def main() -> None:
     parser.add_argument("--ranks", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--on-rank", help=argparse.SUPPRESS)
+    parser.add_argument("--texts", type=int, default=16, help=argparse.SUPPRESS)
     given = parser.parse_args()
     from glm3cli.device import select
 
     select("cpu").activate()
     if given.on_rank:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        on_rank(given.on_rank, given.rounds)
+        on_rank(given.on_rank, given.texts, given.rounds)
         return
     torch.set_num_threads(given.threads)
     if given.ranks:
-        ways: dict[str, dict[str, Any]] = {
-            "one process": {},
-            "tp 2": {"tp": 2},
-            "pp 2": {"pp": 2},
-            "pp 2, 7 + 1": {"pp": 2, "layers_per_stage": "7,1"},
-        }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(3):
-            for name, sizes in ways.items():
-                rates[name].append(16 * 64 / on_ranks(sizes, given.rounds))
-        for name, found in rates.items():
-            rate = statistics.median(found)
-            share = rate / statistics.median(rates["one process"])
-            print(f"batch 16, {name:12} {rate:8.1f} tokens/s, {share:.2f} of one process")
+        for count in (64, 16):
+            compare_ranks(count, given.rounds)
         return
     if given.profile:
         for count in (1, 16):

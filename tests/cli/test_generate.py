@@ -261,7 +261,7 @@ WRONG = [
     (
         ["--prompt", "a", "--num-beams", "9", "--max-batch-size", "4"],
         2,
-        "9 beams don't fit into 4 rows",
+        "9 beams don't fit into the 4 rows of a pass",
         "--max-batch-size",
     ),
     (

@@ -99,6 +99,37 @@ def test_tokens_are_transformers_whatever_runs_beside_them(ranks: RankPool, size
         assert read == sum(map(len, asked)) + sum(lengths) - len(asked)
 
 
+def widths(options: dict[str, int], batch: int) -> tuple[int, set[int]]:
+    """Returns how many texts may run side by side, and how many each pass has continued."""
+    from glm3cli.infer.engine import Engine
+    from glm3cli.infer.requests import Request
+    from glm3cli.infer.sampling import Sampling
+    from glm3cli.parallel.groups import open_grid
+
+    parallel = ParallelConfig(**options)
+    with open_grid(parallel) as grid:
+        engine = Engine(random_source(MODEL), parallel, "fp32", grid, max_batch_size=batch)
+        pipeline, found = engine.batching._pipeline, set()
+        forward = pipeline.forward
+
+        def counted(runs: Any, cache: Any, wanted: Any) -> Any:
+            if all(len(run.tokens) == 1 for run in runs):
+                found.add(len(runs))
+            return forward(runs, cache, wanted)
+
+        pipeline.forward = counted  # type: ignore[method-assign]
+        engine.answer([Request([5, 6, 7 + n], Sampling(), 8) for n in range(engine.capacity)])
+        return engine.capacity, found
+
+
+@pytest.mark.parametrize("sizes", ["tp1 pp1", "tp1 pp2"])
+def test_each_stage_continues_a_whole_batch(ranks: RankPool, sizes: str) -> None:
+    world_size, options = SIZES[sizes]
+    for capacity, found in ranks.run(world_size, widths, options, 3):
+        assert capacity == 3 * options.get("pp", 1)
+        assert found == {3}
+
+
 @pytest.mark.parametrize("sizes", ["tp1 pp1", "tp2 pp2"])
 def test_a_shared_beginning_is_read_once(ranks: RankPool, sizes: str) -> None:
     world_size, options = SIZES[sizes]

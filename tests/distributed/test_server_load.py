@@ -29,7 +29,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def crowd(ask: Asking) -> Any:
-    """Fills all places and the queue, and leaves."""
+    """Fills both places and the queue of two, and leaves."""
     fields = {"max_tokens": 4000, "stream": True}
     streams = [say(ask, **fields) for _ in range(2)]
     for stream in streams:
@@ -55,9 +55,9 @@ def crowd(ask: Asking) -> Any:
     return False
 
 
-@pytest.mark.parametrize("sizes", ["tp1 pp1", "pp2"])
-def test_who_leaves_makes_room(ranks: RankPool, endless: Path, sizes: str) -> None:
-    assert ask_at(ranks, sizes, crowd, endless, max_batch_size=2, max_queue=2)
+@pytest.mark.parametrize(("sizes", "batch"), [("tp1 pp1", 2), ("pp2", 1)])
+def test_who_leaves_makes_room(ranks: RankPool, endless: Path, sizes: str, batch: int) -> None:
+    assert ask_at(ranks, sizes, crowd, endless, max_batch_size=batch, max_queue=2)
 
 
 def under_way(ask: Asking) -> list[int]:

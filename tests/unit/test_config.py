@@ -1,5 +1,6 @@
 """The config classes: what they take, what they refuse, and in which words."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,52 @@ def test_every_layer_is_held_once_with_uneven_stages(sizes):
     held = [config.layers_of(sum(sizes), stage) for stage in range(len(sizes))]
     assert [len(layers) for layers in held] == sizes
     assert [layer for layers in held for layer in layers] == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize(
+    ("pp", "layers", "vocabulary", "stages"),
+    [
+        (1, 28, 65024, None),
+        (2, 28, 65024, None),  # 13 layers and an output layer of 1.3 would gain 2 %
+        (4, 28, 65024, None),
+        (5, 28, 65024, "6,6,6,6,4"),  # not divisible
+        (28, 28, 65024, None),
+        (29, 28, 65024, None),  # which `check_fits` refuses
+        (4, 40, 151552, "11,11,11,7"),  # GLM-4's output layer is as large as three
+        (2, 28, 28 * 65024, "27,1"),
+    ],
+)
+def test_stages_that_decode_take_equally_long(pp, layers, vocabulary, stages):
+    model = SIX_B.model_copy(update={"num_layers": layers, "padded_vocab_size": vocabulary})
+    balanced = ParallelConfig(pp=pp).balanced(model)
+    assert balanced.layers_per_stage == stages
+    if pp <= layers:
+        balanced.check_fits(model)
+
+
+def test_stages_that_were_given_stay():
+    given_stages = ParallelConfig(pp=2, layers_per_stage="14,14")
+    assert given_stages.balanced(SIX_B) == given_stages
+
+
+@given(
+    layers=st.integers(1, 48),
+    pp=st.integers(1, 12),
+    vocabulary=st.sampled_from([512, 65024, 2**20]),
+)
+def test_no_stages_decode_faster_than_the_balanced_ones(layers, pp, vocabulary):
+    model = SIX_B.model_copy(update={"num_layers": layers, "padded_vocab_size": vocabulary})
+    output = vocabulary * model.hidden_size / model.layer_parameters
+    balanced = ParallelConfig(pp=pp).balanced(model)
+    if balanced.stage_sizes is None:
+        return
+    balanced.check_fits(model)
+    *others, last = balanced.stage_sizes
+    slowest = max([*others, last + output])
+    least = min(
+        max(math.ceil((layers - n) / (pp - 1)), n + output) for n in range(1, layers - pp + 2)
+    )
+    assert slowest == least
 
 
 def test_the_number_of_ranks_is_a_multiple_of_one_copy():

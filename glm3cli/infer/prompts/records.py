@@ -26,6 +26,7 @@ from glm3cli.infer.prompts.lines import BadLine, PromptLine
 _IRRELEVANT = {
     "as_json",
     "json",
+    "layers_per_stage",
     "max_batch_size",
     "max_restarts",
     "nproc",

@@ -62,7 +62,7 @@ class Stream:
         self._owners: dict[int, int] = {}  # data parallel ranks by indices, of all prompts
         self._loads = [0] * model.engine.grid.dp_size
         # Twice what the engines run side by side: a row that gets free finds a prompt waiting.
-        self._capacity = 2 * config.max_batch_size * len(self._loads)
+        self._capacity = 2 * model.engine.capacity * len(self._loads)
         self.has_token = False
 
     @property

@@ -62,7 +62,7 @@ class Server:
         self._inbox = Inbox()
         self._others = Others(links)
         puts = [self._inbox.put, *self._others.puts]
-        self._copies = Copies(puts, config.max_batch_size)
+        self._copies = Copies(puts, model.engine.capacity)
         self._http = threading.Thread(target=self._run_http, name="http")
         self._is_ready = threading.Event()
 
@@ -124,7 +124,7 @@ class Server:
         config, engine = self._config, self._model.engine
         most = min(config.max_request_tokens or engine.model.seq_length, engine.model.seq_length)
         reader = Reader(self._model.tokenizer, config, engine.model.padded_vocab_size, most)
-        room = config.max_batch_size * len(self._copies.loads)
+        room = engine.capacity * len(self._copies.loads)
         queries = Queries(self._copies.put, room, config.max_queue)
         self._service = Service(reader, queries, self._policy)
         self._service.metrics.watch(self._copies.loads)
