@@ -1,10 +1,9 @@
 """Writes files as a whole or not at all, large ones fast, and waits until all is on the disk."""
 
-import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Self
 
 from glm3cli.errors import ConfigError
 
@@ -17,26 +16,34 @@ if TYPE_CHECKING:
 _MOST_BYTES = 2**20
 
 
-class _Pieces(io.FileIO):
-    """A file of which no call writes more than a mebibyte; the buffer above it calls again."""
+class LargeFile:
+    """A file that threads write side by side, each to places of its own; a context manager."""
 
-    def write(self, values: "ReadableBuffer", /) -> int:
-        """Writes the first bytes of `values`, and returns their number."""
-        return super().write(memoryview(values)[:_MOST_BYTES])
+    def __init__(self, path: Path) -> None:
+        """Opens a file, which is made if there is none; what it holds stays.
 
+        Raises:
+            OSError: The file can't be opened.
+        """
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-def open_large(path: Path, mode: Literal["wb", "r+b"]) -> io.BufferedWriter | io.BufferedRandom:
-    """Opens a file of which much is going to be written by one call, such as a whole tensor.
+    def write(self, values: "ReadableBuffer", place: int) -> int:
+        """Writes bytes from the byte `place` on, and returns the byte behind them.
 
-    Args:
-        path: The file.
-        mode: "wb" begins an empty file, "r+b" reads and writes what is there.
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        left = memoryview(values).cast("B")
+        while left:
+            count = os.pwrite(self._descriptor, left[:_MOST_BYTES], place)
+            left, place = left[count:], place + count
+        return place
 
-    Raises:
-        OSError: The file can't be opened.
-    """
-    file = _Pieces(path, mode)
-    return io.BufferedWriter(file) if mode == "wb" else io.BufferedRandom(file)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

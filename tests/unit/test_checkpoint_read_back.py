@@ -33,16 +33,16 @@ def spoil(monkeypatch, name):
     values = random_weights()[name].flatten()[:8].numpy().tobytes()
     spoiled = []
 
-    def write(self, given):
+    def write(self, given, place):
         data = bytearray(given)
-        place = data.find(values)
-        if place >= 0:
-            data[place] ^= 1
-            spoiled.append(place)
-        return original(self, data)
+        found = data.find(values)
+        if found >= 0:
+            data[found] ^= 1
+            spoiled.append(found)
+        return original(self, data, place)
 
-    original = files._Pieces.write
-    monkeypatch.setattr(files._Pieces, "write", write)
+    original = files.LargeFile.write
+    monkeypatch.setattr(files.LargeFile, "write", write)
     return spoiled
 
 

@@ -231,6 +231,30 @@ def test_truncated_dist(hf, tmp_path):
     refused(tmp_path / "dist", "is missing, damaged or cut short")
 
 
+FLIPPED = {  # the file of each layout, and from where to where bytes of it are flipped
+    "mcore": ("iter_0000001/mp_rank_00/model_optim_rng.pt", 1600, 2400),  # its pickle
+    "dist": ("__0_1.distcp", 0, 800),  # that of its first tensor
+    "chatglm": ("model.safetensors", 0, 800),  # its header
+}
+
+
+@pytest.mark.parametrize("layout", FLIPPED)
+def test_no_flipped_byte_is_a_traceback(tmp_path, layout):
+    """What describes the tensors is damaged: they are read all the same, or refused."""
+    new, seen = tmp_path / "new", set()
+    options = ConvertOptions(layout=layout, parallel=ModelParallelConfig(), verify=False)
+    convert(write_hf(tmp_path / "hf"), new, options)
+    name, start, end = FLIPPED[layout]
+    before = (new / name).read_bytes()
+    for place in range(start, end, 2):
+        (new / name).write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+        try:
+            seen.add(len(read_all(new)))
+        except CheckpointError:
+            seen.add("refused")
+    assert seen == {len(read_all(tmp_path / "hf")), "refused"}
+
+
 def test_random_states_of_a_training_checkpoint_are_accepted(tmp_path):
     mg = ranks(tmp_path)
     state = {"random": random.getstate(), "numpy": np.random.get_state()}
@@ -384,11 +408,11 @@ def test_full_disk(hf, monkeypatch):
 
 
 def test_an_interrupt_leaves_nothing(hf, monkeypatch):
-    def write(_layout, folder, *_rest):
+    def open_writer(_layout, folder, *_rest):
         (folder / "half").write_text("x")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transfer, "write", write)
+    monkeypatch.setattr(transfer, "open_writer", open_writer)
     with pytest.raises(KeyboardInterrupt):
         convert(hf, hf.parent / "new", ConvertOptions(layout="mcore"))
     assert [path.name for path in hf.parent.iterdir()] == ["hf"]

@@ -120,22 +120,21 @@ def test_what_is_no_json_is_a_value_error(tmp_path: Path, text: bytes) -> None:
 def test_large_values_are_written_by_calls_of_a_mebibyte(tmp_path, monkeypatch):
     written = []
 
-    def write(file, values):
-        written.append(original(file, values))
+    def pwrite(descriptor, values, place):
+        written.append(original(descriptor, values[: 2**19 + 3], place))  # less than was asked for
+        assert len(values) <= 2**20
         return written[-1]
 
-    original = files._Pieces.write
-    monkeypatch.setattr(files._Pieces, "write", write)
+    original = os.pwrite
+    monkeypatch.setattr(os, "pwrite", pwrite)
     values = os.urandom(2**21 + 12_345)
-    with files.open_large(tmp_path / "new", "wb") as file:
-        file.write(b"head")
-        file.write(values)
+    with files.LargeFile(tmp_path / "new") as file:
+        assert file.write(b"head", 0) == 4
+        assert file.write(values, 4) == 4 + len(values)
     assert (tmp_path / "new").read_bytes() == b"head" + values
-    assert max(written) == 2**20
-    with files.open_large(tmp_path / "new", "r+b") as file:
-        file.seek(5)
-        file.write(values)
-        assert file.read() == b""
+    assert max(written) == 2**19 + 3
+    with files.LargeFile(tmp_path / "new") as file:
+        assert file.write(values, 5) == 5 + len(values)
     assert (tmp_path / "new").read_bytes() == b"head" + values[:1] + values
 
 

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from glm3cli.checkpoint.files.staging import staged
 from glm3cli.checkpoint.layouts.companions import copy_companions
 from glm3cli.checkpoint.layouts.write_plan import WritePlan
-from glm3cli.checkpoint.layouts.writers import write
-from glm3cli.checkpoint.names import Weight, slots
+from glm3cli.checkpoint.layouts.writers import open_writer
+from glm3cli.checkpoint.names import slots
 from glm3cli.checkpoint.random import RandomSource
 from glm3cli.config.parallel import ModelParallelConfig
 
@@ -32,9 +31,8 @@ def write_random_model(
     dtypes = dict.fromkeys(slots(source.model), dtype)
     plan = WritePlan(source.model, ModelParallelConfig(), dtypes, shard_bytes=2**30)
 
-    def produce(weight: Weight, layer: int | None) -> Tensor:
-        return source.read(weight, layer).to(dtype)
-
     with staged(folder, force=False) as partial:
-        write("chatglm", partial, plan, produce, lambda _path, _end: None)
+        with open_writer("chatglm", partial, plan, lambda _path, _end: None) as writer:
+            for slot in writer.order:
+                writer.fill(slot, source.read(*slot).to(dtype))
         copy_companions(companions, partial, source.model)

@@ -39,18 +39,20 @@ class ReadBack:
         self._folder, self._target, self._transfer = folder, target, transfer
         self._pool = started_pool(_THREADS)
         self._lock = threading.Lock()
+        self._noting = threading.Lock()
         self._reading: deque[tuple[Slot, Future[str]]] = deque()
         self._done = 0
 
     def note(self, slot: Slot) -> None:
-        """Has a tensor that was written read back.
+        """Has a tensor that was written read back; several threads may do so at a time.
 
         Raises:
             CheckpointError: One of those before isn't what was to be written.
         """
-        self._reading.append((slot, self._pool.submit(self._read, slot)))
-        while self._reading and self._reading[0][1].done():
-            self._settle()
+        with self._noting:
+            self._reading.append((slot, self._pool.submit(self._read, slot)))
+            while self._reading and self._reading[0][1].done():
+                self._settle()
 
     def finish(self, report: Report) -> None:
         """Waits until all tensors that were written are read back.

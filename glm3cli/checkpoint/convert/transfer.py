@@ -1,13 +1,15 @@
 """Brings tensors one by one from a source to the writer of a layout.
 
-While one tensor is written, a second thread prepares the next: it reads the tensor, merges an
-adapter, casts, computes the digest, and looks for values that are not finite.
+Two threads do so side by side, each with a tensor of its own: it reads the tensor, merges an
+adapter, casts, computes the digest, looks for values that are not finite, and has it written.
 """
 
 import logging
 import math
-from collections.abc import Callable
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +19,17 @@ from torch import Tensor
 from glm3cli.checkpoint.adapter.pairs import Adapter
 from glm3cli.checkpoint.convert.report import Report
 from glm3cli.checkpoint.convert.tensor_digests import digest
-from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan
-from glm3cli.checkpoint.layouts.writers import write
-from glm3cli.checkpoint.names import Layout, Slot, Weight, slots
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer
+from glm3cli.checkpoint.layouts.writers import open_writer
+from glm3cli.checkpoint.names import Layout, Slot
 from glm3cli.checkpoint.scratch import Scratch
 from glm3cli.checkpoint.source import StoredSource
 from glm3cli.host.memory import PrivateMemory
 from glm3cli.host.signals import started_pool
 
 _log = logging.getLogger(__name__)
+# One writes while the other reads; of two files that are written each keeps one busy.
+_THREADS = 2
 
 # Called with a tensor that was written.
 Written = Callable[[Slot], None]
@@ -73,14 +77,12 @@ class Transfer:
         self.digests: dict[Slot, str] = {}
         self.non_finite = 0
         self.memory = PrivateMemory()
-        source.cat = Scratch(2).cat  # for the tensor that is written, and the next
-        self._casts = Scratch(2)
-        self._report, self._handed_over = report, 0
-        self._order = slots(plan.model)
-        self._pool = started_pool()
+        source.cat = Scratch().cat  # each thread has one buffer
+        self._casts = Scratch()
+        self._report, self._done = report, 0
+        self._lock = threading.Lock()
         self._written: Written = _note_nothing
-        self._being_written: Slot | None = None
-        self._coming: tuple[Slot, Future[_Prepared]] | None = None
+        self._is_over = False
 
     def write(
         self, layout: Layout, folder: Path, final: Final, written: Written | None = None
@@ -91,51 +93,48 @@ class Transfer:
             layout: The layout to write.
             folder: The new folder.
             final: Called with a file and the byte before which nothing is going to change.
-            written: Called with each tensor that was written.
+            written: Called with each tensor that was written, in one of several threads.
 
         Raises:
             CheckpointError: The source is damaged.
             OSError, RuntimeError: The disk is full or failing.
         """
-        try:
-            self._written = written or _note_nothing
-            self._note_written()
-            self._prepare_next()
-            write(layout, folder, self.plan, self._produce, final)
-            assert self._coming is None, "a source tensor was not used"
-            self._note_written()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+        self._written = written or _note_nothing
+        self._report("converting", 0, self.plan.total_bytes)
+        with open_writer(layout, folder, self.plan, final) as writer, _single_threads():
+            left, pool = iter(writer.order), started_pool(_THREADS)
+            try:
+                working = [pool.submit(self._work, writer, left) for _ in range(_THREADS)]
+                for one in wait(working, return_when=FIRST_EXCEPTION).done:
+                    one.result()
+            finally:
+                self._is_over = True
+                pool.shutdown(cancel_futures=True)
 
-    def _note_written(self) -> None:
-        """Notes the tensors that were handed over before: the writer is done with them."""
-        if self._being_written is not None:
-            self._written(self._being_written)
-        self._report("converting", self._handed_over, self.plan.total_bytes)
+    def _work(self, writer: Writer, left: Iterator[Slot]) -> None:
+        """Brings one tensor after the other, until none is left or another thread has failed."""
+        while not self._is_over:
+            with self._lock:
+                slot = next(left, None)
+            if slot is None:
+                return
+            prepared = self._prepare(slot)
+            self._note(slot, prepared)
+            writer.fill(slot, prepared.tensor)
+            self._written(slot)
+            with self._lock:
+                self._done += prepared.tensor.nbytes
+                self._report("converting", self._done, self.plan.total_bytes)
 
-    def _produce(self, weight: Weight, layer: int | None) -> Tensor:
-        """Returns the tensor that the writer asks for, and starts to prepare the next one."""
-        self._note_written()
-        assert self._coming is not None, "there are no more tensors"
-        slot, coming = self._coming
-        assert slot == (weight, layer), f"{label(slot)} was to be asked for"
-        prepared = coming.result()
-        self._prepare_next()
-        self.digests[slot] = prepared.digest
-        if prepared.non_finite:
+    def _note(self, slot: Slot, prepared: _Prepared) -> None:
+        """Keeps what is known of a tensor that is going to be written."""
+        with self._lock:
+            self.digests[slot] = prepared.digest
             self.non_finite += prepared.non_finite
-            kind = self.plan.model.torch_dtype
-            count = prepared.non_finite
+            self.memory.sample()
+        if prepared.non_finite:
+            kind, count = self.plan.model.torch_dtype, prepared.non_finite
             _log.warning("%d values of %s are NaN or infinite in %s", count, label(slot), kind)
-        self.memory.sample()
-        self._handed_over += prepared.tensor.nbytes
-        self._being_written = slot
-        return prepared.tensor
-
-    def _prepare_next(self) -> None:
-        """Lets the second thread prepare the next tensor, if there is one."""
-        slot = next(self._order, None)
-        self._coming = None if slot is None else (slot, self._pool.submit(self._prepare, slot))
 
     def _prepare(self, slot: Slot) -> _Prepared:
         """Reads a tensor, merges the adapter into it, casts it, and examines the result."""
@@ -144,6 +143,21 @@ class Transfer:
         counts: list[int] = []
         value = digest(tensor, lambda block: counts.append(_count_non_finite(block)))
         return _Prepared(tensor, value, sum(counts))
+
+
+@contextmanager
+def _single_threads() -> Iterator[None]:
+    """Has torch compute with one thread in each of ours.
+
+    OpenMP gives every thread of a program as many helpers as there are cores, which wait for more
+    by spinning, and take the cores from the other threads.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def _note_nothing(_slot: Slot) -> None:

@@ -41,7 +41,7 @@ class FileDigests:
         end = size if end is None else min(end, size)
         if done < end:
             _update(value, path, done, end)
-        self._done[path] = end
+            self._done[path] = end
 
     def finish(self, paths: Iterable[Path]) -> dict[Path, str]:
         """Hashes the rest of the files and returns the digest of each, in hexadecimal digits."""

@@ -1,8 +1,8 @@
 """Writes in torch.save's format without having the tensors, which come one by one.
 
-So only one of them is in memory at a time. torch.serialization.skip_data leaves room for the values
-in the (zip) file; they are filled in afterwards, together with the zip format's checksums of them.
-`Archive` is a file of many tensors, and `Frame` what stands around a single one.
+So only a few of them are in memory at a time. torch.serialization.skip_data leaves room for the
+values in the (zip) file; they are filled in afterwards, together with the zip format's checksums of
+them. `Archive` is a file of many tensors, and `Frame` what stands around a single one.
 """
 
 import struct
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
+from glm3cli.checkpoint.layouts.front import Front
 from glm3cli.checkpoint.layouts.write_plan import Final
 from glm3cli.checkpoint.scratch import blocks_of
-from glm3cli.host.files import open_large
+from glm3cli.host.files import LargeFile
 
 _LOCAL_HEADER = 30  # bytes before the name; the lengths of name and extra field are its last two
 _CENTRAL_HEADER = 46
@@ -122,6 +123,25 @@ class Frame:
         return bytes(tail)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the values of a tensor stand.
+
+    Attributes:
+        number: The place among those of the file, counted from 0.
+        header: The first byte of what stands before the values.
+        begin: The first byte of the values.
+        num_bytes: The number of their bytes.
+        has_descriptor: Whether their checksum stands behind them, too.
+    """
+
+    number: int
+    header: int
+    begin: int
+    num_bytes: int
+    has_descriptor: bool
+
+
 class Archive:
     """A file in torch.save's format whose tensors are filled in later; use it as a context manager.
 
@@ -129,12 +149,13 @@ class Archive:
         path: The file.
     """
 
-    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, content: Mapping[str, Any], final: Final) -> None:
         """Writes everything in `content` except the values of its tensors.
 
         Args:
             path: The file.
             content: What torch.save would write; its tensors may be uninitialised.
+            final: Called with the file and the byte before which nothing is going to change.
 
         Raises:
             RuntimeError: The disk is full or failing.
@@ -142,58 +163,49 @@ class Archive:
         with torch.serialization.skip_data():
             torch.save(content, path)
         self.path = path
-        self._file = open_large(path, "r+b")
-        with zipfile.ZipFile(self._file) as archive:
-            self._entries = {
-                entry.filename.split("/", 1)[1]: entry
-                for entry in archive.infolist()
-                if "/data/" in entry.filename
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            entries = [one for one in archive.infolist() if "/data/" in one.filename]
+            entries.sort(key=lambda one: one.header_offset)
+            self._places = {
+                entry.filename.split("/", 1)[1]: _place_of(file, entry, number)
+                for number, entry in enumerate(entries)
             }
             self._directory = archive.start_dir
+        begins = [place.header for place in self._places.values()]
+        self._front = Front(path, begins, self._directory, final)
+        self._file = LargeFile(path)
         self._checksums: dict[str, int] = {}
 
-    def fill(self, number: int, tensor: Tensor, final: Final) -> None:
-        """Writes the values of one tensor.
+    def fill(self, number: int, tensor: Tensor) -> None:
+        """Writes the values of one tensor; several threads may do so at a time.
 
         Args:
             number: The place of the tensor among those of the content, counted from 0.
             tensor: The values, in the shape and type that the content has there.
-            final: Called with the file and the byte before which nothing is going to change.
 
         Raises:
             OSError: The disk is full or failing.
         """
         name = f"data/{number}"
-        entry, first = self._entries[name], self._first_missing()
-        assert entry.file_size == tensor.nbytes, f"{name} holds {entry.file_size} bytes"
+        place = self._places[name]
+        assert place.num_bytes == tensor.nbytes, f"{name} holds {place.num_bytes} bytes"
         assert name not in self._checksums, f"{name} was filled before"
-        self._file.seek(values_offset(self._file, entry))
-        value = 0
+        value, position = 0, place.begin
         for block in blocks_of(tensor):
             value = checksum(block, value)
-            self._file.write(block)
-            self._file.flush()
-            if first == entry.header_offset:
-                final(self.path, self._file.tell())
-        descriptor = self._file.tell()
-        if self._file.read(4) == _DESCRIPTOR:
-            self._file.seek(descriptor + _CRC_IN_DESCRIPTOR)
-            self._file.write(struct.pack("<I", value))
-        self._file.flush()
+            position = self._file.write(block, position)
+            self._front.advance(place.number, position)
+        if place.has_descriptor:
+            self._file.write(struct.pack("<I", value), position + _CRC_IN_DESCRIPTOR)
         self._checksums[name] = value
-        final(self.path, self._first_missing())
-
-    def _first_missing(self) -> int:
-        """Returns the byte of the file before which all tensors are filled in."""
-        missing = (e.header_offset for n, e in self._entries.items() if n not in self._checksums)
-        return min(missing, default=self._directory)
+        self._front.complete(place.number)
 
     def _write_directory(self) -> None:
         """Writes the checksums into the zip file's central directory."""
-        for name, place in _checksum_places(self._file, self._directory):
-            if name in self._checksums:
-                self._file.seek(place)
-                self._file.write(struct.pack("<I", self._checksums[name]))
+        with self.path.open("rb") as file:
+            for name, place in _checksum_places(file, self._directory):
+                if name in self._checksums:
+                    self._file.write(struct.pack("<I", self._checksums[name]), place)
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +218,14 @@ class Archive:
     ) -> None:
         with self._file:
             if error is None:
-                missing = self._entries.keys() - self._checksums.keys()
+                missing = self._places.keys() - self._checksums.keys()
                 assert not missing, f"never filled: {sorted(missing)}"
                 self._write_directory()
+
+
+def _place_of(file: BinaryIO, entry: zipfile.ZipInfo, number: int) -> _Place:
+    """Returns where the values of an entry of a zip file stand, the file's `number`-th of these."""
+    begin = values_offset(file, entry)
+    file.seek(begin + entry.file_size)
+    has_descriptor = file.read(len(_DESCRIPTOR)) == _DESCRIPTOR
+    return _Place(number, entry.header_offset, begin, entry.file_size, has_descriptor)

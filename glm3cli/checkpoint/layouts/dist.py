@@ -12,7 +12,6 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -206,13 +205,20 @@ class DistSource(StoredSource):
         return part.offsets[1:], stored[layer - part.offsets[0]]
 
     def _load(self, part: _Part) -> Tensor:
-        """Returns the values of a part, as a view of the mapped file if they are aligned there."""
+        """Returns the values of a part, as a view of the mapped file if they are aligned there.
+
+        Raises:
+            CheckpointError: The file is damaged.
+            StoppedError: The process received SIGTERM.
+        """
         path = self.path / part.file
         try:
             if part.file not in self._mapped:
                 self._mapped[part.file] = MappedFile(path)
             return self._mapped[part.file].tensor(part.start, part.length).view(part.sizes)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, BadZipFile) as error:
+        except StoppedError:
+            raise
+        except Exception as error:  # unpickling raises nearly anything
             raise CheckpointError(
                 f"{path} is missing, damaged or cut short: {error}", "use an older checkpoint"
             ) from None

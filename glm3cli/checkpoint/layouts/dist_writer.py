@@ -8,11 +8,14 @@ This module writes the same, one tensor at a time, and `.metadata` first.
 
 import io
 import json
+import os
+from bisect import bisect
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -30,12 +33,13 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from glm3cli.checkpoint.cuts import to_megatron
 from glm3cli.checkpoint.layouts.archive import Frame, checksum
-from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
+from glm3cli.checkpoint.layouts.front import Front
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer, alternating
 from glm3cli.checkpoint.names import Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch, blocks_of
-from glm3cli.host.files import open_large
+from glm3cli.host.files import LargeFile
 
-_FILE = "__0_0.distcp"  # as the first rank of a training run names its own
+_FILES = ("__0_0.distcp", "__0_1.distcp")  # as the first rank of a training run names its own
 _ALIGNMENT = 64  # bytes; torch.save aligns values as much within what it writes
 
 
@@ -48,6 +52,7 @@ class _Part:
         chunk: The place in the tensor of all layers.
         whole: The shape of that tensor.
         frame: What stands around the values.
+        file: The name of the file.
         start: The first byte in the file.
         length: The number of bytes.
     """
@@ -56,52 +61,75 @@ class _Part:
     chunk: ChunkStorageMetadata
     whole: torch.Size
     frame: Frame
+    file: str
     start: int
     length: int
 
 
-def write_dist(folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
-    """Writes the metadata, the (empty) extra states, and the tensors.
+class DistWriter(Writer):
+    """Fills the files of weights, after it has written the metadata and the extra states."""
+
+    def __init__(self, folder: Path, plan: WritePlan, final: Final) -> None:
+        """Writes the metadata and the (empty) extra states.
+
+        Args:
+            folder: A folder without weights.
+            plan: The model and the type of every tensor.
+            final: Called with a file and the byte before which nothing is going to change.
+
+        Raises:
+            OSError, RuntimeError: The disk is full or failing.
+        """
+        torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
+        backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+        backends |= {"common_backend": "torch", "common_backend_version": 1}
+        (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
+        state, names = _empty_state(), list(_extra_states(plan))
+        files = [list(_parts(plan, *one)) for one in _files(plan, len(names) * len(state))]
+        parts = [part for file in files for part in file]
+        _write_metadata(folder, plan, names, len(state), parts)
+        self._model, self._cat = plan.model, Scratch().cat
+        self._places: dict[Slot, tuple[LargeFile, Front, int, _Part]] = {}
+        with ExitStack() as opened:
+            for file in files:
+                path, end = folder / file[0].file, file[-1].start + file[-1].length
+                large = opened.enter_context(LargeFile(path))
+                os.truncate(path, end)
+                front = Front(path, [part.start for part in file], end, final)
+                for number, part in enumerate(file):
+                    self._places[part.slot] = large, front, number, part
+            self._places[parts[0].slot][0].write(state * len(names), 0)
+            self.files = opened.pop_all()
+        self.order = alternating([[part.slot for part in file] for file in files], plan)
+
+    def fill(self, slot: Slot, tensor: Tensor) -> None:
+        """Writes one weight, and what stands around its values, to its place."""
+        file, front, number, part = self._places[slot]
+        tensor = to_megatron(tensor, slot[0].cut, self._model, self._cat)
+        value, place = 0, file.write(part.frame.head, part.start)
+        for block in blocks_of(tensor):
+            value = checksum(block, value)
+            place = file.write(block, place)
+            front.advance(number, place)
+        file.write(part.frame.end(value), place)
+        front.complete(number)
+
+
+def _files(plan: WritePlan, states: int) -> Iterator[tuple[str, list[Slot], int]]:
+    """Yields the name of each file, its weights, and the byte from which on they stand in it.
+
+    Two files, as the threads of a training run's first rank write them, can be written faster than
+    one.
 
     Args:
-        folder: A folder without weights.
-        plan: The model and the type of every tensor.
-        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
-        final: Called with a file and the byte before which nothing is going to change.
-
-    Raises:
-        OSError, RuntimeError: The disk is full or failing.
+        plan: The sizes of the weights.
+        states: The number of bytes of the extra states, which the first file begins with.
     """
-    torch.save({"checkpoint_version": 3.0, "iteration": 0}, folder / "common.pt")
-    backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-    backends |= {"common_backend": "torch", "common_backend_version": 1}
-    (folder / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
-    state, names = _empty_state(), list(_extra_states(plan))
-    parts = list(_parts(plan, len(names) * len(state)))
-    _write_metadata(folder, plan, names, len(state), parts)
-    path, cat = folder / _FILE, Scratch().cat
-    with open_large(path, "wb") as file:
-        file.truncate(parts[-1].start + parts[-1].length)
-        file.write(state * len(names))
-        for part in parts:
-            weight, layer = part.slot
-            tensor = to_megatron(produce(weight, layer), weight.cut, plan.model, cat)
-            for _ in _write_part(file, part, tensor):
-                file.flush()
-                final(path, file.tell())
-
-
-def _write_part(file: BinaryIO, part: _Part, tensor: Tensor) -> Iterator[None]:
-    """Writes a tensor to its place, and yields now and then, the last time when all is written."""
-    value = 0
-    file.seek(part.start)
-    file.write(part.frame.head)
-    for block in blocks_of(tensor):
-        yield
-        value = checksum(block, value)
-        file.write(block)
-    file.write(part.frame.end(value))
-    yield
+    every = list(slots(plan.model))
+    sizes = list(accumulate(map(plan.num_bytes, every)))
+    half = bisect(sizes, sizes[-1] // 2)
+    yield _FILES[0], every[:half], states
+    yield _FILES[1], every[half:], 0
 
 
 def _empty_state() -> bytes:
@@ -119,10 +147,10 @@ def _extra_states(plan: WritePlan) -> Iterator[str]:
             yield f"{weight.extra_state_name('dist')}/shard_{layer}_{layers}"
 
 
-def _parts(plan: WritePlan, start: int) -> Iterator[_Part]:
-    """Yields where each weight of each layer lies in the file, from the byte `start` on."""
+def _parts(plan: WritePlan, file: str, held: list[Slot], start: int) -> Iterator[_Part]:
+    """Yields where the weights that a file has lie in it, from the byte `start` on."""
     frame_of, layers = cache(Frame.around), plan.model.num_layers
-    for slot in slots(plan.model):
+    for slot in held:
         weight, layer = slot
         shape = weight.shape(plan.model)
         offsets, sizes, whole = [0] * len(shape), list(shape), list(shape)
@@ -132,7 +160,7 @@ def _parts(plan: WritePlan, start: int) -> Iterator[_Part]:
         frame = frame_of(chunk.sizes, plan.dtypes[slot])
         start += -start % _ALIGNMENT
         length = frame.length(plan.num_bytes(slot))
-        yield _Part(slot, chunk, torch.Size(whole), frame, start, length)
+        yield _Part(slot, chunk, torch.Size(whole), frame, file, start, length)
         start += length
 
 
@@ -144,13 +172,14 @@ def _write_metadata(
     Args:
         folder: The folder.
         plan: The type of every tensor.
-        names: The names of the extra states, which the file begins with.
+        names: The names of the extra states, which the first file begins with.
         width: The number of bytes of each of them.
         parts: The weights.
     """
     tensors: dict[str, TensorStorageMetadata] = {}
     results = [
-        _result(MetadataIndex(name), number * width, width) for number, name in enumerate(names)
+        _result(MetadataIndex(name), _FILES[0], number * width, width)
+        for number, name in enumerate(names)
     ]
     for part in parts:
         weight, layer = part.slot
@@ -159,14 +188,14 @@ def _write_metadata(
         tensor = TensorStorageMetadata(properties, part.whole, [])
         tensors.setdefault(name, tensor).chunks.append(part.chunk)
         index = MetadataIndex(name, part.chunk.offsets, layer or 0)
-        results.append(_result(index, part.start, part.length))
+        results.append(_result(index, part.file, part.start, part.length))
     states = {name: BytesStorageMetadata() for name in names}
     _Writer(folder).finish(Metadata({**states, **tensors}), [results])
 
 
-def _result(index: MetadataIndex, start: int, length: int) -> WriteResult:
-    """Returns torch's note of something that lies in the file."""
-    return WriteResult(index, length, _StorageInfo(_FILE, start, length))
+def _result(index: MetadataIndex, file: str, start: int, length: int) -> WriteResult:
+    """Returns torch's note of something that lies in a file."""
+    return WriteResult(index, length, _StorageInfo(file, start, length))
 
 
 class _Writer(FileSystemWriter):

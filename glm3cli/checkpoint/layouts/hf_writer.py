@@ -8,49 +8,68 @@ JSON header, the header with the type, shape and place of every tensor, then the
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 
+from torch import Tensor
+
+from glm3cli.checkpoint.layouts.front import Front
 from glm3cli.checkpoint.layouts.hf import SAFETENSORS_DTYPES
-from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer, alternating
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
 from glm3cli.checkpoint.scratch import blocks_of
-from glm3cli.host.files import open_large
+from glm3cli.host.files import LargeFile
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-def write_hf(
-    layout: HfLayout, folder: Path, plan: WritePlan, produce: Produce, final: Final
-) -> None:
-    """Writes the headers, the index if there are several shards, and the tensors shard by shard.
+class HfWriter(Writer):
+    """Fills the shards, whose headers and index it writes first."""
 
-    Args:
-        layout: The layout whose names the tensors get.
-        folder: A folder without weights.
-        plan: The model, the type of every tensor, and the size of a shard.
-        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
-        final: Called with a file and the byte before which nothing is going to change.
+    def __init__(self, layout: HfLayout, folder: Path, plan: WritePlan, final: Final) -> None:
+        """Writes the headers, and the index if there are several shards.
 
-    Raises:
-        OSError: The disk is full or failing.
-    """
-    shards = list(_shards(plan))
-    begins: dict[Path, int] = {}
-    places: dict[str, str] = {}
-    for i, shard in enumerate(shards, start=1):
-        number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        path = folder / f"model{number}.safetensors"
-        header = _header(layout, shard, plan)
-        begins[path] = _begin_shard(path, header, sum(plan.num_bytes(slot) for slot in shard))
-        places |= dict.fromkeys(header, path.name)
-    if len(shards) > 1:
-        total = {"total_size": plan.total_bytes}
-        index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
-        text = json.dumps(index, indent=2) + "\n"
-        (folder / SAFETENSORS_INDEX).write_text(text, encoding="utf-8")
-    for (path, begin), shard in zip(begins.items(), shards, strict=True):
-        _fill_shard(path, begin, shard, produce, final)
+        Args:
+            layout: The layout whose names the tensors get.
+            folder: A folder without weights.
+            plan: The model, the type of every tensor, and the size of a shard.
+            final: Called with a file and the byte before which nothing is going to change.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        shards = list(_shards(plan))
+        self.order = alternating(shards, plan)
+        self._places: dict[Slot, tuple[LargeFile, Front, int, int]] = {}
+        names: dict[str, str] = {}
+        with ExitStack() as files:
+            for i, shard in enumerate(shards, start=1):
+                number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+                path = folder / f"model{number}.safetensors"
+                header = _header(layout, shard, plan)
+                sizes = [plan.num_bytes(slot) for slot in shard]
+                begin = _begin_shard(path, header, sum(sizes))
+                *begins, end = accumulate(sizes, initial=begin)
+                front, file = Front(path, begins, end, final), files.enter_context(LargeFile(path))
+                for place, slot in enumerate(shard):
+                    self._places[slot] = file, front, place, begins[place]
+                names |= dict.fromkeys(header, path.name)
+            self.files = files.pop_all()
+        if len(shards) > 1:
+            total = {"total_size": plan.total_bytes}
+            index = {"metadata": total, "weight_map": dict(sorted(names.items()))}
+            text = json.dumps(index, indent=2) + "\n"
+            (folder / SAFETENSORS_INDEX).write_text(text, encoding="utf-8")
+
+    def fill(self, slot: Slot, tensor: Tensor) -> None:
+        """Writes one weight to its place."""
+        file, front, number, place = self._places[slot]
+        for block in blocks_of(tensor):
+            place = file.write(block, place)
+            front.advance(number, place)
+        front.complete(number)
 
 
 def _shards(plan: WritePlan) -> Iterator[list[Slot]]:
@@ -94,16 +113,3 @@ def _begin_shard(path: Path, header: dict[str, object], num_bytes: int) -> int:
         begin = file.tell()
         file.truncate(begin + num_bytes)
     return begin
-
-
-def _fill_shard(path: Path, begin: int, shard: list[Slot], produce: Produce, final: Final) -> None:
-    """Writes the tensors of one shard, which begin at the byte `begin`."""
-    size = path.stat().st_size
-    with open_large(path, "r+b") as file:
-        file.seek(begin)
-        for weight, layer in shard:
-            for block in blocks_of(produce(weight, layer)):
-                file.write(block)
-                file.flush()
-                final(path, file.tell())
-        assert file.tell() == size, f"{path.name} has room for {size} bytes"

@@ -26,6 +26,7 @@ from glm3cli.checkpoint.headers import (
 from glm3cli.checkpoint.layouts.arguments import model_of, run_of
 from glm3cli.checkpoint.locate import Location
 from glm3cli.checkpoint.names import WEIGHTS, Cut, Layout, Stage, Weight, slots
+from glm3cli.checkpoint.scratch import bytes_of
 from glm3cli.checkpoint.source import StoredSource, config_of
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
@@ -154,8 +155,8 @@ class RanksSource(StoredSource):
         """
         pieces = self._pieces(weight, layer)
         if weight.cut is Cut.WHOLE:
-            first = pieces[0].view(torch.uint8)
-            if not all(torch.equal(first, other.view(torch.uint8)) for other in pieces[1:]):
+            first = bytes_of(pieces[0])
+            if any(bytes_of(other) != first for other in pieces[1:]):
                 raise CheckpointError(
                     f"{self.path}: the tensor-parallel ranks have different copies of "
                     f"{weight.logical}" + ("" if layer is None else f" of layer {layer}"),

@@ -1,7 +1,7 @@
 """Writes Megatron's per-rank files, which Megatron-LM core_r0.6.0 and ModelLink 1.1 can load.
 
 All files are written without values first and then filled, so that every source tensor is read once
-and only one is in memory at a time.
+and only a few are in memory at a time.
 """
 
 from collections import OrderedDict
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glm3cli.checkpoint.cuts import piece_shape, pieces_of
 from glm3cli.checkpoint.layouts.archive import Archive
 from glm3cli.checkpoint.layouts.arguments import arguments_of
 from glm3cli.checkpoint.layouts.ranks import FILE
-from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer, alternating
 from glm3cli.checkpoint.locate import TRACKER, iteration_folder
 from glm3cli.checkpoint.names import Layout, Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch
@@ -24,40 +25,52 @@ from glm3cli.checkpoint.scratch import Scratch
 _ITERATION = 1
 
 
-def write_ranks(
-    layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final
-) -> None:
-    """Writes the tracker file and one file per tensor- and pipeline-parallel rank.
+class RanksWriter(Writer):
+    """Fills the files of all ranks, whose other contents it writes first."""
 
-    Args:
-        layout: legacy or mcore.
-        folder: A folder without weights.
-        plan: The model, the parallel sizes, and the type of every tensor.
-        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
-        final: Called with a file and the byte before which nothing is going to change.
+    def __init__(self, layout: Layout, folder: Path, plan: WritePlan, final: Final) -> None:
+        """Writes the tracker file and one file per tensor- and pipeline-parallel rank.
 
-    Raises:
-        OSError, RuntimeError: The disk is full or failing.
-    """
-    parallel, scratch = plan.parallel, Scratch()
-    (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
-    with ExitStack() as files:
-        archives: dict[tuple[int, int], Archive] = {}
-        numbers: dict[Slot, tuple[int, int]] = {}
-        for p in range(parallel.pp):
-            content, order = _stage(layout, plan, p)
-            numbers |= {slot: (p, number) for number, slot in enumerate(order)}
-            for t in range(parallel.tp):
-                name = f"mp_rank_{t:02d}" + (f"_{p:03d}" if parallel.pp > 1 else "")
-                path = folder / iteration_folder(_ITERATION) / name / FILE
-                path.parent.mkdir(parents=True)
-                archives[t, p] = files.enter_context(Archive(path, content))
-        for weight, layer in slots(plan.model):
-            p, number = numbers[weight, layer]
-            tensor = produce(weight, layer)
-            pieces = pieces_of(tensor, weight.cut, parallel.tp, plan.model, scratch.cat)
-            for t, piece in enumerate(pieces):
-                archives[t, p].fill(number, scratch.contiguous(piece), final)
+        Args:
+            layout: legacy or mcore.
+            folder: A folder without weights.
+            plan: The model, the parallel sizes, and the type of every tensor.
+            final: Called with a file and the byte before which nothing is going to change.
+
+        Raises:
+            OSError, RuntimeError: The disk is full or failing.
+        """
+        self._plan, self._scratch = plan, Scratch()
+        self._archives: dict[tuple[int, int], Archive] = {}
+        self._numbers: dict[Slot, tuple[int, int]] = {}
+        (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
+        with ExitStack() as files:
+            for p in range(plan.parallel.pp):
+                content, order = _stage(layout, plan, p)
+                self._numbers |= {slot: (p, number) for number, slot in enumerate(order)}
+                for t in range(plan.parallel.tp):
+                    path = _path(folder, plan, t, p)
+                    path.parent.mkdir(parents=True)
+                    self._archives[t, p] = files.enter_context(Archive(path, content, final))
+            self.files = files.pop_all()
+        stages: list[list[Slot]] = [[] for _ in range(plan.parallel.pp)]
+        for slot in slots(plan.model):
+            stages[self._numbers[slot][0]].append(slot)
+        self.order = alternating(stages, plan)
+
+    def fill(self, slot: Slot, tensor: Tensor) -> None:
+        """Writes one weight's pieces to their places."""
+        p, number = self._numbers[slot]
+        parallel, cut = self._plan.parallel, slot[0].cut
+        pieces = pieces_of(tensor, cut, parallel.tp, self._plan.model, self._scratch.cat)
+        for t, piece in enumerate(pieces):
+            self._archives[t, p].fill(number, self._scratch.contiguous(piece))
+
+
+def _path(folder: Path, plan: WritePlan, t: int, p: int) -> Path:
+    """Returns the file of a tensor- and pipeline-parallel rank."""
+    name = f"mp_rank_{t:02d}" + (f"_{p:03d}" if plan.parallel.pp > 1 else "")
+    return folder / iteration_folder(_ITERATION) / name / FILE
 
 
 def _stage(layout: Layout, plan: WritePlan, p: int) -> tuple[dict[str, Any], list[Slot]]:

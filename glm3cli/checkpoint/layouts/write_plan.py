@@ -1,23 +1,25 @@
-"""The arguments of every writer: what to write, where its tensors come from, and whom to tell.
+"""What every writer is told and does: what to write, whom to tell, and where tensors are put.
 
-`WritePlan` holds the model, its parallel sizes, and the types; a `Produce` function returns the
-tensors; a `Final` function is called as the files grow.
+`WritePlan` holds the model, its parallel sizes, and the types; a `Final` function is called as the
+files grow; a `Writer` takes the tensors.
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate, chain, zip_longest
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from glm3cli.checkpoint.names import Slot, Weight
+from glm3cli.checkpoint.names import Slot
 from glm3cli.config.model import ModelConfig
 from glm3cli.config.parallel import ModelParallelConfig
 
-# Returns the canonical tensor of a weight and a layer. A writer must call it once for each, in the
-# order of `slots`.
-Produce = Callable[[Weight, int | None], Tensor]
 # Called again and again with a file and a place in it: the bytes before have their final values.
 Final = Callable[[Path, int], None]
 
@@ -51,3 +53,57 @@ class WritePlan:
     def main_dtype(self) -> torch.dtype:
         """The type that most weights have."""
         return max(self.dtypes.values(), key=list(self.dtypes.values()).count)
+
+
+class Writer(ABC):
+    """Fills the weights into a new folder, tensor by tensor; a context manager.
+
+    Once it is there, the folder can be opened as a model: values that aren't written yet are
+    missing, and nothing else.
+
+    Attributes:
+        order: The weights, in the order in which they should be filled in.
+        files: Closes the files, and finishes them unless there was an error.
+    """
+
+    order: Sequence[Slot]
+    files: ExitStack
+
+    @abstractmethod
+    def fill(self, slot: Slot, tensor: Tensor) -> None:
+        """Writes one weight; several threads may do so at a time.
+
+        Args:
+            slot: The weight and the layer.
+            tensor: The canonical tensor, in its new type.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.files.__exit__(kind, error, trace)
+
+
+def alternating(files: Sequence[Sequence[Slot]], plan: WritePlan) -> list[Slot]:
+    """Returns the weights of files in an order in which two threads seldom meet in one of them.
+
+    Linux lets one thread at a time write to a file, and takes longer for that than the disk does.
+    The files are parted into two halves of about as many bytes, and the weights of both alternate.
+
+    Args:
+        files: The weights in each file, or in each set of files of the same weights.
+        plan: The sizes of the weights.
+    """
+    sizes = list(accumulate(sum(map(plan.num_bytes, file)) for file in files))
+    cut = min(range(len(files)), key=lambda number: abs(sizes[number] - sizes[-1] / 2)) + 1
+    halves = (chain.from_iterable(files[:cut]), chain.from_iterable(files[cut:]))
+    return [slot for pair in zip_longest(*halves) for slot in pair if slot is not None]

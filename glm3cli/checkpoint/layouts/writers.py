@@ -1,36 +1,33 @@
-"""Writes a model in any layout: calls the writer of that layout.
-
-The folder can be opened as a model once the writer asks for the first tensor: values that aren't
-written yet are missing, and nothing else.
-"""
+"""Writes a model in any layout: opens the writer of that layout."""
 
 from pathlib import Path
 
-from glm3cli.checkpoint.layouts.hf_writer import write_hf
-from glm3cli.checkpoint.layouts.ranks_writer import write_ranks
-from glm3cli.checkpoint.layouts.write_plan import Final, Produce, WritePlan
+from glm3cli.checkpoint.layouts.hf_writer import HfWriter
+from glm3cli.checkpoint.layouts.ranks_writer import RanksWriter
+from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer
 from glm3cli.checkpoint.names import Layout
 
 
-def write(layout: Layout, folder: Path, plan: WritePlan, produce: Produce, final: Final) -> None:
-    """Writes all weights of a model; only one of them is in memory at a time.
+def open_writer(layout: Layout, folder: Path, plan: WritePlan, final: Final) -> Writer:
+    """Makes the files of a model without the values of its weights, which the caller fills in.
 
     Args:
         layout: The layout to write.
         folder: A folder without weights.
         plan: The model, its parallel sizes, and the type of every tensor.
-        produce: Returns the canonical tensor of a weight; called in the order of `slots`.
         final: Called with a file and the byte before which nothing is going to change.
+
+    Returns:
+        The writer, a context manager.
 
     Raises:
         OSError, RuntimeError: The disk is full or failing.
     """
     if layout == "chatglm" or layout == "glm":
-        write_hf(layout, folder, plan, produce, final)
-    elif layout == "dist":
+        return HfWriter(layout, folder, plan, final)
+    if layout == "dist":
         # Takes half a second, which the other layouts save.
-        from glm3cli.checkpoint.layouts.dist_writer import write_dist
+        from glm3cli.checkpoint.layouts.dist_writer import DistWriter
 
-        write_dist(folder, plan, produce, final)
-    else:
-        write_ranks(layout, folder, plan, produce, final)
+        return DistWriter(folder, plan, final)
+    return RanksWriter(layout, folder, plan, final)
