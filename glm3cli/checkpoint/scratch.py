@@ -66,9 +66,10 @@ class Scratch:
     def _take(self, shape: list[int], dtype: torch.dtype) -> Tensor:
         """Returns an uninitialised tensor in the next buffer; a huge one gets fresh memory."""
         size = math.prod(shape) * dtype.itemsize
-        if size > _MOST_BYTES:
-            return torch.empty(shape, dtype=dtype)
         buffers: list[Tensor] = self._of_thread.__dict__.setdefault("buffers", [])
+        if size > _MOST_BYTES:
+            buffers.clear()  # there is seldom room for both
+            return torch.empty(shape, dtype=dtype)
         buffer = buffers.pop(0) if len(buffers) == self._count else torch.empty(0)
         if buffer.nbytes < size:
             buffer = torch.empty(size, dtype=torch.uint8)

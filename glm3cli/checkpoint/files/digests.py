@@ -13,7 +13,7 @@ from typing import Self
 from glm3cli.host.signals import started_pool
 
 _BLOCK = 2**22  # bytes that are hashed by one call
-_AT_A_TIME = 2  # files
+_AT_A_TIME = 3  # files, as many as are written at once
 
 
 def file_digest(path: Path) -> str:
@@ -72,7 +72,7 @@ class Follower:
     """Hashes files in other threads while they are being written; use it as a context manager.
 
     The bytes that were just written are still in the page cache, so the disk isn't read. SHA-256 is
-    the slowest part of a conversion and goes from front to back, so two files are hashed at a time.
+    the slowest part of a conversion and goes from front to back, so three files are hashed at a time.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Follower:
         self._hashing.append(self._pool(path).submit(self._digests.advance, path, end))
 
     def _pool(self, path: Path) -> ThreadPoolExecutor:
-        """Returns the one thread that hashes a file: the two get files in turn."""
+        """Returns the one thread that hashes a file: the three get files in turn."""
         return self._pool_of.setdefault(path, self._pools[len(self._pool_of) % _AT_A_TIME])
 
     def finish(self, paths: Iterable[Path]) -> Future[dict[Path, str]]:
