@@ -17,10 +17,11 @@ from tests.support.ranks import RankPool
 
 pytestmark = pytest.mark.dist
 
-SIZES: dict[str, tuple[int, dict[str, int]]] = {
+SIZES: dict[str, tuple[int, dict[str, Any]]] = {
     "tp1 pp1": (1, {}),
     "tp2 pp1": (2, {"tp": 2}),
     "tp1 pp2": (2, {"pp": 2}),
+    "tp1 pp3": (3, {"pp": 3, "layers_per_stage": "2,1,1"}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
     "tp4 pp1": (4, {"tp": 4}),
 }
@@ -58,7 +59,7 @@ def expected(asked: list[list[int]]) -> list[list[int]]:
     return found
 
 
-def answers(options: dict[str, int], asked: list[list[int]], batch: int, chunk: int) -> Any:
+def answers(options: dict[str, Any], asked: list[list[int]], batch: int, chunk: int) -> Any:
     """Returns the tokens of requests that are all added at once, and how many tokens were read."""
     from glm3cli.infer.engine import Engine
     from glm3cli.infer.requests import Request
@@ -99,7 +100,7 @@ def test_tokens_are_transformers_whatever_runs_beside_them(ranks: RankPool, size
         assert read == sum(map(len, asked)) + sum(lengths) - len(asked)
 
 
-def widths(options: dict[str, int], batch: int) -> tuple[int, set[int]]:
+def widths(options: dict[str, Any], batch: int) -> tuple[int, set[int]]:
     """Returns how many texts may run side by side, and how many each pass has continued."""
     from glm3cli.infer.engine import Engine
     from glm3cli.infer.requests import Request
@@ -184,7 +185,7 @@ WAYS: dict[str, tuple[int, int]] = {  # rows side by side, and tokens of a chunk
 }
 
 
-def shares(options: dict[str, int], asked: list[list[int]], batch: int, chunk: int) -> Any:
+def shares(options: dict[str, Any], asked: list[list[int]], batch: int, chunk: int) -> Any:
     """Returns the tokens of this rank's share of the prompts, with the number of the first."""
     from glm3cli.infer.engine import Engine
     from glm3cli.infer.requests import Request

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm3cli.config.inference import GenerateConfig
+from glm3cli.config.inference import GenerateConfig, InferenceConfig
 from glm3cli.config.launch import LaunchConfig
 from glm3cli.config.parallel import ParallelConfig
 from glm3cli.config.presets import PRESETS
@@ -173,6 +173,15 @@ def test_stages_that_decode_take_equally_long(pp, layers, vocabulary, stages):
     assert balanced.layers_per_stage == stages
     if pp <= layers:
         balanced.check_fits(model)
+
+
+def test_only_what_decodes_has_balanced_stages():
+    generating, scoring = (
+        generate_config(pp=5),
+        InferenceConfig.parse({"model": Path("m"), "pp": 5}),
+    )
+    assert generating.staged(SIX_B).layers_per_stage == "6,6,6,6,4"
+    assert scoring.staged(SIX_B) is scoring
 
 
 def test_stages_that_were_given_stay():

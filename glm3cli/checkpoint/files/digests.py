@@ -72,7 +72,8 @@ class Follower:
     """Hashes files in other threads while they are being written; use it as a context manager.
 
     The bytes that were just written are still in the page cache, so the disk isn't read. SHA-256 is
-    the slowest part of a conversion and goes from front to back, so three files are hashed at a time.
+    the slowest part of a conversion and goes from front to back, so three files are hashed at a
+    time.
     """
 
     def __init__(self) -> None:
