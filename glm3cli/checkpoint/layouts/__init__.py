@@ -1,7 +1,8 @@
 """Readers and writers of the five layouts: chatglm, glm, legacy, mcore and dist (see `names`).
 
 Begin with `opening`, which finds a folder's layout and returns its reader, and `writers`, which
-calls the writer of a layout with the arguments in `write_plan`.
+opens the writer of a layout. What a writer is told and does is in `write_plan`, and how far each of
+its files is complete in `front`.
 
 - `hf` and `hf_writer`: Hugging Face files (chatglm and glm);
 - `ranks` and `ranks_writer`: Megatron's per-rank files (legacy and mcore), with `arguments`, the
