@@ -219,10 +219,12 @@ def test_logits_tell_models_apart(hf, tmp_path):
 def test_values_that_are_not_finite_are_counted(tmp_path, caplog):
     weights = random_weights(dtype=torch.float32)
     weights["transformer.output_layer.weight"][0, :3] = torch.tensor([1e30, float("nan"), 1.0])
+    weights["transformer.embedding.word_embeddings.weight"][1, 1] = float("inf")
     source = write_hf(tmp_path / "hf", weights=weights)
     result = convert(source, tmp_path / "new", options("mcore", dtype="fp16"))
-    assert result.non_finite == 2
+    assert result.non_finite == 3
     assert "2 values of output are NaN or infinite" in caplog.text
+    assert "1 values of embedding are NaN or infinite" in caplog.text
 
 
 def test_rank_files_have_valid_checksums_and_the_megatron_keys(hf, tmp_path):

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glm3cli.checkpoint.files.digests import FileDigests, file_digest
-from glm3cli.checkpoint.layouts.front import Front
-from glm3cli.checkpoint.layouts.write_plan import WritePlan, alternating
+from glm3cli.checkpoint.layouts.write_plan import Front, WritePlan, alternating
 from glm3cli.checkpoint.names import slots
 from glm3cli.config.parallel import ModelParallelConfig
 from glm3cli.config.presets import PRESETS

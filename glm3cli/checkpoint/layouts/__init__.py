@@ -1,8 +1,7 @@
 """Readers and writers of the five layouts: chatglm, glm, legacy, mcore and dist (see `names`).
 
 Begin with `opening`, which finds a folder's layout and returns its reader, and `writers`, which
-opens the writer of a layout. What a writer is told and does is in `write_plan`, and how far each of
-its files is complete in `front`.
+opens the writer of a layout; `write_plan` has what all writers have in common.
 
 - `hf` and `hf_writer`: Hugging Face files (chatglm and glm);
 - `ranks` and `ranks_writer`: Megatron's per-rank files (legacy and mcore), with `arguments`, the

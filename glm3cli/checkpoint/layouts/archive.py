@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
-from glm3cli.checkpoint.layouts.front import Front
-from glm3cli.checkpoint.layouts.write_plan import Final
+from glm3cli.checkpoint.layouts.write_plan import Final, Front
 from glm3cli.checkpoint.scratch import blocks_of
 from glm3cli.host.files import LargeFile
 
@@ -125,7 +124,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the values of a tensor stand.
+    """The place of a tensor's values in a file.
 
     Attributes:
         number: The place among those of the file, counted from 0.

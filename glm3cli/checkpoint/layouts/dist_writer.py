@@ -33,8 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from glm3cli.checkpoint.cuts import to_megatron
 from glm3cli.checkpoint.layouts.archive import Frame, checksum
-from glm3cli.checkpoint.layouts.front import Front
-from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer, alternating
+from glm3cli.checkpoint.layouts.write_plan import Final, Front, WritePlan, Writer, alternating
 from glm3cli.checkpoint.names import Slot, Stage, slots
 from glm3cli.checkpoint.scratch import Scratch, blocks_of
 from glm3cli.host.files import LargeFile

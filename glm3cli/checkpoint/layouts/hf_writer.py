@@ -14,9 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glm3cli.checkpoint.layouts.front import Front
 from glm3cli.checkpoint.layouts.hf import SAFETENSORS_DTYPES
-from glm3cli.checkpoint.layouts.write_plan import Final, WritePlan, Writer, alternating
+from glm3cli.checkpoint.layouts.write_plan import Final, Front, WritePlan, Writer, alternating
 from glm3cli.checkpoint.locate import SAFETENSORS_INDEX
 from glm3cli.checkpoint.names import HfLayout, Slot, slots
 from glm3cli.checkpoint.scratch import blocks_of

@@ -1,9 +1,10 @@
-"""What every writer is told and does: what to write, whom to tell, and where tensors are put.
+"""All that the writers have in common.
 
-`WritePlan` holds the model, its parallel sizes, and the types; a `Final` function is called as the
-files grow; a `Writer` takes the tensors.
+`WritePlan` holds the model that is written, its parallel sizes, and the types; a `Writer` takes the
+tensors; a `Final` function is called as the files grow, whose `Front` moves.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -91,6 +92,37 @@ class Writer(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.files.__exit__(kind, error, trace)
+
+
+class Front:
+    """Tells of a file the byte before which nothing is going to change; threads may share it."""
+
+    def __init__(self, path: Path, begins: Sequence[int], end: int, final: Final) -> None:
+        """Takes a file of which no part is written.
+
+        Args:
+            path: The file.
+            begins: The first byte of each part, in their order.
+            end: The byte behind the last part.
+            final: Called with the file and the byte, whenever it has moved.
+        """
+        self._path, self._end, self._final = path, end, final
+        self._missing = dict(enumerate(begins))
+        self._lock = threading.Lock()
+
+    def advance(self, number: int, place: int) -> None:
+        """Takes note that the bytes of a part, counted from 0, are written up to a place."""
+        with self._lock:
+            if number == next(iter(self._missing)):
+                self._final(self._path, place)
+
+    def complete(self, number: int) -> None:
+        """Takes note that a part is written, and won't change."""
+        with self._lock:
+            is_first = number == next(iter(self._missing))
+            del self._missing[number]
+            if is_first:  # those behind another that is being written move nothing
+                self._final(self._path, next(iter(self._missing.values()), self._end))
 
 
 def alternating(files: Sequence[Sequence[Slot]], plan: WritePlan) -> list[Slot]:
