@@ -32,46 +32,38 @@ def blocks_of(tensor: Tensor) -> Iterator[memoryview]:
 
 
 class Scratch:
-    """A few buffers for each thread, which are taken in turn."""
+    """A buffer for each thread, whose tensor is valid until the same thread asks for another."""
 
-    def __init__(self, count: int = 1) -> None:
-        """Sets the number of buffers.
-
-        Args:
-            count: The number of buffers of a thread. A tensor in a buffer is valid until the same
-                thread has asked for `count` more.
-        """
-        self._count = count
+    def __init__(self) -> None:
+        """Begins without any."""
         self._of_thread = threading.local()
 
     def cat(self, tensors: list[Tensor], dim: int = 0) -> Tensor:
-        """Joins tensors along a dimension, like torch.cat, in the next buffer."""
+        """Joins tensors along a dimension, like torch.cat, in the buffer."""
         shape = list(tensors[0].shape)
         shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
         dtype = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         return torch.cat(tensors, dim=dim, out=self._take(shape, dtype))
 
     def cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns the tensor itself if it has this type, else a copy of it in the next buffer."""
+        """Returns the tensor itself if it has this type, else a copy of it in the buffer."""
         if tensor.dtype == dtype:
             return tensor
         return self._take(list(tensor.shape), dtype).copy_(tensor)
 
     def contiguous(self, tensor: Tensor) -> Tensor:
-        """Returns the tensor itself if it is contiguous, else a copy in the next buffer."""
+        """Returns the tensor itself if it is contiguous, else a copy in the buffer."""
         if tensor.is_contiguous():
             return tensor
         return self._take(list(tensor.shape), tensor.dtype).copy_(tensor)
 
     def _take(self, shape: list[int], dtype: torch.dtype) -> Tensor:
-        """Returns an uninitialised tensor in the next buffer; a huge one gets fresh memory."""
+        """Returns an uninitialised tensor in the buffer; a huge one gets fresh memory."""
         size = math.prod(shape) * dtype.itemsize
-        buffers: list[Tensor] = self._of_thread.__dict__.setdefault("buffers", [])
-        if size > _MOST_BYTES:
-            buffers.clear()  # there is seldom room for both
+        buffer: Tensor = self._of_thread.__dict__.pop("buffer", torch.empty(0, dtype=torch.uint8))
+        if size > _MOST_BYTES:  # without the buffer: there is seldom room for both
             return torch.empty(shape, dtype=dtype)
-        buffer = buffers.pop(0) if len(buffers) == self._count else torch.empty(0)
         if buffer.nbytes < size:
             buffer = torch.empty(size, dtype=torch.uint8)
-        buffers.append(buffer)
+        self._of_thread.buffer = buffer
         return buffer[:size].view(dtype).view(shape)

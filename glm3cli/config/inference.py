@@ -65,7 +65,7 @@ class InferenceConfig(ParallelConfig, LaunchConfig):
         """The adapters among which each text chooses, by their names."""
         return {}
 
-    def staged(self, model: ModelConfig) -> Self:
+    def with_stages(self, model: ModelConfig) -> Self:
         """Returns the settings with the pipeline stages that suit what the model is to do."""
         return self
 
@@ -289,7 +289,7 @@ class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
         named = [one.split("=", 1) for one in self.lora if self._is_named(one)]
         return {name: Path(place).expanduser() for name, place in named}
 
-    def staged(self, model: ModelConfig) -> Self:
+    def with_stages(self, model: ModelConfig) -> Self:
         """Returns the settings with stages that take about equally long to decode a token."""
         return self.balanced(model)
 

@@ -42,7 +42,7 @@ def open_model(config: InferenceConfig) -> Model:
             "which would not be rounded",
             "merge it first (glm3 convert mg2hf --lora), or leave --quantize out",
         )
-    config = config.staged(source.model)
+    config = config.with_stages(source.model)
     config.check_fits(source.model)
     tokenizer = Tokenizer.load(config.tokenizer or location.companions)
     if tokenizer.vocab_size > source.model.padded_vocab_size:

@@ -22,7 +22,7 @@ def check_model(config: InferenceConfig) -> None:
     """
     config.check_world(config.world_size)
     model = read_shape(config.model)
-    config.staged(model).check_fits(model)
+    config.with_stages(model).check_fits(model)
     for adapter in (config.adapter, *config.adapters.values()):
         if adapter is not None:
             read_adapter_config(locate_adapter(adapter))

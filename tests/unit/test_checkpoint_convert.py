@@ -216,6 +216,18 @@ def test_logits_tell_models_apart(hf, tmp_path):
     assert logits_difference(other, Adapter({}), other) == 0
 
 
+@pytest.mark.parametrize("wide", ["embedding.word_embeddings", "output_layer"])
+@pytest.mark.parametrize("layout", ["chatglm", "mcore", "dist"])
+def test_a_weight_may_be_larger_than_all_others_together(tmp_path, layout, wide):
+    model = SMALL.model_copy(update={"padded_vocab_size": 1024, "num_layers": 1})
+    weights = random_weights(model)
+    name = f"transformer.{wide}.weight"
+    weights[name] = weights[name].float()
+    source = write_hf(tmp_path / "hf", model=model, weights=weights)
+    convert(source, tmp_path / "new", options(layout))
+    assert_same(read_all(tmp_path / "new"), weights)
+
+
 def test_values_that_are_not_finite_are_counted(tmp_path, caplog):
     weights = random_weights(dtype=torch.float32)
     weights["transformer.output_layer.weight"][0, :3] = torch.tensor([1e30, float("nan"), 1.0])

@@ -176,12 +176,10 @@ def test_stages_that_decode_take_equally_long(pp, layers, vocabulary, stages):
 
 
 def test_only_what_decodes_has_balanced_stages():
-    generating, scoring = (
-        generate_config(pp=5),
-        InferenceConfig.parse({"model": Path("m"), "pp": 5}),
-    )
-    assert generating.staged(SIX_B).layers_per_stage == "6,6,6,6,4"
-    assert scoring.staged(SIX_B) is scoring
+    generating = generate_config(pp=5)
+    scoring = InferenceConfig.parse({"model": Path("m"), "pp": 5})
+    assert generating.with_stages(SIX_B).layers_per_stage == "6,6,6,6,4"
+    assert scoring.with_stages(SIX_B) is scoring
 
 
 def test_stages_that_were_given_stay():

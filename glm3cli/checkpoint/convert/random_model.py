@@ -32,7 +32,8 @@ def write_random_model(
     plan = WritePlan(source.model, ModelParallelConfig(), dtypes, shard_bytes=2**30)
 
     with staged(folder, force=False) as partial:
-        with open_writer("chatglm", partial, plan, lambda _path, _end: None) as writer:
-            for slot in writer.order:
-                writer.fill(slot, source.read(*slot).to(dtype))
+        writer = open_writer("chatglm", partial, plan, lambda _path, _end: None)
+        for slot in writer.order:
+            writer.fill(slot, source.read(*slot).to(dtype))
+        writer.finish()
         copy_companions(companions, partial, source.model)

@@ -101,15 +101,16 @@ class Transfer:
         """
         self._written = written or _note_nothing
         self._report("converting", 0, self.plan.total_bytes)
-        with open_writer(layout, folder, self.plan, final) as writer, _single_threads():
-            left, pool = iter(writer.order), started_pool(_THREADS)
+        writer = open_writer(layout, folder, self.plan, final)
+        left = iter(writer.order)
+        with _single_threads(), started_pool(_THREADS) as pool:  # which waits for the threads
             try:
                 working = [pool.submit(self._work, writer, left) for _ in range(_THREADS)]
                 for one in wait(working, return_when=FIRST_EXCEPTION).done:
                     one.result()
             finally:
                 self._is_over = True
-                pool.shutdown(cancel_futures=True)
+        writer.finish()
 
     def _work(self, writer: Writer, left: Iterator[Slot]) -> None:
         """Brings one tensor after the other, until none is left or another thread has failed."""

@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import torch
@@ -142,7 +141,7 @@ class _Place:
 
 
 class Archive:
-    """A file in torch.save's format whose tensors are filled in later; use it as a context manager.
+    """A file in torch.save's format whose tensors are filled in later, and which is then finished.
 
     Attributes:
         path: The file.
@@ -172,7 +171,6 @@ class Archive:
             self._directory = archive.start_dir
         begins = [place.header for place in self._places.values()]
         self._front = Front(path, begins, self._directory, final)
-        self._file = LargeFile(path)
         self._checksums: dict[str, int] = {}
 
     def fill(self, number: int, tensor: Tensor) -> None:
@@ -190,36 +188,28 @@ class Archive:
         assert place.num_bytes == tensor.nbytes, f"{name} holds {place.num_bytes} bytes"
         assert name not in self._checksums, f"{name} was filled before"
         value, position = 0, place.begin
-        for block in blocks_of(tensor):
-            value = checksum(block, value)
-            position = self._file.write(block, position)
-            self._front.advance(place.number, position)
-        if place.has_descriptor:
-            self._file.write(struct.pack("<I", value), position + _CRC_IN_DESCRIPTOR)
+        with LargeFile(self.path) as file:
+            for block in blocks_of(tensor):
+                value = checksum(block, value)
+                position = file.write(block, position)
+                self._front.advance(place.number, position)
+            if place.has_descriptor:
+                file.write(struct.pack("<I", value), position + _CRC_IN_DESCRIPTOR)
         self._checksums[name] = value
         self._front.complete(place.number)
 
-    def _write_directory(self) -> None:
-        """Writes the checksums into the zip file's central directory."""
-        with self.path.open("rb") as file:
-            for name, place in _checksum_places(file, self._directory):
+    def finish(self) -> None:
+        """Writes the checksums into the zip file's central directory; all tensors are filled in.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        missing = self._places.keys() - self._checksums.keys()
+        assert not missing, f"never filled: {sorted(missing)}"
+        with self.path.open("rb") as read, LargeFile(self.path) as file:
+            for name, place in _checksum_places(read, self._directory):
                 if name in self._checksums:
-                    self._file.write(struct.pack("<I", self._checksums[name]), place)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._file:
-            if error is None:
-                missing = self._places.keys() - self._checksums.keys()
-                assert not missing, f"never filled: {sorted(missing)}"
-                self._write_directory()
+                    file.write(struct.pack("<I", self._checksums[name]), place)
 
 
 def _place_of(file: BinaryIO, entry: zipfile.ZipInfo, number: int) -> _Place:

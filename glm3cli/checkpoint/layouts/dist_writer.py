@@ -11,7 +11,6 @@ import json
 import os
 from bisect import bisect
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -88,30 +87,33 @@ class DistWriter(Writer):
         parts = [part for file in files for part in file]
         _write_metadata(folder, plan, names, len(state), parts)
         self._model, self._cat = plan.model, Scratch().cat
-        self._places: dict[Slot, tuple[LargeFile, Front, int, _Part]] = {}
-        with ExitStack() as opened:
-            for file in files:
-                path, end = folder / file[0].file, file[-1].start + file[-1].length
-                large = opened.enter_context(LargeFile(path))
-                os.truncate(path, end)
-                front = Front(path, [part.start for part in file], end, final)
-                for number, part in enumerate(file):
-                    self._places[part.slot] = large, front, number, part
-            self._places[parts[0].slot][0].write(state * len(names), 0)
-            self.files = opened.pop_all()
+        self._places: dict[Slot, tuple[Path, Front, int, _Part]] = {}
+        for file in files:
+            path, end = folder / file[0].file, file[-1].start + file[-1].length
+            front = Front(path, [part.start for part in file], end, final)
+            path.touch()
+            os.truncate(path, end)
+            for number, part in enumerate(file):
+                self._places[part.slot] = path, front, number, part
+        with LargeFile(folder / _FILES[0]) as first:
+            first.write(state * len(names), 0)
         self.order = alternating([[part.slot for part in file] for file in files], plan)
 
     def fill(self, slot: Slot, tensor: Tensor) -> None:
         """Writes one weight, and what stands around its values, to its place."""
-        file, front, number, part = self._places[slot]
+        path, front, number, part = self._places[slot]
         tensor = to_megatron(tensor, slot[0].cut, self._model, self._cat)
-        value, place = 0, file.write(part.frame.head, part.start)
-        for block in blocks_of(tensor):
-            value = checksum(block, value)
-            place = file.write(block, place)
-            front.advance(number, place)
-        file.write(part.frame.end(value), place)
+        with LargeFile(path) as file:
+            value, place = 0, file.write(part.frame.head, part.start)
+            for block in blocks_of(tensor):
+                value = checksum(block, value)
+                place = file.write(block, place)
+                front.advance(number, place)
+            file.write(part.frame.end(value), place)
         front.complete(number)
+
+    def finish(self) -> None:
+        """Writes nothing: what stands around the weights depends on no other weight."""
 
 
 def _files(plan: WritePlan, states: int) -> Iterator[tuple[str, list[Slot], int]]:
@@ -126,7 +128,7 @@ def _files(plan: WritePlan, states: int) -> Iterator[tuple[str, list[Slot], int]
     """
     every = list(slots(plan.model))
     sizes = list(accumulate(map(plan.num_bytes, every)))
-    half = bisect(sizes, sizes[-1] // 2)
+    half = max(1, bisect(sizes, sizes[-1] // 2))  # the embedding alone may be larger
     yield _FILES[0], every[:half], states
     yield _FILES[1], every[half:], 0
 

@@ -8,7 +8,6 @@ JSON header, the header with the type, shape and place of every tensor, then the
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
 
@@ -41,21 +40,18 @@ class HfWriter(Writer):
         """
         shards = list(_shards(plan))
         self.order = alternating(shards, plan)
-        self._places: dict[Slot, tuple[LargeFile, Front, int, int]] = {}
+        self._places: dict[Slot, tuple[Path, Front, int, int]] = {}
         names: dict[str, str] = {}
-        with ExitStack() as files:
-            for i, shard in enumerate(shards, start=1):
-                number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-                path = folder / f"model{number}.safetensors"
-                header = _header(layout, shard, plan)
-                sizes = [plan.num_bytes(slot) for slot in shard]
-                begin = _begin_shard(path, header, sum(sizes))
-                *begins, end = accumulate(sizes, initial=begin)
-                front, file = Front(path, begins, end, final), files.enter_context(LargeFile(path))
-                for place, slot in enumerate(shard):
-                    self._places[slot] = file, front, place, begins[place]
-                names |= dict.fromkeys(header, path.name)
-            self.files = files.pop_all()
+        for i, shard in enumerate(shards, start=1):
+            number = f"-{i:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+            path = folder / f"model{number}.safetensors"
+            header = _header(layout, shard, plan)
+            sizes = [plan.num_bytes(slot) for slot in shard]
+            *begins, end = accumulate(sizes, initial=_begin_shard(path, header, sum(sizes)))
+            front = Front(path, begins, end, final)
+            for place, slot in enumerate(shard):
+                self._places[slot] = path, front, place, begins[place]
+            names |= dict.fromkeys(header, path.name)
         if len(shards) > 1:
             total = {"total_size": plan.total_bytes}
             index = {"metadata": total, "weight_map": dict(sorted(names.items()))}
@@ -64,11 +60,15 @@ class HfWriter(Writer):
 
     def fill(self, slot: Slot, tensor: Tensor) -> None:
         """Writes one weight to its place."""
-        file, front, number, place = self._places[slot]
-        for block in blocks_of(tensor):
-            place = file.write(block, place)
-            front.advance(number, place)
+        path, front, number, place = self._places[slot]
+        with LargeFile(path) as file:
+            for block in blocks_of(tensor):
+                place = file.write(block, place)
+                front.advance(number, place)
         front.complete(number)
+
+    def finish(self) -> None:
+        """Writes nothing: what stands around the weights depends on no other weight."""
 
 
 def _shards(plan: WritePlan) -> Iterator[list[Slot]]:

@@ -5,7 +5,6 @@ and only a few are in memory at a time.
 """
 
 from collections import OrderedDict
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,13 @@ class RanksWriter(Writer):
         self._archives: dict[tuple[int, int], Archive] = {}
         self._numbers: dict[Slot, tuple[int, int]] = {}
         (folder / TRACKER).write_text(str(_ITERATION), encoding="ascii")
-        with ExitStack() as files:
-            for p in range(plan.parallel.pp):
-                content, order = _stage(layout, plan, p)
-                self._numbers |= {slot: (p, number) for number, slot in enumerate(order)}
-                for t in range(plan.parallel.tp):
-                    path = _path(folder, plan, t, p)
-                    path.parent.mkdir(parents=True)
-                    self._archives[t, p] = files.enter_context(Archive(path, content, final))
-            self.files = files.pop_all()
+        for p in range(plan.parallel.pp):
+            content, order = _stage(layout, plan, p)
+            self._numbers |= {slot: (p, number) for number, slot in enumerate(order)}
+            for t in range(plan.parallel.tp):
+                path = _path(folder, plan, t, p)
+                path.parent.mkdir(parents=True)
+                self._archives[t, p] = Archive(path, content, final)
         stages: list[list[Slot]] = [[] for _ in range(plan.parallel.pp)]
         for slot in slots(plan.model):
             stages[self._numbers[slot][0]].append(slot)
@@ -65,6 +62,11 @@ class RanksWriter(Writer):
         pieces = pieces_of(tensor, cut, parallel.tp, self._plan.model, self._scratch.cat)
         for t, piece in enumerate(pieces):
             self._archives[t, p].fill(number, self._scratch.contiguous(piece))
+
+    def finish(self) -> None:
+        """Writes the checksums of the files."""
+        for archive in self._archives.values():
+            archive.finish()
 
 
 def _path(folder: Path, plan: WritePlan, t: int, p: int) -> Path:

@@ -7,12 +7,9 @@ tensors; a `Final` function is called as the files grow, whose `Front` moves.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -57,18 +54,16 @@ class WritePlan:
 
 
 class Writer(ABC):
-    """Fills the weights into a new folder, tensor by tensor; a context manager.
+    """Fills the weights into a new folder, tensor by tensor.
 
-    Once it is there, the folder can be opened as a model: values that aren't written yet are
-    missing, and nothing else.
+    Once the writer is there, the folder can be opened as a model: values that aren't written yet
+    are missing, and nothing else.
 
     Attributes:
         order: The weights, in the order in which they should be filled in.
-        files: Closes the files, and finishes them unless there was an error.
     """
 
     order: Sequence[Slot]
-    files: ExitStack
 
     @abstractmethod
     def fill(self, slot: Slot, tensor: Tensor) -> None:
@@ -82,16 +77,13 @@ class Writer(ABC):
             OSError: The disk is full or failing.
         """
 
-    def __enter__(self) -> Self:
-        return self
+    @abstractmethod
+    def finish(self) -> None:
+        """Completes the files, when all weights are filled in.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.files.__exit__(kind, error, trace)
+        Raises:
+            OSError: The disk is full or failing.
+        """
 
 
 class Front:

@@ -17,9 +17,6 @@ def open_writer(layout: Layout, folder: Path, plan: WritePlan, final: Final) -> 
         plan: The model, its parallel sizes, and the type of every tensor.
         final: Called with a file and the byte before which nothing is going to change.
 
-    Returns:
-        The writer, a context manager.
-
     Raises:
         OSError, RuntimeError: The disk is full or failing.
     """
