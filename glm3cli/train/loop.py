@@ -168,6 +168,7 @@ class Trainer:
         """Writes a checkpoint of the present state, or begins to."""
         with self.parts.train_step.phases.phase("save"):
             self.saved = self.checkpointer.save(self.parts.train_step, self.state, self.metrics)
+        self.stop.saved()
 
     def _validate_if_due(self) -> int:
         """Validates after every --eval-interval steps, unless that was done; reports the loss.

@@ -1,7 +1,8 @@
 """`StopFlag`: signals, and the end of --exit-duration, as requests that all ranks agree on.
 
 SIGTERM, SIGINT and SIGHUP, which a terminal sends when it closes, stop a run after it has saved;
-SIGUSR1 makes it save and go on. It is enough that one rank gets the signal.
+SIGUSR1 makes it save and go on. It is enough that one rank gets the signal; if all do, at moments
+that differ by less than a save takes, they are answered by one save.
 """
 
 import signal
@@ -44,15 +45,22 @@ class StopFlag:
     def agreed(self) -> int:
         """Returns the most urgent request of any rank, or 0; all ranks must call it.
 
-        A request to save is returned once, a request to stop every time.
+        A request to save is returned until `saved` is called, a request to stop every time.
         """
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._requested = max(self._requested, _DURATION)
         flag = torch.tensor([self._requested], dtype=torch.int, device=self._device)
-        if self._requested == SAVE:
-            self._requested = 0
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return int(flag)
+
+    def saved(self) -> None:
+        """Takes this rank's request to save for answered: the present state is saved.
+
+        Another rank may have got the same signal a moment earlier, and the ranks have agreed on
+        that one. What has come since asks for no second checkpoint: no step was done meanwhile.
+        """
+        if self._requested == SAVE:
+            self._requested = 0
 
     def is_ending(self) -> bool:
         """Returns whether any rank has been asked to stop; all ranks must call it.
