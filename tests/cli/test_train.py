@@ -364,11 +364,13 @@ def test_dry_run(project: Project, tmp_path: Path) -> None:
 
 
 def wait_for_steps(run: Path, number: int, process: subprocess.Popen[bytes]) -> None:
-    """Waits until a started run has done so many steps."""
+    """Waits until a started run has done so many steps; ends it if that takes too long."""
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or len(steps_so_far(run)) < number:
         assert process.poll() is None, "the run ended too early"
-        assert time.monotonic() < deadline, "the run doesn't start"
+        if time.monotonic() > deadline:
+            process.terminate()
+            pytest.fail("the run doesn't start")
         time.sleep(0.05)
 
 
