@@ -224,6 +224,18 @@ def test_only_the_device_layer_names_chips():
     assert {name for name in found if not name.startswith(allowed)} == NAMES_CHIPS
 
 
+def test_homes_are_expanded_in_one_place():
+    """`Path.expanduser` raises a RuntimeError for a user who isn't known, which nobody expects."""
+    found = {name for name, m in MODULES.items() if "expanduser(" in m.text}
+    assert found == {"host/files.py"}
+
+
+def test_numbers_of_the_environment_are_read_in_one_place():
+    """What a user or a cluster has set may be empty or no number, which `int` can't tell of."""
+    read = re.compile(r"\b(int|float)\((os\.)?environ(ment)?\.get\b")
+    assert [name for name, m in MODULES.items() if read.search(m.text)] == []
+
+
 def test_only_the_command_line_catches_everything():
     # Cleaning up and raising again is fine.
     broad = re.compile(r"\b(Glm3Error|BaseException|Exception)\b|^everything$")

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from glm3cli.config.base import Flag, Settings, has_paths, unknown_key
 from glm3cli.errors import ConfigError
+from glm3cli.host.files import expanded
 from glm3cli.host.parsing import read_yaml
 
 Config = TypeVar("Config", bound=Settings)
@@ -165,7 +166,7 @@ def _read_config_file(parameters: Sequence[Any], file: str) -> dict[str, Any]:
         for spelling in parameter.opts
         if parameter.name != "config_file"
     }
-    path = Path(file).expanduser()
+    path = Path(expanded(file))
     values: dict[str, Any] = {}
     for key, value in _load_yaml(path).items():
         if key not in known:

@@ -6,7 +6,6 @@ A config class is the single source of an option: its field gives the name (`seq
 """
 
 import difflib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from glm3cli.errors import ConfigError
+from glm3cli.host.files import expanded
 
 _LARGEST = 2**63 - 1  # of all whole numbers: C's types hold no larger ones
 # A shell's variable where a part of a path begins, such as ${HOME}/run.
+# A name belongs to the path, which may be any, but where what follows can't be a part of one.
+_PATH = re.compile(r"(\d+(?:\.\d+)?:|[\w.-]+=(?=[~$]))?(.*)", re.S)
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\{[^}/]*\}?|[A-Za-z_]\w*))")
 
 
@@ -150,14 +152,14 @@ def _read_each(value: Any, flag: Flag, kind: type[str] | type[Path]) -> Any:
 
 
 def _read_path(text: str, flag: Flag) -> str:
-    """Returns a path with `~` expanded at its start, also behind a weight (`3:~/a`).
+    """Returns a path with `~` expanded at its start, also behind a weight or a name (`3:~`, `b=~`).
 
     A shell expands it only where a word begins with it. Variables are the shell's alone.
 
     Raises:
         ValueError: There is no path, or a variable where a part of it begins.
     """
-    weight, path = re.fullmatch(r"(\d+(?:\.\d+)?:)?(.*)", text, re.S).groups("")  # type: ignore[union-attr]
+    before, path = _PATH.fullmatch(text).groups("")  # type: ignore[union-attr]
     if not path.strip():
         raise ValueError(
             f"{flag.spelling} {text!r} names no file or folder; is a variable empty that should?"
@@ -167,7 +169,7 @@ def _read_path(text: str, flag: Flag) -> str:
             f"{flag.spelling} {text}: no shell has filled in {found[1]} here; write out what it "
             "stands for, or give the option on the command line, in double quotes"
         )
-    return weight + os.path.expanduser(path)  # noqa: PTH111  # leaves a user who isn't known
+    return before + expanded(path)
 
 
 def _sentence(config: type[Settings], details: ErrorDetails) -> str:

@@ -287,7 +287,7 @@ class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
     def adapters(self) -> dict[str, Path]:
         """The adapters among which each request chooses, by their names."""
         named = [one.split("=", 1) for one in self.lora if self._is_named(one)]
-        return {name: Path(place).expanduser() for name, place in named}
+        return {name: Path(place) for name, place in named}
 
     def with_stages(self, model: ModelConfig) -> Self:
         """Returns the settings with stages that take about equally long to decode a token."""

@@ -4,7 +4,6 @@ A prefix is the path of a data set's files without what follows it in their name
 `kinds.DataKind.file_names`).
 """
 
-import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from glm3cli.data.files import has_format
 from glm3cli.data.kinds import INSTRUCTION_KEYS, KINDS, DataKind
 from glm3cli.errors import ConfigError, DataError
+from glm3cli.host.files import expanded
 from glm3cli.host.fingerprints import fingerprint
 from glm3cli.host.parsing import read_yaml
 
@@ -117,8 +117,7 @@ def _weighted(item: str, folder: Path = Path()) -> tuple[str, float | None]:
     prefix, weight = (match[2], float(match[1])) if match else (item, None)
     if match and _is_there(str(folder / item)):
         prefix, weight = item, None
-    # As text, since a path would lose the . in front of ./a.
-    home = os.path.expanduser(prefix)  # noqa: PTH111  # leaves a user who isn't known
+    home = expanded(prefix)
     return (home if folder == Path() else str(folder / home)), weight
 
 

@@ -18,6 +18,7 @@ from glm3cli.device.catalog import Chip
 from glm3cli.device.choice import saved_without, without
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.errors import DeviceError
+from glm3cli.host.launcher import number_of
 
 _RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
 _active: "Device | None" = None
@@ -197,7 +198,7 @@ class Device(ABC):
 
     def torch_device(self) -> torch.device:
         """Returns the device of this process's tensors; LOCAL_RANK picks the card."""
-        return torch.device(self.name, int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device(self.name, number_of("LOCAL_RANK", 0))
 
     def make_deterministic(self) -> None:
         """Makes the same work give the same bits in every run, at the price of some speed."""

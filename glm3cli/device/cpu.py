@@ -27,6 +27,7 @@ from glm3cli.device.cpu_kernels import PRODUCTS, CpuKernels
 from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
+from glm3cli.host.launcher import number_of
 from glm3cli.host.memory import total_memory
 
 _CPU = torch.device("cpu")
@@ -263,7 +264,7 @@ class CpuDevice(Device):
 
         The ranks of the machine (LOCAL_WORLD_SIZE) share it evenly.
         """
-        return total_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return total_memory() // number_of("LOCAL_WORLD_SIZE", 1)
 
     def chip(self) -> str:
         """Returns the processor's architecture, since no table of processors has their peaks."""

@@ -46,6 +46,15 @@ class LargeFile:
         os.close(self._descriptor)
 
 
+def expanded(path: str) -> str:
+    """Returns a path with the `~` or the `~user` at its start replaced by that home.
+
+    A user who isn't known stays, and there is no such file: `Path.expanduser` ends in a traceback.
+    It is a text, since a path would lose the . in front of ./a.
+    """
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
 def write_text(path: Path, text: str) -> None:
     r"""Writes a UTF-8 file beside `path`, sends it to the disk, and gives it the name `path`.
 

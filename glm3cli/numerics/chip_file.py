@@ -1,12 +1,12 @@
 """`chip_file`: measured speeds as a file that `--chip` takes (see device/chips.toml)."""
 
 import json
-import os
 from pathlib import Path
 
 from glm3cli.device import Device
 from glm3cli.device.catalog import Chip
 from glm3cli.errors import DeviceError
+from glm3cli.host.launcher import number_of
 from glm3cli.numerics.speed import Speeds, trained_type
 from glm3cli.version import __version__
 
@@ -23,7 +23,7 @@ def chip_file(file: Path, device: Device, num_ranks: int, speeds: Speeds) -> str
     dtype = trained_type(device)
     peak = device.peak_tflops(dtype)
     tflops = peak or speeds.matrix / 1e12
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
+    local = number_of("LOCAL_WORLD_SIZE", num_ranks)
     described = _described(device)
     values: dict[str, float | str | int] = {
         "kind": device.name,

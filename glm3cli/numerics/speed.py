@@ -6,7 +6,6 @@ the same time, as they work in a training. A machine may have other work: the be
 rounds counts, of each operator by itself.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +20,7 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.device import Device
 from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.forecast.recorder import recording
+from glm3cli.host.launcher import number_of
 from glm3cli.numerics.case import draw
 from glm3cli.numerics.small_model import speck
 from glm3cli.numerics.training_cases import SCALE, SHAPE, WIDTH, heads_at
@@ -196,7 +196,7 @@ _SPECK = {
 def _network(device: Device) -> dict[str, float]:
     """Measures messages of two ranks, of a server, and of all servers."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    local = number_of("LOCAL_WORLD_SIZE", world)
     pairs = [list(range(first, min(first + 2, world))) for first in range(0, world, 2)]
     servers = [list(range(first, first + local)) for first in range(0, world, local)]
     found = {}

@@ -105,7 +105,8 @@ def place(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Place:
     paths = [str(path) for path in folder.iterdir()] + [
         *(str(project.tokenizer), str(project.text), str(project.folder / "text.jsonl")),
         *(str(folder / "nothing"), str(folder / "a.txt/b"), "/dev/null", "/proc/self/status"),
-        *("~/nothing", f"{folder}/*", f"{folder}/link/a", "/" + "a/" * 3000, f"0.5:{project.text}"),
+        *("~/nothing", "~nobody-of-this-name/a", "mmlu=~nobody-of-this-name/a", f"{folder}/*"),
+        *(f"{folder}/link/a", "/" + "a/" * 3000, f"0.5:{project.text}"),
     ]
     return Place(base, paths, folder / "config.yaml")
 

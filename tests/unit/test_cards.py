@@ -13,7 +13,7 @@ from glm3cli.device.doctor.cards import (
     require_cards,
 )
 from glm3cli.device.doctor.machine import Finding
-from glm3cli.errors import DeviceError
+from glm3cli.errors import ConfigError, DeviceError
 from tests.support.machines import FakeMachine, laptop, server, set_pci, with_environment
 
 
@@ -89,10 +89,16 @@ def test_cards_of_a_container_are_counted_from_0(tmp_path):
         ({}, 1),
         ({"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "0", "WORLD_SIZE": "16"}, 8),
         ({"LOCAL_RANK": "3"}, 4),  # of a launcher that tells no more
+        ({"LOCAL_RANK": "", "LOCAL_WORLD_SIZE": " "}, 1),
     ],
 )
 def test_ranks_are_those_of_this_machine(environment, ranks):
     assert num_local_ranks(environment) == ranks
+
+
+def test_a_rank_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="LOCAL_RANK=first in the environment is no whole number"):
+        num_local_ranks({"LOCAL_RANK": "first"})
 
 
 def test_more_ranks_than_visible_cards_are_refused(tmp_path):

@@ -298,9 +298,25 @@ def test_homes_are_expanded_wherever_a_path_stands(write, monkeypatch):
     ]
     config = parsed("--config", write("seq_length: 8\nplace: ~/a\nnote: ~/a"))
     assert (config.place, config.note) == (Path("/home/me/a"), "~/a")
-    assert parsed("--seq-length", 8, "--place=~nobody-of-this-name/a").place == Path(
-        "~nobody-of-this-name/a"
-    )
+    stranger = "~nobody-of-this-name/a"
+    assert parsed("--seq-length", 8, "--place", stranger).place == Path(stranger)
+    assert refused("--config", stranger).message.startswith(f"--config {stranger}: No such file")
+
+
+def test_what_stands_behind_a_name_is_a_path_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = [
+        "--seq-length",
+        8,
+        "--blend=a.b=~/c",
+        "--blend",
+        "~/d=~/e",
+        "--blend=f=",
+        "--blend=g=h",
+    ]
+    assert parsed(*words).blend == ["a.b=/home/me/c", "/home/me/d=~/e", "f=", "g=h"]
+    sentence = refused("--seq-length", 8, "--blend=a=${HOME}/c").message
+    assert sentence.startswith("--blend a=${HOME}/c: no shell has filled in ${HOME} here")
 
 
 @pytest.mark.parametrize("text", ["kind: c", "rate: fast", "shuffle: perhaps"])

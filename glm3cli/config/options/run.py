@@ -81,10 +81,12 @@ class RunOptions(Settings):
     eval_iters: Annotated[int, Flag(panel=RUN)] = Field(
         default=10, ge=1, description="Batches of one validation."
     )
-    eval_suite: Annotated[list[str], Flag(panel=RUN, metavar="NAME=DIR[:LIMIT]")] = Field(
-        default=[],
-        description="Score on mmlu, ceval or cmmlu after each --eval-interval; LIMIT: the first "
-        "questions of each subject. Repeats.",
+    eval_suite: Annotated[list[str], Flag(panel=RUN, metavar="NAME=DIR[:LIMIT]", is_path=True)] = (
+        Field(
+            default=[],
+            description="Score on mmlu, ceval or cmmlu after each --eval-interval; LIMIT: the "
+            "first questions of each subject. Repeats.",
+        )
     )
     log_interval: Annotated[int, Flag(panel=RUN)] = Field(
         default=1, ge=1, description="Steps between log lines; metrics.jsonl has every step."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from glm3cli.device.doctor.machine import Finding, Machine
 from glm3cli.errors import DeviceError
+from glm3cli.host.launcher import number_of
 
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"  # read by CANN
 _PASSED = "ASCEND_VISIBLE_DEVICES"  # read by Ascend's container runtime
@@ -51,8 +52,8 @@ def num_local_ranks(environment: Mapping[str, str]) -> int:
 
     torchrun sets that number (LOCAL_WORLD_SIZE); without it, this rank's own number is the last.
     """
-    rank = int(environment.get("LOCAL_RANK", "0"))
-    return int(environment.get("LOCAL_WORLD_SIZE", rank + 1))
+    rank = number_of("LOCAL_RANK", 0, environment)
+    return number_of("LOCAL_WORLD_SIZE", rank + 1, environment)
 
 
 def require_cards(machine: Machine | None = None, num_ranks: int | None = None) -> None:

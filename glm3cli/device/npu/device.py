@@ -29,6 +29,7 @@ from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.npu.redirects import REDIRECTS
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.errors import DeviceError
+from glm3cli.host.launcher import number_of
 
 # The variables that MindSpeed's npu_deterministic sets.
 _DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}
@@ -189,7 +190,7 @@ class NpuDevice(Device):
 
         HCCL_BUFFSIZE is the size of one in MB; 200 is HCCL's default.
         """
-        return count * 2 * int(os.environ.get("HCCL_BUFFSIZE", "200")) * 2**20
+        return count * 2 * number_of("HCCL_BUFFSIZE", 200) * 2**20
 
     def chip(self) -> str:
         """Returns the NPU's name, such as Ascend910B3."""

@@ -12,6 +12,7 @@ from glm3cli.data.tokens.chat import build_prompt
 from glm3cli.data.tokens.messages import Message, ToolCall
 from glm3cli.data.tokens.tokenizer import Tokenizer
 from glm3cli.errors import Glm3Error
+from glm3cli.host.files import expanded
 from glm3cli.infer.chat.answers import Answers
 from glm3cli.infer.chat.conversation import Conversation
 from glm3cli.infer.chat.toolbox import Toolbox, read_tools, tool_name
@@ -232,21 +233,21 @@ class Session:
         if not argument:
             self._terminal.note("/save FILE: give the name of the file")
             return
-        self._conversation.save(Path(argument).expanduser())
+        self._conversation.save(Path(expanded(argument)))
         self._terminal.note(f"saved {len(self._conversation.turns):,} turns to {argument}")
 
     def _load(self, argument: str) -> None:
         if not argument:
             self._terminal.note("/load FILE: give the name of the file")
             return
-        self._conversation.load(Path(argument).expanduser())
+        self._conversation.load(Path(expanded(argument)))
         self._terminal.note(f"loaded {len(self._conversation.turns):,} turns from {argument}")
 
     def _tools(self, argument: str) -> None:
         if argument == "none":
             self._toolbox, self._conversation.tools = Toolbox(), None
         elif argument:
-            self._toolbox = read_tools(Path(argument).expanduser(), may_run=self._may_run)
+            self._toolbox = read_tools(Path(expanded(argument)), may_run=self._may_run)
             self._conversation.tools = self._toolbox.tools
         tools = self._conversation.tools or []
         for tool in tools if isinstance(tools, list) else [tools]:
