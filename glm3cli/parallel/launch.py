@@ -35,8 +35,9 @@ With Slurm, which here warns ten minutes before the time is up, so that the run 
   is missing, it fails before glm3 can say which. Export TORCH_DEVICE_BACKEND_AUTOLOAD=0 before
   torchrun; `--nproc` does that by itself.
 - `--max-restarts 2` (of torchrun, or beside `--nproc`) starts all ranks again when one dies, and
-  the run goes on from its last checkpoint. Give `--save-interval`; restarts on several machines
-  need `--rdzv-backend c10d`.
+  the run goes on from its last checkpoint. Give `--save-interval` and leave `--resume` at auto:
+  with never or a checkpoint, all starts begin alike. Restarts on several machines need
+  `--rdzv-backend c10d`.
 - A rank that waits for others longer than ten minutes names those that are missing;
   GLM3_START_TIMEOUT is the number of seconds.
 - No disk need be shared. Every machine reads its own copies of the model and the data, builds

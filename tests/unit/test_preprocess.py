@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -26,6 +27,7 @@ from glm3cli.data.files import find_files
 from glm3cli.data.indexed import IndexedWriter
 from glm3cli.data.preprocess.readers import tables
 from glm3cli.data.preprocess.run import preview
+from glm3cli.data.preprocess.workers import encode_all
 from glm3cli.data.preprocess.writing.statistics import histogram
 from glm3cli.data.preprocess.writing.write import PreprocessProgress
 from glm3cli.errors import DataError
@@ -243,6 +245,20 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(tmp_path, many_rows):
         run([many_rows] * 5, tmp_path / "out", report, workers=2)
     assert not list(tmp_path.iterdir())
     assert not workers()
+
+
+def test_a_fault_in_a_worker_is_not_taken_for_want_of_memory(tmp_path):
+    config = PreprocessConfig.parse(
+        {
+            "input": [tmp_path],
+            "tokenizer": tiny_tokenizer_folder(),
+            "output_prefix": tmp_path / "out",
+            "workers": 2,
+        }
+    )
+    no_chunks: Any = iter(["no chunk"] * 3)
+    with pytest.raises(DataError, match="a worker process ended with 1"):
+        list(encode_all(config, tiny_tokenizer(), no_chunks))
 
 
 def test_workers_do_not_import_torch():

@@ -325,10 +325,14 @@ class _Workers:
             process.start()
             theirs.close()
             self._processes.append((process, ours))
-            self._of_thread.connection = ours
+            self._of_thread.process, self._of_thread.connection = process, ours
 
     def _encode(self, chunk: Chunk) -> Encoded:
-        """Sends a chunk to the worker of the calling thread and waits for the result."""
+        """Sends a chunk to the worker of the calling thread and waits for the result.
+
+        Raises:
+            DataError: The worker has ended.
+        """
         # Not as the pool's initializer: if that fails, shutdown may wait forever.
         if not hasattr(self._of_thread, "connection"):
             self._start()
@@ -336,11 +340,22 @@ class _Workers:
             self._of_thread.connection.send(chunk)
             encoded: Encoded = self._of_thread.connection.recv()
         except (EOFError, OSError):
-            raise DataError(
-                "a worker process was killed, most likely for want of memory",
-                "use fewer --workers",
-            ) from None
+            raise _ended(self._of_thread.process) from None
         return encoded
+
+
+def _ended(process: BaseProcess) -> DataError:
+    """Returns the error of a worker that has ended although its pipe was open.
+
+    One whose program fails has written a traceback before it ends, with a code above 0.
+    """
+    process.join()
+    code = process.exitcode or 0
+    if code > 0:
+        return DataError(f"a worker process ended with {code}", "see what it wrote above")
+    return DataError(
+        "a worker process was killed, most likely for want of memory", "use fewer --workers"
+    )
 
 
 @contextlib.contextmanager
