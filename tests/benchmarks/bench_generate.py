@@ -345,8 +345,9 @@ def main() -> None:
             compare_ranks(count, given.rounds)
         return
     if given.profile:
-        for count in (1, 16):
-            profile(LARGE if given.large else SMALL, "fp32", count)
+        for dtype in ("fp32", "bf16") if given.large else ("fp32",):
+            for count in (1, 16):
+                profile(LARGE if given.large else SMALL, dtype, count)
         return
     if given.large:
         for dtype in ("fp32", "bf16"):
