@@ -5,10 +5,8 @@ this module prints it. The exit code is 4 if something is wrong.
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,7 +14,7 @@ import typer
 from glm3cli.cli.epilogs import DOCTOR
 from glm3cli.cli.options import command
 from glm3cli.config.doctor import DoctorConfig
-from glm3cli.errors import ConfigError, DeviceError
+from glm3cli.errors import DeviceError
 from glm3cli.parallel.launch import is_speaker, run_here
 
 if TYPE_CHECKING:
@@ -76,8 +74,6 @@ def _examine(config: DoctorConfig) -> None:
     Raises:
         DeviceError: The device can't be used, or a check failed.
     """
-    if config.chip_file is not None:
-        _check_place(config.chip_file)
     if not run_here(config):
         return
     from glm3cli.numerics.run import run_numerics
@@ -98,19 +94,6 @@ def _examine(config: DoctorConfig) -> None:
             f"{len(report.failures)} of {len(report.outcomes)} checks failed",
             "do without what is wrong, as the sentence about each says",
         )
-
-
-def _check_place(file: Path) -> None:
-    """Checks that the file of --chip-file can be written.
-
-    Raises:
-        ConfigError: It can't.
-    """
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"--chip-file {file}: there is no folder {folder}", "make it")
-    if file.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--chip-file {file} can't be written", "give another place")
 
 
 def _print_checks(report: "Report") -> None:

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from glm3cli.errors import ConfigError
-from glm3cli.host.files import expanded
+from glm3cli.host.files import expanded, place_trouble
 
 _LARGEST = 2**63 - 1  # of all whole numbers: C's types hold no larger ones
-# A shell's variable where a part of a path begins, such as ${HOME}/run.
-# A name belongs to the path, which may be any, but where what follows can't be a part of one.
+# What stands before a path, a weight or a name, and the path. Elsewhere a `=` belongs to the path.
 _PATH = re.compile(r"(\d+(?:\.\d+)?:|[\w.-]+=(?=[~$]))?(.*)", re.S)
+# A shell's variable where a part of a path begins, such as ${HOME}/run.
 _VARIABLE = re.compile(r"(?:^|/)(\$(?:\{[^}/]*\}?|[A-Za-z_]\w*))")
 
 
@@ -37,6 +37,7 @@ class Flag:
         name: The option's name if it differs from the field's (`json`, which pydantic has taken).
         only: The one command that has the option, of those that share the config; None if all do.
         is_path: Whether a text value may be a path, whose `~` is expanded as in a field of paths.
+        is_written: Whether a file is written at the path, which is refused if none can be.
     """
 
     aliases: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class Flag:
     name: str | None = None
     only: str | None = None
     is_path: bool = False
+    is_written: bool = False
 
     @property
     def spelling(self) -> str:
@@ -78,7 +80,10 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, values: Any) -> Any:
-        """Refuses whole numbers that no file could hold, and reads paths as `_read_path` does."""
+        """Refuses whole numbers that no file could hold, and reads paths as `_read_path` does.
+
+        Places where no file can be written are refused here, too, before any work is done.
+        """
         if not isinstance(values, dict):
             return values
         read = dict(values)
@@ -90,6 +95,10 @@ class Settings(BaseModel):
                 read[name] = _read_each(value, flag, str)
             elif has_paths(cls.model_fields[name].annotation):
                 read[name] = _read_each(value, flag, Path)
+        for name, field in cls.model_fields.items():
+            value, flag = read.get(name, field.default), cls.flag_of(name)
+            if flag.is_written and isinstance(value, Path) and (trouble := place_trouble(value)):
+                raise ValueError(f"{flag.spelling} {value}: {trouble}")
         return read
 
     @classmethod

@@ -173,7 +173,7 @@ class ScriptConfig(Settings):
     number: int | None = Field(
         default=None, ge=1, description="Of several programs that it starts, translate this one."
     )
-    output: Annotated[Path | None, Flag(metavar="FILE")] = Field(
+    output: Annotated[Path | None, Flag(metavar="FILE", is_written=True)] = Field(
         default=None, description="Write the result here, not to stdout."
     )
     as_json: Annotated[bool, Flag(name="json")] = Field(

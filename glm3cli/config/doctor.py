@@ -22,9 +22,11 @@ class DoctorConfig(LaunchConfig):
         description="Run every operator, collective, and a small model on the device, and compare "
         "them with plain math in fp64.",
     )
-    chip_file: Annotated[Path | None, Flag(panel=PANEL, metavar="FILE.toml")] = Field(
-        default=None,
-        description="Measure the device, too, and describe it in a file that --chip takes.",
+    chip_file: Annotated[Path | None, Flag(panel=PANEL, metavar="FILE.toml", is_written=True)] = (
+        Field(
+            default=None,
+            description="Measure the device, too, and describe it in a file that --chip takes.",
+        )
     )
 
     @model_validator(mode="after")

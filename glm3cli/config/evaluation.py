@@ -14,16 +14,12 @@ BENCHMARK = "Benchmark"
 Protocol = Literal["logits", "modellink"]
 
 
-def writable(path: Path) -> Path:
-    """Returns the path of a result, if a file can be there; found out before the evaluation.
+def beside_page(path: Path) -> Path:
+    """Returns the path of a result, beside which a page is written.
 
     Raises:
-        ValueError: It is a folder, has the ending of the page beside it, or its folder isn't there.
+        ValueError: It has the ending of that page.
     """
-    if path.is_dir():
-        raise ValueError("is a folder; give the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"the folder {path.parent} does not exist")
     if path.suffix == ".html":
         raise ValueError("is the name of the page; give that of the JSON file beside it")
     return path
@@ -38,7 +34,7 @@ class EvalOutputOptions(InferenceConfig):
     batch_size: Annotated[int, Flag(panel=BENCHMARK)] = Field(
         default=32, ge=1, description="Most prompts that one model copy runs at once."
     )
-    output: Annotated[Path, Flag(panel=OUTPUT, metavar="FILE")] = Field(
+    output: Annotated[Path, Flag(panel=OUTPUT, metavar="FILE", is_written=True)] = Field(
         default=Path("results.json"), description="File for the result."
     )
     as_json: Annotated[bool, Flag(name="json", panel=OUTPUT)] = Field(
@@ -48,7 +44,7 @@ class EvalOutputOptions(InferenceConfig):
     @field_validator("output")
     @classmethod
     def _check_output(cls, path: Path) -> Path:
-        return writable(path)
+        return beside_page(path)
 
 
 class QuestionOptions(EvalOutputOptions):
@@ -201,7 +197,7 @@ class CompareConfig(Settings):
     second: Annotated[Path, Flag(positional=True, metavar="B.json")] = Field(
         description="Result of the other model on the same questions."
     )
-    output: Annotated[Path, Flag(panel=OUTPUT, metavar="FILE")] = Field(
+    output: Annotated[Path, Flag(panel=OUTPUT, metavar="FILE", is_written=True)] = Field(
         default=Path("compare.json"), description="File for the comparison."
     )
     as_json: Annotated[bool, Flag(name="json", panel=OUTPUT)] = Field(
@@ -211,7 +207,7 @@ class CompareConfig(Settings):
     @field_validator("output")
     @classmethod
     def _check_output(cls, path: Path) -> Path:
-        return writable(path)
+        return beside_page(path)
 
 
 class HarnessConfig(EvalOutputOptions):

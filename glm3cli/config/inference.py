@@ -228,7 +228,7 @@ class GenerateConfig(ServeOptions, SamplingOptions, InferenceConfig):
     prompts_file: Path | None = Field(
         default=None, description="JSON Lines with a prompt, a string, or messages per line."
     )
-    output: Annotated[Path | None, Flag(panel=OUTPUT)] = Field(
+    output: Annotated[Path | None, Flag(panel=OUTPUT, is_written=True)] = Field(
         default=None, description="JSON Lines for the results of --prompts-file, as they come."
     )
     resume: Annotated[bool, Flag(panel=OUTPUT)] = Field(

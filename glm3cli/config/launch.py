@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from glm3cli.config.base import Flag, Settings
-from glm3cli.host.launcher import is_local_rank, launched_ranks, number_of
+from glm3cli.host.environment import number_of
+from glm3cli.host.launcher import is_local_rank, launched_ranks
 
 PANEL = "Device and launch"
 # The operations for which a chip may have a kernel of its own.

@@ -18,7 +18,7 @@ from glm3cli.device.catalog import Chip
 from glm3cli.device.choice import saved_without, without
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.errors import DeviceError
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 
 _RELATED = ("GLM3_START_TIMEOUT", "OMP_NUM_THREADS")
 _active: "Device | None" = None

@@ -27,7 +27,7 @@ from glm3cli.device.cpu_kernels import PRODUCTS, CpuKernels
 from glm3cli.device.gloo import EXCHANGES
 from glm3cli.device.kernels import Kernels, SavedForBackward
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 from glm3cli.host.memory import total_memory
 
 _CPU = torch.device("cpu")

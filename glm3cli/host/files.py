@@ -1,5 +1,6 @@
 """Writes files as a whole or not at all, large ones fast, and waits until all is on the disk."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -55,14 +56,34 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111
 
 
+def place_trouble(path: Path) -> str | None:
+    """Returns why no file can be written at a path, as the end of a sentence; None if one can.
+
+    A file that is there is replaced by a new one of its name, as a device would be, too.
+    """
+    folder = path.absolute().parent
+    if not path.name or path.is_dir():
+        return "is a folder; give the name of a file"
+    if path.exists() and not path.is_file():
+        return "is a device or a pipe; give the name of a file"
+    if not folder.is_dir():
+        return f"the folder {path.parent} does not exist"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"you may not write to the folder {path.parent}"
+    return None
+
+
 def write_text(path: Path, text: str) -> None:
     r"""Writes a UTF-8 file beside `path`, sends it to the disk, and gives it the name `path`.
 
     The bytes of file names that are no UTF-8 become escapes, such as \udcc4, which JSON reads.
 
     Raises:
-        OSError: The disk is full or failing; `path` is unchanged.
+        OSError: The disk is full or failing, or no file can be written there; `path` is unchanged.
+        ValueError: The name has a null byte.
     """
+    if trouble := place_trouble(path):
+        raise OSError(errno.EINVAL, trouble, str(path))
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from glm3cli.device import Device
 from glm3cli.device.catalog import Chip
 from glm3cli.errors import DeviceError
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 from glm3cli.numerics.speed import Speeds, trained_type
 from glm3cli.version import __version__
 

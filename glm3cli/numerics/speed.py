@@ -20,7 +20,7 @@ from glm3cli.config.model import DType, ModelConfig
 from glm3cli.device import Device
 from glm3cli.device.dtypes import TORCH_DTYPES
 from glm3cli.forecast.recorder import recording
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 from glm3cli.numerics.case import draw
 from glm3cli.numerics.small_model import speck
 from glm3cli.numerics.training_cases import SCALE, SHAPE, WIDTH, heads_at

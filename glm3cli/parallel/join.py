@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from glm3cli.errors import ConfigError, DeviceError
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 
 _DEFAULT_PATIENCE = 600.0  # seconds
 _VARIABLE = "GLM3_START_TIMEOUT"

@@ -32,26 +32,26 @@ class StopFlag:
         """
         self._device = device
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self._requested = 0
+        # Apart, so that a signal that comes while one of them is changed can't be lost.
+        self._save, self._stop = 0, 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *SAVES):
             signal.signal(number, self._remember)
         accept(SAVES)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        """Handles a signal: remembers its request unless there is a more urgent one."""
-        request = SAVE if number in SAVES else _SIGNAL + number
-        self._requested = max(self._requested, request)
+        """Handles a signal: remembers what it asks for."""
+        if number in SAVES:
+            self._save = SAVE
+        else:
+            self._stop = _SIGNAL + number
 
     def agreed(self) -> int:
         """Returns the most urgent request of any rank, or 0; all ranks must call it.
 
         A request to save is returned until `saved` is called, a request to stop every time.
         """
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self._requested = max(self._requested, _DURATION)
-        flag = torch.tensor([self._requested], dtype=torch.int, device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return int(flag)
+        is_over = self._deadline is not None and time.monotonic() > self._deadline
+        return self._most_urgent(max(self._save, self._stop, _DURATION if is_over else 0))
 
     def saved(self) -> None:
         """Takes this rank's request to save for answered: the present state is saved.
@@ -59,18 +59,20 @@ class StopFlag:
         Another rank may have got the same signal a moment earlier, and the ranks have agreed on
         that one. What has come since asks for no second checkpoint: no step was done meanwhile.
         """
-        if self._requested == SAVE:
-            self._requested = 0
+        self._save = 0
 
     def is_ending(self) -> bool:
         """Returns whether any rank has been asked to stop; all ranks must call it.
 
         Requests to save are left for `agreed`.
         """
-        ending = self._requested if self._requested > SAVE else 0
-        flag = torch.tensor([ending], dtype=torch.int, device=self._device)
+        return self._most_urgent(self._stop) > 0
+
+    def _most_urgent(self, request: int) -> int:
+        """Returns the greatest of the ranks' requests."""
+        flag = torch.tensor([request], dtype=torch.int, device=self._device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return int(flag) > SAVE
+        return int(flag)
 
 
 def signal_details(request: int) -> dict[str, Any]:

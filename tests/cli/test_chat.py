@@ -1,6 +1,7 @@
 """`glm3 generate --chat` as a user has it: on a terminal, by pipes, and on several ranks."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,8 @@ def test_functions_are_run_only_if_the_user_wants_it(
         ("/load", "/load FILE"),
         ("/save /none/none", "error: /none/none can't be written"),
         ("/save ~nobody-of-this-name/a", "error: ~nobody-of-this-name/a can't be written"),
+        ("/save /", "error: / can't be written"),
+        ("/save {pipe}", "is a device or a pipe; give the name of a file"),
         ("/save a\0b", "error: a\0b can't be written"),
         ("/load a\0b", "embedded null byte"),
         ("/tools a\0b.py", "embedded null byte"),
@@ -156,10 +159,11 @@ def test_functions_are_run_only_if_the_user_wants_it(
 def test_what_can_t_be_done_is_said_and_nothing_is_lost(
     speaker: Path, tmp_path: Path, line: str, error: str
 ) -> None:
-    bad, robot, file = tmp_path / "bad", tmp_path / "robot", tmp_path / "saved"
+    bad, robot, pipe, file = (tmp_path / name for name in ("bad", "robot", "pipe", "saved"))
+    os.mkfifo(pipe)
     bad.write_bytes(b'{"messages": "\xff"}')
     robot.write_text('{"messages": [{"role": "robot", "content": "a"}]}')
-    line = line.format(bad=bad, robot=robot)
+    line = line.format(bad=bad, robot=robot, pipe=pipe)
     ended = chat(speaker, "--system", "S", lines=f"{line}\n/save {file}\nhi\n")
     assert error in ended.err
     assert saved(file) == [{"role": "system", "content": "S"}]

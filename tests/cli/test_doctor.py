@@ -95,7 +95,7 @@ def test_links_are_those_of_the_slowest_rank(monkeypatch: pytest.MonkeyPatch) ->
         (["--nproc", "2"], "--nproc is for --numerics"),
         (["--device", "cpu"], "--device is for --numerics"),
         (["--numerics", "--chip-file", "mine.json"], "whose names end in .toml"),
-        (["--numerics", "--chip-file", "nowhere/mine.toml"], "there is no folder"),
+        (["--numerics", "--chip-file", "nowhere/mine.toml"], "the folder nowhere does not exist"),
     ],
 )
 def test_wrong_usage_is_a_sentence(given: list[str], message: str) -> None:

@@ -270,8 +270,8 @@ def test_results_are_not_mixed_or_lost(project: Project, tmp_path: Path) -> None
         (file, options, 2, "is there already"),
         (file, (*options, "--resume", "--seed", 1), 2, "was made with seed 42, not 1"),
         (other, (*options, "--resume"), 3, "result 1 of"),
-        (file, ("--output", tmp_path), 2, "is no file"),
-        (file, ("--output", tmp_path / "none/o"), 2, "there is no such folder"),
+        (file, ("--output", tmp_path), 2, "is a folder; give the name of a file"),
+        (file, ("--output", tmp_path / "none/o"), 2, "none does not exist"),
     ):
         ended = generate(project, prompts, *arguments)
         assert ended.code == code, ended.err

@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,15 @@ from tests.support.project import (
     steps,
 )
 from tests.support.samples import write_instructions
-from tests.support.train_command import LR, checkpoints, losses, options, succeed
+from tests.support.train_command import (
+    LR,
+    checkpoints,
+    has_steps,
+    losses,
+    options,
+    succeed,
+    wait_until,
+)
 
 FIELDS = {
     "iteration",
@@ -363,22 +369,6 @@ def test_dry_run(project: Project, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def wait_for_steps(run: Path, number: int, process: subprocess.Popen[bytes]) -> None:
-    """Waits until a started run has done so many steps; ends it if that takes too long."""
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or len(steps_so_far(run)) < number:
-        assert process.poll() is None, "the run ended too early"
-        if time.monotonic() > deadline:
-            process.terminate()
-            pytest.fail("the run doesn't start")
-        time.sleep(0.05)
-
-
-def steps_so_far(run: Path) -> list[str]:
-    text = (run / "metrics.jsonl").read_text("utf-8")
-    return [line for line in text.split("\n")[:-1] if '"loss"' in line]
-
-
 @pytest.mark.slow
 def test_a_signal_to_all_its_processes_saves_and_the_next_run_goes_on(
     project: Project, tmp_path: Path
@@ -387,7 +377,7 @@ def test_a_signal_to_all_its_processes_saves_and_the_next_run_goes_on(
     # A checkpoint comes first, for the process that megatron-core keeps from then on.
     endless = options(project, run, train_iters=100_000, save_interval=2)
     process = start(log, *endless, own_group=True)
-    wait_for_steps(run, 4, process)
+    wait_until(lambda: has_steps(run, 4), process)
     os.killpg(process.pid, signal.SIGTERM)
     ended = end(process, log)
     assert ended.code == 143, ended.err
@@ -410,7 +400,7 @@ def test_two_ranks_train_alike_and_stop_together(
     # Saving at every step leaves time for the signal; as many samples as there are, once.
     changes = {"train_iters": 40, "save_interval": 1, "keep_last": 1, "nproc": 2, "tp": 2}
     process = start(log, *options(project, run, **changes))
-    wait_for_steps(run, 6, process)
+    wait_until(lambda: has_steps(run, 6), process)
     process.send_signal(signal.SIGTERM)
     ended = end(process, log)
     assert ended.code == 143, ended.err

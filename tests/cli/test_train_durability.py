@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.kills import kill_at_random
 from tests.support.project import Ended, Project, call, end, events, start, steps
-from tests.support.train_command import checkpoints, losses, options, succeed
+from tests.support.train_command import checkpoints, has_steps, losses, options, succeed, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -135,22 +135,6 @@ def test_a_file_that_cannot_be_written_leaves_the_checkpoints_before(
     succeed(*options(project, run, train_iters=7))
     assert events(run, "resume")[-1]["iteration"] == 6
     assert not list(run.glob(".iter_*"))
-
-
-def wait_until(condition, process) -> None:
-    """Waits, and ends a run that keeps it waiting, which would go on without its test."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, "the run ended too early"
-        if time.monotonic() > deadline:
-            process.terminate()
-            pytest.fail("what the run was to do it hasn't done in two minutes")
-        time.sleep(0.05)
-
-
-def has_steps(run: Path, number: int) -> bool:
-    file = run / "metrics.jsonl"
-    return file.exists() and file.read_text().count('"loss"') >= number
 
 
 def test_usr1_saves_and_goes_on_and_nobody_else_may_write_there(

@@ -1,7 +1,12 @@
 """Runs short trainings by the commands pretrain and finetune."""
 
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.project import (
     Ended,
@@ -42,6 +47,24 @@ def options(project: Project, save: Path, command: str = "pretrain", **changes: 
 
 def flag(name: str, value: Any) -> list[Any]:
     return [name] if value is True else [name, value]
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Waits, and ends a run that keeps it waiting, which would go on without its test."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended too early"
+        if time.monotonic() > deadline:
+            process.terminate()
+            pytest.fail("what the run was to do it hasn't done in two minutes")
+        time.sleep(0.05)
+
+
+def has_steps(run: Path, number: int) -> bool:
+    """Returns whether a run that goes on has reported so many steps, the last one as a whole."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []
+    return sum('"loss"' in line for line in lines) >= number
 
 
 def losses(run: Path) -> list[float]:

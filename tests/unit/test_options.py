@@ -1,5 +1,6 @@
 """From a config class to a command's options, and the `--config` file below them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,10 +11,13 @@ from typer.testing import CliRunner
 
 from glm3cli.cli.options import command, flowing
 from glm3cli.config.base import Flag, Settings
-from glm3cli.config.convert import ToHfConfig
+from glm3cli.config.convert import ScriptConfig, ToHfConfig
+from glm3cli.config.doctor import DoctorConfig
+from glm3cli.config.evaluation import CompareConfig, EvalOutputOptions
 from glm3cli.config.inference import GenerateConfig
 from glm3cli.config.training import PretrainConfig
 from glm3cli.errors import ConfigError
+from glm3cli.host.files import write_text
 
 runner = CliRunner()
 
@@ -33,6 +37,7 @@ class Example(Settings):
     note: str | None = Field(default=None)
     place: Path | None = Field(default=None)
     blend: Annotated[list[str], Flag(is_path=True)] = Field(default=[])
+    result: Annotated[Path, Flag(is_written=True)] = Field(default=Path("result"))
 
 
 def make_app() -> tuple[typer.Typer, list[Example]]:
@@ -317,6 +322,37 @@ def test_what_stands_behind_a_name_is_a_path_too(monkeypatch):
     assert parsed(*words).blend == ["a.b=/home/me/c", "/home/me/d=~/e", "f=", "g=h"]
     sentence = refused("--seq-length", 8, "--blend=a=${HOME}/c").message
     assert sentence.startswith("--blend a=${HOME}/c: no shell has filled in ${HOME} here")
+
+
+def test_a_place_where_no_file_can_be_written_is_refused(write, tmp_path, monkeypatch):
+    """A device would be replaced by a file, since results are written aside and renamed."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    kinds = {"is a folder": ("/", ".", "..", tmp_path), "is a device or a pipe": ("pipe",)}
+    for trouble, places in {**kinds, "the folder none does not exist": ("none/a",)}.items():
+        for place in places:
+            for words in (["--result", place], ["--config", write(f"result: {place}")]):
+                message = refused("--seq-length", 8, *words).message
+                assert message.startswith(f"--result {place}: {trouble}")
+            with pytest.raises(OSError, match=trouble):
+                write_text(Path(place), "text")
+    assert Path("pipe").is_fifo()
+    Path("result").mkdir()  # the default
+    assert refused("--seq-length", 8).message.startswith("--result result: is a folder")
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (GenerateConfig, "output"),
+        (EvalOutputOptions, "output"),
+        (CompareConfig, "output"),
+        (ScriptConfig, "output"),
+        (DoctorConfig, "chip_file"),
+    ],
+)
+def test_options_for_files_to_write_say_so(config, name):
+    assert config.flag_of(name).is_written
 
 
 @pytest.mark.parametrize("text", ["kind: c", "rate: fast", "shuffle: perhaps"])

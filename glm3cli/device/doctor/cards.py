@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glm3cli.device.doctor.machine import Finding, Machine
 from glm3cli.errors import DeviceError
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"  # read by CANN
 _PASSED = "ASCEND_VISIBLE_DEVICES"  # read by Ascend's container runtime

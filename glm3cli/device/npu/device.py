@@ -29,7 +29,7 @@ from glm3cli.device.npu.kernels import NpuKernels
 from glm3cli.device.npu.redirects import REDIRECTS
 from glm3cli.device.redirects import Redirect, Redirects, compile_nothing
 from glm3cli.errors import DeviceError
-from glm3cli.host.launcher import number_of
+from glm3cli.host.environment import number_of
 
 # The variables that MindSpeed's npu_deterministic sets.
 _DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "CLOSE_MATMUL_K_SHIFT": "1"}

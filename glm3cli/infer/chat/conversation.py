@@ -74,7 +74,7 @@ class Conversation:
         line = json.dumps({"messages": [_to_dict(m) for m in self.messages]}, ensure_ascii=False)
         try:
             write_text(path, line + "\n")
-        except (OSError, ValueError) as error:  # the latter for a name with a null byte
+        except (OSError, ValueError) as error:  # the latter for a null byte
             raise DataError(f"{path} can't be written: {error}", "give another file") from None
 
     def load(self, path: Path) -> None:

@@ -62,14 +62,10 @@ class Records:
 
         Raises:
             ConfigError: The file is there already and --resume isn't given, or what is in it was
-                made with other options or weights, or its folder doesn't exist.
+                made with other options or weights.
         """
-        if not self.path.parent.is_dir():
-            raise ConfigError(f"--output {self.path}: there is no such folder", "make it first")
-        if not self.path.exists() or (self.path.is_file() and not self.path.stat().st_size):
+        if not self.path.exists() or not self.path.stat().st_size:
             return
-        if not self.path.is_file():
-            raise ConfigError(f"--output {self.path} is no file", "give the name of a file")
         if not self._config.resume:
             raise ConfigError(
                 f"--output {self.path} is there already",
